@@ -1,0 +1,144 @@
+"""What a data set is to the rest of the project: labels, cameras, and encoded images by index.
+
+NumPy and the standard library only. Decoding, resizing and augmentation belong to the pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+PROTOCOLS = ("class", "query_gallery")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Labelled images with random access.
+
+    Labels run from 0 to C - 1 in the sorted order of the classes, so that they never depend on the order in
+    which a folder was listed. Cameras are None where the data set knows none.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages call this source, such as "emoji test"."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 `[N]`, values 0 to C - 1; -1 for a distractor that belongs to no class."""
+        ...
+
+    @property
+    def cameras(self) -> np.ndarray | None:
+        """int32 `[N]`, or None where the data set has no cameras."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The C names, in the order of the labels."""
+        ...
+
+    def __len__(self) -> int:
+        """N, the number of images."""
+        ...
+
+    def read(self, index: int) -> bytes:
+        """The encoded image (JPEG or PNG) number `index`."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """Where image number `index` comes from (path or archive member), for error messages."""
+        ...
+
+
+class Subset:
+    """Some images of another source, read lazily from it.
+
+    Args:
+      source: the source to take from.
+      indices: `[n]` positions in `source`, in the order wanted; repeats are allowed.
+      relabel: whether labels are renumbered 0 to C' - 1 over the classes that are left (their order stays).
+        Otherwise labels and class names stay those of `source`.
+      name: what messages call the subset; by default the name of `source`.
+
+    Raises:
+      ValueError: an index lies outside the source.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        indices: np.ndarray | Sequence[int],
+        relabel: bool = True,
+        name: str | None = None,
+    ):
+        indices = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if indices.size and (indices.min() < 0 or indices.max() >= len(source)):
+            raise ValueError(
+                f"indices: must lie in 0..{len(source) - 1} (the images of {source.name}), "
+                f"found {indices.min()}..{indices.max()}"
+            )
+        self.source = source
+        self.indices = indices
+        self.name = source.name if name is None else name
+        self.cameras = None if source.cameras is None else source.cameras[indices].astype(np.int32)
+        labels = np.asarray(source.labels)[indices]
+        if relabel:
+            kept = np.unique(labels[labels >= 0])
+            # A distractor's -1 names no class, so it is not renumbered.
+            labels = np.where(labels >= 0, np.searchsorted(kept, labels), labels)
+            self.class_names = tuple(source.class_names[i] for i in kept)
+        else:
+            self.class_names = source.class_names
+        self.labels = labels.astype(np.int32)
+
+    def __len__(self) -> int:
+        """The number of images in the subset."""
+        return len(self.indices)
+
+    def read(self, index: int) -> bytes:
+        """The encoded image number `index` of the subset."""
+        return self.source.read(int(self.indices[index]))
+
+    def describe(self, index: int) -> str:
+        """Where image number `index` of the subset comes from."""
+        return self.source.describe(int(self.indices[index]))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, split for training and for retrieval on unseen classes.
+
+    Attributes:
+      name: its name in configs and messages.
+      train: the images to learn from.
+      validation: images of classes taken from the training classes (never of test classes), or None.
+      test: the images of the unseen classes.
+      query: int64 `[Q]` indices into `test`, or None when every test image queries all the others.
+      gallery: int64 `[G]` indices into `test`; None exactly when `query` is.
+      protocols: which evaluations apply: "class" (every test image queries all others) and "query_gallery"
+        (query against gallery; where there are cameras, same-class same-camera images are removed).
+    """
+
+    name: str
+    train: Source
+    validation: Source | None
+    test: Source
+    query: np.ndarray | None = None
+    gallery: np.ndarray | None = None
+    protocols: tuple[str, ...] = ("class",)
+
+    def __post_init__(self) -> None:
+        """Refuse what no evaluation could read."""
+        if (self.query is None) != (self.gallery is None):
+            raise ValueError("query and gallery: must be given together, or both be None")
+        for field, value in (("query", self.query), ("gallery", self.gallery)):
+            if value is not None and value.size and (value.min() < 0 or value.max() >= len(self.test)):
+                raise ValueError(f"{field}: must hold indices 0..{len(self.test) - 1} into test")
+        unknown = sorted(set(self.protocols) - set(PROTOCOLS))
+        if unknown or not self.protocols:
+            raise ValueError(f"protocols: must be taken from {PROTOCOLS}, found {self.protocols}")
