@@ -1,0 +1,267 @@
+"""Random changes to training images, each a pure function of numbers drawn beforehand.
+
+Geometry and colour run in OpenCV on one image at a time: a warp of 64x64 pixels takes a third of the time of
+TensorFlow's, and the result for an image cannot depend on which batch, host or thread it was made in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+
+import cv2
+import numpy as np
+
+from hap2s_jax.errors import UserError
+
+CROPS = ("none", "pad", "random", "resized")
+# Colours outside the image and under an erased patch: the ImageNet mean, which the encoders turn into zero.
+IMAGENET_MEAN = (124, 116, 104)
+
+
+class _Draw(enum.IntEnum):
+    """Which of an image's numbers decides what; fixed, so that switching one on leaves the others alone."""
+
+    AREA = 0
+    RATIO = 1
+    TOP = 2
+    LEFT = 3
+    FLIP = 4
+    SCALE = 5
+    SHIFT_Y = 6
+    SHIFT_X = 7
+    ROTATE = 8
+    BRIGHTNESS = 9
+    CONTRAST = 10
+    ERASE = 11
+    ERASE_AREA = 12
+    ERASE_RATIO = 13
+    ERASE_TOP = 14
+    ERASE_LEFT = 15
+    COLOR = 16  # and the eight after it
+
+
+DRAWS = 25
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What may change in a training image. The defaults change nothing but the size.
+
+    Attributes:
+      crop: which part of the image is resized to the encoder's size. "none": all of it. "pad": all, then
+        shifted by up to `pad` pixels. "random": a part 1 / `enlarge` as high and as wide, anywhere (the usual
+        "resize to 256, crop 224" is enlarge = 256 / 224 with `keep_aspect`). "resized": a part of random area
+        and aspect ratio (Szegedy et al. 2015).
+      keep_aspect: whether the part has the aspect ratio of the encoder's input ("none", "pad", "random"), so
+        that nothing is squeezed but margins are lost.
+      enlarge: see "random", at least 1.
+      pad: largest shift of "pad", pixels of the encoder's input.
+      crop_area: smallest and largest share of the image's area ("resized").
+      crop_ratio: smallest and largest width / height ("resized"); what does not fit is cut to the image.
+      flip: whether half of the images are mirrored. Off by default: an arrow is not its mirror image.
+      scale: smallest and largest zoom factor about the centre.
+      shift: largest shift as a share of the side.
+      rotate: largest angle, degrees.
+      brightness: largest change, as a share of full scale.
+      contrast: largest relative change, about mid-grey.
+      color_mix: largest change of an entry of the 3x3 matrix that mixes the colour channels.
+      erase_probability: share of the images in which a random rectangle is erased (Zhong et al. 2017).
+      erase_area: smallest and largest share of the area that is erased.
+      erase_ratio: smallest and largest height / width of the rectangle.
+      erase_color: red, green, blue of the erased rectangle.
+      fill: red, green, blue outside the image, where shift, scale, rotation or padding show it.
+
+    Raises:
+      UserError: a value is out of range; the message names the field.
+    """
+
+    crop: str = "none"
+    keep_aspect: bool = False
+    enlarge: float = 1.0
+    pad: int = 10
+    crop_area: tuple[float, float] = (0.16, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    flip: bool = False
+    scale: tuple[float, float] = (1.0, 1.0)
+    shift: float = 0.0
+    rotate: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    color_mix: float = 0.0
+    erase_probability: float = 0.0
+    erase_area: tuple[float, float] = (0.02, 0.4)
+    erase_ratio: tuple[float, float] = (0.3, 3.3333)
+    erase_color: tuple[int, int, int] = IMAGENET_MEAN
+    fill: tuple[int, int, int] = IMAGENET_MEAN
+
+    def __post_init__(self) -> None:
+        """Refuse what would only fail, or silently do nothing, once training runs."""
+        if self.crop not in CROPS:
+            raise UserError(f"augment.crop: must be one of {', '.join(CROPS)}, found {self.crop!r}")
+        if self.enlarge < 1:
+            raise UserError(f"augment.enlarge: must be at least 1, found {self.enlarge}")
+        for name, low, high in (
+            ("crop_area", 0.0, 1.0),
+            ("crop_ratio", 0.0, math.inf),
+            ("scale", 0.0, math.inf),
+            ("erase_area", 0.0, 1.0),
+            ("erase_ratio", 0.0, math.inf),
+        ):
+            pair = tuple(getattr(self, name))
+            if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
+                raise UserError(
+                    f"augment.{name}: must be (smallest, largest) above {low} and up to {high}, found {pair}"
+                )
+        for name in ("shift", "brightness", "contrast", "color_mix", "erase_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"augment.{name}: must lie in [0, 1], found {getattr(self, name)}")
+        for name in ("pad", "rotate"):
+            if not 0 <= getattr(self, name) <= 180:
+                raise UserError(f"augment.{name}: must lie in [0, 180], found {getattr(self, name)}")
+
+    def part(
+        self, height: int, width: int, size: tuple[int, int], u: np.ndarray
+    ) -> tuple[int, int, int, int]:
+        """Which part of an image of `height` x `width` to resize to `size`, as (top, left, height, width).
+
+        Args:
+          height: of the image, pixels.
+          width: of the image, pixels.
+          size: (height, width) of the encoder's input.
+          u: `[DRAWS]` numbers in [0, 1).
+        """
+        if self.crop in ("none", "pad"):
+            return centre_part(height, width, size, keep_aspect=self.keep_aspect)
+        if self.crop == "random":
+            part_height, part_width = _fit(height, width, size, self.enlarge, self.keep_aspect)
+        else:
+            area = _between(self.crop_area, u[_Draw.AREA]) * height * width
+            ratio = _log_between(self.crop_ratio, u[_Draw.RATIO])
+            part_height = min(height, max(1, round(math.sqrt(area / ratio))))
+            part_width = min(width, max(1, round(math.sqrt(area * ratio))))
+        top = int(u[_Draw.TOP] * (height - part_height + 1))
+        left = int(u[_Draw.LEFT] * (width - part_width + 1))
+        return top, left, part_height, part_width
+
+    def finish(self, part: np.ndarray, out: np.ndarray, u: np.ndarray) -> None:
+        """Resize the part and change it.
+
+        Args:
+          part: uint8 `[height, width, 3]`, see `part`.
+          out: uint8 `[h, w, 3]`, the encoder's input, contiguous; is written.
+          u: `[DRAWS]` numbers in [0, 1).
+        """
+        image = resize(part, (out.shape[0], out.shape[1]))
+        if self.scale != (1.0, 1.0) or self.shift or self.rotate:
+            image = self._warp(image, u)
+        else:
+            if self.flip and u[_Draw.FLIP] < 0.5:
+                image = image[:, ::-1]
+            if self.crop == "pad":
+                image = self._shifted(image, u)
+        if self.brightness or self.contrast or self.color_mix:
+            # OpenCV wants its input contiguous and would copy a mirrored view anyway.
+            cv2.transform(np.ascontiguousarray(image), self._color_matrix(u), dst=out)
+        else:
+            out[...] = image
+        if u[_Draw.ERASE] < self.erase_probability:
+            self._erase(out, u)
+
+    def _pad_offsets(self, u: np.ndarray) -> tuple[int, int]:
+        if self.crop != "pad":
+            return 0, 0
+        span = 2 * self.pad + 1
+        return int(u[_Draw.TOP] * span) - self.pad, int(u[_Draw.LEFT] * span) - self.pad
+
+    def _shifted(self, image: np.ndarray, u: np.ndarray) -> np.ndarray:
+        dy, dx = self._pad_offsets(u)
+        height, width = image.shape[:2]
+        shifted = np.empty_like(image, order="C")
+        shifted[...] = self.fill
+        if abs(dy) < height and abs(dx) < width:
+            inside = image[max(0, -dy) : height - max(0, dy), max(0, -dx) : width - max(0, dx)]
+            top, left = max(0, dy), max(0, dx)
+            shifted[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+        return shifted
+
+    def _warp(self, image: np.ndarray, u: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        pad_y, pad_x = self._pad_offsets(u)
+        dy = (2 * u[_Draw.SHIFT_Y] - 1) * self.shift * height + pad_y
+        dx = (2 * u[_Draw.SHIFT_X] - 1) * self.shift * width + pad_x
+        angle = math.radians((2 * u[_Draw.ROTATE] - 1) * self.rotate)
+        zoom = _between(self.scale, u[_Draw.SCALE])
+        cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
+        mirror = -1.0 if self.flip and u[_Draw.FLIP] < 0.5 else 1.0
+        cy, cx = (height - 1) / 2, (width - 1) / 2
+        # From a pixel of the result to the place in the image that it shows.
+        matrix = np.array([[mirror * cos, mirror * sin, cx], [-sin, cos, cy]])
+        matrix[:, 2] -= matrix[:, :2] @ [cx + dx, cy + dy]
+        return cv2.warpAffine(
+            image,
+            matrix,
+            (width, height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=tuple(float(v) for v in self.fill),
+        )
+
+    def _color_matrix(self, u: np.ndarray) -> np.ndarray:
+        mixing = np.eye(3) + self.color_mix * (2 * u[_Draw.COLOR : _Draw.COLOR + 9].reshape(3, 3) - 1)
+        contrast = 1 + self.contrast * (2 * u[_Draw.CONTRAST] - 1)
+        offset = 127.5 * (1 - contrast) + 255 * self.brightness * (2 * u[_Draw.BRIGHTNESS] - 1)
+        return np.concatenate([contrast * mixing, np.full((3, 1), offset)], axis=1)
+
+    def _erase(self, out: np.ndarray, u: np.ndarray) -> None:
+        height, width = out.shape[:2]
+        area = _between(self.erase_area, u[_Draw.ERASE_AREA]) * height * width
+        ratio = _log_between(self.erase_ratio, u[_Draw.ERASE_RATIO])
+        erased_height = min(height, max(1, round(math.sqrt(area * ratio))))
+        erased_width = min(width, max(1, round(math.sqrt(area / ratio))))
+        top = int(u[_Draw.ERASE_TOP] * (height - erased_height + 1))
+        left = int(u[_Draw.ERASE_LEFT] * (width - erased_width + 1))
+        out[top : top + erased_height, left : left + erased_width] = self.erase_color
+
+
+def centre_part(
+    height: int, width: int, size: tuple[int, int], *, enlarge: float = 1.0, keep_aspect: bool = False
+) -> tuple[int, int, int, int]:
+    """The central part of an image that evaluation resizes to `size`, as (top, left, height, width).
+
+    Args:
+      height: of the image, pixels.
+      width: of the image, pixels.
+      size: (height, width) of the encoder's input.
+      enlarge: 256 / 224 is what others call "resize to 256, centre crop 224"; 1 loses nothing at the margin.
+      keep_aspect: whether the part has the aspect ratio of `size`; otherwise the image is squeezed.
+    """
+    part_height, part_width = _fit(height, width, size, enlarge, keep_aspect)
+    return (height - part_height) // 2, (width - part_width) // 2, part_height, part_width
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize uint8 `[H, W, 3]` to `size` (height, width): bilinear, averaging areas when halving or more."""
+    if image.shape[:2] == tuple(size):
+        return image
+    halves = image.shape[0] >= 2 * size[0] and image.shape[1] >= 2 * size[1]
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if halves else cv2.INTER_LINEAR)
+
+
+def _fit(
+    height: int, width: int, size: tuple[int, int], enlarge: float, keep_aspect: bool
+) -> tuple[int, int]:
+    part_height, part_width = height / enlarge, width / enlarge
+    if keep_aspect:
+        pixels = min(part_height / size[0], part_width / size[1])
+        part_height, part_width = pixels * size[0], pixels * size[1]
+    return max(1, round(part_height)), max(1, round(part_width))
+
+
+def _between(bounds: tuple[float, float], u: float) -> float:
+    return bounds[0] + (bounds[1] - bounds[0]) * float(u)
+
+
+def _log_between(bounds: tuple[float, float], u: float) -> float:
+    return bounds[0] * (bounds[1] / bounds[0]) ** float(u)

@@ -1,0 +1,255 @@
+"""Batches for training and for evaluation, made ahead of time by tf.data.
+
+The unit of work is a batch: `tf.data` runs a Python function from the step number to the whole batch, several
+steps at once and in order. Everything expensive in it (decoding, resizing, warping) leaves Python's lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from hap2s_jax.data.draws import uniforms
+from hap2s_jax.data.source import Source
+from hap2s_jax.data.tf.augment import DRAWS, Augmentation, centre_part, resize
+from hap2s_jax.data.tf.decode import UnreadableImageError, tf
+from hap2s_jax.data.tf.images import CACHE_BYTES, DecodedImages
+from hap2s_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+_UNREADABLE = ("error", "skip")
+_FOREVER = np.iinfo(np.int64).max
+
+
+class Plan(Protocol):
+    """Which images stand in which batch; see `hap2s_jax.data.pk.PKPlan`."""
+
+    def batch(self, step: int) -> np.ndarray:
+        """Indices of the images of the global batch number `step`, int `[B]`."""
+        ...
+
+
+def train_batches(
+    source: Source,
+    plan: Plan,
+    *,
+    augmentation: Augmentation,
+    image_size: tuple[int, int],
+    seed: int,
+    start_step: int = 0,
+    host_index: int = 0,
+    host_count: int = 1,
+    num_workers: int | None = None,
+    on_unreadable: str = "error",
+    cache_bytes: int = CACHE_BYTES,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Training batches of the steps `start_step`, `start_step` + 1, ... without end.
+
+    Batch `t` is a pure function of (seed, t): bit for bit the same after a resume, with any number of
+    workers, and, put together, on any number of hosts.
+
+    Args:
+      source: the training images.
+      plan: which of them make up batch `t`.
+      augmentation: the random changes.
+      image_size: (height, width) of the encoder's input.
+      seed: of the random changes.
+      start_step: the first batch; a large number costs nothing.
+      host_index: which contiguous share of the global batch to make.
+      host_count: number of shares.
+      num_workers: batches made at the same time; by default the number of usable cores.
+      on_unreadable: "error" names the image and ends; "skip" names it once and puts the next readable image
+        of its class in its place, the same at every run.
+      cache_bytes: decoded images are kept when all of them fit into this many bytes.
+
+    Returns:
+      An iterator of {"image": uint8 `[b, h, w, 3]`, "label": int32 `[b]`}, b = B / host_count.
+
+    Raises:
+      UserError: the batch cannot be divided among the hosts, an argument is out of range, or (while
+        iterating) an image cannot be read.
+    """
+    _check(on_unreadable, image_size, num_workers)
+    batch_size = len(plan.batch(start_step))
+    if batch_size % host_count:
+        raise UserError(f"batch: {batch_size} images cannot be divided evenly among {host_count} hosts")
+    share = batch_size // host_count
+    slots = np.arange(host_index * share, (host_index + 1) * share)
+    labels = np.asarray(source.labels)
+    reader = _Reader(DecodedImages(source, cache_bytes), on_unreadable)
+    size = (int(image_size[0]), int(image_size[1]))
+
+    def load(step: int) -> tuple[np.ndarray, np.ndarray]:
+        indices = plan.batch(step)[slots]
+        draws = uniforms(seed, step, slots, DRAWS)
+        out = np.empty((share, *size, 3), np.uint8)
+        for index, u, image in zip(indices, draws, out, strict=True):
+            part = reader.get_or_substitute(
+                int(index), lambda h, w, u=u: augmentation.part(h, w, size, u), size
+            )
+            augmentation.finish(part, image, u)
+        return out, labels[indices].astype(np.int32)
+
+    batches = _run(load, start_step, _FOREVER, (tf.uint8, tf.int32), num_workers)
+    return ({"image": image, "label": label} for image, label in batches)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    image_size: tuple[int, int],
+    batch_size: int,
+    enlarge: float = 1.0,
+    keep_aspect: bool = False,
+    host_index: int = 0,
+    host_count: int = 1,
+    num_workers: int | None = None,
+    on_unreadable: str = "error",
+    cache_bytes: int = CACHE_BYTES,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every image of a source exactly once, in order, unchanged but for its size.
+
+    Args:
+      source: the images.
+      image_size: (height, width) of the encoder's input.
+      batch_size: images per batch of this host.
+      enlarge: 256 / 224 with `keep_aspect` is "resize to 256, centre crop 224"; see `augment.centre_part`.
+      keep_aspect: whether margins are cut instead of squeezing the image.
+      host_index: which contiguous share of the source to read.
+      host_count: number of shares; every host gets the same number of batches, some perhaps all padding.
+      num_workers: batches made at the same time; by default the number of usable cores.
+      on_unreadable: "error" names the image and ends; "skip" names it and masks it.
+      cache_bytes: decoded images are kept, also for the next pass, when all of them fit into this many bytes.
+
+    Returns:
+      An iterator of {"image": uint8 `[b, h, w, 3]`, "index": int32 `[b]`, "mask": bool `[b]`}. The mask is
+      False for the padding of the last batches (index 0) and for images that cannot be read (black).
+
+    Raises:
+      UserError: an argument is out of range, or (while iterating) an image cannot be read.
+    """
+    _check(on_unreadable, image_size, num_workers)
+    if batch_size < 1:
+        raise UserError(f"evaluate.batch_size: must be at least 1, found {batch_size}")
+    share = -(-len(source) // host_count)
+    first, last = host_index * share, min((host_index + 1) * share, len(source))
+    reader = _Reader(DecodedImages(source, cache_bytes), on_unreadable)
+    size = (int(image_size[0]), int(image_size[1]))
+
+    def choose(height: int, width: int) -> tuple[int, int, int, int]:
+        return centre_part(height, width, size, enlarge=enlarge, keep_aspect=keep_aspect)
+
+    def load(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        start = first + step * batch_size
+        indices = np.arange(start, min(start + batch_size, last), dtype=np.int32)
+        out = np.zeros((batch_size, *size, 3), np.uint8)
+        mask = np.zeros(batch_size, bool)
+        for slot, index in enumerate(indices):
+            part = reader.get(int(index), choose, size)
+            if part is not None:
+                out[slot], mask[slot] = resize(part, size), True
+        return out, np.pad(indices, (0, batch_size - len(indices))), mask
+
+    batches = _run(load, 0, -(-share // batch_size), (tf.uint8, tf.int32, tf.bool), num_workers)
+    return ({"image": image, "index": index, "mask": mask} for image, index, mask in batches)
+
+
+class _Reader:
+    """What to do about images that cannot be read."""
+
+    def __init__(self, images: DecodedImages, on_unreadable: str):
+        self.images = images
+        self.skip = on_unreadable == "skip"
+        self.unreadable: set[int] = set()
+        self._labels = np.asarray(images.source.labels)
+
+    def get(self, index: int, choose: Callable, size: tuple[int, int]) -> np.ndarray | None:
+        """The part of an image, or None where it cannot be read and may be skipped."""
+        try:
+            return self.images.get(index, choose, size)
+        except (OSError, UnreadableImageError) as error:
+            where = self.images.source.describe(index)
+            if not self.skip:
+                raise UserError(
+                    f"cannot read the image {where}: {error}; mend or remove it, or set "
+                    "config.data.on_unreadable=skip to leave such images out"
+                ) from None
+            if index not in self.unreadable:
+                self.unreadable.add(index)
+                _LOG.warning("skipping the image %s, which cannot be read: %s", where, error)
+            return None
+
+    def get_or_substitute(self, index: int, choose: Callable, size: tuple[int, int]) -> np.ndarray:
+        """The part of an image, or of the next readable one of its class."""
+        part = self.get(index, choose, size)
+        if part is not None:
+            return part
+        same = np.flatnonzero(self._labels == self._labels[index])
+        for other in np.roll(same, -int(np.searchsorted(same, index)) - 1)[:-1]:
+            part = self.get(int(other), choose, size)
+            if part is not None:
+                return part
+        raise UserError(
+            f"none of the {len(same)} images of class {self._labels[index]} of {self.images.source.name} can "
+            f"be read, such as {self.images.source.describe(index)}; remove the class or mend its images"
+        )
+
+
+def _run(
+    load: Callable[[int], tuple[np.ndarray, ...]],
+    start: int,
+    stop: int,
+    dtypes: tuple[Any, ...],
+    num_workers: int | None,
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yields load(start), load(start + 1), ... in order, made ahead of time on `num_workers` threads."""
+    # Our own threads are the parallelism; OpenCV's would only fight them, and the encoder, for the cores.
+    cv2.setNumThreads(1)
+    workers = (
+        num_workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    )
+    failures: dict[int, Exception] = {}
+
+    def attempt(step: np.ndarray) -> tuple[Any, ...]:
+        try:
+            return (np.bool_(True), *load(int(step)))
+        except Exception as error:
+            # TensorFlow would turn it into one of its own, with a traceback in the message.
+            failures[int(step)] = error
+            return (np.bool_(False), *(np.zeros(0, dtype.as_numpy_dtype) for dtype in dtypes))
+
+    dataset = tf.data.Dataset.range(start, stop).map(
+        lambda step: tf.numpy_function(attempt, [step], (tf.bool, *dtypes)),
+        num_parallel_calls=workers,
+        deterministic=True,
+    )
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = workers
+    dataset = dataset.prefetch(2).with_options(options)
+    for step, (fine, *arrays) in zip(itertools.count(start), dataset.as_numpy_iterator(), strict=False):
+        if not fine:
+            raise failures[step]
+        yield tuple(arrays)
+
+
+def _usable_cores() -> int:
+    # A container or a scheduler often grants fewer than the machine has; not every system can tell.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check(on_unreadable: str, image_size: tuple[int, int], num_workers: int | None) -> None:
+    if on_unreadable not in _UNREADABLE:
+        raise UserError(
+            f"data.on_unreadable: must be one of {', '.join(_UNREADABLE)}, found {on_unreadable!r}"
+        )
+    if len(image_size) != 2 or min(image_size) < 1:
+        raise UserError(f"data.image_size: must be (height, width) in pixels, found {tuple(image_size)}")
+    if num_workers is not None and num_workers < 1:
+        raise UserError(f"data.num_workers: must be at least 1, or None for all cores, found {num_workers}")
