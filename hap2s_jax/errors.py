@@ -1,6 +1,9 @@
-"""The one exception that stands for a mistake of the user's."""
+"""The one exception that stands for a mistake of the user's, and its commonest form."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -9,3 +12,11 @@ class UserError(ValueError):
     Its message is one line that names the thing, what it was, what it should be and, where there is one,
     the command that mends it. The commands print the message alone, without a traceback.
     """
+
+
+def unknown_name(what: str, name: object, known: Iterable[str]) -> UserError:
+    """The error for a name that is not in a registry, with the nearest right one and all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UserError(f"unknown {what} {name!r}; {hint}known: {', '.join(names)}")

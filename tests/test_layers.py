@@ -1,0 +1,159 @@
+"""The imports of the package follow the table of layers, and importing it loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "hap2s_jax"
+
+# Longest matching prefix decides. Layer 4 are the commands, which may import everything.
+LAYERS = {
+    "hap2s_jax": 0,
+    "hap2s_jax.errors": 0,
+    "hap2s_jax.distances": 0,
+    "hap2s_jax.losses": 0,
+    "hap2s_jax.data": 0,
+    "hap2s_jax.evaluation": 0,
+    "hap2s_jax.reporting": 0,
+    "hap2s_jax.models": 1,
+    "hap2s_jax.parallel": 1,
+    "hap2s_jax.data.tf": 1,
+    "hap2s_jax.data.builders": 1,
+    "hap2s_jax.training": 2,
+    "hap2s_jax.evaluation.embed": 2,
+    "hap2s_jax.training.loop": 3,
+}
+COMMANDS = 4
+
+# Which modules may import what, at all or at module level. The standard library is free.
+BASE = {"jax", "numpy"}
+ROOMS = {
+    "tensorflow": ("hap2s_jax.data.tf", "hap2s_jax.data.builders"),
+    "tensorflow_datasets": ("hap2s_jax.data.tf", "hap2s_jax.data.builders"),
+    "orbax": ("hap2s_jax.training.checkpoint",),
+    "flax": ("hap2s_jax.models", "hap2s_jax.training"),
+    "optax": ("hap2s_jax.training", "hap2s_jax.job"),
+    "ml_collections": ("hap2s_jax.config", "hap2s_jax.main", "hap2s_jax.job"),
+}
+# Inside functions only, so that the module itself can be imported without them.
+INSIDE_FUNCTIONS = {
+    "hap2s_jax.reporting": {"matplotlib", "PIL", "google", "tensorboardX", "tqdm", "rich", "sklearn"},
+    "hap2s_jax.data.emoji": {"PIL", "resvg_py"},  # to build the archive, never to read it
+}
+
+
+def _name(path: pathlib.Path) -> str:
+    parts = list(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_name(p): p for p in sorted(PACKAGE.rglob("*.py"))}
+
+
+def _is_at(module: str, room: str) -> bool:
+    return module == room or module.startswith(room + ".")
+
+
+def _layer(module: str) -> int:
+    rooms = [room for room in LAYERS if _is_at(module, room) and (room != "hap2s_jax" or module == room)]
+    return LAYERS[max(rooms, key=len)] if rooms else COMMANDS
+
+
+def _imports(path: pathlib.Path) -> list[tuple[str, bool]]:
+    """(absolute name, whether at module level) of everything imported, the names of `from` included."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):  # what only a type checker reads is not imported
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(a.name, id(node) not in inside) for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            for a in node.names:
+                whole = f"{node.module}.{a.name}"
+                found.append((whole if whole in MODULES else str(node.module), id(node) not in inside))
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downwards(module):
+    for imported, _ in _imports(MODULES[module]):
+        if imported.startswith("hap2s_jax"):
+            assert _layer(imported) <= _layer(module), f"{module} (layer {_layer(module)}) imports {imported}"
+            assert _layer(imported) < COMMANDS or _layer(module) == COMMANDS
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_libraries_stay_in_their_rooms(module):
+    for imported, at_module_level in _imports(MODULES[module]):
+        top = imported.split(".")[0]
+        if top in ROOMS:
+            assert any(_is_at(module, room) for room in ROOMS[top]), f"{module} imports {top}"
+        elif _layer(module) == 0 and top not in sys.stdlib_module_names | BASE | {"hap2s_jax"}:
+            allowed = {lib for room, libs in INSIDE_FUNCTIONS.items() if _is_at(module, room) for lib in libs}
+            assert top in allowed, f"{module} (layer 0) imports {top}"
+            assert not at_module_level, f"{module} imports {top} at module level; do it inside the function"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_pmap_and_distributed_live_in_parallel_alone(module):
+    if module == "hap2s_jax.parallel":
+        return
+    text = MODULES[module].read_text()
+    uses = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Attribute) and node.attr in ("pmap", "distributed")
+        if isinstance(node.value, ast.Name) and node.value.id == "jax"
+    ]
+    assert not uses, f"{module}:{uses[0].lineno} uses jax.{uses[0].attr}"
+
+
+def _loaded_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    return set(done.stdout.split())
+
+
+def test_the_package_loads_jax_and_numpy_only():
+    loaded = _loaded_after("import hap2s_jax")
+    assert not loaded & {
+        "tensorflow",
+        "flax",
+        "optax",
+        "orbax",
+        "ml_collections",
+        "matplotlib",
+        "absl",
+        "torch",
+    }
+
+
+def test_training_and_evaluation_need_no_tensorflow():
+    loaded = _loaded_after(
+        "import hap2s_jax.losses, hap2s_jax.models, hap2s_jax.parallel, hap2s_jax.evaluation.protocols, "
+        "hap2s_jax.evaluation.embed, hap2s_jax.training.step, hap2s_jax.training.loop, hap2s_jax.training.optimizer"
+    )
+    assert not loaded & {
+        "tensorflow",
+        "tensorflow_datasets",
+        "orbax",
+        "ml_collections",
+        "matplotlib",
+        "torch",
+    }
