@@ -1,0 +1,148 @@
+"""Data parallelism: the only module that calls `jax.pmap` or `jax.distributed`.
+
+A step is a pure function of ``(state, batch)`` that knows nothing of devices but the name of one axis,
+`AXIS`, over which it gathers and averages. This module runs it on whatever devices there are: through
+`jax.pmap` on several, and on one through ``jax.jit(jax.vmap(step, axis_name=AXIS))`` over a single row,
+which is the same program with the collectives in place but much faster on CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hap2s_jax.errors import UserError
+
+AXIS = "devices"
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class DataParallel:
+    """Runs steps over devices, the batch split among them and everything else on each of them.
+
+    Attributes:
+      devices: all devices of the computation, those of every process included.
+    """
+
+    devices: tuple[jax.Device, ...]
+
+    @classmethod
+    def create(cls, num_devices: int | None = None) -> DataParallel:
+        """Takes the first `num_devices` devices, or all of them.
+
+        Raises:
+          UserError: if there are fewer devices than asked for, or several processes and not all are used.
+        """
+        devices = jax.devices()
+        if num_devices is None or num_devices == len(devices):
+            return cls(tuple(devices))
+        if not 1 <= num_devices <= len(devices):
+            raise UserError(
+                f"num_devices is {num_devices}, but there are {len(devices)} {devices[0].platform} devices"
+            )
+        if jax.process_count() > 1:
+            raise UserError(
+                f"num_devices is {num_devices}: several processes must use all {len(devices)} devices"
+            )
+        return cls(tuple(devices[:num_devices]))
+
+    @property
+    def local_devices(self) -> tuple[jax.Device, ...]:
+        """The devices that this process feeds."""
+        return tuple(d for d in self.devices if d.process_index == jax.process_index())
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether this process writes logs and pictures."""
+        return jax.process_index() == 0
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether each step must be waited for before the next is queued.
+
+        Collectives of several CPU devices run on one thread pool and deadlock when steps pile up.
+        """
+        return self.devices[0].platform == "cpu" and len(self.devices) > 1
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raises a UserError unless a global batch of `batch_size` divides evenly over the devices."""
+        n = len(self.devices)
+        if batch_size % n:
+            down, up = batch_size // n * n, -(-batch_size // n) * n
+            near = f"{down} or {up}" if down else f"{up}"
+            raise UserError(
+                f"a global batch of {batch_size} images does not divide over {n} devices; "
+                f"choose batch.classes x batch.images_per_class = {near}, or set num_devices"
+            )
+
+    def replicate(self, tree: PyTree) -> PyTree:
+        """Places `tree` whole on every local device, as the donated state of `compile_step` must be."""
+        mesh = Mesh(np.asarray(self.local_devices), (AXIS,))
+        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+    def split(self, batch: PyTree) -> PyTree:
+        """Reshapes this process's arrays ``[b, ...]`` to ``[local devices, b / local devices, ...]``."""
+        n = len(self.local_devices)
+        return jax.tree.map(lambda x: x.reshape(n, x.shape[0] // n, *x.shape[1:]), batch)
+
+    def compile_step(self, step: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]) -> Callable:
+        """Compiles ``step(state, batch) -> (state, metrics)``, the batch split over `AXIS` by `split`.
+
+        The state is donated; state and metrics come out equal on all devices, which `step` must ensure by
+        its collectives.
+        """
+        if len(self.devices) == 1:
+            over_row = jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name=AXIS)
+            return jax.jit(over_row, donate_argnums=0)
+        return jax.pmap(
+            step,
+            axis_name=AXIS,
+            in_axes=(None, 0),
+            out_axes=None,
+            donate_argnums=0,
+            devices=self.devices,
+        )
+
+    def compile_map(self, function: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:
+        """Compiles ``function(variables, batch)`` with rows in and rows out, split over the local devices.
+
+        There is no communication, so that processes need not call it equally often. The batch's leading
+        dimension must divide over the local devices; the result is a NumPy-like array ``[b, ...]``.
+        """
+        mesh = Mesh(np.asarray(self.local_devices), (AXIS,))
+        whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+        return jax.jit(function, in_shardings=(whole, rows), out_shardings=rows)
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Concatenates the ``[b, ...]`` of all processes, equal in shape, to ``[processes * b, ...]``."""
+        if jax.process_count() == 1:
+            return rows
+        return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
+
+
+def initialize_processes(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins this process to the others of a job; call it before anything else touches a device.
+
+    Without arguments JAX finds out about TPU pods, SLURM, Open MPI and Kubernetes by itself.
+
+    Raises:
+      UserError: if the cluster cannot be found or the coordinator does not answer.
+    """
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (ValueError, RuntimeError) as e:
+        first_line = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise UserError(
+            f"joining the other processes failed: {first_line}; on a TPU pod, SLURM, Open MPI or Kubernetes no "
+            "argument is needed, elsewhere give coordinator address (host:port), number of processes and process id"
+        ) from e

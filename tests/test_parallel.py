@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hap2s_jax.errors import UserError
+from hap2s_jax.parallel import AXIS, DataParallel
+
+
+def _step(state, batch):
+    total = jax.lax.psum(jnp.sum(batch["x"]), AXIS)
+    return {"sum": state["sum"] + total}, {"total": total, "devices": jax.lax.psum(1, AXIS)}
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_a_step_sees_the_whole_batch_on_any_number_of_devices(devices):
+    parallel = DataParallel.create(devices)
+    step = parallel.compile_step(_step)
+    state = parallel.replicate({"sum": jnp.zeros(())})
+    for _ in range(3):
+        state, metrics = step(state, parallel.split({"x": np.arange(16.0, dtype=np.float32)}))
+    assert float(state["sum"]) == 3 * 120
+    assert int(metrics["devices"]) == devices
+    assert state["sum"].shape == ()
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_state_is_donated(devices):
+    parallel = DataParallel.create(devices)
+    step = parallel.compile_step(lambda s, b: (s + jax.lax.psum(jnp.sum(b), AXIS), {}))
+    state = parallel.replicate(jnp.zeros((1000,)))
+    new_state, _ = step(state, parallel.split(np.ones((8,), np.float32)))
+    jax.block_until_ready(new_state)
+    assert state.is_deleted()
+    # Its outputs go in again as they come out.
+    newest, _ = step(new_state, parallel.split(np.ones((8,), np.float32)))
+    np.testing.assert_array_equal(newest, 16)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_map_keeps_rows_in_order(devices):
+    parallel = DataParallel.create(devices)
+    rows = np.arange(32, dtype=np.float32).reshape(16, 2)
+    out = parallel.compile_map(lambda variables, x: variables * x)(jnp.float32(2), rows)
+    np.testing.assert_array_equal(out, 2 * rows)
+    assert len(out.sharding.device_set) == devices
+
+
+def test_uneven_batches_and_missing_devices_are_refused():
+    with pytest.raises(UserError, match=r"60 images does not divide over 8 devices.*= 56 or 64"):
+        DataParallel.create(8).check_batch(60)
+    with pytest.raises(UserError, match="num_devices is 9, but there are 8 cpu devices"):
+        DataParallel.create(9)
+    with pytest.raises(UserError, match="num_devices is 0"):
+        DataParallel.create(0)
+
+
+def test_only_several_cpu_devices_must_be_waited_for():
+    assert DataParallel.create(8).must_wait
+    assert not DataParallel.create(1).must_wait
