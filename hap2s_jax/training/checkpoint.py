@@ -1,0 +1,211 @@
+"""Checkpoints of the training state; the only module that imports orbax.
+
+A checkpoint is named by the number of completed updates and holds the state, as NumPy arrays, and a small
+JSON record. Everything else (which batch comes next, every random draw) follows from the step.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from hap2s_jax.errors import UserError
+
+PyTree = Any
+
+FORMAT = 1
+
+
+class Checkpointer:
+    """Saves states asynchronously and keeps the last few and the best.
+
+    Args:
+      directory: where the checkpoints live, one folder a step.
+      keep_last: how many of the newest to keep.
+      keep_best: how many of the best to keep, besides.
+      best_metric: name of the metric that says which is best (larger is better); only checkpoints that were
+        saved with it compete.
+      read_only: open for restoring alone.
+    """
+
+    def __init__(
+        self,
+        directory: str | pathlib.Path,
+        *,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        best_metric: str | None = None,
+        read_only: bool = False,
+    ):
+        self._directory = pathlib.Path(directory).absolute()  # orbax takes no relative paths
+
+        def quality(metrics: Mapping[str, float]) -> float:
+            return metrics["quality"]
+
+        # Not best_fn with max_to_keep: that would delete the newest checkpoint when it is not among the best,
+        # and with it the point to resume from.
+        keep = [
+            preservation_policy.LatestN(n=keep_last),
+            preservation_policy.BestN(
+                get_metric_fn=quality, n=keep_best, keep_checkpoints_without_metrics=False
+            ),
+        ]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=None if read_only else preservation_policy.AnyPreservationPolicy(keep),
+            best_fn=quality,
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
+        )
+        self._best_metric = best_metric
+        try:
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                options=options,
+                item_handlers={
+                    "state": ocp.StandardCheckpointHandler(),
+                    "record": ocp.JsonCheckpointHandler(),
+                },
+            )
+        except OSError as e:
+            raise UserError(f"cannot open the checkpoints in {self._directory}: {_first_line(e)}") from e
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the newest whole checkpoint, None without any."""
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint by the metric, None if none was saved with it."""
+        self._wait()
+        return self._manager.best_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of all whole checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: PyTree, metrics: Mapping[str, float] | None = None) -> None:
+        """Begins to save `state` under its own step; returns once it is copied to host memory.
+
+        Every process must call it. A step that is there already is left as it is.
+
+        Raises:
+          UserError: if this save or the one before could not be written (disk full, for example). What was
+            whole before stays whole.
+        """
+        step = int(state.step)
+        record: dict[str, Any] = {"format": FORMAT, "metrics": dict(metrics or {})}
+        quality = None
+        if metrics is not None and self._best_metric is not None:
+            if self._best_metric not in metrics:
+                raise UserError(
+                    f"checkpoint.best_metric is {self._best_metric!r}, which is not measured; "
+                    f"measured are: {', '.join(sorted(metrics))}"
+                )
+            quality = {"quality": float(metrics[self._best_metric])}
+        # Copied to the host, since the device's buffers are donated to the next step, and since several
+        # processes can save host values whatever the sharding.
+        host_state = jax.tree.map(lambda x: np.array(x, copy=True), state)
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(host_state), record=ocp.args.JsonSave(record)
+                ),
+                metrics=quality,
+            )
+        except Exception as e:
+            raise self._save_error(e) from e
+
+    def restore(self, template: PyTree, step: int) -> PyTree:
+        """Reads the state of `step` as NumPy arrays.
+
+        Args:
+          template: a state of the same structure, whose arrays give the expected shapes and dtypes.
+          step: one of `steps`.
+
+        Raises:
+          UserError: if the checkpoint is not there, is damaged, or does not fit the template.
+        """
+        where = self._directory / str(step)
+        if step not in self.steps:
+            raise UserError(
+                f"no checkpoint of step {step} in {self._directory}; there are: {self.steps or 'none'}"
+            )
+        try:
+            record = self._manager.restore(
+                step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
+            ).record
+            if record.get("format") != FORMAT:
+                raise UserError(
+                    f"checkpoint {where} has format {record.get('format')}, this version reads format {FORMAT}; "
+                    "use the version of hap2s_jax that wrote it"
+                )
+            self._check_fits(template, step)
+            abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            )
+        except UserError:
+            raise
+        except Exception as e:
+            raise UserError(
+                f"checkpoint {where} cannot be read ({_first_line(e)}); if it is damaged, remove that folder and "
+                "run again to go on from the checkpoint before it"
+            ) from e
+        return restored.state
+
+    def _check_fits(self, template: PyTree, step: int) -> None:
+        """Compares names, shapes and dtypes first: a wrong dtype would be cast silently."""
+        stored = _describe(self._manager.item_metadata(step)["state"].tree)
+        wanted = _describe(template)
+        differing = [k for k in {**wanted, **stored} if stored.get(k) != wanted.get(k)]
+        if differing:
+            name = differing[0]
+            raise UserError(
+                f"checkpoint {self._directory / str(step)} does not fit this config's state: {name} is "
+                f"{stored.get(name, 'missing')} there and {wanted.get(name, 'missing')} here"
+                + (f" ({len(differing) - 1} more differ)" if len(differing) > 1 else "")
+            )
+
+    def close(self) -> None:
+        """Waits for the last save to be whole."""
+        self._wait()
+        self._manager.close()
+
+    def _wait(self) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except Exception as e:
+            raise self._save_error(e) from e
+
+    def _save_error(self, error: Exception) -> UserError:
+        return UserError(
+            f"saving a checkpoint to {self._directory} failed: {_first_line(error)}; the last good one is of step "
+            f"{self._manager.latest_step()}; free space or permissions there and run again to go on from it"
+        )
+
+
+def _describe(tree: PyTree) -> dict[str, str]:
+    """Dtype and shape of each array by its path, spelt alike for a state and for orbax's record of one."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path): (
+            f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        )
+        for path, leaf in leaves
+        if hasattr(leaf, "shape") and leaf.shape is not None
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__)[:300]

@@ -1,0 +1,68 @@
+"""The state of training: arrays only, so that it can be donated, sharded and saved as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a training step changes.
+
+    Attributes:
+      step: int32 scalar, the number of completed updates; also the name of the checkpoint.
+      params: ``{"encoder": ..., "loss": ...}``, the learnable arrays of the encoder and of the loss (an
+        empty dict for the losses that have none).
+      batch_stats: running statistics of the encoder's batch normalisation.
+      opt_state: of the optax optimiser.
+      ema_params: exponential moving average of `params`, or None when it is off.
+      memory: past embeddings for losses that use them, or None.
+    """
+
+    step: jax.Array
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: optax.OptState
+    ema_params: PyTree = None
+    memory: PyTree = None
+
+
+def create_state(
+    key: jax.Array,
+    encoder: Any,
+    images: jax.Array,
+    optimizer: optax.GradientTransformation,
+    *,
+    loss_params: PyTree = None,
+    use_ema: bool = False,
+    memory: PyTree = None,
+) -> TrainState:
+    """Draws the initial state.
+
+    Args:
+      key: PRNG key of the encoder's initial weights.
+      encoder: flax module with ``init(key, images, train=False)``.
+      images: ``[n, h, w, 3]``, of the true shape; values do not matter.
+      optimizer: optax gradient transformation.
+      loss_params: initial learnable arrays of the loss, or None.
+      use_ema: whether to keep a moving average of the parameters.
+      memory: initial memory of past embeddings, or None.
+    """
+    variables = jax.jit(lambda k, x: encoder.init(k, x, train=False))(key, images)
+    params = {"encoder": variables["params"], "loss": {} if loss_params is None else loss_params}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+        # Copied: params and their average must not share buffers that are donated.
+        ema_params=jax.tree.map(jnp.copy, params) if use_ema else None,
+        memory=memory,
+    )

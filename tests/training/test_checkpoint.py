@@ -1,0 +1,154 @@
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hap2s_jax.errors import UserError
+from hap2s_jax.training.checkpoint import Checkpointer
+from hap2s_jax.training.state import TrainState
+
+
+def _state(step, size=3, seed=0):
+    kernel = jax.random.normal(jax.random.key(seed), (size, 4))
+    params = {"encoder": {"kernel": kernel + step, "bias": jnp.ones(4)}, "loss": {}}
+    optimizer = optax.adamw(1e-3)
+    return TrainState(
+        step=jnp.int32(step),
+        params=params,
+        batch_stats={"mean": jnp.zeros(2)},
+        opt_state=optimizer.init(params),
+    )
+
+
+def _assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+def test_round_trip_is_exact_and_keeps_the_structure(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(_state(5))
+    _assert_equal(checkpointer.restore(_state(0, seed=9), 5), _state(5))
+    checkpointer.close()
+
+
+def test_keeps_the_last_and_the_best_and_never_loses_the_newest(tmp_path):
+    checkpointer = Checkpointer(tmp_path, keep_last=2, keep_best=1, best_metric="mAP")
+    for step, quality in [(1, 0.1), (2, 0.9), (3, 0.2), (4, None), (5, 0.3), (6, None)]:
+        checkpointer.save(_state(step), None if quality is None else {"mAP": quality})
+    checkpointer.close()
+    again = Checkpointer(tmp_path, best_metric="mAP")
+    assert again.steps == [2, 5, 6]
+    assert (again.best_step, again.latest_step) == (2, 6)
+
+
+def test_a_saved_state_may_be_donated_at_once(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    state = _state(1, size=2000)
+    expected = np.array(state.params["encoder"]["kernel"])
+    checkpointer.save(state)
+    overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
+    jax.block_until_ready(overwrite(state))
+    checkpointer.close()
+    restored = Checkpointer(tmp_path).restore(_state(0, size=2000), 1)
+    np.testing.assert_array_equal(restored.params["encoder"]["kernel"], expected)
+
+
+def test_a_checkpoint_of_another_shape_or_dtype_is_refused_by_name(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(_state(1))
+    with pytest.raises(
+        UserError, match=r"params/encoder/kernel is float32\[3, 4\] there and float32\[7, 4\] here"
+    ):
+        checkpointer.restore(_state(0, size=7), 1)
+    half = _state(0).replace(batch_stats={"mean": jnp.zeros(2, jnp.bfloat16)})
+    with pytest.raises(UserError, match=r"batch_stats/mean is float32\[2\] there and bfloat16\[2\] here"):
+        checkpointer.restore(half, 1)
+    missing = _state(0).replace(batch_stats={})
+    with pytest.raises(UserError, match=r"batch_stats/mean is float32\[2\] there and missing here"):
+        checkpointer.restore(missing, 1)
+
+
+def test_missing_damaged_and_newer_checkpoints(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(_state(1))
+    checkpointer.save(_state(2))
+    checkpointer.close()
+    again = Checkpointer(tmp_path)
+    with pytest.raises(UserError, match=r"no checkpoint of step 3 .* there are: \[1, 2\]"):
+        again.restore(_state(0), 3)
+    for file in (tmp_path / "2" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"garbage")
+    with pytest.raises(UserError, match=r"2 cannot be read") as caught:
+        again.restore(_state(0), 2)
+    assert "\n" not in str(caught.value)
+    _assert_equal(again.restore(_state(0), 1), _state(1))
+    (record,) = (tmp_path / "1" / "record").glob("metadata")
+    record.write_text(record.read_text().replace('"format": 1', '"format": 99'))
+    with pytest.raises(UserError, match="format 99"):
+        Checkpointer(tmp_path).restore(_state(0), 1)
+
+
+def test_an_unmeasured_best_metric_lists_those_that_are(tmp_path):
+    with pytest.raises(UserError, match=r"best_metric is 'mAp'.*recall@1"):
+        Checkpointer(tmp_path, best_metric="mAp").save(_state(1), {"recall@1": 0.5})
+
+
+_FILL_DISK = """
+import sys
+sys.path.insert(0, {tests!r})
+import resource, signal
+import test_checkpoint as t
+from hap2s_jax.training.checkpoint import Checkpointer
+checkpointer = Checkpointer({directory!r})
+checkpointer.save(t._state(1))
+checkpointer._wait()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    checkpointer.save(t._state(2, size=100_000))
+    checkpointer.close()
+except t.UserError as e:
+    print("REFUSED", e)
+"""
+
+
+def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(tmp_path):
+    # A limit on the size of files makes writes fail as they do on a full disk.
+    assert hasattr(resource, "RLIMIT_FSIZE")
+    assert hasattr(signal, "SIGXFSZ")
+    script = _FILL_DISK.format(tests=str(pathlib.Path(__file__).parent), directory=str(tmp_path / "c"))
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ},
+        check=False,
+    )
+    (line,) = [x for x in done.stdout.splitlines() if x.startswith("REFUSED")]
+    assert "the last good one is of step 1" in line, done.stderr
+    again = Checkpointer(tmp_path / "c")
+    assert again.steps == [1]
+    _assert_equal(again.restore(_state(0), 1), _state(1))
+    again.save(_state(2))
+    again.close()
+    assert again.steps == [1, 2]
+    assert not list((tmp_path / "c").glob("*tmp*")), "a torn checkpoint must not be left lying about"
+
+
+def test_no_folder_can_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot open the checkpoints"):
+        Checkpointer(tmp_path / "file" / "checkpoints")
