@@ -1,0 +1,156 @@
+"""Every key of a config, with its meaning; the other configs start from here and change a handful.
+
+`get_config` of this file is not runnable: it names no data set.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+from ml_collections import config_dict
+
+from hap2s_jax import losses
+from hap2s_jax.errors import UserError, unknown_name
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The defaults: person re-identification with a ResNet-50 as most public recipes have it."""
+    config = ml_collections.ConfigDict()
+
+    # Names the default working directory, runs/<name>.
+    config.name = "common"
+    # Decides the initial weights, the order of the classes and every random draw of the augmentation.
+    config.seed = 0
+    # Updates of the weights in the whole run.
+    config.steps = 20_000
+    # How many devices to use, a multiple of which the batch must be; None for all.
+    config.num_devices = config_dict.placeholder(int)
+    # Folder of compiled programs that later runs reuse; None for ~/.cache/hap2s_jax, "" for none.
+    config.compilation_cache = config_dict.placeholder(str)
+
+    config.data = ml_collections.ConfigDict()
+    # Which data set; `python -m hap2s_jax.check_data` lists them.
+    config.data.name = ""
+    # Where it lies; None for ~/tensorflow_datasets or $TFDS_DATA_DIR.
+    config.data.data_dir = config_dict.placeholder(str)
+    # Height and width that the encoder sees, pixels.
+    config.data.image_size = (256, 128)
+    # Part of the training classes set aside to choose the best checkpoint by.
+    config.data.validation_fraction = 0.1
+    # An image that cannot be decoded: "error" names it and ends, "skip" names it and goes on.
+    config.data.on_unreadable = "error"
+    # Threads that read and decode; None for as many as there are cores.
+    config.data.num_workers = config_dict.placeholder(int)
+
+    # A batch is P classes with K images each.
+    config.batch = ml_collections.ConfigDict()
+    config.batch.classes = 16
+    config.batch.images_per_class = 4
+
+    # Fields of hap2s_jax.data.tf.augment.Augmentation; what they mean stands there.
+    config.augment = ml_collections.ConfigDict()
+
+    # Arguments of hap2s_jax.models.create.
+    config.encoder = ml_collections.ConfigDict()
+    config.encoder.name = "resnet50"
+    config.encoder.embedding_dim = 128
+
+    # Name and hyperparameters of the loss; set both with set_loss.
+    set_loss(config, "hap2s_e")
+
+    # Arguments of hap2s_jax.training.optimizer.create_optimizer.
+    config.optimizer = ml_collections.ConfigDict()
+    # adam, adamw, nadamw, amsgrad, lamb, lion, rmsprop, sgd
+    config.optimizer.name = "adam"
+    # The peak of the schedule.
+    config.optimizer.learning_rate = 3e-4
+    # Decoupled for adamw, nadamw, lamb and lion, an L2 penalty for the others.
+    config.optimizer.weight_decay = 0.0
+    # Whether it holds for biases and normalisation layers too.
+    config.optimizer.decay_biases = False
+    # Largest global norm of the gradient; 0 does not clip.
+    config.optimizer.clip_norm = 0.0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    # Of sgd and rmsprop.
+    config.optimizer.momentum = 0.9
+
+    # Arguments of hap2s_jax.training.optimizer.create_schedule.
+    config.schedule = ml_collections.ConfigDict()
+    # constant, cosine, exponential, step
+    config.schedule.name = "cosine"
+    # Updates over which the rate rises from 0 to its peak.
+    config.schedule.warmup_steps = 0
+    # Last rate over peak (cosine, exponential).
+    config.schedule.final_factor = 0.001
+    # Part of the run after which the exponential decay begins.
+    config.schedule.decay_from = 0.6
+    # Parts of the run at which the rate is multiplied by step_factor (step).
+    config.schedule.boundaries = (0.33, 0.58)
+    config.schedule.step_factor = 0.1
+
+    # Decay of the moving average of the weights, with which evaluation is then done; 0 for none.
+    config.ema_decay = 0.0
+
+    config.evaluate = ml_collections.ConfigDict()
+    # Updates between two evaluations on the validation classes.
+    config.evaluate.every_steps = 1000
+    config.evaluate.batch_size = 128
+    # How embeddings are compared: "euclidean" or "cosine".
+    config.evaluate.distance = "euclidean"
+    # Whether to measure the untrained encoder too.
+    config.evaluate.untrained = True
+    # Which weights the final figures on the test classes are of: "best" (on validation) or "last".
+    config.evaluate.weights = "best"
+
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.every_steps = 1000
+    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_best = 1
+    # Larger is better. Always of the validation classes, never of test classes.
+    config.checkpoint.best_metric = "mAP"
+
+    config.log = ml_collections.ConfigDict()
+    # Updates between two lines of metrics.jsonl.
+    config.log.every_steps = 50
+    # Whether to write TensorBoard's event files.
+    config.log.tensorboard = True
+    return config
+
+
+def set_loss(config: ml_collections.ConfigDict, name: str, **hyperparameters: object) -> None:
+    """Chooses the loss, with all its hyperparameters at their defaults but those given."""
+    values = losses.hyperparameters(name)
+    unknown = sorted(set(hyperparameters) - set(values))
+    if unknown:
+        raise unknown_name(f"hyperparameter of {name}", unknown[0], values)
+    config.loss = ml_collections.ConfigDict({"name": name, **values, **hyperparameters})
+
+
+def parse_arg(arg: str | None, **defaults: object) -> ml_collections.ConfigDict:
+    """Reads the string after the colon of ``--config=FILE:ARG``, such as ``tiny,loss=hap2s_e``.
+
+    Args:
+      arg: comma-separated ``key=value``, or ``key`` alone for a boolean.
+      **defaults: the known keys; a default's type is the value's type.
+
+    Raises:
+      UserError: for an unknown key or a value of the wrong type.
+    """
+    values = dict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        key, has_value, text = item.partition("=")
+        if key not in defaults:
+            raise unknown_name("config argument", key, defaults)
+        default = defaults[key]
+        try:
+            if isinstance(default, bool):
+                values[key] = {"": True, "true": True, "1": True, "false": False, "0": False}[text.lower()]
+            elif not has_value:
+                raise ValueError
+            else:
+                values[key] = type(default)(text)
+        except (KeyError, ValueError):
+            raise UserError(
+                f"config argument {item!r}: {key} needs a {type(default).__name__}, as in {key}={default}"
+            ) from None
+    return ml_collections.ConfigDict(values)

@@ -1,0 +1,106 @@
+"""Configs as values: checking overrides, saving beside a run, and comparing with the run that is there."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+
+from hap2s_jax.errors import UserError
+
+FILE_NAME = "config.json"
+
+# What may differ between two runs in one working directory. Everything else decides which batches come, or
+# what is made of them, so that a resumed run would be neither the old one nor the new.
+CHANGEABLE = (
+    "steps",
+    "num_devices",
+    "compilation_cache",
+    "log",
+    "evaluate.every_steps",
+    "evaluate.batch_size",
+    "checkpoint.every_steps",
+    "checkpoint.keep_last",
+    "checkpoint.keep_best",
+    "data.data_dir",
+    "data.num_workers",
+    "data.on_unreadable",
+)
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """All leaves by their dotted names, tuples as lists, as JSON would have them."""
+
+    def leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, ml_collections.ConfigDict | dict):
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+    return dict(leaves(config, ""))
+
+
+def save(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes the resolved config to ``workdir/config.json``."""
+    text = json.dumps(config.to_dict(), indent=2, default=list) + "\n"
+    temporary = workdir / (FILE_NAME + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(workdir / FILE_NAME)
+
+
+def load(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
+    """Reads the resolved config of a run.
+
+    Raises:
+      UserError: if `workdir` holds no run, or its config cannot be read.
+    """
+    path = pathlib.Path(workdir) / FILE_NAME
+    if not path.is_file():
+        raise UserError(
+            f"{workdir} holds no run: {path} is missing; give the --workdir of a run of hap2s_jax.main"
+        )
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} cannot be read: {e}") from e
+    return ml_collections.ConfigDict(values).lock()
+
+
+def check_resumable(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Refuses to go on in `workdir` with a config that another run there does not share.
+
+    Raises:
+      UserError: naming the keys that differ and their two values.
+    """
+    ours = json.loads(json.dumps(flatten(config), default=list))
+    theirs = flatten(load(workdir))
+
+    def may_change(key: str) -> bool:
+        return any(key == name or key.startswith(name + ".") for name in CHANGEABLE)
+
+    differing = [
+        f"{key} was {theirs.get(key, 'absent')!r}, is {ours.get(key, 'absent')!r}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if not may_change(key) and ours.get(key, "absent") != theirs.get(key, "absent")
+    ]
+    if differing:
+        raise UserError(
+            f"{workdir} holds a run with another config ({'; '.join(differing)}); choose another --workdir, or give "
+            f"the same values. Only these may change: {', '.join(CHANGEABLE)}"
+        )
+
+
+def nearest_key(config: ml_collections.ConfigDict, key: str) -> str:
+    """The error text for a dotted `key` that `config` lacks, with the nearest key that it has."""
+    known = list(flatten(config))
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not near:
+        leaf = key.rsplit(".", 1)[-1]
+        near = [k for k in known if k.rsplit(".", 1)[-1] == leaf][:1]
+    hint = f"; did you mean --config.{near[0]}?" if near else f"; known: {', '.join(known)}"
+    return f"the config has no key {key!r}{hint}"

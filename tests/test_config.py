@@ -1,0 +1,99 @@
+import importlib.util
+import pathlib
+
+import ml_collections
+import pytest
+
+from hap2s_jax import config as configs
+from hap2s_jax.errors import UserError
+
+
+def _config(**changes):
+    values = {
+        "steps": 10,
+        "seed": 0,
+        "data": {"name": "emoji", "data_dir": None, "image_size": (64, 64)},
+        "log": {"every_steps": 5},
+        "loss": {"name": "hap2s_e", "sigma": 0.5},
+    }
+    config = ml_collections.ConfigDict(values)
+    config.update_from_flattened_dict(changes)
+    return config.lock()
+
+
+def test_saved_config_comes_back(tmp_path):
+    configs.save(_config(), tmp_path)
+    loaded = configs.load(tmp_path)
+    assert configs.flatten(loaded) == configs.flatten(_config())
+    assert loaded.is_locked
+    configs.check_resumable(_config(), tmp_path)
+
+
+def test_named_keys_may_change_between_runs(tmp_path):
+    configs.save(_config(), tmp_path)
+    configs.check_resumable(
+        _config(**{"steps": 99, "log.every_steps": 1, "data.data_dir": "/elsewhere"}), tmp_path
+    )
+
+
+def test_other_changes_are_refused_with_both_values(tmp_path):
+    configs.save(_config(), tmp_path)
+    with pytest.raises(UserError, match=r"loss.sigma was 0.5, is 0.1") as caught:
+        configs.check_resumable(_config(**{"loss.sigma": 0.1, "seed": 3}), tmp_path)
+    assert "seed was 0, is 3" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_added_and_removed_keys_are_refused(tmp_path):
+    configs.save(_config(), tmp_path)
+    other = ml_collections.ConfigDict(_config().to_dict())
+    other.loss = {"name": "hap2s_e", "alpha": 10.0}
+    with pytest.raises(UserError, match=r"loss.alpha was 'absent', is 10.0; loss.sigma was 0.5, is 'absent'"):
+        configs.check_resumable(other, tmp_path)
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        configs.load(tmp_path)
+    (tmp_path / configs.FILE_NAME).write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        configs.load(tmp_path)
+
+
+def test_nearest_key():
+    assert "did you mean --config.loss.sigma?" in configs.nearest_key(_config(), "loss.sgma")
+    assert "did you mean --config.loss.sigma?" in configs.nearest_key(_config(), "sigma")
+
+
+def _common():
+    path = pathlib.Path(__file__).parents[1] / "configs" / "common.py"
+    spec = importlib.util.spec_from_file_location("common_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_config_arguments_are_typed():
+    common = _common()
+    parsed = common.parse_arg("tiny,loss=batch_hard,width=8", tiny=False, loss="hap2s_e", width=32)
+    assert (parsed.tiny, parsed.loss, parsed.width) == (True, "batch_hard", 8)
+    assert common.parse_arg(None, tiny=False).tiny is False
+    with pytest.raises(UserError, match="did you mean 'tiny'"):
+        common.parse_arg("tini", tiny=False)
+    with pytest.raises(UserError, match="width needs a int, as in width=32"):
+        common.parse_arg("width=wide", width=32)
+    with pytest.raises(UserError, match="width needs a int"):
+        common.parse_arg("width", width=32)
+
+
+def test_setting_a_loss_brings_its_hyperparameters_and_no_others():
+    common = _common()
+    config = common.get_config()
+    common.set_loss(config, "hap2s_p", alpha=7.0)
+    assert config.loss.name == "hap2s_p"
+    assert config.loss.alpha == 7.0
+    assert "sigma" not in config.loss
+    with pytest.raises(UserError, match="alpha"):
+        common.set_loss(config, "hap2s_p", alpah=7.0)
+    with pytest.raises(UserError, match="did you mean 'hap2s_p'"):
+        common.set_loss(config, "hap2s_pp")
