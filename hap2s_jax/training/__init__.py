@@ -1,1 +1,1 @@
-
+"""Training: state, step, optimiser, loop, checkpoints. Models, losses and data arrive as arguments."""
