@@ -1,0 +1,127 @@
+"""Checks of what a user hands in, and the one preparation that every distance needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+DISTANCES = ("euclidean", "squared_euclidean", "cosine")
+_CENTRE_SAMPLE = 1024
+
+
+def check_embeddings(embeddings: Any, name: str = "embeddings") -> np.ndarray:
+    """Returns `embeddings` as a finite float array `[n, d]`, or raises a one-line ValueError or TypeError.
+
+    float32 stays as it is, float64 too; narrower floats become float32. Integers are accepted (their
+    distances are exact in float32 as long as they stay below 2**24).
+    """
+    array = np.asarray(embeddings)
+    if array.ndim != 2:
+        raise ValueError(f"{name} must be a matrix [n, d], but has shape {array.shape}.")
+    if array.shape[0] == 0 or array.shape[1] == 0:
+        raise ValueError(f"{name} is empty: shape {array.shape}.")
+    if not (array.dtype.kind in "iu" or jax.dtypes.issubdtype(array.dtype, np.floating)):
+        raise TypeError(f"{name} must hold real numbers, but has dtype {array.dtype}.")
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float32)
+    # The extremes carry any NaN or infinity, without a second array of the same size.
+    if not (np.isfinite(array.max()) and np.isfinite(array.min())):
+        bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+        raise ValueError(
+            f"{name} holds NaN or infinity in {bad.size} of {array.shape[0]} rows "
+            f"(the first is row {bad[0]}), but metrics need finite embeddings."
+        )
+    return array
+
+
+def check_integers(values: Any, count: int, name: str) -> np.ndarray:
+    """Returns `values` as int64 `[count]`, or raises a one-line ValueError or TypeError."""
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise ValueError(
+            f"{name} must be one integer per embedding, shape [{count}], but has shape {array.shape}."
+        )
+    if array.dtype.kind not in "iu":
+        raise TypeError(
+            f"{name} must be integers, but has dtype {array.dtype}; number the classes 0, 1, 2, ..."
+        )
+    if array.shape[0] != count:
+        raise ValueError(f"{name} has {array.shape[0]} entries for {count} embeddings; the two must match.")
+    return array.astype(np.int64)
+
+
+def check_rows(rows: Any, count: int, name: str) -> np.ndarray:
+    """Returns `rows`, a choice of rows out of `count` (indices, or a boolean mask), as int64 indices."""
+    array = np.asarray(rows)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be a list of row numbers, but has shape {array.shape}.")
+    if array.dtype == np.bool_:
+        if array.shape[0] != count:
+            raise ValueError(f"{name} is a mask of {array.shape[0]} entries for {count} embeddings.")
+        array = np.flatnonzero(array)
+    if array.size == 0:
+        raise ValueError(f"{name} is empty: there is nothing to evaluate.")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integer row numbers or a boolean mask, but has dtype {array.dtype}.")
+    if array.min() < 0 or array.max() >= count:
+        raise ValueError(
+            f"{name} names row {array.min() if array.min() < 0 else array.max()}, "
+            f"but the embeddings have rows 0 to {count - 1}."
+        )
+    if np.unique(array).size != array.size:
+        raise ValueError(f"{name} names a row twice.")
+    return array.astype(np.int64)
+
+
+def check_distance(distance: str) -> str:
+    """Returns the name of the distance, or raises ValueError."""
+    if distance not in DISTANCES:
+        raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, but is {distance!r}.")
+    return distance
+
+
+@dataclass(frozen=True)
+class Space:
+    """The coordinates that distances are taken in: `(x - centre) * scale`, or `x / |x|`.
+
+    Euclidean distances do not depend on the origin, but `|a|^2 + |b|^2 - 2ab` in float32 does, so the origin
+    moves into the cloud. Any point inside it serves: the mean of a sample, rounded to a power-of-two grid as
+    coarse as the cloud allows, so that small integer embeddings stay exact (and their ties with them). The
+    scale is a power of two, and other than 1 only where float32 squares would overflow or vanish.
+    """
+
+    cosine: bool
+    centre: np.ndarray
+    scale: float
+    dtype: np.dtype
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """Maps `[n, d]` to `[n, d]`, float32 (float64 for float64 under `jax_enable_x64`)."""
+        if self.cosine:
+            norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))[:, None]
+            # A zero vector has no direction; it stays zero, at similarity 0 to everything.
+            return (rows / np.where(norms == 0, 1, norms)).astype(self.dtype)
+        moved = rows - self.centre
+        if self.scale != 1:
+            moved = moved * self.scale
+        return moved.astype(self.dtype, copy=False)
+
+
+def space(embeddings: np.ndarray, distance: str) -> Space:
+    """Returns the coordinates in which `embeddings [n, d]` (already checked) are compared."""
+    dtype = np.dtype(jax.dtypes.canonicalize_dtype(embeddings.dtype))
+    if check_distance(distance) == "cosine":
+        return Space(True, np.zeros(()), 1.0, dtype)
+    sample = embeddings[:: -(-embeddings.shape[0] // _CENTRE_SAMPLE)].astype(np.float64)
+    mean = sample.mean(axis=0)
+    largest = float(np.abs(sample).max())
+    spread = float(np.sqrt(np.mean((sample - mean) ** 2)))
+    # A spread of rounding size (a collapsed batch) would ask for a grid finer than the numbers themselves.
+    grid = 2.0 ** np.floor(np.log2(max(spread, largest * 1e-7, 1e-300)))
+    centre = (np.round(mean / grid) * grid).astype(embeddings.dtype)
+    exponent = np.frexp(max(float(np.abs(embeddings.max())), float(np.abs(embeddings.min())), 1e-300))[1]
+    scale = float(2.0**-exponent) if abs(exponent) > 40 else 1.0
+    return Space(False, centre, scale, dtype)

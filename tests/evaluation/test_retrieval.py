@@ -1,0 +1,195 @@
+"""Ranks of matches against a plain walk down the sorted gallery, scikit-learn, and invariants."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+import retrieval_oracle as oracle
+
+from hap2s_jax.evaluation import retrieval
+
+FIGURES = (
+    "matches",
+    "first_rank",
+    "last_rank",
+    "average_precision",
+    "average_precision_trapezoid",
+    "map_at_r",
+    "r_precision",
+)
+
+
+def assert_agrees(results, expected):
+    np.testing.assert_array_equal(results.query, [e["query"] for e in expected])
+    for name in FIGURES:
+        np.testing.assert_allclose(
+            getattr(results, name), [e[name] for e in expected], atol=1e-6, err_msg=name
+        )
+
+
+def random_case(seed, n=90, d=4, classes=9, cameras=3, integers=False):
+    rng = np.random.default_rng(seed)
+    x = (
+        rng.integers(-1, 2, size=(n, d)).astype(np.float32)
+        if integers
+        else rng.normal(size=(n, d)).astype(np.float32)
+    )
+    return x, rng.integers(-1, classes, n), rng.integers(0, cameras, n), rng
+
+
+@pytest.mark.parametrize("kind", ["euclidean", "cosine"])
+@pytest.mark.parametrize("with_cameras", [False, True])
+def test_random_case_agrees_with_a_walk_down_the_gallery(kind, with_cameras):
+    x, labels, cameras, rng = random_case(0)
+    order = rng.permutation(len(x))
+    query, gallery = order[:30], order[25:]  # five rows are both
+    cameras = cameras if with_cameras else None
+    ours = retrieval.rank_matches(x, labels, cameras=cameras, query=query, gallery=gallery, distance=kind)
+    assert_agrees(ours, oracle.walk(x, labels, cameras, query, gallery, kind))
+
+
+@pytest.mark.parametrize("ties", ["pessimistic", "optimistic"])
+@pytest.mark.parametrize("seed", range(4))
+def test_ties_on_integer_embeddings_follow_the_stated_rule(ties, seed):
+    x, labels, cameras, _ = random_case(seed, integers=True)
+    x += 7 * seed  # away from the origin too: the centre must keep integers exact
+    ours = retrieval.rank_matches(x, labels, cameras=cameras, ties=ties)
+    assert_agrees(ours, oracle.walk(x, labels, cameras, ties=ties))
+
+
+def test_order_of_the_gallery_changes_nothing_not_even_among_ties():
+    x, labels, cameras, rng = random_case(3, integers=True)
+    order = rng.permutation(len(x))
+    here = retrieval.rank_matches(x, labels, cameras=cameras)
+    there = retrieval.rank_matches(x[order], labels[order], cameras=cameras[order])
+    back = np.argsort(order[there.query])
+    for name in FIGURES:
+        np.testing.assert_array_equal(getattr(here, name), getattr(there, name)[back])
+
+
+def test_an_encoder_that_maps_all_to_one_point_scores_the_worst():
+    labels = np.repeat(np.arange(5), 4)
+    results = retrieval.rank_matches(np.full((20, 3), 1e3, np.float32), labels)
+    assert (results.first_rank == 17).all()
+    assert (results.map_at_r == 0).all()
+    lucky = retrieval.rank_matches(np.full((20, 3), 1e3, np.float32), labels, ties="optimistic")
+    assert (lucky.map_at_r == 1).all()
+
+
+def test_average_precision_equals_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    x, labels, _, _ = random_case(5, classes=4)
+    results = retrieval.rank_matches(x, labels)
+    table = oracle.distances(x, x)
+    for row, q in enumerate(results.query):
+        others = np.flatnonzero((np.arange(len(x)) != q) & (labels != -1))
+        expected = metrics.average_precision_score(labels[others] == labels[q], -table[q, others])
+        np.testing.assert_allclose(results.average_precision[row], expected, atol=1e-6)
+
+
+def test_a_hand_computed_row():
+    # Query at 0, keys at 1 right, 2 wrong, 3 right, 4 wrong, 5 wrong, 6 right: ranks 1, 3, 6.
+    x = np.arange(7, dtype=np.float32)[:, None]
+    labels = np.array([0, 0, 1, 0, 2, 3, 0])
+    results = retrieval.rank_matches(x, labels, query=[0])
+    np.testing.assert_allclose(results.average_precision, [(1 + 2 / 3 + 3 / 6) / 3], rtol=1e-6)
+    np.testing.assert_allclose(
+        results.average_precision_trapezoid,
+        [((1 + 1) / 2 + (1 / 2 + 2 / 3) / 2 + (2 / 5 + 3 / 6) / 2) / 3],
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(results.map_at_r, [(1 + 2 / 3) / 3], rtol=1e-6)
+    np.testing.assert_allclose(results.r_precision, [2 / 3], rtol=1e-6)
+    np.testing.assert_allclose(results.inverse_penalty, [3 / 6], rtol=1e-6)
+    np.testing.assert_allclose(results.reciprocal_rank, [1.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.zeros(12, int), np.arange(12), np.array([0] * 11 + [5]), np.array([0] * 6 + [-1] * 6)],
+    ids=["one class", "all distinct", "one lone image", "half junk"],
+)
+def test_extreme_label_sets(labels):
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    assert_agrees(retrieval.rank_matches(x, labels), oracle.walk(x, labels))
+
+
+def test_a_class_larger_than_a_bucket_and_blocks_of_unequal_size():
+    rng = np.random.default_rng(1)
+    labels = np.concatenate([np.zeros(70, int), rng.integers(1, 20, 61)])
+    x = rng.normal(size=(131, 4)).astype(np.float32)
+    expected = oracle.walk(x, labels)
+    for block_size in (None, 17):
+        assert_agrees(retrieval.rank_matches(x, labels, block_size=block_size), expected)
+
+
+def test_results_are_equal_on_one_and_on_eight_devices():
+    x, labels, cameras, _ = random_case(7, n=200)
+    one = retrieval.rank_matches(x, labels, cameras=cameras, block_size=16, devices=jax.devices()[:1])
+    eight = retrieval.rank_matches(x, labels, cameras=cameras, block_size=16, devices=jax.devices())
+    assert len(jax.devices()) == 8
+    for name in FIGURES:
+        np.testing.assert_array_equal(getattr(one, name), getattr(eight, name))
+
+
+def test_first_only_agrees_with_the_whole():
+    x, labels, cameras, _ = random_case(8)
+    whole = retrieval.rank_matches(x, labels, cameras=cameras)
+    first = retrieval.rank_matches(x, labels, cameras=cameras, first_only=True)
+    np.testing.assert_array_equal(first.first_rank, whole.first_rank)
+    np.testing.assert_array_equal(first.matches, whole.matches)
+
+
+@pytest.mark.parametrize("far", [0.0, 1e4])
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**-10, 1.0, 2.0**90])
+def test_ranks_do_not_depend_on_scale_or_on_where_the_origin_is(scale, far):
+    x, labels, _, _ = random_case(9)
+    x = (
+        np.round(x * 64) / 64
+    )  # so that the shifted and scaled x are exact: the distance is tested, not the sum
+    base = retrieval.rank_matches(x, labels)
+    moved = retrieval.rank_matches((x + np.float32(far)) * np.float32(scale), labels)
+    np.testing.assert_allclose(moved.average_precision, base.average_precision, atol=1e-6)
+
+
+def test_labels_and_cameras_may_be_any_64_bit_number():
+    x, labels, cameras, _ = random_case(10)
+    labels = np.where(labels == -1, 3, labels)
+    base = retrieval.rank_matches(x, labels, cameras=cameras)
+    wide = retrieval.rank_matches(x, labels + (labels % 2) * 2**40, cameras=cameras * 2**33)
+    np.testing.assert_array_equal(base.first_rank, wide.first_rank)
+
+
+def test_nearest_lists_the_keys_in_order_and_fills_up_with_minus_one():
+    x = np.array([[0.0], [1.0], [2.0], [3.0], [10.0]], np.float32)
+    labels, cameras = np.array([0, 0, 1, 0, -1]), np.array([0, 0, 0, 1, 0])
+    found = retrieval.nearest(x, labels, cameras=cameras, query=[0], k=3)
+    np.testing.assert_array_equal(found, [[2, 3, -1]])  # itself, its camera's twin and the junk are gone
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"embeddings": np.zeros((4, 2, 1))}, ValueError, "embeddings must be a matrix"),
+        ({"embeddings": np.full((4, 2), np.nan)}, ValueError, "NaN or infinity in 4 of 4 rows"),
+        ({"embeddings": np.array([[0, 0], [1, np.inf], [0, 0], [0, 0]])}, ValueError, "the first is row 1"),
+        ({"embeddings": np.zeros((0, 2))}, ValueError, "embeddings is empty"),
+        ({"embeddings": np.zeros((4, 2), complex)}, TypeError, "real numbers"),
+        ({"labels": [0, 1, 0]}, ValueError, "labels has 3 entries for 4 embeddings"),
+        ({"labels": [0.0, 1.0, 0.0, 1.0]}, TypeError, "labels must be integers"),
+        ({"cameras": ["a", "b", "c", "d"]}, TypeError, "cameras must be integers"),
+        ({"query": []}, ValueError, "query is empty"),
+        ({"gallery": np.zeros(4, bool)}, ValueError, "gallery is empty"),
+        ({"gallery": [1, 9]}, ValueError, "gallery names row 9"),
+        ({"query": [1, 1]}, ValueError, "query names a row twice"),
+        ({"labels": [-1, -1, -1, -1]}, ValueError, "query is empty: all its labels are -1"),
+        ({"distance": "manhattan"}, ValueError, "distance must be one of"),
+        ({"ties": "random"}, ValueError, "ties must be one of"),
+    ],
+)
+def test_bad_input_is_one_clear_error(change, error, message):
+    arguments = {"embeddings": np.eye(4, dtype=np.float32), "labels": [0, 0, 1, 1]} | change
+    with pytest.raises(error, match=message) as caught:
+        retrieval.rank_matches(arguments.pop("embeddings"), arguments.pop("labels"), **arguments)
+    assert "\n" not in str(caught.value)
