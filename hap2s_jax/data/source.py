@@ -5,8 +5,8 @@ NumPy and the standard library only. Decoding, resizing and augmentation belong 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -122,6 +122,8 @@ class Dataset:
       gallery: int64 `[G]` indices into `test`; None exactly when `query` is.
       protocols: which evaluations apply: "class" (every test image queries all others) and "query_gallery"
         (query against gallery; where there are cameras, same-class same-camera images are removed).
+      baselines: figures on `test` of systems that need no training ("raw pixels"), by the names of the
+        evaluation's metrics, to be shown beside a run's own.
     """
 
     name: str
@@ -131,14 +133,15 @@ class Dataset:
     query: np.ndarray | None = None
     gallery: np.ndarray | None = None
     protocols: tuple[str, ...] = ("class",)
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what no evaluation could read."""
         if (self.query is None) != (self.gallery is None):
             raise ValueError("query and gallery: must be given together, or both be None")
-        for field, value in (("query", self.query), ("gallery", self.gallery)):
+        for name, value in (("query", self.query), ("gallery", self.gallery)):
             if value is not None and value.size and (value.min() < 0 or value.max() >= len(self.test)):
-                raise ValueError(f"{field}: must hold indices 0..{len(self.test) - 1} into test")
+                raise ValueError(f"{name}: must hold indices 0..{len(self.test) - 1} into test")
         unknown = sorted(set(self.protocols) - set(PROTOCOLS))
         if unknown or not self.protocols:
             raise ValueError(f"protocols: must be taken from {PROTOCOLS}, found {self.protocols}")

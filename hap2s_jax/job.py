@@ -1,0 +1,207 @@
+"""From a config to the objects that it names; what training, evaluation and the other commands share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from hap2s_jax import losses, models
+from hap2s_jax.data.pk import PKPlan
+from hap2s_jax.data.source import Dataset, Source, Subset
+from hap2s_jax.evaluation import protocols
+from hap2s_jax.evaluation.embed import embed_dataset
+from hap2s_jax.parallel import AXIS, DataParallel
+from hap2s_jax.training import objective, optimizer, step
+from hap2s_jax.training.state import TrainState, create_state
+
+PyTree = Any
+
+
+def use_compilation_cache(config: ml_collections.ConfigDict) -> None:
+    """Keeps compiled programs between runs, unless the user has set a cache of their own."""
+    folder = config.compilation_cache
+    if folder == "" or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    jax.config.update(
+        "jax_compilation_cache_dir", folder or str(pathlib.Path.home() / ".cache" / "hap2s_jax" / "xla")
+    )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A config's data set, encoder, loss, optimiser and devices, bound together.
+
+    Attributes:
+      config: the config, locked.
+      parallel: the devices.
+      dataset: the data set.
+      plan: which images make the batch of which step.
+      encoder: the flax module.
+      optimizer: the optax optimiser.
+      schedule: step -> learning rate.
+      update: compiled ``(state, split batch) -> (state, metrics)``.
+      embed: compiled ``(variables, images [b, h, w, 3]) -> [b, d]``.
+    """
+
+    config: ml_collections.ConfigDict
+    parallel: DataParallel
+    dataset: Dataset
+    plan: PKPlan
+    encoder: Any
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    update: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
+    embed: Callable[[PyTree, Any], jax.Array]
+
+    @classmethod
+    def create(cls, config: ml_collections.ConfigDict) -> Job:
+        """Builds everything, the cheapest mistakes first.
+
+        Raises:
+          UserError: naming the key that is wrong, or the data that is missing.
+        """
+        parallel = DataParallel.create(config.num_devices)
+        parallel.check_batch(config.batch.classes * config.batch.images_per_class)
+        loss = losses.create(**config.loss)
+        encoder = models.create(**config.encoder, axis_name=AXIS)
+        schedule = optimizer.create_schedule(
+            learning_rate=config.optimizer.learning_rate, steps=config.steps, **config.schedule
+        )
+        settings = {k: v for k, v in config.optimizer.items() if k != "learning_rate"}
+        transform = optimizer.create_optimizer(schedule=schedule, **settings)
+
+        # TensorFlow is loaded here and not before: a mistake above is reported at once.
+        from hap2s_jax.data.tf import datasets
+
+        dataset = datasets.load(
+            config.data.name,
+            data_dir=config.data.data_dir,
+            validation_fraction=config.data.validation_fraction,
+            seed=config.seed,
+        )
+        plan = PKPlan(
+            dataset.train.labels,
+            classes_per_batch=config.batch.classes,
+            images_per_class=config.batch.images_per_class,
+            seed=config.seed,
+        )
+        update = parallel.compile_step(
+            functools.partial(
+                step.train_step,
+                encoder=encoder,
+                objective=functools.partial(objective.metric_objective, loss=loss),
+                optimizer=transform,
+                axis_name=AXIS,
+                ema_decay=config.ema_decay or None,
+            )
+        )
+        embed = parallel.compile_map(functools.partial(step.embed_step, encoder=encoder))
+        return cls(config, parallel, dataset, plan, encoder, transform, schedule, update, embed)
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a global batch."""
+        return self.config.batch.classes * self.config.batch.images_per_class
+
+    def initial_state(self) -> TrainState:
+        """The state before the first update, not yet placed on the devices."""
+        images = np.zeros((2, *self.config.data.image_size, 3), np.uint8)
+        return create_state(
+            jax.random.key(self.config.seed),
+            self.encoder,
+            images,
+            self.optimizer,
+            use_ema=bool(self.config.ema_decay),
+        )
+
+    def train_batches(self, start_step: int) -> Iterator[PyTree]:
+        """The batches of steps `start_step`, `start_step` + 1, ..., split over the local devices."""
+        from hap2s_jax.data.tf import pipeline
+        from hap2s_jax.data.tf.augment import Augmentation
+
+        batches = pipeline.train_batches(
+            self.dataset.train,
+            self.plan,
+            augmentation=Augmentation(**self.config.augment),
+            image_size=self.config.data.image_size,
+            seed=self.config.seed,
+            start_step=start_step,
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
+            num_workers=self.config.data.num_workers,
+            on_unreadable=self.config.data.on_unreadable,
+        )
+        return (self.parallel.split(batch) for batch in batches)
+
+    def eval_batches(self, source: Source) -> Iterator[PyTree]:
+        """This process's share of a source's images, each once."""
+        from hap2s_jax.data.tf import pipeline
+
+        devices = len(self.parallel.local_devices)
+        return pipeline.eval_batches(
+            source,
+            image_size=self.config.data.image_size,
+            batch_size=-(-self.config.evaluate.batch_size // devices) * devices,
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
+            on_unreadable=self.config.data.on_unreadable,
+        )
+
+    def variables(self, state: TrainState) -> PyTree:
+        """What evaluation runs with: the moving average of the weights where there is one."""
+        params = state.params if state.ema_params is None else state.ema_params
+        return {"params": params["encoder"], "batch_stats": state.batch_stats}
+
+    def embeddings(self, state: TrainState, source: Source) -> tuple[np.ndarray, np.ndarray]:
+        """Embeds `source`: ``(embeddings [N, d], present [N])``; see `embed_dataset`."""
+        return embed_dataset(
+            self.embed, self.variables(state), self.eval_batches(source), len(source), self.parallel
+        )
+
+    def query_and_gallery(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of `source` that ask and that answer: the data set's for its test images, else all of them."""
+        data = self.dataset
+        if source is data.test and data.query is not None and data.gallery is not None:
+            return data.query, data.gallery
+        everything = np.arange(len(source))
+        return everything, everything
+
+    def measure(self, embeddings: np.ndarray, present: np.ndarray, source: Source) -> dict[str, float]:
+        """The retrieval metrics of a source's embeddings under the data set's protocols."""
+        query, gallery = self.query_and_gallery(source)
+        return protocols.evaluate(
+            embeddings,
+            np.where(present, source.labels, -1),
+            source.cameras,
+            query=query,
+            gallery=gallery,
+            protocols=self.dataset.protocols,
+            distance=self.config.evaluate.distance,
+        )
+
+    def images(self, source: Source, indices: np.ndarray) -> np.ndarray:
+        """Some images of a source as the encoder sees them, uint8 ``[n, h, w, 3]``, for pictures."""
+        from hap2s_jax.data.tf import pipeline
+
+        batches = pipeline.eval_batches(
+            Subset(source, indices, relabel=False),
+            image_size=self.config.data.image_size,
+            batch_size=max(len(indices), 1),
+            on_unreadable="skip",
+        )
+        return np.concatenate([batch["image"][: len(indices)] for batch in batches])
+
+    def num_parameters(self) -> int:
+        """Learnable numbers of encoder and loss."""
+        state = jax.eval_shape(self.initial_state)
+        return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state.params))

@@ -1,0 +1,174 @@
+"""Trains an encoder and measures it: ``python -m hap2s_jax.main --config=configs/emoji.py``.
+
+Flags and wiring only. The same command run again resumes where the last run stopped, and says so when there
+is nothing left to do. `run` is the same from Python.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+# Before anything can load TensorFlow, whose import is noisy otherwise.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from hap2s_jax import cli, parallel, report
+from hap2s_jax import config as configs
+from hap2s_jax.errors import UserError
+from hap2s_jax.job import Job, use_compilation_cache
+from hap2s_jax.reporting.metric_log import MetricLog
+from hap2s_jax.reporting.progress import ProgressBar
+from hap2s_jax.training.checkpoint import Checkpointer
+from hap2s_jax.training.loop import train
+from hap2s_jax.training.state import TrainState
+from hap2s_jax.training.watch import CollapseWatch
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, as configs/emoji.py.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where results go; runs/<config.name> by default."
+)
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or cluster.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0, where it cannot be detected."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes, where it cannot be detected."
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, where it cannot be detected.")
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Trains, or goes on training, in `workdir`, and measures the result on the test classes.
+
+    Args:
+      config: as `configs/common.py` describes it.
+      workdir: where checkpoints, ``metrics.jsonl``, ``results.json`` and the pictures go.
+
+    Returns:
+      What ``results.json`` holds.
+
+    Raises:
+      UserError: for whatever the user can mend, in one line.
+    """
+    config = ml_collections.FrozenConfigDict(config)
+    path = pathlib.Path(workdir).absolute()
+    _claim(path, config)
+    use_compilation_cache(config)
+    job = Job.create(config)
+    is_lead = job.parallel.is_lead
+
+    checkpointer = Checkpointer(
+        path / "checkpoints",
+        keep_last=config.checkpoint.keep_last,
+        keep_best=config.checkpoint.keep_best,
+        best_metric=config.checkpoint.best_metric if job.dataset.validation is not None else None,
+    )
+    start = checkpointer.latest_step or 0
+    finished = path / report.RESULTS
+    if start >= config.steps and finished.is_file():
+        report.say(
+            f"{path} holds a finished run of {start} steps; raise --config.steps to go on, or use another --workdir"
+        )
+        results = json.loads(finished.read_text())
+        report.print_results(results)
+        return results
+
+    state = job.initial_state()
+    if start:
+        report.say(f"resuming at step {start} of {config.steps} in {path}")
+        state = checkpointer.restore(state, start)
+    state = job.parallel.replicate(state)
+
+    began = time.perf_counter()
+    with MetricLog(path, resume_step=start, tensorboard=config.log.tensorboard, enabled=is_lead) as log:
+        report.announce(job, path)
+        if start == 0 and config.evaluate.untrained:
+            untrained = job.measure(*job.embeddings(state, job.dataset.test), job.dataset.test)
+            log.write(0, _prefixed("test/", untrained))
+        state = _train(job, state, log, checkpointer, start)
+        chosen = _chosen_weights(job, state, checkpointer)
+        results = report.finish(
+            job, chosen, path, log, last_step=config.steps, seconds=time.perf_counter() - began
+        )
+    checkpointer.close()
+    return results
+
+
+def _train(job: Job, state: TrainState, log: MetricLog, checkpointer: Checkpointer, start: int) -> TrainState:
+    config, validation = job.config, job.dataset.validation
+    watch = CollapseWatch()
+    with ProgressBar(
+        config.steps, start, "training", images_per_step=job.batch_size, enabled=job.parallel.is_lead
+    ) as bar:
+
+        def write(step: int, metrics: dict[str, float]) -> None:
+            if "loss" in metrics:
+                metrics["images_per_second"] = job.batch_size / metrics.pop("seconds_per_step")
+                metrics["learning_rate"] = float(job.schedule(step - 1))
+                log.write(step, _prefixed("train/", metrics))
+                for warning in watch.check(step, metrics):
+                    bar.write(f"warning: {warning}")
+            else:
+                log.write(step, _prefixed("validation/", metrics))
+
+        def evaluate(state: TrainState) -> dict[str, float]:
+            with bar.paused():
+                return job.measure(*job.embeddings(state, validation), validation)
+
+        return train(
+            state,
+            job.train_batches(start),
+            update=job.update,
+            total_steps=config.steps,
+            log_every=config.log.every_steps,
+            evaluate_every=config.evaluate.every_steps,
+            save_every=config.checkpoint.every_steps,
+            log=write,
+            evaluate=None if validation is None else evaluate,
+            save=checkpointer.save,
+            progress=lambda step, metrics: bar.update(step, loss=metrics["loss"]),
+            wait_each_step=job.parallel.must_wait,
+        )
+
+
+def _chosen_weights(job: Job, last: TrainState, checkpointer: Checkpointer) -> TrainState:
+    """The state whose figures on the test classes are reported."""
+    best = checkpointer.best_step if job.config.evaluate.weights == "best" else None
+    if best is None or best == int(last.step):
+        return last
+    return job.parallel.replicate(checkpointer.restore(last, best))
+
+
+def _claim(workdir: pathlib.Path, config: Any) -> None:
+    """Makes the working directory this config's, or checks that it is."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if (workdir / configs.FILE_NAME).is_file():
+            configs.check_resumable(config, workdir)
+        configs.save(config, workdir)
+    except OSError as e:
+        raise UserError(f"workdir {workdir} cannot be written: {e.strerror}; choose another --workdir") from e
+
+
+def _prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+    return {prefix + name: value for name, value in metrics.items()}
+
+
+def _main() -> None:
+    if _CONFIG.value is None:
+        cli.fail("which experiment? give --config=FILE, as --config=configs/emoji.py", code=2)
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+        parallel.initialize_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    run(_CONFIG.value, _WORKDIR.value or pathlib.Path("runs") / _CONFIG.value.name)
+
+
+if __name__ == "__main__":
+    cli.start(_main)

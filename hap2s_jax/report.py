@@ -1,0 +1,158 @@
+"""What a run leaves behind for people: lines on the terminal, a table, ``results.json`` and pictures."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hap2s_jax.data.source import Source
+from hap2s_jax.evaluation.retrieval import nearest
+from hap2s_jax.job import Job
+from hap2s_jax.reporting import environment, plots, selection
+from hap2s_jax.reporting.atomic import replacing
+from hap2s_jax.reporting.metric_log import MetricLog, read_metrics
+from hap2s_jax.reporting.pictures import retrievals
+from hap2s_jax.reporting.table import print_metrics
+from hap2s_jax.training.state import TrainState
+
+RESULTS = "results.json"
+
+# What the final table shows, in this order, of what was measured.
+COLUMNS = ("mAP", "rank-1", "rank-5", "recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision", "nmi")
+SHOWN_QUERIES = 12
+SHOWN_NEIGHBOURS = 10
+
+
+def say(text: str) -> None:
+    """Prints a line for the person at the terminal."""
+    print(text, flush=True)
+
+
+def announce(job: Job, workdir: pathlib.Path) -> None:
+    """Says what is about to be done, with what and where."""
+    if not job.parallel.is_lead:
+        return
+    data = job.dataset
+    parts = [("train", data.train), ("validation", data.validation), ("test", data.test)]
+    sizes = "; ".join(f"{name} {len(s):,} images of {_num_classes(s):,} classes" for name, s in parts if s is not None)
+    say(f"{data.name}: {sizes}")
+    say(f"batches: {job.plan.describe()}")
+    say(f"loss {job.config.loss.name}, encoder {job.config.encoder.name}, {job.num_parameters():,} parameters")
+    say(f"on {environment.summary()}")
+    say(f"in {workdir}")
+
+
+def finish(
+    job: Job, state: TrainState, workdir: pathlib.Path, log: MetricLog, *, last_step: int, seconds: float
+) -> dict[str, Any]:
+    """Measures the chosen weights on the test classes, writes and draws the results, and prints the table.
+
+    Args:
+      job: the run's objects.
+      state: the weights to report.
+      workdir: where to write.
+      log: the run's log, which gets the test metrics.
+      last_step: completed updates.
+      seconds: what this process has spent on the run so far.
+    """
+    test = job.dataset.test
+    embeddings, present = job.embeddings(state, test)
+    measured = job.measure(embeddings, present, test)
+    log.write(last_step, {f"test/{name}": value for name, value in measured.items()})
+    if not job.parallel.is_lead:
+        return {"test": measured}
+
+    records = read_metrics(workdir)
+    results = {
+        "test": measured,
+        "validation": _last(records, "validation/", int(state.step)),
+        "untrained": _last(records, "test/", 0),
+        "baselines": {name: dict(values) for name, values in job.dataset.baselines.items()},
+        "weights_of_step": int(state.step),
+        "steps": last_step,
+        "seconds_of_this_process": round(seconds, 1),
+        "peak_memory": environment.peak_memory(),
+        "environment": environment.describe(),
+        "config": job.config.to_dict(),
+    }
+    with replacing(workdir / RESULTS) as temporary:
+        temporary.write_text(json.dumps(results, indent=2, default=list) + "\n")
+    draw(job, embeddings, present, workdir)
+    print_results(results)
+    say(f"results and pictures: {workdir}")
+    return results
+
+
+def print_results(results: Mapping[str, Any]) -> None:
+    """Prints the final table of a run's results."""
+    rows = {
+        **results["baselines"],
+        "untrained": results["untrained"],
+        f"trained, step {results['weights_of_step']}": results["test"],
+    }
+    rows = {name: values for name, values in rows.items() if values}
+    columns = [c for c in COLUMNS if any(c in values for values in rows.values())]
+    print_metrics(rows, columns=columns, title="Retrieval on the test classes")
+
+
+def draw(job: Job, embeddings: np.ndarray, present: np.ndarray, workdir: pathlib.Path) -> None:
+    """Draws ``retrievals.png``, ``embeddings.png`` and ``curves.png``."""
+    test = job.dataset.test
+    plots.curves(workdir)
+    readable = np.flatnonzero(present)
+    if not len(readable):
+        return
+    shown = readable[selection.choose_for_map(test.labels[readable], seed=job.config.seed)]
+    plots.embedding_map(
+        embeddings[shown], job.images(test, shown), workdir / "embeddings.png", labels=test.labels[shown]
+    )
+    _draw_retrievals(job, embeddings, present, workdir / "retrievals.png")
+
+
+def _draw_retrievals(job: Job, embeddings: np.ndarray, present: np.ndarray, path: pathlib.Path) -> None:
+    test, data = job.dataset.test, job.dataset
+    labels = np.where(present, test.labels, -1)
+    queries, gallery = job.query_and_gallery(test)
+    queries = queries[labels[queries] >= 0]
+    queries = queries[
+        selection.choose_queries(len(queries), SHOWN_QUERIES, seed=job.config.seed, labels=test.labels[queries])
+    ]
+    neighbours = nearest(
+        embeddings,
+        labels,
+        k=min(SHOWN_NEIGHBOURS, len(gallery)),
+        cameras=test.cameras if "query_gallery" in data.protocols else None,
+        query=queries,
+        gallery=gallery,
+        distance=job.config.evaluate.distance,
+    )
+    complete = (neighbours >= 0).all(axis=1)
+    queries, neighbours = queries[complete], neighbours[complete]
+    if not len(queries):
+        return
+    images = job.images(test, neighbours.reshape(-1))
+    retrievals(
+        path,
+        job.images(test, queries),
+        images.reshape(*neighbours.shape, *images.shape[1:]),
+        test.labels[neighbours] == test.labels[queries][:, None],
+        query_captions=[test.class_names[label] for label in test.labels[queries]],
+        title=f"Test queries of {data.name} and what the encoder finds nearest",
+    )
+
+
+def _last(records: list[dict[str, float]], prefix: str, step: int) -> dict[str, float]:
+    """The metrics under `prefix` that were logged at `step`."""
+    found = {}
+    for record in records:
+        if record["step"] == step:
+            found |= {name.removeprefix(prefix): v for name, v in record.items() if name.startswith(prefix)}
+    return found
+
+
+def _num_classes(source: Source) -> int:
+    return len(np.unique(source.labels[source.labels >= 0]))
