@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 DISTANCES = ("euclidean", "squared_euclidean", "cosine")
@@ -23,7 +24,7 @@ def check_embeddings(embeddings: Any, name: str = "embeddings") -> np.ndarray:
         raise ValueError(f"{name} must be a matrix [n, d], but has shape {array.shape}.")
     if array.shape[0] == 0 or array.shape[1] == 0:
         raise ValueError(f"{name} is empty: shape {array.shape}.")
-    if not (array.dtype.kind in "iu" or jax.dtypes.issubdtype(array.dtype, np.floating)):
+    if not (array.dtype.kind in "iu" or jnp.issubdtype(array.dtype, jnp.floating)):
         raise TypeError(f"{name} must hold real numbers, but has dtype {array.dtype}.")
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float32)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from hap2s_jax.evaluation import clustering
@@ -38,7 +37,7 @@ def evaluate(
     cluster: bool = True,
     seed: int = 0,
     restarts: int = 3,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> dict[str, float]:
     """Evaluates embeddings by one or both protocols.
 

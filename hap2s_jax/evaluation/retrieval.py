@@ -92,7 +92,7 @@ def rank_matches(
     ties: str = "pessimistic",
     first_only: bool = False,
     block_size: int | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> QueryResults:
     """Ranks the gallery for every query, a block of queries at a time, and returns what each query found.
 
@@ -274,7 +274,7 @@ def _pad_rows(array: np.ndarray, count: int, value: int = 0) -> np.ndarray:
     return np.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1)), constant_values=value)
 
 
-def _default_devices() -> list[jax.Device]:
+def _default_devices() -> list[Any]:
     local = jax.local_devices()
     return local[:1] if local[0].platform == "cpu" else local
 
