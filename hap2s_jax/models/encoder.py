@@ -1,0 +1,170 @@
+"""The encoder: image normalisation, ResNet trunk, pooling and embedding head in one module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from hap2s_jax.models.norm import BatchNorm
+from hap2s_jax.models.pooling import Pooling
+from hap2s_jax.models.resnet import Architecture, ResNet
+
+# ImageNet's channel statistics, which every published ResNet's weights expect, for pixels in [0, 255].
+IMAGE_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+IMAGE_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+
+_dense_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+@flax.struct.dataclass
+class EncoderOutput:
+    """What an encoder says of n images; all float32.
+
+    Attributes:
+      embedding: `[n, d]`, what the metric loss compares.
+      features: `[n, c]`, the pooled features before the head.
+      logits: `[n, classes]` of the identification classifier, None without one.
+      neck: `[n, d]`, the embedding after BNNeck's batch normalisation, None without one.
+    """
+
+    embedding: jax.Array
+    features: jax.Array
+    logits: jax.Array | None = None
+    neck: jax.Array | None = None
+
+    @property
+    def retrieval(self) -> jax.Array:
+        """What test images are compared by, `[n, d]`: the embedding, or with BNNeck its normalised neck.
+
+        Rows of the neck have length 1, so Euclidean and cosine distance rank alike (BNNeck asks for cosine).
+        """
+        return self.embedding if self.neck is None else l2_normalize(self.neck)
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """Scales each row of `x` `[n, d]` to length 1; a row of zeros stays zero, with gradient zero."""
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    # Guarded on both sides of the where: the gradient of the branch not taken must be finite too.
+    is_long = square > jnp.finfo(x.dtype).tiny
+    return jnp.where(is_long, x * jax.lax.rsqrt(jnp.where(is_long, square, 1.0)), 0.0)
+
+
+def normalize_images(images: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
+    """Standardises `images` `[n, h, w, 3]`, uint8 or floating in [0, 255], by ImageNet's statistics."""
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images has shape {images.shape}; an encoder takes [n, height, width, 3].")
+    if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(f"images has dtype {images.dtype}; an encoder takes uint8, or floating in [0, 255].")
+    x = images.astype(jnp.promote_types(dtype, jnp.float32))
+    mean, std = jnp.asarray(IMAGE_MEAN, x.dtype), jnp.asarray(IMAGE_STD, x.dtype)
+    return ((x - mean) / std).astype(dtype)
+
+
+class EmbeddingHead(nn.Module):
+    """From pooled features to embedding, neck and logits, in float32.
+
+    Attributes:
+      embedding_dim: d; 0 takes the pooled features themselves as the embedding.
+      hidden_dim: size of a hidden layer with batch normalisation and ReLU; 0 leaves it out. 1024 with
+        `embedding_dim` 128 is the head of HAP2S's paper (Yu et al., 2018).
+      normalize: scale each embedding to length 1.
+      bnneck: put a batch normalisation without bias between embedding and classifier (Luo et al., "Bag of
+        Tricks", 2019).
+      num_classes: outputs of the identification classifier; 0 for none.
+      axis_name: see `BatchNorm`.
+    """
+
+    embedding_dim: int = 128
+    hidden_dim: int = 0
+    normalize: bool = False
+    bnneck: bool = False
+    num_classes: int = 0
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, features: jax.Array, train: bool) -> EncoderOutput:
+        """Maps `features` `[n, c]` to an `EncoderOutput`."""
+        x = features
+        if self.hidden_dim:
+            x = nn.Dense(self.hidden_dim, use_bias=False, kernel_init=_dense_init, name="hidden")(x)
+            x = nn.relu(BatchNorm(axis_name=self.axis_name, name="hidden_bn")(x, train))
+        if self.embedding_dim:
+            # Distances, and the neck, do not see a shift of all embeddings: an unnormalised embedding's bias
+            # would have gradient zero up to rounding, which Adam turns into noise.
+            x = nn.Dense(
+                self.embedding_dim, use_bias=self.normalize, kernel_init=_dense_init, name="embedding"
+            )(x)
+        embedding = l2_normalize(x) if self.normalize else x
+        neck = None
+        if self.bnneck:
+            neck = BatchNorm(axis_name=self.axis_name, use_bias=False, name="neck_bn")(embedding, train)
+        logits = None
+        if self.num_classes:
+            logits = nn.Dense(
+                self.num_classes,
+                use_bias=not self.bnneck,
+                kernel_init=nn.initializers.normal(0.001) if self.bnneck else _dense_init,
+                name="classifier",
+            )(embedding if neck is None else neck)
+        return EncoderOutput(embedding=embedding, features=features, logits=logits, neck=neck)
+
+
+class Encoder(nn.Module):
+    """Images in, embeddings out: a ResNet trunk, global pooling and an `EmbeddingHead`.
+
+    The image normalisation is part of it, so that an exported encoder carries its preprocessing. Attributes
+    are those of `ResNet`, `Pooling` and `EmbeddingHead`.
+    """
+
+    architecture: Architecture
+    width: int = 64
+    stem: str = "imagenet"
+    last_stride: int = 2
+    pooling: str = "gap"
+    embedding_dim: int = 128
+    hidden_dim: int = 0
+    normalize: bool = False
+    bnneck: bool = False
+    num_classes: int = 0
+    zero_init_residual: bool = False
+    freeze_bn_stats: bool = False
+    freeze_bn_affine: bool = False
+    remat_stages: Sequence[int] = ()
+    axis_name: str | None = None
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> EncoderOutput:
+        """Encodes `images` `[n, h, w, 3]`, uint8 or floating in [0, 255].
+
+        Raises:
+          ValueError: images of another shape.
+          TypeError: images of another dtype.
+        """
+        maps = ResNet(
+            self.architecture,
+            width=self.width,
+            stem=self.stem,
+            last_stride=self.last_stride,
+            zero_init_residual=self.zero_init_residual,
+            remat_stages=self.remat_stages,
+            axis_name=self.axis_name,
+            freeze_stats=self.freeze_bn_stats,
+            freeze_affine=self.freeze_bn_affine,
+            dtype=self.dtype,
+            name="trunk",
+        )(normalize_images(images, self.dtype), train)
+        features = Pooling(self.pooling, name="pooling")(maps[-1])
+        return EmbeddingHead(
+            embedding_dim=self.embedding_dim,
+            hidden_dim=self.hidden_dim,
+            normalize=self.normalize,
+            bnneck=self.bnneck,
+            num_classes=self.num_classes,
+            axis_name=self.axis_name,
+            name="head",
+        )(features, train)

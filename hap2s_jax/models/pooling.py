@@ -1,0 +1,34 @@
+"""From a feature map `[n, h, w, c]` to one vector per image `[n, c]`."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+POOLINGS = ("gap", "gem", "gap+gmp")
+
+
+class Pooling(nn.Module):
+    """Global pooling, in float32 whatever the dtype of the map.
+
+    Attributes:
+      kind: "gap", the mean; "gem", the generalised mean `(mean x^p)^(1/p)` with one learnt `p` that starts
+        at 3 (Radenovic et al., 2018); "gap+gmp", mean plus maximum.
+    """
+
+    kind: str = "gap"
+
+    @nn.compact
+    def __call__(self, feature_map: jax.Array) -> jax.Array:
+        """Pools `feature_map` `[n, h, w, c]` to float32 `[n, c]`."""
+        x = feature_map.astype(jnp.promote_types(feature_map.dtype, jnp.float32))
+        if self.kind == "gap":
+            return x.mean((1, 2))
+        if self.kind == "gap+gmp":
+            return x.mean((1, 2)) + x.max((1, 2))
+        if self.kind == "gem":
+            p = self.param("p", nn.initializers.constant(3.0), (1,), jnp.float32)
+            # Below this floor the gradients of x^p and of its root have no bound.
+            return (jnp.maximum(x, 1e-6) ** p).mean((1, 2)) ** (1 / p)
+        raise ValueError(f"pooling is {self.kind!r}; choose one of {', '.join(POOLINGS)}.")

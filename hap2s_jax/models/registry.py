@@ -1,0 +1,93 @@
+"""Encoders by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from hap2s_jax.errors import UserError
+from hap2s_jax.models.encoder import Encoder
+from hap2s_jax.models.pooling import POOLINGS
+from hap2s_jax.models.resnet import ARCHITECTURES, STEMS
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def names() -> tuple[str, ...]:
+    """The names that `create` knows, sorted."""
+    return tuple(sorted(ARCHITECTURES))
+
+
+def create(name: str, **options: Any) -> nn.Module:
+    """Makes the encoder called `name`.
+
+    Its `init(key, images)` gives `{"params", "batch_stats"}`, its `apply(variables, images, train)` an
+    `EncoderOutput`; in training pass `mutable=["batch_stats"]`.
+
+    Args:
+      name: one of `names()`.
+      **options: attributes of `Encoder`: `width` (None is 64, the published one), `stem` ("imagenet",
+        "small64", "small32"), `last_stride`, `pooling`, `embedding_dim`, `hidden_dim`, `normalize`, `bnneck`,
+        `num_classes`, `zero_init_residual`, `freeze_bn_stats`, `freeze_bn_affine`, `remat_stages`,
+        `axis_name`, and `dtype`, also as a string.
+
+    Raises:
+      UserError: an unknown name or option, or a value that the option does not take; the message has the
+        nearest right one.
+    """
+    if name not in ARCHITECTURES:
+        raise UserError(f"Unknown model {name!r}{_nearest(name, names())}; known: {', '.join(names())}.")
+    known = [f.name for f in dataclasses.fields(Encoder) if f.name not in ("architecture", "parent", "name")]
+    for key in options:
+        if key not in known:
+            raise UserError(f"Unknown model option {key!r}{_nearest(key, known)}; known: {', '.join(known)}.")
+    if options.get("width", 0) is None:
+        options.pop("width")
+    if isinstance(dtype := options.get("dtype"), str):
+        _choose("dtype", dtype, DTYPES)
+        options["dtype"] = jnp.dtype(dtype)
+    if "remat_stages" in options:
+        options["remat_stages"] = tuple(options["remat_stages"])
+    encoder = Encoder(ARCHITECTURES[name], **options)
+    _check(encoder)
+    return encoder
+
+
+def _check(encoder: Encoder) -> None:
+    _choose("stem", encoder.stem, STEMS)
+    _choose("pooling", encoder.pooling, POOLINGS)
+    _choose("last_stride", encoder.last_stride, (1, 2))
+    for stage in encoder.remat_stages:
+        _choose("remat_stages", stage, (1, 2, 3, 4))
+    for key, least in (("width", 1), ("embedding_dim", 0), ("hidden_dim", 0), ("num_classes", 0)):
+        value = getattr(encoder, key)
+        if not isinstance(value, int) or value < least:
+            raise UserError(
+                f"model option {key} is {value!r}; it must be a whole number of at least {least}."
+            )
+    if encoder.width * encoder.architecture.group_width < 64:
+        least = -(-64 // encoder.architecture.group_width)
+        raise UserError(
+            f"model option width is {encoder.width}; this architecture's groups need at least {least}."
+        )
+    if encoder.hidden_dim and not encoder.embedding_dim:
+        raise UserError("model option hidden_dim needs an embedding_dim above 0 to follow it.")
+
+
+def _choose(key: str, value: object, choices: Iterable[object]) -> None:
+    known = list(choices)
+    if value not in known:
+        nearest = _nearest(value, known) if isinstance(value, str) else ""
+        raise UserError(
+            f"model option {key} is {value!r}{nearest}; choose one of {', '.join(map(str, known))}."
+        )
+
+
+def _nearest(word: str, choices: Iterable[object]) -> str:
+    close = difflib.get_close_matches(word, [str(choice) for choice in choices], 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
