@@ -1,0 +1,205 @@
+"""The numbers of a run over its steps: JSON lines for programs, TensorBoard event files for eyes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from hap2s_jax.errors import UserError
+from hap2s_jax.reporting.atomic import cannot_write, replacing
+
+FILE_NAME = "metrics.jsonl"
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class MetricLog:
+    """Appends metrics to `workdir/metrics.jsonl` and to TensorBoard event files in `workdir`.
+
+    A line is `{"step": 100, "train/loss": 0.25, ...}`, in strict JSON: what JSON cannot say stands there as
+    one of the strings "NaN", "Infinity", "-Infinity", which `read_metrics` turns back into numbers. Lines
+    hold no times and no names of machines, so the log of a resumed run equals that of one never stopped.
+    Numbers of float32 are written with as many digits as identify them.
+
+    When a run resumes, everything after `resume_step` is cut off, and so is a line that a crash left torn.
+    The JSON lines lead: the event files are then written anew from them (with the times at which the
+    points were first written), so every reader of event files sees one curve without doubled points. The
+    loop must therefore write what belongs to step t before it saves checkpoint t.
+
+    Only one process of a run may write: the others pass `enabled=False`, and every method does nothing.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        resume_step: int | None = 0,
+        *,
+        tensorboard: bool = True,
+        enabled: bool = True,
+    ) -> None:
+        """Opens the log.
+
+        Args:
+          workdir: the run's folder; made where it is missing.
+          resume_step: completed updates of the checkpoint the run continues from; lines of later steps are
+            removed. 0: the run starts, and the log is emptied. None: everything is kept (for a command
+            that adds a line to a finished run).
+          tensorboard: also write event files (needs tensorboardX).
+          enabled: False on all processes but the first.
+
+        Raises:
+          UserError: the folder or the files cannot be written.
+        """
+        self._enabled = enabled
+        self._events: Any = None
+        if not enabled:
+            return
+        folder = Path(workdir)
+        self._path = folder / FILE_NAME
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = _parse(self._path.read_bytes()) if self._path.exists() else []
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        if resume_step is not None:
+            kept = [line for line in kept if line["step"] <= resume_step] if resume_step > 0 else []
+        # Rewritten whole even when nothing is cut: a torn last line must never be appended to.
+        with replacing(self._path) as temporary:
+            temporary.write_bytes(b"".join(map(_encode, kept)))
+        self._last_step = max((line["step"] for line in kept), default=0)
+        try:
+            self._file = self._path.open("ab", buffering=0)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        if tensorboard:
+            from hap2s_jax.reporting.event_files import EventFile
+
+            self._events = EventFile(folder, history=[_decode(line) for line in kept])
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends one line; it is with the operating system when the call returns.
+
+        Args:
+          step: completed updates, at least that of the line before.
+          metrics: name -> number (Python, NumPy, or a JAX array of one element).
+
+        Raises:
+          TypeError: a value is not a number; ValueError: the step lies before the last one.
+          UserError: the disk is full. The log stays whole: no half line is left behind.
+        """
+        if not self._enabled:
+            return
+        if self._file.closed:
+            raise ValueError("the metric log is closed: write before close(), or open another MetricLog")
+        step = int(step)
+        if step < self._last_step:
+            raise ValueError(
+                f"step must not go back: it was {step}, the log stands at {self._last_step}; "
+                "open the log with resume_step to cut it"
+            )
+        record = {"step": step} | {name: _number(name, value) for name, value in metrics.items()}
+        line = _encode({name: _jsonable(value) for name, value in record.items()})
+        size = self._file.seek(0, os.SEEK_END)
+        try:
+            written = self._file.write(line)
+            while written < len(line):
+                written += self._file.write(line[written:])
+        except OSError as error:
+            self._file.truncate(size)
+            raise cannot_write(self._path, error) from error
+        self._last_step = step
+        if self._events is not None:
+            self._events.write(record, time.time())
+
+    def flush(self) -> None:
+        """Forces what was written onto the disk."""
+        if not self._enabled or self._file.closed:
+            return
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+
+    def close(self) -> None:
+        """Closes the files; a second call does nothing."""
+        if not self._enabled or self._file.closed:
+            return
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def __enter__(self) -> MetricLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """Reads `workdir/metrics.jsonl`: one dict per line with `step` (int) and the metrics, in order.
+
+    Lines that are not whole (a run may be writing right now) are left out.
+
+    Raises:
+      UserError: there is no log in this folder.
+    """
+    path = Path(workdir) / FILE_NAME
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror}; workdir must be the folder of a training run"
+        ) from error
+    return [_decode(line) for line in _parse(content)]
+
+
+def _parse(content: bytes) -> list[dict[str, Any]]:
+    lines = []
+    for line in content.split(b"\n"):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # Torn by a crash, or the empty end.
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            lines.append(record)
+    return lines
+
+
+def _encode(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+def _decode(record: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: _NON_FINITE.get(value, math.nan) if isinstance(value, str) else value
+        for name, value in record.items()
+        if isinstance(value, (int, float, str))
+    }
+
+
+def _jsonable(value: float) -> float | str:
+    if isinstance(value, int) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _number(name: str, value: Any) -> float:
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind in "OUSMmc":
+        raise TypeError(f"metric {name!r} must be one number, was {type(value).__name__} {np.shape(value)}")
+    scalar = array.reshape(())[()]
+    if array.dtype.kind in "biu":
+        return int(scalar)
+    if array.dtype == np.float64:
+        return float(scalar)
+    # Through the shortest decimal that identifies the float32: 0.1, not 0.10000000149011612.
+    return float(str(np.float32(scalar)))
