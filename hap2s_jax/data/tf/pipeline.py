@@ -215,10 +215,12 @@ def _run(
         num_workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     )
     failures: dict[int, Exception] = {}
+    # TensorFlow never frees a Python function it was given; what hangs on it must be cut off at the end.
+    work = [load]
 
     def attempt(step: np.ndarray) -> tuple[Any, ...]:
         try:
-            return (np.bool_(True), *load(int(step)))
+            return (np.bool_(True), *work[0](int(step)))
         except Exception as error:
             # TensorFlow would turn it into one of its own, with a traceback in the message.
             failures[int(step)] = error
@@ -233,10 +235,14 @@ def _run(
     options.autotune.enabled = False
     options.threading.private_threadpool_size = workers
     dataset = dataset.prefetch(2).with_options(options)
-    for step, (fine, *arrays) in zip(itertools.count(start), dataset.as_numpy_iterator(), strict=False):
-        if not fine:
-            raise failures[step]
-        yield tuple(arrays)
+    try:
+        for step, (fine, *arrays) in zip(itertools.count(start), dataset.as_numpy_iterator(), strict=False):
+            if not fine:
+                raise failures[step]
+            yield tuple(arrays)
+    finally:
+        work.clear()
+        failures.clear()
 
 
 def _usable_cores() -> int:

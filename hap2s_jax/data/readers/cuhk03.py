@@ -1,0 +1,187 @@
+"""CUHK03 (Li et al. 2014) from its .mat files: the new protocol (Zhong et al. 2017) and the old one."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hap2s_jax.data.readers.files import Parts, number_identities
+from hap2s_jax.data.readers.person import TRAIN, read_market
+from hap2s_jax.errors import UserError
+
+DETECTIONS = ("labeled", "detected")
+PROTOCOLS = ("new", "old")
+MAT = "cuhk-03.mat"
+# Where the five pairs of cameras and the ten cells of a person lie in the file.
+_PAIRS, _CELLS, _CELLS_PER_CAMERA = 5, 10, 5
+
+
+def read_cuhk03(root: Path, *, detection: str = "detected", protocol: str = "new", split: int = 0) -> Parts:
+    """Either the official `cuhk-03.mat`, or the ready folders of the new protocol.
+
+    Args:
+      root: the folder with the .mat files, or with `labeled/` and `detected/`.
+      detection: "detected" boxes or hand-"labeled" ones.
+      protocol: "new" has 767 training and 700 test identities; "old" one of the 20 official test sets of 100
+        identities, where the first camera of a pair queries the second.
+      split: which of the 20 test sets, from 0 ("old" only).
+
+    Raises:
+      UserError: an argument is not one of these, or a file is missing or malformed.
+    """
+    if detection not in DETECTIONS:
+        raise UserError(
+            f"data.options.detection: must be one of {', '.join(DETECTIONS)}, found {detection!r}"
+        )
+    if protocol not in PROTOCOLS:
+        raise UserError(f"data.options.protocol: must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
+    ready = root / detection
+    if protocol == "new" and (ready / TRAIN).is_dir():
+        return read_market(ready, f"cuhk03 {detection}")
+    if not (root / MAT).is_file():
+        raise UserError(f"cuhk03: the {protocol} protocol needs {root / MAT} from the official archive")
+    cells = _Cells(root / MAT, detection)
+    if protocol == "new":
+        return _new_protocol(root, detection, cells)
+    return _old_protocol(detection, cells, split)
+
+
+class MatSource:
+    """Images inside `cuhk-03.mat`, handed out as BMP: uncompressed pixels with a header.
+
+    Args:
+      name: what messages call the source.
+      cells: the open file.
+      keys: `[N]` (camera pair, person, cell), each from 0.
+      identities: `[N]` integers.
+      cameras: `[N]` integers from 0.
+    """
+
+    boxes = None
+
+    def __init__(
+        self, name: str, cells: _Cells, keys: list[tuple[int, int, int]], identities: list, cameras: list
+    ):
+        self.name = name
+        self.labels, self.class_names = number_identities(identities)
+        self.cameras = np.asarray(cameras, np.int32)
+        self._cells = cells
+        self._keys = keys
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self._keys)
+
+    def read(self, index: int) -> bytes:
+        """Image number `index` as a BMP."""
+        return encode_bmp(self._cells.image(*self._keys[index]))
+
+    def describe(self, index: int) -> str:
+        """The file and the cell in it."""
+        pair, person, cell = self._keys[index]
+        return f"{self._cells.path}:{self._cells.detection}{{{pair + 1}}}{{{person + 1},{cell + 1}}}"
+
+
+class _Cells:
+    """Random access to the images of `cuhk-03.mat` (MATLAB 7.3, that is HDF5)."""
+
+    def __init__(self, path: Path, detection: str):
+        try:
+            import h5py
+        except ImportError:
+            raise UserError("cuhk03: reading cuhk-03.mat needs h5py; pip install h5py") from None
+        self.path = path
+        self.detection = detection
+        self._lock = threading.Lock()
+        try:
+            self._file: Any = h5py.File(path, "r")
+            # MATLAB writes columns first: an n x 10 cell array is [10, n] here.
+            self._pairs = [np.asarray(self._file[ref]) for ref in np.ravel(self._file[detection])]
+        except (OSError, KeyError) as error:
+            raise UserError(f"cuhk03: cannot read {path}: {error}") from None
+
+    def occupied(self) -> list[tuple[int, int, int]]:
+        """(pair, person, cell) of every cell with an image in it, in order."""
+        found = []
+        for pair, cells in enumerate(self._pairs):
+            for person in range(cells.shape[1]):
+                found += [
+                    (pair, person, cell)
+                    for cell in range(cells.shape[0])
+                    if len(self._file[cells[cell, person]].shape) == 3
+                ]
+        return found
+
+    def image(self, pair: int, person: int, cell: int) -> np.ndarray:
+        """uint8 `[height, width, 3]`."""
+        with self._lock:
+            return np.asarray(self._file[self._pairs[pair][cell, person]]).transpose(2, 1, 0)
+
+    def test_set(self, number: int) -> set[tuple[int, int]]:
+        """(pair, person) of the people in an official test set."""
+        sets = np.ravel(self._file["testsets"])
+        if not 0 <= number < len(sets):
+            raise UserError(f"data.options.split: must lie in 0..{len(sets) - 1}, found {number}")
+        return {(int(p) - 1, int(i) - 1) for p, i in np.asarray(self._file[sets[number]]).T}
+
+
+def _new_protocol(root: Path, detection: str, cells: _Cells) -> Parts:
+    from scipy.io import loadmat
+
+    path = root / f"cuhk03_new_protocol_config_{detection}.mat"
+    if not path.is_file():
+        raise UserError(
+            f"cuhk03: the new protocol needs {path}, from https://github.com/zhunzhong07/person-re-ranking "
+            "(evaluation/data/CUHK03)"
+        )
+    config = loadmat(path, squeeze_me=True)
+    labels, cameras = config["labels"].astype(int), config["camId"].astype(int)
+    # Names such as 1_001_1_01.png: pair, person, camera of the pair, cell; all from 1.
+    keys = [_key(str(name)) for name in config["filelist"]]
+
+    def source(part: str, rows: np.ndarray) -> MatSource:
+        picked = [keys[r] for r in rows]
+        return MatSource(
+            f"cuhk03 {detection} {part}", cells, picked, [int(labels[r]) for r in rows], cameras[rows] - 1
+        )
+
+    rows = {
+        part: np.atleast_1d(config[f"{part}_idx"]).astype(int) - 1 for part in ("train", "query", "gallery")
+    }
+    queries = len(rows["query"])
+    test = source("test", np.concatenate([rows["query"], rows["gallery"]]))
+    return Parts(source("train", rows["train"]), test, np.arange(queries), np.arange(queries, len(test)))
+
+
+def _key(name: str) -> tuple[int, int, int]:
+    fields = name.split(".")[0].split("_")
+    return int(fields[0]) - 1, int(fields[1]) - 1, int(fields[3]) - 1
+
+
+def _old_protocol(detection: str, cells: _Cells, split: int) -> Parts:
+    held_out = cells.test_set(split)
+    sources = []
+    for part in ("train", "test"):
+        keys = [k for k in cells.occupied() if ((k[0], k[1]) in held_out) == (part == "test")]
+        # People are numbered inside their pair of cameras only.
+        identities = [f"{pair + 1}_{person + 1:04d}" for pair, person, _ in keys]
+        cameras = [2 * pair + cell // _CELLS_PER_CAMERA for pair, _, cell in keys]
+        sources.append(MatSource(f"cuhk03 {detection} {part}", cells, keys, identities, cameras))
+    second = sources[1].cameras % 2
+    return Parts(sources[0], sources[1], np.flatnonzero(second == 0), np.flatnonzero(second == 1))
+
+
+def encode_bmp(image: np.ndarray) -> bytes:
+    """An image, uint8 `[height, width, 3]` RGB, as an uncompressed 24-bit BMP."""
+    height, width, _ = image.shape
+    stride = -(-3 * width // 4) * 4
+    # Rows run from the bottom to the top, pixels are blue, green, red.
+    rows = np.zeros((height, stride), np.uint8)
+    rows[:, : 3 * width] = image[::-1, :, ::-1].reshape(height, 3 * width)
+    header = struct.pack("<2sIHHI", b"BM", 54 + rows.size, 0, 0, 54)
+    header += struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, rows.size, 2835, 2835, 0, 0)
+    return header + rows.tobytes()

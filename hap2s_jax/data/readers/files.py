@@ -1,0 +1,137 @@
+"""What all readers of folders share: images on disk as a source, labels that do not depend on the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hap2s_jax.data.source import Source
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a reader finds: the official split of a data set, before validation classes are taken out.
+
+    Attributes:
+      train: the training images.
+      test: the images of the unseen classes.
+      query: int64 indices into `test`, or None when every test image queries all the others.
+      gallery: int64 indices into `test`; None exactly when `query` is.
+      validation: validation images, where the data set itself names them.
+    """
+
+    train: Source
+    test: Source
+    query: np.ndarray | None = None
+    gallery: np.ndarray | None = None
+    validation: Source | None = None
+
+
+class FileSource:
+    """Images in files.
+
+    Args:
+      name: what messages call the source.
+      root: the folder to which the paths are relative.
+      paths: `[N]` paths with forward slashes; absolute ones stay as they are.
+      identities: `[N]` whose image it is, integers or strings; None for a distractor, which gets label -1. The
+        labels number the identities in sorted order (integers by value).
+      cameras: `[N]` integers from 0, or None.
+      boxes: `[N, 4]` left, top, right, bottom in pixels, the last two exclusive; None for whole images.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path | str,
+        paths: Sequence[str],
+        identities: Sequence[int | str | None],
+        cameras: Sequence[int] | None = None,
+        boxes: np.ndarray | None = None,
+    ):
+        self.name = name
+        self.root = os.fspath(root)
+        self.paths = list(paths)
+        self.labels, self.class_names = number_identities(identities)
+        self.cameras = None if cameras is None else np.asarray(cameras, np.int32)
+        self.boxes = None if boxes is None else np.asarray(boxes, np.int32).reshape(-1, 4)
+        for field, values in (("identities", self.labels), ("cameras", self.cameras), ("boxes", self.boxes)):
+            if values is not None and len(values) != len(self.paths):
+                raise ValueError(
+                    f"{field}: must be one per path, found {len(values)} for {len(self.paths)} paths"
+                )
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.paths)
+
+    def read(self, index: int) -> bytes:
+        """The bytes of file number `index`."""
+        with open(self.describe(index), "rb") as file:
+            return file.read()
+
+    def describe(self, index: int) -> str:
+        """The path of file number `index`."""
+        return os.path.join(self.root, self.paths[index])
+
+
+def number_identities(identities: Sequence[int | str | None]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Number identities from 0 in sorted order.
+
+    Returns:
+      (labels int32 `[N]`, -1 for None; the names of the identities in the order of the labels).
+    """
+    distinct = sorted({i for i in identities if i is not None})  # pyright: ignore[reportArgumentType] - one type
+    number = {identity: n for n, identity in enumerate(distinct)}
+    labels = np.array([-1 if i is None else number[i] for i in identities], np.int32)
+    return labels, tuple(str(identity) for identity in distinct)
+
+
+def list_images(folder: Path | str) -> list[str]:
+    """Names of the image files directly in a folder, sorted; links are followed, other files passed over."""
+    return sorted(
+        name
+        for name in os.listdir(folder)
+        if name.lower().endswith(EXTENSIONS)
+        and not name.startswith(".")
+        and os.path.isfile(os.path.join(folder, name))
+    )
+
+
+def list_folders(folder: Path | str) -> list[str]:
+    """Names of the folders directly in a folder, sorted, without hidden ones."""
+    return sorted(
+        name
+        for name in os.listdir(folder)
+        if not name.startswith(".") and os.path.isdir(os.path.join(folder, name))
+    )
+
+
+def find_root(bases: Iterable[Path], folders: Iterable[str], markers: Sequence[str]) -> Path | None:
+    """The first folder that has all the markers in it.
+
+    Args:
+      bases: where people keep their data sets.
+      folders: the names that the data set's folder goes by. Each is tried as it is and once more inside itself,
+        as some archivers leave it; the base itself comes last.
+      markers: files or folders that tell the data set.
+    """
+    folders = list(folders)
+    for base in bases:
+        for folder in [*folders, *(f"{f}/{f.rsplit('/', 1)[-1]}" for f in folders), "."]:
+            root = base / folder
+            if all((root / marker).exists() for marker in markers):
+                return root
+    return None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank; bytes that are no UTF-8 survive as file names."""
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    return [line.strip() for line in text.splitlines() if line.strip()]

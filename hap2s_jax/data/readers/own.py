@@ -1,0 +1,148 @@
+"""The users' own images: a folder of class folders, or a CSV."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from hap2s_jax.data.draws import permutation
+from hap2s_jax.data.readers.files import FileSource, Parts, list_folders, list_images
+from hap2s_jax.errors import UserError
+
+_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
+_SPLITS |= {"test": "test", "query": "query", "gallery": "gallery"}
+_BOX = ("x1", "y1", "x2", "y2")
+
+
+class _Rows:
+    """Images of one part, as they are collected."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self.classes: list[int | str | None] = []
+        self.cameras: list[int] = []
+        self.boxes: list[list[int]] = []
+
+    def source(self, name: str, root: Path) -> FileSource:
+        cameras = self.cameras if self.cameras else None
+        return FileSource(
+            name, root, self.paths, self.classes, cameras, np.array(self.boxes) if self.boxes else None
+        )
+
+    def join(self, other: _Rows) -> _Rows:
+        both = _Rows()
+        for field in vars(both):
+            setattr(both, field, getattr(self, field) + getattr(other, field))
+        return both
+
+
+def read_folder(root: Path, *, test_fraction: float = 0.5, seed: int = 0) -> Parts:
+    """A folder with a folder of images per class, or a CSV file.
+
+    Folders named train and test (or query and gallery), and perhaps validation, are taken for the split, with the
+    classes inside them. Otherwise the classes are split by `test_fraction` and `seed`.
+
+    Args:
+      root: the folder, or a CSV file with the columns path, label and, as wished, split, camera, x1, y1, x2, y2.
+      test_fraction: share of the classes to test on, where the data names no split.
+      seed: which classes those are.
+
+    Raises:
+      UserError: there are no images, or too few classes to split, or the CSV is malformed.
+    """
+    parts = read_csv_rows(root) if root.is_file() else _folder_rows(root)
+    base = root.parent if root.is_file() else root
+    if "all" in parts:
+        parts = _split(parts["all"], root, test_fraction, seed)
+    if "train" not in parts or not ("test" in parts or {"query", "gallery"} <= parts.keys()):
+        raise UserError(
+            f"{root}: needs a part named train, and one named test or the two named query and gallery"
+        )
+    train = parts["train"].source("own train", base)
+    validation = parts["validation"].source("own validation", base) if "validation" in parts else None
+    if "test" in parts:
+        return Parts(train, parts["test"].source("own test", base), validation=validation)
+    queries = len(parts["query"].paths)
+    test = parts["query"].join(parts["gallery"]).source("own test", base)
+    return Parts(train, test, np.arange(queries), np.arange(queries, len(test)), validation)
+
+
+def read_csv_rows(path: Path) -> dict[str, _Rows]:
+    """The rows of a CSV by part ("all" without a split column); paths are relative to the CSV's folder."""
+    parts: dict[str, _Rows] = {}
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.DictReader(file)
+        columns = [c.strip().lower() for c in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        if not {"path", "label"} <= set(columns):
+            raise UserError(f"{path}: needs the columns path and label, found {', '.join(columns) or 'none'}")
+        has_boxes = set(_BOX) <= set(columns)
+        for number, row in enumerate(reader, start=2):
+            split = (row.get("split") or "").strip().lower() if "split" in columns else "all"
+            name = _SPLITS.get(split, "all" if split == "all" else "")
+            if not name:
+                raise UserError(
+                    f"{path}, line {number}: split must be one of {', '.join(_SPLITS)}, found {split!r}"
+                )
+            rows = parts.setdefault(name, _Rows())
+            try:
+                rows.paths.append((row["path"] or "").strip())
+                rows.classes.append((row["label"] or "").strip())
+                if "camera" in columns:
+                    rows.cameras.append(int(row["camera"]))
+                if has_boxes:
+                    rows.boxes.append([round(float(row[c])) for c in _BOX])
+            except (TypeError, ValueError):
+                raise UserError(
+                    f"{path}, line {number}: camera and box must be numbers, found {row}"
+                ) from None
+            if not rows.paths[-1] or not rows.classes[-1]:
+                raise UserError(f"{path}, line {number}: path and label must not be empty")
+    if not parts:
+        raise UserError(f"{path}: has no rows")
+    return parts
+
+
+def _folder_rows(root: Path) -> dict[str, _Rows]:
+    names = list_folders(root)
+    by_part = {_SPLITS[n.lower()]: n for n in names if n.lower() in _SPLITS}
+    # A class may well be called "test"; only together are the names a split.
+    if "train" in by_part and ("test" in by_part or {"query", "gallery"} <= by_part.keys()):
+        parts = {part: _classes(root, folder) for part, folder in by_part.items()}
+    else:
+        parts = {"all": _classes(root, "")}
+    if not any(rows.paths for rows in parts.values()):
+        raise UserError(
+            f"{root}: found no image in a folder of its own class, such as {root}/CLASS/IMAGE.jpg"
+        )
+    return parts
+
+
+def _classes(root: Path, part: str) -> _Rows:
+    rows = _Rows()
+    for name in list_folders(root / part):
+        folder = f"{part}/{name}" if part else name
+        images = list_images(root / folder)
+        rows.paths += [f"{folder}/{image}" for image in images]
+        rows.classes += [name] * len(images)
+    return rows
+
+
+def _split(rows: _Rows, root: Path, test_fraction: float, seed: int) -> dict[str, _Rows]:
+    classes = sorted({str(c) for c in rows.classes})
+    tested = round(len(classes) * test_fraction)
+    if not 0 < test_fraction < 1 or min(tested, len(classes) - tested) < 2:
+        raise UserError(
+            f"data.options.test_fraction: {test_fraction} of the {len(classes)} classes in {root} must leave at least "
+            "two classes to train on and two to test on"
+        )
+    chosen = {classes[i] for i in permutation(len(classes), seed)[:tested]}
+    parts = {"train": _Rows(), "test": _Rows()}
+    for i, c in enumerate(rows.classes):
+        part = parts["test" if c in chosen else "train"]
+        for field, values in vars(rows).items():
+            if values:
+                getattr(part, field).append(values[i])
+    return parts

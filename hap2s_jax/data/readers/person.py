@@ -1,0 +1,104 @@
+"""Person re-identification: Market-1501, DukeMTMC-reID, CUHK03 in ready folders, MSMT17."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from hap2s_jax.data.readers.files import FileSource, Parts, list_images, read_lines
+from hap2s_jax.errors import UserError
+
+TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
+_NAME = re.compile(r"([-\d]+)_c(\d+)")
+_JUNK, _DISTRACTOR = -1, 0
+
+
+def read_market(root: Path, name: str = "market1501") -> Parts:
+    """Market-1501 (Zheng et al. 2015) and all that copied its layout: DukeMTMC-reID, CUHK03 in ready folders.
+
+    Files are named IDENTITY_cCAMERA...; identity -1 is junk and dropped. Identity 0 in the gallery is a
+    distractor, unless a query has it: then it is a person.
+
+    Raises:
+      UserError: a folder has no file of that name pattern.
+    """
+    train_paths, train_ids, train_cameras = _scan(root, TRAIN)
+    query_paths, query_ids, query_cameras = _scan(root, QUERY)
+    gallery_paths, gallery_ids, gallery_cameras = _scan(root, GALLERY)
+    zero_is_a_person = _DISTRACTOR in query_ids
+    gallery = [None if i == _DISTRACTOR and not zero_is_a_person else i for i in gallery_ids]
+    return _parts(
+        FileSource(f"{name} train", root, train_paths, train_ids, train_cameras),
+        FileSource(
+            f"{name} test",
+            root,
+            query_paths + gallery_paths,
+            [*query_ids, *gallery],
+            query_cameras + gallery_cameras,
+        ),
+        len(query_paths),
+    )
+
+
+def read_msmt17(root: Path, *, with_val: bool = False) -> Parts:
+    """MSMT17 (Wei et al. 2018), V1 or V2.
+
+    Args:
+      root: the folder with the list_*.txt files.
+      with_val: whether the images of list_val.txt (of training identities) join the training images.
+
+    Raises:
+      UserError: a list is malformed or the folders of images are missing.
+    """
+    folders = next(
+        (f for f in (("train", "test"), ("mask_train_v2", "mask_test_v2")) if (root / f[0]).is_dir()), None
+    )
+    if folders is None:
+        raise UserError(
+            f"msmt17: {root} has the lists, but neither train/ (V1) nor mask_train_v2/ (V2) beside them"
+        )
+    train = _read_list(root / "list_train.txt", folders[0])
+    if with_val:
+        train += _read_list(root / "list_val.txt", folders[0])
+    query = _read_list(root / "list_query.txt", folders[1])
+    gallery = _read_list(root / "list_gallery.txt", folders[1])
+    sources = []
+    for part, entries in (("train", train), ("test", query + gallery)):
+        paths, ids, cameras = zip(*entries, strict=True) if entries else ((), (), ())
+        sources.append(FileSource(f"msmt17 {part}", root, paths, ids, cameras))
+    return _parts(sources[0], sources[1], len(query))
+
+
+def _parts(train: FileSource, test: FileSource, queries: int) -> Parts:
+    return Parts(train, test, np.arange(queries), np.arange(queries, len(test)))
+
+
+def _scan(root: Path, folder: str) -> tuple[list[str], list[int], list[int]]:
+    paths, identities, cameras = [], [], []
+    for name in list_images(root / folder):
+        match = _NAME.match(name)
+        if match is None or int(match[1]) == _JUNK:
+            continue
+        paths.append(f"{folder}/{name}")
+        identities.append(int(match[1]))
+        cameras.append(int(match[2]) - 1)
+    if not paths:
+        raise UserError(f"{root / folder}: no image is named like 0002_c1s1_000451_03.jpg (IDENTITY_cCAMERA)")
+    return paths, identities, cameras
+
+
+def _read_list(path: Path, folder: str) -> list[tuple[str, int, int]]:
+    """Lines such as "0000/0000_000_01_0303morning_0008_0.jpg 0"; the third number is the camera, from 1."""
+    entries = []
+    for line in read_lines(path):
+        relative, _, identity = line.rpartition(" ")
+        fields = relative.rsplit("/", 1)[-1].split("_")
+        try:
+            entries.append((f"{folder}/{relative}", int(identity), int(fields[2]) - 1))
+        except (IndexError, ValueError):
+            raise UserError(
+                f"{path}: expected 'FOLDER/ID_NUMBER_CAMERA_....jpg ID', found {line!r}"
+            ) from None
+    return entries

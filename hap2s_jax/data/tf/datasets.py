@@ -1,0 +1,92 @@
+"""Data sets by name, from wherever they lie."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from hap2s_jax.data import registry
+from hap2s_jax.data.readers.files import Parts
+from hap2s_jax.data.source import Dataset
+from hap2s_jax.data.splits import split_by_class
+from hap2s_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    **options: Any,
+) -> Dataset:
+    """Find a data set and take validation classes out of its training classes.
+
+    Args:
+      name: as in `hap2s_jax.data.registry`.
+      data_dir: where to look; by default $TFDS_DATA_DIR or ~/tensorflow_datasets, then ./data. For "folder", the
+        folder of class folders or the CSV itself.
+      validation_fraction: share of the training classes to validate on, 0 for none; of no effect where the data
+        itself names validation images.
+      seed: which classes those are.
+      **options: of the data set, see `registry.Entry.options`.
+
+    Raises:
+      UserError: the name is unknown, the data is not there (says what to get and where to put it) or malformed.
+    """
+    found = registry.entry(name)
+    if found.name == "emoji":
+        if options:
+            raise UserError(f"data.options: emoji has none, found {', '.join(sorted(options))}")
+        from hap2s_jax.data import emoji
+
+        return emoji.load()
+    parts = _parts(found, data_dir, seed, options)
+    for line in registry.count_warnings(found, parts):
+        _LOG.warning("%s", line)
+    train, validation = parts.train, parts.validation
+    if validation is None:
+        train, validation = split_by_class(train, validation_fraction, seed)
+    if registry.num_classes(parts.test) < 2:
+        raise UserError(f"{found.name}: retrieval needs at least two test classes")
+    # Your own images are judged by what they come with.
+    protocols = found.protocols
+    if found.name == "folder" and parts.query is not None:
+        protocols = ("query_gallery",)
+    return Dataset(found.name, train, validation, parts.test, parts.query, parts.gallery, protocols)
+
+
+def _parts(
+    found: registry.Entry, data_dir: str | os.PathLike[str] | None, seed: int, options: dict[str, Any]
+) -> Parts:
+    bases = registry.search_directories(data_dir)
+    if found.name == "folder":
+        if data_dir is None or not bases[0].exists():
+            raise UserError(
+                f"data.data_dir: must name a folder with a folder of images per class, or a CSV with the columns "
+                f"path,label; found {data_dir}"
+            )
+        return registry.read_parts(found, bases[0], options, seed)
+    root = found.find(bases)
+    if root is not None:
+        _LOG.info("reading %s from %s", found.title, root)
+        return registry.read_parts(found, root, options, seed)
+    hint = ""
+    if found.tfds is not None:
+        from hap2s_jax.data.tf.tfds_source import read_tfds
+
+        for base in bases:
+            parts = read_tfds(found.tfds, base)
+            if parts is not None:
+                if any(value != found.options.get(key) for key, value in options.items()):
+                    raise UserError(
+                        f"data.options: need {found.title} as its official folder, not as TFDS data"
+                    )
+                return parts
+        hint = (
+            f"; or prepare it with: tfds build {found.tfds} --file_format=array_record --data_dir={bases[0]}"
+        )
+    raise UserError(found.where_to_get(bases) + hint)

@@ -1,0 +1,266 @@
+"""Data sets that were prepared with TensorFlow Datasets, as sources with random access.
+
+What `tfds` prepares by default, TFRecord files, can only be read from front to back. Here the places of the
+records are noted once, in a file beside them, so that the data people already have will do. Data prepared with
+`--file_format=array_record` has random access of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hap2s_jax.data.readers.files import Parts, number_identities
+from hap2s_jax.data.source import Subset
+from hap2s_jax.data.tf.decode import tf
+from hap2s_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+_INDEX = "hap2s_index_{split}.npz"
+# A record: its length (8 bytes), a checksum of that (4), the data, a checksum of the data (4).
+_HEADER, _FOOTER = 12, 4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a builder keeps what we need.
+
+    Attributes:
+      label: the feature that says whose image it is.
+      camera: the feature that says which camera took it, or None.
+      by_class: whether all splits are joined, and the first half of the classes trains.
+    """
+
+    label: str = "label"
+    camera: str | None = None
+    by_class: bool = False
+
+
+LAYOUTS = {
+    "caltech_birds2011": Layout(by_class=True),
+    "cars196": Layout(by_class=True),
+    "stanford_online_products": Layout(label="class_id"),
+}
+_OWN = Layout(label="identity", camera="camera")
+
+
+def read_tfds(name: str, data_dir: Path) -> Parts | None:
+    """A data set prepared with TFDS below `data_dir`, or None where there is none.
+
+    Nothing is downloaded and nothing prepared.
+
+    Args:
+      name: of the TFDS builder.
+      data_dir: TFDS's data directory.
+
+    Raises:
+      UserError: the prepared data cannot be read.
+    """
+    import tensorflow_datasets as tfds
+
+    layout = LAYOUTS.get(name, _OWN)
+    builder = tfds.builder(name, data_dir=os.fspath(data_dir))
+    records = {}
+    for split in ("train", "test") if name in LAYOUTS else ("train", "query", "gallery"):
+        found = _records(builder, split)
+        if found is None:
+            return None
+        records[split] = found
+    if layout.by_class:
+        joined = TfdsSource(name, list(records.values()), layout)
+        # Each label is the place of its class among the official ones, found or not.
+        first = joined.labels < len(joined.class_names) // 2
+        return Parts(
+            Subset(joined, np.flatnonzero(first), name=f"{name} train"),
+            Subset(joined, np.flatnonzero(~first), name=f"{name} test"),
+        )
+    train = TfdsSource(f"{name} train", [records["train"]], layout)
+    if "test" in records:
+        return Parts(train, TfdsSource(f"{name} test", [records["test"]], layout))
+    test = TfdsSource(f"{name} test", [records["query"], records["gallery"]], layout)
+    queries = len(records["query"])
+    return Parts(train, test, np.arange(queries), np.arange(queries, len(test)))
+
+
+class TfdsSource:
+    """Prepared splits of a TFDS data set, one after the other.
+
+    Args:
+      name: what messages call the source.
+      splits: the records of each split.
+      layout: which features to read.
+    """
+
+    boxes = None
+
+    def __init__(self, name: str, splits: Sequence[_TfRecords | _RandomAccess], layout: Layout):
+        self.name = name
+        self._splits = list(splits)
+        self._starts = np.cumsum([0] + [len(split) for split in splits])
+        columns = [split.columns(layout) for split in splits]
+        identities = np.concatenate([c[layout.label] for c in columns])
+        self.cameras: np.ndarray | None = None
+        if layout.camera is not None:
+            self.cameras = np.concatenate([c[layout.camera] for c in columns]).astype(np.int32)
+        if layout.by_class:
+            classes = splits[0].num_classes(layout)
+            self.labels, self.class_names = identities.astype(np.int32), tuple(map(str, range(classes)))
+        else:
+            self.labels, self.class_names = number_identities(
+                [int(i) if i >= 0 else None for i in identities]
+            )
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return int(self._starts[-1])
+
+    def _place(self, index: int) -> tuple[Any, int]:
+        split = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._splits[split], index - int(self._starts[split])
+
+    def read(self, index: int) -> bytes:
+        """The encoded image of record number `index`."""
+        split, row = self._place(index)
+        return split.image(row)
+
+    def describe(self, index: int) -> str:
+        """The split, or file, and the record in it."""
+        split, row = self._place(index)
+        return split.describe(row)
+
+
+def _records(builder: Any, split: str) -> _TfRecords | _RandomAccess | None:
+    paths = [Path(p) for p in builder.info.splits[split].filepaths] if split in builder.info.splits else []
+    if paths and builder.info.file_format.value == "tfrecord":
+        return _TfRecords(builder, split, paths) if all(p.is_file() for p in paths) else None
+    try:
+        return _RandomAccess(builder, split)
+    # What TFDS raises where nothing is prepared has changed from version to version.
+    except (NotImplementedError, AssertionError, FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+class _RandomAccess:
+    """A split in a format with random access of its own."""
+
+    def __init__(self, builder: Any, split: str):
+        import tensorflow_datasets as tfds
+
+        self._info = builder.info
+        self._split = split
+        images = [
+            n for n, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)
+        ]
+        self._examples = builder.as_data_source(
+            split, decoders={n: tfds.decode.SkipDecoding() for n in images}
+        )
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def num_classes(self, layout: Layout) -> int:
+        return self._info.features[layout.label].num_classes
+
+    def columns(self, layout: Layout) -> dict[str, np.ndarray]:
+        names = [n for n in (layout.label, layout.camera) if n]
+        rows = [[int(example[n]) for n in names] for example in self._examples]
+        return {n: np.array([row[i] for row in rows], np.int64) for i, n in enumerate(names)}
+
+    def image(self, row: int) -> bytes:
+        return self._examples[row]["image"]
+
+    def describe(self, row: int) -> str:
+        return f"{self._info.name}/{self._split}, record {row}"
+
+
+class _TfRecords:
+    """A split in TFRecord files, with the places of the records."""
+
+    def __init__(self, builder: Any, split: str, paths: list[Path]):
+        self._info = builder.info
+        self._paths = paths
+        self._index = paths[0].parent / _INDEX.format(split=split)
+        self._stamp = np.array([p.stat().st_size for p in paths], np.int64)
+        self._rows: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        # The number in the metadata counts what was written; reading finds out whether it is all there.
+        return len(self._rows["offset"]) if self._rows else sum(self._shard_lengths())
+
+    def _shard_lengths(self) -> list[int]:
+        for split in self._info.splits.values():
+            if [Path(p) for p in split.filepaths] == self._paths:
+                return list(split.shard_lengths)
+        return []
+
+    def num_classes(self, layout: Layout) -> int:
+        return self._info.features[layout.label].num_classes
+
+    def columns(self, layout: Layout) -> dict[str, np.ndarray]:
+        names = [n for n in (layout.label, layout.camera) if n]
+        rows = self._load(names)
+        if rows is None:
+            _LOG.info("noting the places of the records of %s, once", self._paths[0].parent)
+            rows = self._scan(names)
+            self._save(rows)
+        self._rows = rows
+        return rows
+
+    def image(self, row: int) -> bytes:
+        with open(self._paths[self._rows["file"][row]], "rb") as file:
+            file.seek(int(self._rows["offset"][row]))
+            record = file.read(int(self._rows["length"][row]))
+        return tf.train.Example.FromString(record).features.feature["image"].bytes_list.value[0]
+
+    def describe(self, row: int) -> str:
+        return f"{self._paths[self._rows['file'][row]]}, byte {self._rows['offset'][row]}"
+
+    def _load(self, names: list[str]) -> dict[str, np.ndarray] | None:
+        try:
+            with np.load(self._index) as saved:
+                if not np.array_equal(saved["stamp"], self._stamp):
+                    return None
+                return {n: saved[n] for n in ("file", "offset", "length", *names)}
+        except (OSError, KeyError, ValueError):
+            return None
+
+    def _save(self, rows: dict[str, np.ndarray]) -> None:
+        try:
+            # Under its own name only when whole, so that an interrupted run leaves nothing half written.
+            handle, temporary = tempfile.mkstemp(suffix=".npz", dir=self._index.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    np.savez(file, stamp=self._stamp, **rows)  # pyright: ignore[reportArgumentType] - arrays
+                os.replace(temporary, self._index)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+        except OSError as error:
+            _LOG.warning("cannot keep the index %s (%s); it is made anew at every start", self._index, error)
+
+    def _scan(self, names: list[str]) -> dict[str, np.ndarray]:
+        rows: list[tuple[int, ...]] = []
+        for number, path in enumerate(self._paths):
+            size = int(self._stamp[number])
+            with open(path, "rb") as file:
+                offset = 0
+                while offset < size:
+                    header = file.read(_HEADER)
+                    length = struct.unpack("<Q", header[:8])[0] if len(header) == _HEADER else size
+                    if offset + _HEADER + length + _FOOTER > size:
+                        raise UserError(f"{path}: ends in the middle of a record; prepare the data set again")
+                    features = tf.train.Example.FromString(file.read(length)).features.feature
+                    values = (features[n].int64_list.value[0] for n in names)
+                    rows.append((number, offset + _HEADER, length, *values))
+                    file.seek(_FOOTER, os.SEEK_CUR)
+                    offset += _HEADER + length + _FOOTER
+        table = np.array(rows, np.int64).reshape(-1, 3 + len(names))
+        return {n: table[:, i] for i, n in enumerate(("file", "offset", "length", *names))}

@@ -1,0 +1,77 @@
+"""Decoding: every kind of file that stands in people's folders under the name .jpg."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from trees import encoded, picture, png16
+
+from hap2s_jax.data.tf.decode import UnreadableImageError, Window, decode, image_shape
+
+IMAGE = picture(1, 48, 64)
+
+
+FILES = {
+    "jpeg": encoded(IMAGE),
+    "cmyk": encoded(IMAGE, "JPEG", "CMYK"),
+    "grey": encoded(IMAGE, "JPEG", "L"),
+    "png": encoded(IMAGE, "PNG"),
+    "rgba": encoded(IMAGE, "PNG", "RGBA"),
+    "grey-png": encoded(IMAGE, "PNG", "L"),
+    "palette": encoded(IMAGE, "PNG", "P"),
+    "bits": encoded(IMAGE, "PNG", "1"),
+    "gif": encoded(IMAGE, "GIF", "P"),
+    "bmp": encoded(IMAGE, "BMP"),
+    "webp": encoded(IMAGE, "WEBP"),
+    "tiff": encoded(IMAGE, "TIFF"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_format_becomes_rgb(name):
+    data = FILES[name]
+    image = decode(data)
+    assert image.dtype == np.uint8
+    assert image_shape(data) == (48, 64)
+    # Decoders of lossy files differ in how they enlarge the chroma.
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    assert np.abs(image - expected).max() <= (8 if name in ("jpeg", "cmyk", "grey", "webp") else 0)
+    part = decode(data, Window(8, 16, 24, 32))
+    difference = np.abs(part.astype(int) - image[8:32, 16:48])
+    assert difference.max() <= 8
+    assert difference[2:-2, 2:-2].max() <= 1
+
+
+def test_sixteen_bits_become_eight():
+    assert np.abs(decode(png16(IMAGE)).astype(int) - IMAGE).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
+@pytest.mark.parametrize("kept", [0.0, 0.02, 0.6])
+def test_truncated_files_are_refused(kind, kept):
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    data = encoded(image, kind, "P" if kind == "GIF" else "RGB")
+    with pytest.raises(UnreadableImageError):
+        decode(data[: int(kept * len(data))])
+
+
+def test_text_is_no_image():
+    for read in (decode, image_shape):
+        with pytest.raises(UnreadableImageError, match="no image in a known format"):
+            read(b"<html>404</html>")
+
+
+def test_large_jpegs_are_decoded_at_a_fraction_but_never_below_the_size():
+    data = encoded(picture(2, 400, 600))
+    assert decode(data, size=(45, 70)).shape == (50, 75, 3)
+    assert decode(data, size=(60, 70)).shape == (100, 150, 3)
+    assert decode(data, size=(400, 70)).shape == (400, 600, 3)
+    # The same holds for a part, which then covers the same place.
+    part = decode(data, Window(100, 200, 200, 300), (50, 75))
+    assert part.shape == (50, 75, 3)
+    whole = decode(data).astype(float)
+    blocks = whole[100:300, 200:500].reshape(50, 4, 75, 4, 3).mean(axis=(1, 3))
+    assert np.abs(part - blocks).max() < 4
