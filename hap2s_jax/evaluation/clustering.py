@@ -46,9 +46,8 @@ def kmeans(
         raise ValueError(f"clusters must lie between 1 and the {count} embeddings, but is {clusters}.")
     if restarts < 1 or iterations < 1:
         raise ValueError(f"restarts and iterations must be at least 1, but are {restarts} and {iterations}.")
-    points = space(array, distance)(array)
     block = max(1, min(count, _TILE_BYTES // (4 * clusters)))
-    padded = np.pad(points, ((0, -count % block), (0, 0)))
+    padded = space(array, distance)(array, np.arange(count), count + -count % block)
     best, least = None, np.inf
     for key in jax.random.split(jax.random.key(seed), restarts):
         assignment, inertia = _lloyd(

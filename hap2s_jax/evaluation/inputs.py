@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+JUNK = -1
 DISTANCES = ("euclidean", "squared_euclidean", "cosine")
 _CENTRE_SAMPLE = 1024
+_ROWS_AT_ONCE = 128
 
 
 def check_embeddings(embeddings: Any, name: str = "embeddings") -> np.ndarray:
@@ -77,6 +80,38 @@ def check_rows(rows: Any, count: int, name: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
+def check_ranks(ks: Sequence[int], size: int) -> tuple[int, ...]:
+    """Returns the ranks `ks`, or raises ValueError: each must lie between 1 and the gallery's size."""
+    for k in ks:
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise ValueError(f"a rank k must be a whole number of at least 1, but is {k!r}.")
+        if k > size:
+            raise ValueError(
+                f"a rank k of {k} was asked for, but the gallery holds {size} images; ask for less."
+            )
+    return tuple(int(k) for k in ks)
+
+
+def check_problem(
+    embeddings: Any, labels: Any, cameras: Any, query: Any, gallery: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
+    """The arguments checked and junk taken out: embeddings, classes, cameras, query and gallery rows."""
+    array = check_embeddings(embeddings)
+    count = array.shape[0]
+    label = check_integers(labels, count, "labels")
+    camera = None if cameras is None else check_integers(cameras, count, "cameras")
+    asked = np.arange(count) if query is None else check_rows(query, count, "query")
+    kept = np.arange(count) if gallery is None else check_rows(gallery, count, "gallery")
+    asked, kept = asked[label[asked] != JUNK], kept[label[kept] != JUNK]
+    for rows, name in ((asked, "query"), (kept, "gallery")):
+        if rows.size == 0:
+            raise ValueError(f"{name} is empty: all its labels are {JUNK} (junk).")
+    # Labels may be any 64-bit number (a hash, a person's id); a device holds 32 bits.
+    label = np.unique(label, return_inverse=True)[1]
+    camera = None if camera is None else np.unique(camera, return_inverse=True)[1]
+    return array, label, camera, asked, kept
+
+
 def check_distance(distance: str) -> str:
     """Returns the name of the distance, or raises ValueError."""
     if distance not in DISTANCES:
@@ -99,16 +134,34 @@ class Space:
     scale: float
     dtype: np.dtype
 
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Maps `[n, d]` to `[n, d]`, float32 (float64 for float64 under `jax_enable_x64`)."""
-        if self.cosine:
-            norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))[:, None]
-            # A zero vector has no direction; it stays zero, at similarity 0 to everything.
-            return (rows / np.where(norms == 0, 1, norms)).astype(self.dtype)
-        moved = rows - self.centre
-        if self.scale != 1:
-            moved = moved * self.scale
-        return moved.astype(self.dtype, copy=False)
+    def __call__(self, embeddings: np.ndarray, rows: np.ndarray, count: int | None = None) -> np.ndarray:
+        """Maps the chosen `rows` of `embeddings [n, d]` to `[count, d]` (zeros after the last row).
+
+        float32, or float64 for float64 embeddings under `jax_enable_x64`. In an array aligned as XLA likes
+        it, so that a CPU device takes it over without a copy.
+        """
+        dim = embeddings.shape[1]
+        out = _aligned_empty(len(rows) if count is None else count, dim, self.dtype)
+        out[len(rows) :] = 0
+        # A few rows at a time stay in the processor's cache from one operation to the next.
+        for begin in range(0, len(rows), _ROWS_AT_ONCE):
+            part = embeddings[rows[begin : begin + _ROWS_AT_ONCE]]
+            if self.cosine:
+                norms = np.sqrt(np.einsum("nd,nd->n", part, part, dtype=np.float64))[:, None]
+                # A zero vector has no direction; it stays zero, at similarity 0 to everything.
+                part = part / np.where(norms == 0, 1, norms)
+            else:
+                part -= self.centre
+                if self.scale != 1:
+                    part *= self.scale
+            out[begin : begin + len(part)] = part
+        return out
+
+
+def _aligned_empty(rows: int, columns: int, dtype: np.dtype) -> np.ndarray:
+    memory = np.empty(rows * columns * dtype.itemsize + 64, np.uint8)
+    skip = -memory.ctypes.data % 64
+    return memory[skip : skip + rows * columns * dtype.itemsize].view(dtype).reshape(rows, columns)
 
 
 def space(embeddings: np.ndarray, distance: str) -> Space:
@@ -123,6 +176,6 @@ def space(embeddings: np.ndarray, distance: str) -> Space:
     # A spread of rounding size (a collapsed batch) would ask for a grid finer than the numbers themselves.
     grid = 2.0 ** np.floor(np.log2(max(spread, largest * 1e-7, 1e-300)))
     centre = (np.round(mean / grid) * grid).astype(embeddings.dtype)
-    exponent = np.frexp(max(float(np.abs(embeddings.max())), float(np.abs(embeddings.min())), 1e-300))[1]
+    exponent = int(np.frexp(max(largest, 1e-300))[1])
     scale = float(2.0**-exponent) if abs(exponent) > 40 else 1.0
     return Space(False, centre, scale, dtype)

@@ -1,0 +1,188 @@
+"""The compiled part of retrieval: one block of queries against the whole gallery."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from hap2s_jax.evaluation.inputs import JUNK, Space
+
+COUNTS = ("matches", "first_rank", "last_rank")
+AVERAGES = ("average_precision", "average_precision_trapezoid", "map_at_r", "r_precision")
+
+_LANES = 32  # partial counts that XLA keeps in vector registers; the gallery is padded to a multiple of it
+_CHUNK = 8  # matches counted in one pass over a row of distances
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Keys:
+    """The gallery on a device, padded to a multiple of `_LANES` with keys at an infinite distance."""
+
+    vectors: Any  # [m, d], or [m, 0] where the distances come from elsewhere
+    squares: Any  # [m], |b|^2, or 0 for cosine; infinite for padding
+    labels: Any  # [m]
+    cameras: Any  # [m]; zeros without the camera rule
+    rows: Any  # [m], row number in the embeddings, to find the query itself
+    by_camera: Any  # [], whether the camera rule holds
+
+    @classmethod
+    def build(
+        cls,
+        array: np.ndarray,
+        space: Space | None,
+        label: np.ndarray,
+        camera: np.ndarray | None,
+        rows: np.ndarray,
+    ) -> Keys:
+        """The `rows` of the embeddings `array [n, d]` as keys; no vectors without a `space`."""
+        count = -(-len(rows) // _LANES) * _LANES
+        vectors = np.zeros((count, 0), np.float32) if space is None else space(array, rows, count)
+        squares = np.full(count, np.inf, vectors.dtype)
+        squares[: len(rows)] = np.einsum("md,md->m", vectors, vectors)[: len(rows)]
+        if np.isinf(squares[: len(rows)]).any():
+            raise ValueError("embeddings spread over more than 19 orders of magnitude; no distance can tell.")
+        if space is not None and space.cosine:
+            squares[: len(rows)] = 0
+        numbers = (pad(label[rows], count, JUNK), pad(camera_of(camera, rows), count), pad(rows, count, -1))
+        return cls(vectors, squares, *numbers, np.asarray(camera is not None))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Asked:
+    """One block of queries, and where in the gallery, sorted by label, their classes stand; all arrays `[q]`."""
+
+    labels: Any
+    cameras: Any
+    rows: Any
+    starts: Any
+    sizes: Any
+
+
+def camera_of(camera: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
+    """Camera numbers of the chosen rows, zeros where there are no cameras."""
+    return np.zeros(len(rows), np.int64) if camera is None else camera[rows]
+
+
+def pad(numbers: np.ndarray, count: int, value: int = 0) -> np.ndarray:
+    """Appends `value` up to length `count`."""
+    return np.pad(numbers, (0, count - len(numbers)), constant_values=value)
+
+
+def bucket(most: int) -> int:
+    """A static bound on matches: few values, so that few programs are compiled."""
+    bound = 32
+    while bound < most:
+        bound *= 8
+    return bound
+
+
+def _scores(queries: jax.Array, keys: Keys) -> jax.Array:
+    """Squared distances less the query's own |a|^2, `[q, m]`: they rank the same, and round less."""
+    product = jnp.matmul(queries, keys.vectors.T, precision="highest")
+    return keys.squares - 2 * product
+
+
+@functools.partial(jax.jit, static_argnames=("given", "most", "strict", "first_only"))
+def rank_block(
+    source: jax.Array, asked: Asked, keys: Keys, *, given: bool, most: int, strict: bool, first_only: bool
+) -> tuple[jax.Array, jax.Array]:
+    """The COUNTS `[q, 3]` and AVERAGES `[q, 4]` of one block of queries.
+
+    Args:
+      source: the queries `[q, d]`, or if `given` their distances `[q, m]` to the keys.
+      asked: whose classes are at most `most` keys large.
+      keys: sorted by label.
+      given: which of the two `source` is.
+      most: static bound on matches, see `bucket`.
+      strict: whether a wrong key must be strictly nearer to rank before a match.
+      first_only: whether the first match is all that is wanted.
+    """
+    scores = source if given else _scores(source, keys)
+    place = asked.starts[:, None] + jnp.arange(most)
+    of_class = jnp.arange(most) < asked.sizes[:, None]
+    place = jnp.minimum(place, keys.labels.shape[0] - 1)
+    same_camera = keys.by_camera & (keys.cameras[place] == asked.cameras[:, None])
+    valid = of_class & ~same_camera & (keys.rows[place] != asked.rows[:, None])
+    thresholds = jnp.where(valid, jnp.take_along_axis(scores, place, axis=1), jnp.inf)
+    wrong = jnp.where(asked.labels[:, None] == keys.labels, jnp.inf, scores)
+    matches = jnp.sum(valid, axis=1)
+    if first_only:
+        before = _count_before(wrong, jnp.min(thresholds, axis=1, keepdims=True), strict)
+        first = jnp.where(matches > 0, before[:, 0] + 1, 0)
+        blank = jnp.full((first.shape[0], len(AVERAGES)), jnp.nan, scores.dtype)
+        return jnp.stack([matches, first, jnp.zeros_like(first)], axis=1), blank
+
+    thresholds = jnp.sort(thresholds, axis=1)
+    before = _count_all_before(wrong, thresholds, jnp.max(matches), strict)
+    return _from_ranks(before, matches, scores.dtype)
+
+
+def _count_all_before(wrong: jax.Array, thresholds: jax.Array, most: jax.Array, strict: bool) -> jax.Array:
+    """Wrong keys before each match, int32 `[q, p]`, in chunks of matches, and no more chunks than needed."""
+
+    def chunk(number: jax.Array, counts: jax.Array) -> jax.Array:
+        part = lax.dynamic_slice_in_dim(thresholds, number * _CHUNK, _CHUNK, axis=1)
+        return lax.dynamic_update_slice_in_dim(
+            counts, _count_before(wrong, part, strict), number * _CHUNK, axis=1
+        )
+
+    chunks = (most + _CHUNK - 1) // _CHUNK
+    return lax.fori_loop(0, chunks, chunk, jnp.zeros(thresholds.shape, jnp.int32))
+
+
+def _count_before(wrong: jax.Array, thresholds: jax.Array, strict: bool) -> jax.Array:
+    """For each threshold `[q, p]`, how many of the row `wrong [q, m]` come before it, int32 `[q, p]`."""
+    # A sum over the last axis is a scalar loop in XLA's CPU code, 20 times slower than the distances deserve;
+    # adding _LANES slices of the row element by element is vectorised, in bytes, as no partial count exceeds
+    # _LANES.
+    width = wrong.shape[1] // _LANES
+    partial: Any = 0
+    for lane in range(_LANES):
+        part = wrong[:, None, lane * width : (lane + 1) * width]
+        hit = part < thresholds[:, :, None] if strict else part <= thresholds[:, :, None]
+        partial = partial + hit.astype(jnp.uint8)
+    return jnp.sum(lax.optimization_barrier(partial), axis=-1, dtype=jnp.int32)
+
+
+def _from_ranks(before: jax.Array, matches: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Counts `[q, 3]` and averages `[q, 4]` from the wrong keys before each match, nearest first."""
+    right = jnp.arange(1, before.shape[1] + 1)  # right answers up to and including this match
+    rank = before + right
+    counted = right <= matches[:, None]
+    within = counted & (rank <= matches[:, None])
+    found = matches > 0
+
+    def mean(values: jax.Array, where: jax.Array) -> jax.Array:
+        total = jnp.sum(jnp.where(where, values, 0), axis=1, dtype=dtype)
+        return jnp.where(found, total / jnp.maximum(matches, 1), jnp.nan)
+
+    precision = right.astype(dtype) / rank
+    # The trapezoid also looks at the precision just before the match, which by convention is 1 at rank 1.
+    earlier = jnp.where(rank == 1, 1, (right - 1).astype(dtype) / jnp.maximum(rank - 1, 1))
+    last = jnp.take_along_axis(rank, jnp.maximum(matches - 1, 0)[:, None], axis=1)[:, 0]
+    counts = [matches, jnp.where(found, rank[:, 0], 0), jnp.where(found, last, 0)]
+    averages = [
+        mean(precision, counted),
+        mean((precision + earlier) / 2, counted),
+        mean(precision, within),
+        mean(jnp.ones_like(precision), within),
+    ]
+    return jnp.stack(counts, axis=1), jnp.stack(averages, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def nearest_block(queries: jax.Array, asked: Asked, keys: Keys, *, k: int) -> jax.Array:
+    """Places in `keys` of the k nearest keys, int32 `[q, k]`, -1 where the removed ones leave fewer."""
+    scores = _scores(queries, keys)
+    same = (asked.labels[:, None] == keys.labels) & (asked.cameras[:, None] == keys.cameras)
+    removed = (same & keys.by_camera) | (asked.rows[:, None] == keys.rows)
+    values, places = lax.top_k(jnp.where(removed, -jnp.inf, -scores), k)
+    return jnp.where(jnp.isneginf(values), -1, places)
