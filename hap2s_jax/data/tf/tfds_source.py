@@ -104,8 +104,8 @@ class TfdsSource:
     def __init__(self, name: str, splits: Sequence[_TfRecords | _RandomAccess], layout: Layout):
         self.name = name
         self._splits = list(splits)
-        self._starts = np.cumsum([0] + [len(split) for split in splits])
         columns = [split.columns(layout) for split in splits]
+        self._starts = np.cumsum([0] + [len(c[layout.label]) for c in columns])
         identities = np.concatenate([c[layout.label] for c in columns])
         self.cameras: np.ndarray | None = None
         if layout.camera is not None:
@@ -160,7 +160,7 @@ class _RandomAccess:
             n for n, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)
         ]
         self._examples = builder.as_data_source(
-            split, decoders={n: tfds.decode.SkipDecoding() for n in images}
+            split, decoders=dict.fromkeys(images, tfds.decode.SkipDecoding())
         )
 
     def __len__(self) -> int:
@@ -172,7 +172,8 @@ class _RandomAccess:
     def columns(self, layout: Layout) -> dict[str, np.ndarray]:
         names = [n for n in (layout.label, layout.camera) if n]
         rows = [[int(example[n]) for n in names] for example in self._examples]
-        return {n: np.array([row[i] for row in rows], np.int64) for i, n in enumerate(names)}
+        table = np.array(rows, np.int64).reshape(-1, len(names))
+        return {n: table[:, i] for i, n in enumerate(names)}
 
     def image(self, row: int) -> bytes:
         return self._examples[row]["image"]
@@ -192,14 +193,7 @@ class _TfRecords:
         self._rows: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
-        # The number in the metadata counts what was written; reading finds out whether it is all there.
-        return len(self._rows["offset"]) if self._rows else sum(self._shard_lengths())
-
-    def _shard_lengths(self) -> list[int]:
-        for split in self._info.splits.values():
-            if [Path(p) for p in split.filepaths] == self._paths:
-                return list(split.shard_lengths)
-        return []
+        return len(self._rows["offset"])
 
     def num_classes(self, layout: Layout) -> int:
         return self._info.features[layout.label].num_classes
@@ -215,20 +209,20 @@ class _TfRecords:
         return rows
 
     def image(self, row: int) -> bytes:
-        with open(self._paths[self._rows["file"][row]], "rb") as file:
+        with open(self._paths[self._rows["shard"][row]], "rb") as file:
             file.seek(int(self._rows["offset"][row]))
             record = file.read(int(self._rows["length"][row]))
         return tf.train.Example.FromString(record).features.feature["image"].bytes_list.value[0]
 
     def describe(self, row: int) -> str:
-        return f"{self._paths[self._rows['file'][row]]}, byte {self._rows['offset'][row]}"
+        return f"{self._paths[self._rows['shard'][row]]}, byte {self._rows['offset'][row]}"
 
     def _load(self, names: list[str]) -> dict[str, np.ndarray] | None:
         try:
             with np.load(self._index) as saved:
                 if not np.array_equal(saved["stamp"], self._stamp):
                     return None
-                return {n: saved[n] for n in ("file", "offset", "length", *names)}
+                return {n: saved[n] for n in ("shard", "offset", "length", *names)}
         except (OSError, KeyError, ValueError):
             return None
 
@@ -263,4 +257,4 @@ class _TfRecords:
                     file.seek(_FOOTER, os.SEEK_CUR)
                     offset += _HEADER + length + _FOOTER
         table = np.array(rows, np.int64).reshape(-1, 3 + len(names))
-        return {n: table[:, i] for i, n in enumerate(("file", "offset", "length", *names))}
+        return {n: table[:, i] for i, n in enumerate(("shard", "offset", "length", *names))}

@@ -1,0 +1,318 @@
+"""Readers on generated trees in the official layouts, with the traps in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import trees
+
+from hap2s_jax.data import registry
+from hap2s_jax.data.readers import cuhk03, own, person, retrieval
+from hap2s_jax.data.readers.files import FileSource, list_images, number_identities
+from hap2s_jax.data.splits import split_by_class, validation_classes
+from hap2s_jax.errors import UserError
+
+
+def is_sound(parts):
+    """What every reader promises; all images are there and decode."""
+    for source in (parts.train, parts.test):
+        labels = source.labels
+        assert labels.dtype == np.int32
+        assert set(labels[labels >= 0]) == set(range(len(source.class_names)))
+        assert all(trees.Image.open(trees.io.BytesIO(source.read(i))).size for i in range(len(source)))
+        assert os.path.sep in source.describe(0)
+    if parts.query is not None:
+        assert sorted([*parts.query, *parts.gallery]) == list(range(len(parts.test)))
+
+
+def test_market_with_its_traps(tmp_path):
+    parts = person.read_market(trees.market(tmp_path))
+    is_sound(parts)
+    # Sorted by number: 2, 4, 6, 8; the first person has a single image.
+    assert parts.train.class_names == ("2", "4", "6", "8")
+    assert np.bincount(parts.train.labels).tolist() == [1, 3, 3, 3]
+    assert parts.test.class_names == ("3", "5", "7", "9")
+    assert len(parts.query) == 4
+    gallery = parts.test.labels[parts.gallery]
+    assert np.sum(gallery == -1) == 3  # the distractors; both junk images are gone
+    assert len(gallery) == 3 + 12
+    assert set(parts.train.cameras) == {0, 1, 11}
+    assert set(parts.test.cameras[parts.query]) == {0}
+
+
+def test_identity_zero_is_a_person_where_a_query_has_it(tmp_path):
+    trees.market(tmp_path)
+    trees.put(tmp_path / "query" / "0000_c2s1_000001_00.jpg")
+    parts = person.read_market(tmp_path)
+    assert parts.test.class_names == ("0", "3", "5", "7", "9")
+    assert (parts.test.labels >= 0).all()
+
+
+def test_market_without_a_usable_name_says_what_it_wants(tmp_path):
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        trees.put(tmp_path / folder / "image.jpg")
+    with pytest.raises(UserError, match="bounding_box_train: no image is named like 0002_c1s1"):
+        person.read_market(tmp_path)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_msmt17(tmp_path, version):
+    root = trees.msmt17(tmp_path, version)
+    parts = person.read_msmt17(root)
+    is_sound(parts)
+    assert (len(parts.train), len(parts.query), len(parts.gallery)) == (6, 3, 6)
+    assert parts.train.class_names == ("0", "1", "2")  # 0 is a person here
+    assert set(parts.test.cameras) == {0, 8, 14}
+    assert len(person.read_msmt17(root, with_val=True).train) == 9
+
+
+def test_a_malformed_list_is_named(tmp_path):
+    root = trees.msmt17(tmp_path)
+    (root / "list_query.txt").write_text("0000/image.jpg 0\n")
+    with pytest.raises(UserError, match=r"list_query.txt: expected .* found '0000/image.jpg 0'"):
+        person.read_msmt17(root)
+
+
+def test_cuhk03_new_protocol_from_the_mat_files(tmp_path):
+    root = trees.cuhk03_mat(tmp_path)
+    parts = cuhk03.read_cuhk03(root)
+    is_sound(parts)
+    assert parts.train.class_names == ("1", "3", "101")
+    assert len(parts.train) == 9 + 10 + 10
+    assert parts.test.class_names == ("2", "4", "102")
+    assert len(parts.query) == 6
+    assert set(parts.test.cameras) == {0, 1, 2, 3}
+    # The pixels survive: person 3 of pair 1, cell 1, is the tenth training image.
+    image = np.asarray(trees.Image.open(trees.io.BytesIO(parts.train.read(9))))
+    np.testing.assert_array_equal(image, trees.picture(20, 22, 11))
+    assert parts.train.describe(9).endswith("cuhk-03.mat:detected{1}{3,1}")
+
+
+def test_cuhk03_old_protocol(tmp_path):
+    root = trees.cuhk03_mat(tmp_path)
+    parts = cuhk03.read_cuhk03(root, protocol="old", detection="labeled", split=1)
+    is_sound(parts)
+    assert parts.test.class_names == ("1_0002", "2_0001")
+    assert len(parts.train.class_names) == 4
+    assert len(parts.query) == len(parts.gallery) == 10
+    assert set(parts.test.cameras[parts.query]) == {0, 2}
+    assert set(parts.test.cameras[parts.gallery]) == {1, 3}
+    with pytest.raises(UserError, match=r"data.options.split: must lie in 0..1"):
+        cuhk03.read_cuhk03(root, protocol="old", split=2)
+
+
+def test_cuhk03_from_ready_folders(tmp_path):
+    for number, detection in enumerate(("labeled", "detected")):
+        trees.market(tmp_path / detection, people=3 + number)
+    assert len(cuhk03.read_cuhk03(tmp_path).train.class_names) == 4
+    assert len(cuhk03.read_cuhk03(tmp_path, detection="labeled").train.class_names) == 3
+    with pytest.raises(UserError, match="the old protocol needs"):
+        cuhk03.read_cuhk03(tmp_path, protocol="old")
+    with pytest.raises(UserError, match=r"data\.options\.detection: must be one of labeled, detected"):
+        cuhk03.read_cuhk03(tmp_path, detection="both")
+
+
+def test_cub_is_split_by_class(tmp_path):
+    root = trees.cub(tmp_path)
+    parts = retrieval.read_cub(root)
+    is_sound(parts)
+    assert parts.train.class_names == ("1", "2", "3")
+    assert parts.test.class_names == ("4", "5", "6")
+    assert parts.train.boxes is None
+    boxes = retrieval.read_cub(root, boxes=True).test.boxes
+    assert boxes[2].tolist() == [5, 10, 27, 35]
+    (root / "image_class_labels.txt").write_text("1 1\n")
+    with pytest.raises(UserError, match="do not name the same images"):
+        retrieval.read_cub(root)
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_cars_in_both_releases(tmp_path, old):
+    root = trees.cars(tmp_path, old)
+    parts = retrieval.read_cars(root, boxes=True)
+    is_sound(parts)
+    assert parts.train.class_names == ("1", "2")
+    assert (len(parts.train), len(parts.test)) == (4, 4)
+    assert parts.test.boxes[0].tolist() == [2, 4, 12, 30]
+
+
+def test_cars_without_test_labels_says_where_they_are(tmp_path):
+    with pytest.raises(UserError, match=r"cars_test_annos_withlabels\.mat"):
+        retrieval.read_cars(trees.cars(tmp_path, old=False, with_labels=False))
+
+
+def test_sop_sorts_its_classes_by_number(tmp_path):
+    parts = retrieval.read_sop(trees.sop(tmp_path))
+    is_sound(parts)
+    assert parts.train.class_names == ("1", "2", "10")
+    assert parts.test.class_names == ("11", "12", "13")
+    assert parts.query is None
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_inshop(tmp_path, nested):
+    parts = retrieval.read_inshop(trees.inshop(tmp_path, nested))
+    is_sound(parts)
+    assert parts.train.class_names == ("id_00000001", "id_00000003", "id_00000005")
+    assert (len(parts.query), len(parts.gallery)) == (3, 6)
+    assert parts.test.cameras is None
+
+
+def test_class_folders_with_their_traps(tmp_path):
+    root = trees.class_folders(tmp_path / "own images")
+    parts = own.read_folder(root, test_fraction=0.5, seed=1)
+    is_sound(parts)
+    classes = {*parts.train.class_names, *parts.test.class_names}
+    assert classes == {*(f"Klasse {c} æøå" for c in range(6)), "linked"}
+    assert len(parts.train) + len(parts.test) == 7 * 4
+    assert not set(parts.train.class_names) & set(parts.test.class_names)
+    assert own.read_folder(root, seed=1).train.paths == parts.train.paths
+    assert own.read_folder(root, seed=2).train.class_names != parts.train.class_names
+
+
+def test_class_folders_with_a_split(tmp_path):
+    for part in ("train", "Val", "query", "gallery"):
+        trees.class_folders(tmp_path / part, classes=2)
+        shutil.rmtree(tmp_path / "elsewhere")
+    parts = own.read_folder(tmp_path)
+    assert (len(parts.train), len(parts.validation), len(parts.query), len(parts.gallery)) == (8, 8, 8, 8)
+    assert len(parts.test.class_names) == 2
+
+
+def test_too_few_classes_and_no_images_are_named(tmp_path):
+    with pytest.raises(UserError, match="found no image in a folder of its own class"):
+        own.read_folder(tmp_path)
+    trees.put(tmp_path / "a" / "1.jpg")
+    with pytest.raises(UserError, match="of the 1 classes"):
+        own.read_folder(tmp_path)
+
+
+def test_csv_with_everything(tmp_path):
+    for n in range(8):
+        trees.put(tmp_path / "bilder ø" / f"{n}.jpg", seed=n)
+    rows = ["\ufeffPath,label,split,camera,x1,y1,x2,y2"]
+    parts = ("train", "train", "train", "train", "query", "gallery", "gallery", "query")
+    rows += [f"bilder ø/{n}.jpg,klasse {n // 2},{part},{n % 3},1,2,10,20.4" for n, part in enumerate(parts)]
+    (tmp_path / "my.csv").write_text("\n".join(rows), encoding="utf-8")
+    found = own.read_folder(tmp_path / "my.csv")
+    is_sound(found)
+    assert found.train.class_names == ("klasse 0", "klasse 1")
+    assert found.test.cameras.tolist() == [1, 1, 2, 0]
+    assert found.query.tolist() == [0, 1]
+    assert found.train.boxes[0].tolist() == [1, 2, 10, 20]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na,b\n", "needs the columns path and label, found file, label"),
+        ("path,label\n", "has no rows"),
+        ("path,label,split\na.jpg,1,tset\n", "line 2: split must be one of"),
+        ("path,label,camera\na.jpg,1,x\n", "line 2: camera and box must be numbers"),
+        ("path,label\na.jpg,\n", "line 2: path and label must not be empty"),
+        ("path,label,split\na.jpg,1,train\n", "needs a part named train"),
+    ],
+)
+def test_a_malformed_csv_is_named(tmp_path, text, message):
+    (tmp_path / "my.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        own.read_folder(tmp_path / "my.csv")
+
+
+def test_listings_do_not_depend_on_the_file_system(tmp_path, monkeypatch):
+    root = trees.market(tmp_path)
+    before = person.read_market(root)
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path), reverse=True))
+    after = person.read_market(root)
+    assert before.test.paths == after.test.paths
+    np.testing.assert_array_equal(before.train.labels, after.train.labels)
+    assert "Thumbs.db" not in list_images(root / "query")
+
+
+def test_numbers_sort_by_value_and_distractors_have_none():
+    labels, names = number_identities([10, 9, None, 100, 9])
+    assert labels.tolist() == [1, 0, -1, 2, 0]
+    assert names == ("9", "10", "100")
+    with pytest.raises(ValueError, match="cameras: must be one per path"):
+        FileSource("x", ".", ["a"], [1], [1, 2])
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "market1501/Market-1501-v15.09.15",
+        "Market-1501-v15.09.15",
+        "market1501",
+        "Market-1501-v15.09.15/Market-1501-v15.09.15",
+        ".",
+    ],
+)
+def test_the_roots_that_people_have(tmp_path, place):
+    trees.market(tmp_path / place, people=1)
+    assert registry.entry("Market").find([tmp_path / "nothing", tmp_path]) == tmp_path / place
+
+
+def test_every_set_is_found_by_its_markers(tmp_path):
+    made = {
+        "cub": trees.cub(tmp_path / "CUB_200_2011"),
+        "cars196": trees.cars(tmp_path / "cars196"),
+        "sop": trees.sop(tmp_path / "Stanford_Online_Products"),
+        "inshop": trees.inshop(tmp_path / "inshop", nested=True),
+        "market1501": trees.market(tmp_path / "Market-1501-v15.09.15"),
+        "dukemtmc": trees.market(tmp_path / "DukeMTMC-reID"),
+        "cuhk03": trees.cuhk03_mat(tmp_path / "cuhk03_release"),
+        "msmt17": trees.msmt17(tmp_path / "MSMT17_V1"),
+    }
+    for name, root in made.items():
+        entry = registry.entry(name)
+        found = entry.find([tmp_path])
+        assert found == root
+        parts = registry.read_parts(entry, found, {})
+        is_sound(parts)
+        assert registry.count_warnings(entry, parts)  # these trees are far too small
+
+
+def test_counts_that_are_right_are_silent(tmp_path):
+    entry = registry.Entry(
+        "x", "X", "", "", person.read_market, counts={"train": (10, 11), "query": 4, "classes": 4}
+    )
+    assert registry.count_warnings(entry, person.read_market(trees.market(tmp_path))) == []
+
+
+def test_unknown_names_and_options_are_answered_with_the_nearest(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'market1501'"):
+        registry.entry("market1502")
+    entry = registry.entry("cuhk03")
+    with pytest.raises(
+        UserError, match="option of the data set cuhk03 'detections'; did you mean 'detection'"
+    ):
+        registry.read_parts(entry, trees.cuhk03_mat(tmp_path), {"detections": "labeled"})
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"sop: cannot read .*Ebay_train.txt: No such file"):
+        registry.read_parts(registry.entry("sop"), tmp_path, {})
+
+
+def test_validation_classes_come_out_of_the_training_classes(tmp_path):
+    parts = own.read_folder(trees.class_folders(tmp_path / "x", classes=19), test_fraction=0.5)
+    train, validation = split_by_class(parts.train, 0.3, seed=4)
+    assert len(validation.class_names) == 3
+    assert sorted(train.class_names + validation.class_names) == sorted(parts.train.class_names)
+    assert set(train.labels) == set(range(7))
+    again, _ = split_by_class(parts.train, 0.3, seed=4)
+    assert again.class_names == train.class_names
+    assert split_by_class(parts.train, 0.0, seed=4) == (parts.train, None)
+    assert validation_classes(100, 0.1, 0).tolist() != validation_classes(100, 0.1, 1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("fraction", "message"), [(1.0, "must lie in"), (-0.1, "must lie in"), (0.9, "leaves 0")]
+)
+def test_validation_fractions_out_of_range_are_refused(fraction, message):
+    with pytest.raises(UserError, match=f"validation_fraction: .*{message}"):
+        validation_classes(4, fraction, 0)

@@ -1,0 +1,172 @@
+"""Data sets by name: from folders, from TFDS data in either format, and what is said where there is nothing."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+import trees
+from etils import epath
+
+from hap2s_jax.data.tf import datasets, tfds_source
+from hap2s_jax.errors import UserError
+
+
+def test_a_folder_is_found_split_and_counted(tmp_path, caplog):
+    trees.cub(tmp_path / "CUB_200_2011", classes=12)
+    with caplog.at_level(logging.WARNING):
+        data = datasets.load("cub", data_dir=tmp_path, validation_fraction=0.34, seed=1)
+    assert "train has 18 entries, the published number is 5,864" in caplog.text
+    assert data.name == "cub200_2011"
+    assert (len(data.train.class_names), len(data.validation.class_names), len(data.test.class_names)) == (
+        4,
+        2,
+        6,
+    )
+    assert not set(data.train.class_names) & set(data.validation.class_names)
+    assert data.protocols == ("class",)
+    assert (
+        datasets.load("cub", data_dir=tmp_path / "CUB_200_2011", validation_fraction=0.0).validation is None
+    )
+
+
+def test_market_has_queries_and_cameras(tmp_path):
+    trees.market(tmp_path / "market1501", people=8)
+    data = datasets.load("market1501", data_dir=tmp_path, validation_fraction=0.25)
+    assert data.protocols == ("query_gallery",)
+    assert data.validation.cameras is not None
+    assert len(data.query) == 8
+
+
+def test_the_options_reach_the_reader(tmp_path):
+    trees.cub(tmp_path)
+    assert datasets.load("cub", data_dir=tmp_path, validation_fraction=0, boxes=True).train.boxes is not None
+    with pytest.raises(UserError, match="option of the data set cub200_2011 'box'; did you mean 'boxes'"):
+        datasets.load("cub", data_dir=tmp_path, box=True)
+
+
+def test_own_images_by_folder_and_by_csv(tmp_path):
+    root = trees.class_folders(tmp_path / "mine", classes=9)
+    data = datasets.load("folder", data_dir=root, validation_fraction=0.4)
+    assert len(data.train.class_names) + len(data.validation.class_names) + len(data.test.class_names) == 10
+    (tmp_path / "mine.csv").write_text(
+        "path,label,split\n"
+        + "".join(f"a{i}.jpg,{i // 2},{'train' if i < 8 else 'test'}\n" for i in range(12))
+    )
+    data = datasets.load("csv", data_dir=tmp_path / "mine.csv", validation_fraction=0)
+    assert (len(data.train), len(data.test)) == (8, 4)
+    with pytest.raises(UserError, match=r"data\.data_dir: must name a folder"):
+        datasets.load("folder", data_dir=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("market1501", ["zheng-lab", "Market-1501-v15.09.15", "bounding_box_train", "data.data_dir"]),
+        ("cub", ["vision.caltech.edu", "CUB_200_2011", "images.txt", "tfds build caltech_birds2011"]),
+        ("cuhk03", ["CUHK_identification", "cuhk-03.mat"]),
+    ],
+)
+def test_missing_data_says_what_to_get_and_where_to_put_it(tmp_path, name, parts):
+    with pytest.raises(UserError) as raised:
+        datasets.load(name, data_dir=tmp_path)
+    for part in [*parts, str(tmp_path)]:
+        assert part in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["cub", "cars196", "sop"])
+def test_mocked_tfds_data(tmp_path, name, monkeypatch):
+    # The mock draws boxes whose corners may be swapped, and then refuses them.
+    monkeypatch.setattr(
+        tfds.features.BBoxFeature, "encode_example", lambda self, box: np.asarray(box, np.float32)
+    )
+    with tfds.testing.mock_data(num_examples=40):
+        data = datasets.load(name, data_dir=tmp_path, validation_fraction=0.2)
+    sources = (data.train, data.validation, data.test)
+    if name == "sop":  # both splits are the same forty
+        assert [len(s) for s in sources] == [32, 8, 40]
+    else:  # joined, and split again by class
+        assert sum(len(s) for s in sources) == 80
+        classes = [{int(c) for c in s.class_names} for s in sources]
+        assert max(classes[0] | classes[1]) < {"cub": 100, "cars196": 98}[name] <= min(classes[2])
+    for source in sources:
+        assert source.read(0)[:8] in (b"\x89PNG\r\n\x1a\n",) or source.read(0)[:3] == b"\xff\xd8\xff"
+
+
+class Tiny(tfds.core.GeneratorBasedBuilder):
+    """Stands for a set that the user prepared: train and test by class_id, several shards."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = epath.Path(__file__).parent  # TFDS expects builders in packages
+    COUNT = 23
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(encoding_format="png"),
+            "label": tfds.features.ClassLabel(num_classes=4),
+        }
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(0), "test": self._generate_examples(100)}
+
+    def _generate_examples(self, start):
+        for i in range(start, start + self.COUNT):
+            yield i, {"image": trees.picture(i), "label": i % 4}
+
+
+@pytest.fixture(params=["tfrecord", "array_record"])
+def prepared(request, tmp_path, monkeypatch):
+    monkeypatch.setitem(tfds_source.LAYOUTS, "tiny", tfds_source.Layout(by_class=True))
+    builder = Tiny(data_dir=str(tmp_path), file_format=request.param)
+    builder.download_and_prepare()
+    return tmp_path
+
+
+def images(source):
+    return {trees.Image.open(trees.io.BytesIO(source.read(i))).tobytes() for i in range(len(source))}
+
+
+def test_prepared_data_of_either_format_has_random_access(prepared):
+    parts = tfds_source.read_tfds("tiny", prepared)
+    numbers = [*range(23), *range(100, 123)]
+    assert (len(parts.train), len(parts.test)) == (24, 22)
+    assert images(parts.train) == {trees.picture(i).tobytes() for i in numbers if i % 4 < 2}
+    assert images(parts.test) == {trees.picture(i).tobytes() for i in numbers if i % 4 >= 2}
+    assert "tiny" in parts.train.describe(3)
+    for source in (parts.train, parts.test):
+        for i in (0, 7):
+            label = int(source.class_names[source.labels[i]])
+            image = trees.Image.open(trees.io.BytesIO(source.read(i))).tobytes()
+            assert image in {trees.picture(n).tobytes() for n in numbers if n % 4 == label}
+
+
+@pytest.mark.parametrize("prepared", ["tfrecord"], indirect=True)
+def test_the_places_of_records_are_noted_once(prepared, monkeypatch):
+    first = tfds_source.read_tfds("tiny", prepared)
+    notes = list(prepared.rglob("hap2s_index_*.npz"))
+    assert len(notes) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(tfds_source._TfRecords, "_scan", None)  # would fail if it were called
+        again = tfds_source.read_tfds("tiny", prepared)
+    assert again.train.read(5) == first.train.read(5)
+    # A note that is damaged, or of other files, is made anew.
+    notes[0].write_bytes(b"half")
+    np.savez(notes[1], stamp=np.array([1]))
+    assert tfds_source.read_tfds("tiny", prepared).train.read(5) == first.train.read(5)
+    assert not list(prepared.rglob("tmp*"))
+
+
+@pytest.mark.parametrize("prepared", ["tfrecord"], indirect=True)
+def test_a_truncated_record_file_is_named(prepared):
+    path = next(prepared.rglob("*train.tfrecord*"))
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(UserError, match=r"train.tfrecord.*ends in the middle of a record; prepare"):
+        tfds_source.read_tfds("tiny", prepared)
+
+
+def test_nothing_prepared_is_none(tmp_path):
+    assert tfds_source.read_tfds("caltech_birds2011", tmp_path) is None
