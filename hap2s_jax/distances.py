@@ -1,0 +1,185 @@
+"""Pairwise distances that stay right for duplicates, collapsed batches and ignored rows.
+
+A Gram matrix gives all pairs at the price of one matrix product, but |a|^2 + |b|^2 - 2ab cancels: its error
+is relative to the distance from the origin, not to the distance of the pair. Three measures keep it small:
+rows are centred first, pairs below the rounding error count as coincident, and close pairs of one class can
+be taken again from a Gram matrix about a point of their class.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+Distance = Literal["euclidean", "squared_euclidean", "cosine", "negative_dot"]
+
+# A close pair (squared distance under this share of |a|^2 + |b|^2) is worth a second look: above it the Gram
+# matrix errs by less than 1e-5 of the batch's radius in float32.
+_CLOSE = 2.0**-10
+
+
+class Rows(NamedTuple):
+    """Embeddings made ready for distances: centred or normalised, ignored rows zeroed.
+
+    Attributes:
+        vectors: `[n, d]`.
+        origins: `[n, d]`, a point near each row about which close pairs are measured again, or None.
+    """
+
+    vectors: jax.Array
+    origins: jax.Array | None = None
+
+
+def check_distance(distance: str) -> None:
+    """Raises ValueError unless `distance` names a kind of distance."""
+    if distance not in get_args(Distance):
+        raise ValueError(f"distance is {distance!r}; it should be one of {', '.join(get_args(Distance))}")
+
+
+def compute_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """The type in which distances of `dtype` embeddings are computed: float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def safe_sqrt(x: jax.Array) -> jax.Array:
+    """Square root with value 0 and gradient 0 (not infinity) where `x` is not positive."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
+def centre_of(vectors: jax.Array, valid: jax.Array) -> jax.Array:
+    """Mean `[d]` of the valid rows of `vectors` `[n, d]`; zero when there is none. Carries no gradient.
+
+    Distances do not depend on it, so neither do their gradients.
+    """
+    count = jnp.maximum(jnp.sum(valid), 1).astype(vectors.dtype)
+    return lax.stop_gradient(jnp.sum(jnp.where(valid[:, None], vectors, 0), axis=0) / count)
+
+
+def clean_rows(vectors: jax.Array, valid: jax.Array, distance: str, centre: jax.Array | None) -> jax.Array:
+    """Rows `[n, d]` ready for `pair_distances`; ignored ones are zero and pass no gradient, NaN or not."""
+    vectors = jnp.where(valid[:, None], vectors, 0)
+    if distance == "cosine":
+        norm = safe_sqrt(jnp.sum(vectors * vectors, axis=-1, keepdims=True))
+        return vectors / jnp.where(norm > 0, norm, 1)
+    if distance == "negative_dot" or centre is None:
+        return vectors
+    return jnp.where(valid[:, None], vectors - centre, 0)
+
+
+def pair_distances(
+    rows: Rows, keys: Rows, distance: str = "euclidean", candidates: jax.Array | None = None
+) -> jax.Array:
+    """Distances `[n, m]` between cleaned rows `[n, d]` and keys `[m, d]`.
+
+    Args:
+        rows: the anchors, from `clean_rows`.
+        keys: the keys, from `clean_rows` with the same centre.
+        distance: "euclidean", "squared_euclidean", "cosine" (1 - cosine similarity) or "negative_dot" (minus
+            the inner product).
+        candidates: bool `[n, m]`, pairs to be measured again about their origins if close. Needs `origins`.
+            Both ends of such a pair must have the same origin.
+    """
+    if distance in ("cosine", "negative_dot"):
+        product = _product(rows.vectors, keys.vectors)
+        return 1 - product if distance == "cosine" else -product
+    squared, scale = _squared(rows.vectors, keys.vectors)
+    if candidates is not None and rows.origins is not None and keys.origins is not None:
+        near_rows, near_keys = rows.vectors - rows.origins, keys.vectors - keys.origins
+        close = candidates & (squared < _CLOSE * scale)
+        squared = lax.cond(
+            jnp.any(close),
+            lambda: jnp.where(close, _squared(near_rows, near_keys)[0], squared),
+            lambda: squared,
+        )
+    return squared if distance == "squared_euclidean" else safe_sqrt(squared)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    # The default precision is TF32 on NVIDIA and bfloat16 on TPU, too coarse for near duplicates.
+    return jnp.matmul(a, b.T, precision=lax.Precision.HIGHEST)
+
+
+def coincidence(dtype: jnp.dtype, dimensions: int) -> float:
+    """Largest share of |a|^2 + |b|^2 that rounding alone can leave as the squared distance of equal rows.
+
+    Twice what was measured for XLA's CPU product from 8 to 2,048 dimensions.
+    """
+    return float(jnp.finfo(dtype).eps) * max(4.0, math.sqrt(dimensions))
+
+
+def _squared(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Squared distances `[n, m]`, exactly 0 for coincident pairs, and their scale |a|^2 + |b|^2."""
+    scale = jnp.sum(a * a, axis=-1)[:, None] + jnp.sum(b * b, axis=-1)[None, :]
+    squared = scale - 2 * _product(a, b)
+    return jnp.where(squared > coincidence(a.dtype, a.shape[-1]) * scale, squared, 0), lax.stop_gradient(
+        scale
+    )
+
+
+def class_origins(
+    vectors: jax.Array, labels: jax.Array, key_vectors: jax.Array, key_labels: jax.Array, key_valid: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """For rows and for keys, the first valid key of their class: `[n, d]` and `[m, d]`, without gradient.
+
+    Differences from a member of the class are exact where the class is small, which is where the Gram matrix
+    about the batch's centre fails.
+    """
+    # Invalid keys must not be found as anybody's origin: two stable sorts put them last within their label.
+    order = jnp.argsort(~key_valid, stable=True)
+    order = order[jnp.argsort(key_labels[order], stable=True)]
+    ordered = key_labels[order]
+    points = lax.stop_gradient(key_vectors)
+
+    def look_up(wanted: jax.Array) -> jax.Array:
+        place = jnp.minimum(jnp.searchsorted(ordered, wanted), ordered.shape[0] - 1)
+        return points[order[place]]
+
+    return look_up(labels), look_up(key_labels)
+
+
+def pairwise_distances(
+    embeddings: ArrayLike,
+    keys: ArrayLike | None = None,
+    *,
+    distance: Distance = "euclidean",
+    valid: ArrayLike | None = None,
+    key_valid: ArrayLike | None = None,
+) -> jax.Array:
+    """Distances `[n, m]` between all embeddings `[n, d]` and all keys `[m, d]` (themselves when not given).
+
+    Computed in float32 (float64 for float64 input) at the highest matrix precision. Coincident pairs have
+    distance 0 and gradient 0. Distances of Euclidean kind are right to about 1e-7 of the squared radius of
+    the
+    batch: pairs a thousand times closer than that radius are 5 % off, closer ones count as coincident.
+
+    Args:
+        embeddings: `[n, d]`, floating point.
+        keys: `[m, d]`, or None for the embeddings themselves.
+        distance: "euclidean", "squared_euclidean", "cosine" or "negative_dot".
+        valid: bool `[n]`; rows that are not valid may hold NaN and are taken as zero.
+        key_valid: bool `[m]`, likewise for the keys.
+
+    Raises:
+        ValueError: unknown `distance`.
+        TypeError: integer embeddings.
+    """
+    check_distance(distance)
+    embeddings = jnp.asarray(embeddings)
+    if not jnp.issubdtype(embeddings.dtype, jnp.floating):
+        raise TypeError(f"embeddings are {embeddings.dtype}; they should be floating point")
+    dtype = compute_dtype(embeddings.dtype)
+    rows = embeddings.astype(dtype)
+    valid = jnp.ones(rows.shape[0], bool) if valid is None else jnp.asarray(valid)
+    centre = centre_of(rows, valid)
+    cleaned = clean_rows(rows, valid, distance, centre)
+    if keys is None:
+        return pair_distances(Rows(cleaned), Rows(cleaned), distance)
+    key_rows = jnp.asarray(keys).astype(dtype)
+    key_valid = jnp.ones(key_rows.shape[0], bool) if key_valid is None else jnp.asarray(key_valid)
+    return pair_distances(Rows(cleaned), Rows(clean_rows(key_rows, key_valid, distance, centre)), distance)

@@ -1,0 +1,232 @@
+"""The engine: from embeddings and labels to the mean of any anchor loss.
+
+It is the only place that knows where keys come from, so every loss that is a function of one anchor's row
+gets global batches, memories, ignored labels, sample weights and blocks of anchors without a line of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from hap2s_jax.distances import Distance, centre_of, check_distance, class_origins, clean_rows, compute_dtype
+from hap2s_jax.losses.blocks import blocked_sums
+from hap2s_jax.losses.rows import AnchorLoss, Anchors, Keys, Sums, row_losses, summed
+from hap2s_jax.losses.weightings import as_pytree
+
+Reduction = Literal["mean", "sum", "none"]
+BlockSize = int | Literal["never"] | None
+Axis = str | tuple[str, ...] | None
+
+# Above this many pairs the plain path's matrices outgrow the cache.
+_PLAIN_PAIRS = 2**20
+_BLOCK_PAIRS = 2**21
+
+
+class Options(NamedTuple):
+    """The engine's arguments that decide the program; hashable."""
+
+    distance: str
+    axis_name: Axis
+    ignore_label: int | None
+    block_size: BlockSize
+    reduction: str
+    with_stats: bool
+
+
+def mean_over_anchors(
+    loss: AnchorLoss,
+    embeddings: Any,
+    labels: Any,
+    *,
+    distance: Distance = "euclidean",
+    axis_name: Axis = None,
+    keys: Any = None,
+    key_labels: Any = None,
+    ignore_label: int | None = -1,
+    sample_weights: Any = None,
+    block_size: BlockSize = None,
+    reduction: Reduction = "mean",
+    with_stats: bool = False,
+) -> Any:
+    """Mean of `loss` over the valid anchors of a batch, the global batch under `axis_name`.
+
+    Args:
+        loss: `(row: AnchorRow) -> (loss, is_valid)`, with a dict of scalars as optional third. If it has
+            parameters it should be a pytree (a registered dataclass, or `jax.tree_util.Partial(function,
+            ...)`) with them as leaves, so that they can be traced and differentiated. Called outside jit, it
+            is compiled once per function and shape.
+        embeddings: `[n, d]`, floating point; each device's own part under `axis_name`.
+        labels: `[n]`, integers.
+        distance: "euclidean", "squared_euclidean", "cosine" (1 - similarity) or "negative_dot".
+        axis_name: name of the mapped axis (or axes) of pmap, vmap or shard_map over which the batch is split.
+            The value is then the global one on every device, and the mean of the devices' gradients of shared
+            parameters (`pmean`) is the exact gradient.
+        keys: `[k, d]` further keys besides the batch itself, equal on all devices, such as a memory.
+        key_labels: `[k]`, their labels.
+        ignore_label: samples with this label are neither anchors nor keys; their embeddings may be NaN. None:
+            all labels count.
+        sample_weights: `[n]`, weight of each anchor in the mean or sum; constants, not differentiated.
+        block_size: anchors per block (memory linear in the batch, the same value and gradient); None chooses,
+            "never" takes the whole matrix at once, which forward-mode differentiation needs.
+        reduction: "mean" over valid anchors, "sum", or "none" for `[n]` losses (0 where not valid).
+        with_stats: return `(value, stats)`, a dict of float32 scalars averaged over valid anchors.
+
+    Returns:
+        The reduced loss, float32 (float64 for float64 embeddings); exactly 0 with gradient 0 if no anchor is
+        valid.
+
+    Raises:
+        ValueError: shapes that do not fit, unknown `distance` or `reduction`, a block size below 1.
+        TypeError: embeddings that are not floating point or labels that are not integers.
+    """
+    embeddings, labels = _checked("embeddings", embeddings, "labels", labels)
+    if keys is not None or key_labels is not None:
+        keys, key_labels = _checked("keys", keys, "key_labels", key_labels)
+        if keys.shape[1] != embeddings.shape[1]:
+            raise ValueError(
+                f"keys have {keys.shape[1]} dimensions; embeddings have {embeddings.shape[1]}; they should agree"
+            )
+    if sample_weights is not None:
+        sample_weights = jnp.asarray(sample_weights)
+        if sample_weights.shape != labels.shape:
+            raise ValueError(
+                f"sample_weights are {sample_weights.shape}; they should be {labels.shape}, one per label"
+            )
+    check_distance(distance)
+    check_reduction(reduction)
+    _check_block_size(block_size)
+    options = Options(distance, axis_name, ignore_label, block_size, reduction, with_stats)
+    return _evaluate(as_pytree(loss), embeddings, labels, keys, key_labels, sample_weights, options)
+
+
+def check_reduction(reduction: str) -> None:
+    """Raises ValueError unless `reduction` is one of "mean", "sum" and "none"."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is {reduction!r}; it should be 'mean', 'sum' or 'none'")
+
+
+def _check_block_size(block_size: BlockSize) -> None:
+    whole = isinstance(block_size, int) and not isinstance(block_size, bool) and block_size >= 1
+    if not (whole or block_size is None or block_size == "never"):
+        raise ValueError(
+            f"block_size is {block_size!r}; it should be a number of anchors, 'never', or None for automatic"
+        )
+
+
+def _checked(name: str, vectors: Any, label_name: str, labels: Any) -> tuple[jax.Array, jax.Array]:
+    if vectors is None or labels is None:
+        raise ValueError(f"{name} and {label_name} go together; one of them is missing")
+    vectors, labels = jnp.asarray(vectors), jnp.asarray(labels)
+    if not jnp.issubdtype(vectors.dtype, jnp.floating):
+        raise TypeError(f"{name} are {vectors.dtype}; they should be floating point, such as float32")
+    if vectors.ndim != 2:
+        raise ValueError(f"{name} have shape {vectors.shape}; they should be [n, d]")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"{label_name} are {labels.dtype}; they should be integers")
+    if labels.shape != vectors.shape[:1]:
+        raise ValueError(
+            f"{name} {vectors.shape} and {label_name} {labels.shape} differ in length; "
+            f"{label_name} should be [{vectors.shape[0]}]"
+        )
+    return vectors, labels
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _evaluate(
+    loss: AnchorLoss,
+    embeddings: jax.Array,
+    labels: jax.Array,
+    keys: jax.Array | None,
+    key_labels: jax.Array | None,
+    sample_weights: jax.Array | None,
+    options: Options,
+) -> Any:
+    vectors, anchors, key_vectors, key_rows = _problem(
+        embeddings, labels, keys, key_labels, sample_weights, options
+    )
+    arguments = (loss, vectors, anchors, key_vectors, key_rows, options.distance)
+    if options.reduction == "none":
+        rows = row_losses(*arguments)
+        sums = summed(rows, anchors.weight)
+        value = rows.loss * anchors.weight
+    else:
+        block = _block(options.block_size, vectors.shape[0], key_vectors.shape[0])
+        sums = (
+            summed(row_losses(*arguments), anchors.weight)
+            if block is None
+            else blocked_sums(*arguments, block)
+        )
+        value = None
+    return finish(sums, value, options)
+
+
+def _problem(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    keys: jax.Array | None,
+    key_labels: jax.Array | None,
+    sample_weights: jax.Array | None,
+    options: Options,
+) -> tuple[jax.Array, Anchors, jax.Array, Keys]:
+    """Cleans the embeddings, and gathers the keys from wherever they come."""
+    dtype = compute_dtype(embeddings.dtype)
+    count = embeddings.shape[0]
+    valid = _counted(labels, options.ignore_label)
+    # Ignored rows are zeroed before they are gathered: what is NaN on one device must not reach the others.
+    vectors = jnp.where(valid[:, None], embeddings.astype(dtype), 0)
+    index = jnp.arange(count)
+    all_vectors, all_labels = vectors, labels
+    if options.axis_name is not None:
+        index = index + lax.axis_index(options.axis_name) * count
+        all_vectors = lax.all_gather(vectors, options.axis_name, tiled=True)
+        all_labels = lax.all_gather(labels, options.axis_name, tiled=True)
+    euclidean = options.distance in ("euclidean", "squared_euclidean")
+    centre = centre_of(all_vectors, _counted(all_labels, options.ignore_label)) if euclidean else None
+    if keys is not None and key_labels is not None:
+        all_vectors = jnp.concatenate([all_vectors, keys.astype(dtype)])
+        all_labels = jnp.concatenate([all_labels, key_labels.astype(all_labels.dtype)])
+    all_valid = _counted(all_labels, options.ignore_label)
+    vectors = clean_rows(vectors, valid, options.distance, centre)
+    all_vectors = clean_rows(all_vectors, all_valid, options.distance, centre)
+    origins, key_origins = None, None
+    if euclidean:
+        origins, key_origins = class_origins(vectors, labels, all_vectors, all_labels, all_valid)
+    weight = valid.astype(dtype)
+    if sample_weights is not None:
+        weight = weight * lax.stop_gradient(sample_weights.astype(dtype))
+    anchors = Anchors(origins, labels, index, weight, valid)
+    return vectors, anchors, all_vectors, Keys(key_origins, all_labels, all_valid)
+
+
+def _counted(labels: jax.Array, ignore_label: int | None) -> jax.Array:
+    return jnp.ones(labels.shape, bool) if ignore_label is None else labels != ignore_label
+
+
+def _block(block_size: BlockSize, anchors: int, keys: int) -> int | None:
+    """Anchors per block, or None for the plain path."""
+    if block_size == "never" or (block_size is None and anchors * keys <= _PLAIN_PAIRS):
+        return None
+    if block_size is None:
+        block_size = max(16, _BLOCK_PAIRS // keys)
+    return min(int(block_size), anchors)
+
+
+def finish(sums: Sums, value: jax.Array | None, options: Options) -> Any:
+    """The value and the stats from each device's sums; `value` is given where nothing is reduced."""
+    if options.axis_name is not None:
+        sums = lax.psum(sums, options.axis_name)
+    if value is None:
+        value = sums.loss
+        if options.reduction == "mean":
+            value = value / jnp.where(sums.weight == 0, 1, sums.weight)
+    if not options.with_stats:
+        return value
+    count = jnp.maximum(sums.count, 1)
+    stats = {name: (total / count).astype(jnp.float32) for name, total in sums.stats.items()}
+    stats["valid_anchors"] = sums.count.astype(jnp.float32)
+    return value, jax.tree.map(lax.stop_gradient, stats)

@@ -1,0 +1,153 @@
+"""Losses by name, for configs: `create("hap2s_p", alpha=10.0)` is a function of embeddings and labels."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from hap2s_jax.errors import UserError
+
+# Arguments that say how a loss is computed rather than what it is: the training step's business, not a
+# config's.
+_CALL = {
+    "params",
+    "axis_name",
+    "keys",
+    "key_labels",
+    "ignore_label",
+    "sample_weights",
+    "block_size",
+    "reduction",
+    "with_stats",
+}
+
+InitParams = Callable[[jax.Array, int, int], Any]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    function: Callable[..., Any]
+    init_params: InitParams | None
+    fixed: dict[str, Any]
+
+
+_ENTRIES: dict[str, _Entry] = {}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss with its hyperparameters, made by `create`.
+
+    Attributes:
+        name: its name in the registry.
+        hyperparameters: all of them, defaults included.
+    """
+
+    name: str
+    hyperparameters: dict[str, Any]
+    _entry: _Entry = field(repr=False)
+
+    def __call__(self, embeddings: Any, labels: Any, *, with_stats: bool = True, **arguments: Any) -> Any:
+        """The loss of embeddings `[n, d]` under labels `[n]`: `(value, stats)`, or the value alone.
+
+        Args:
+            embeddings: `[n, d]`.
+            labels: `[n]`.
+            with_stats: also return a dict of float32 scalars.
+            **arguments: `axis_name`, `params` (for a loss that has them), and the engine's other arguments; a
+                hyperparameter given here overrides the configured one and may be traced.
+        """
+        settings = self._entry.fixed | self.hyperparameters | arguments
+        return self._entry.function(embeddings, labels, with_stats=with_stats, **settings)
+
+    @property
+    def has_params(self) -> bool:
+        """Whether the loss has arrays to learn and must be called with `params=`."""
+        return self._entry.init_params is not None
+
+    def init_params(self, key: jax.Array, num_classes: int, embedding_dim: int) -> Any:
+        """The loss's own learnable arrays (a pytree), or None if it has none.
+
+        Args:
+            key: random key.
+            num_classes: labels are 0 to `num_classes` - 1.
+            embedding_dim: width of the embeddings.
+        """
+        make = self._entry.init_params
+        return None if make is None else make(key, num_classes, embedding_dim)
+
+
+def register(
+    name: str, function: Callable[..., Any], *, init_params: InitParams | None = None, **fixed: Any
+) -> None:
+    """Adds a loss; its keyword-only arguments with plain defaults become its hyperparameters.
+
+    Args:
+        name: how configs call it.
+        function: `(embeddings, labels, *, hyperparameters..., axis_name, with_stats, ...)`.
+        init_params: `(key, num_classes, embedding_dim) -> pytree` if the function takes `params`.
+        **fixed: arguments that this name sets once and for all.
+    """
+    _ENTRIES[name] = _Entry(function, init_params, fixed)
+
+
+def names() -> tuple[str, ...]:
+    """Names of all losses, sorted."""
+    return tuple(sorted(_ENTRIES))
+
+
+def hyperparameters(name: str) -> dict[str, str | float | bool]:
+    """Default hyperparameters of the loss called `name`.
+
+    Raises:
+        UserError: unknown name.
+    """
+    entry = _entry(name)
+    defaults = {
+        key: parameter.default
+        for key, parameter in inspect.signature(entry.function).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in _CALL
+    }
+    return {k: v for k, v in defaults.items() if isinstance(v, str | int | float) and k not in entry.fixed}
+
+
+def create(name: str, **overrides: Any) -> Loss:
+    """The loss called `name` with hyperparameters other than its defaults.
+
+    Raises:
+        UserError: unknown name or hyperparameter (the nearest right one is suggested), or one of the wrong
+            type.
+    """
+    settings = hyperparameters(name)
+    for key, value in overrides.items():
+        if key not in settings:
+            raise UserError(
+                f"loss {name!r} has no hyperparameter {key!r}{_nearest(key, settings)}; "
+                f"it has {', '.join(settings)}"
+            )
+        settings[key] = _converted(f"loss {name!r}: {key}", value, settings[key])
+    return Loss(name, settings, _entry(name))
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _ENTRIES:
+        raise UserError(f"unknown loss {name!r}{_nearest(name, _ENTRIES)}; known are {', '.join(names())}")
+    return _ENTRIES[name]
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _converted(what: str, value: Any, default: Any) -> Any:
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, type(default)) or (isinstance(value, bool) and not isinstance(default, bool)):
+        raise UserError(f"{what} is {value!r}; it should be a {type(default).__name__}, such as {default!r}")
+    return value

@@ -1,0 +1,43 @@
+import jax
+import numpy as np
+import pytest
+from loss_batches import clustered
+
+from hap2s_jax import exponential, hap2s_loss, losses, polynomial
+from hap2s_jax.errors import UserError
+
+
+def test_names_and_hyperparameters():
+    assert {"hap2s_e", "hap2s_p", "batch_hard", "point_to_set_mean"} <= set(losses.names())
+    assert losses.hyperparameters("hap2s_e") == {
+        "sigma": 0.5,
+        "margin": 0.3,
+        "soft_margin": False,
+        "distance": "euclidean",
+    }
+    for name in losses.names():
+        assert all(isinstance(v, str | float | bool | int) for v in losses.hyperparameters(name).values())
+
+
+def test_create_is_the_loss_with_its_hyperparameters():
+    x, labels = clustered(0, [3, 4, 2])
+    value, stats = losses.create("hap2s_p", alpha=5, margin=1)(x, labels)
+    assert value == hap2s_loss(x, labels, weighting=polynomial(5.0), margin=1.0)
+    assert stats["valid_anchors"] == 9
+    loss = losses.create("hap2s_e")
+    assert loss(x, labels, with_stats=False, sigma=2.0) == hap2s_loss(x, labels, weighting=exponential(2.0))
+    assert not loss.has_params
+    assert loss.init_params(jax.random.key(0), 3, 16) is None
+
+
+def test_mistakes_suggest_the_right_name():
+    with pytest.raises(UserError, match=r"unknown loss 'hap2s_r'.*did you mean 'hap2s_"):
+        losses.create("hap2s_r")
+    with pytest.raises(UserError, match=r"'sigmma'.*did you mean 'sigma'"):
+        losses.create("hap2s_e", sigmma=1.0)
+    with pytest.raises(UserError, match="margin is 'big'; it should be a float"):
+        losses.create("hap2s_e", margin="big")
+    with pytest.raises(UserError, match="soft_margin is 1; it should be a bool"):
+        losses.create("hap2s_e", soft_margin=1)
+    with pytest.raises(ValueError, match="sigma is -1"):
+        losses.create("hap2s_e", sigma=-1.0)(np.ones((2, 2), np.float32), np.arange(2))
