@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
@@ -78,7 +77,10 @@ class Entry:
 
 
 def _market(name: str) -> Callable[..., Parts]:
-    return functools.partial(person.read_market, name=name)
+    def read(root: Path) -> Parts:
+        return person.read_market(root, name)
+
+    return read
 
 
 _BOXES_AND_QUERY = (person.TRAIN, person.QUERY, person.GALLERY)

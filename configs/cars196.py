@@ -1,0 +1,23 @@
+"""HAP2S on Cars196 (Krause et al. 2013): classes 1-98 to train on, 99-196 to test.
+
+    python -m hap2s_jax.main --config=configs/cars196.py --config.data.data_dir=DIR
+
+DIR holds cars196/ with car_ims/ and cars_annos.mat, or with cars_train/, cars_test/ and devkit/; or what `tfds build
+cars196` has prepared; `python -m hap2s_jax.check_data cars196 --data_dir=DIR` tells whether it is found and whole.
+--config.data.options.boxes=true cuts every image to its car (from the official folder only). 8,000 updates of 112
+images.
+The weights start at random. No figure of this config on the real data has been measured here.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import fine_grained
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config; for `arg` see configs/fine_grained.py."""
+    config = fine_grained.recipe("cars196", arg, steps=8_000, classes=56, images_per_class=2)
+    config.data.options = ml_collections.ConfigDict({"boxes": False})
+    return config

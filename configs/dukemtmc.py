@@ -1,0 +1,19 @@
+"""HAP2S on DukeMTMC-reID (Zheng et al. 2017): 16,522 training images of 702 people, eight cameras.
+
+    python -m hap2s_jax.main --config=configs/dukemtmc.py --config.data.data_dir=DIR
+
+DIR holds DukeMTMC-reID/; `python -m hap2s_jax.check_data dukemtmc --data_dir=DIR` tells whether it is found and
+whole. The makers withdrew the data in 2019. 25,000 updates of 72 images.
+The weights start at random. No figure of this config on the real data has been measured here.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import reid
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config; for `arg` see configs/reid.py."""
+    return reid.recipe("dukemtmc", arg)

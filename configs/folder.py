@@ -1,0 +1,28 @@
+"""HAP2S on your own images: a folder with a folder of images per class, or a CSV.
+
+    python -m hap2s_jax.main --config=configs/folder.py --config.data.data_dir=FOLDER_OR_CSV
+
+FOLDER holds CLASS/IMAGE.jpg, or train/CLASS/IMAGE.jpg and test/CLASS/IMAGE.jpg (or query/ and gallery/ in the place
+of test/). The CSV has the columns path and label and, as wished, split (train, validation, test, query, gallery),
+camera, and x1, y1, x2, y2 of a box. Where there is no split, --config.data.options.test_fraction of the classes are for
+test. `python -m hap2s_jax.check_data folder --data_dir=FOLDER_OR_CSV` shows what is there.
+
+Change what your images call for: the size, --config.augment.flip (never for what its mirror image is not), the batch
+(at most as many classes as you have), the encoder. The weights start at random.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import fine_grained
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config; for `arg` see configs/fine_grained.py."""
+    config = fine_grained.recipe("folder", arg, steps=8_000, classes=16, images_per_class=4)
+    config.optimizer.learning_rate = 3e-4
+    config.schedule.name = "cosine"
+    config.schedule.warmup_steps = 0 if config.steps < 1_000 else 500
+    config.data.options = ml_collections.ConfigDict({"test_fraction": 0.5})
+    return config

@@ -1,0 +1,19 @@
+"""HAP2S on In-shop Clothes Retrieval (DeepFashion, Liu et al. 2016): 25,882 training images of 3,997 items.
+
+    python -m hap2s_jax.main --config=configs/inshop.py --config.data.data_dir=DIR
+
+DIR holds inshop/ with img/ and list_eval_partition.txt; `python -m hap2s_jax.check_data inshop --data_dir=DIR` tells
+whether it is found and whole. Judged by query against gallery, without cameras. 30,000 updates of 112 images.
+The weights start at random. No figure of this config on the real data has been measured here.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import fine_grained
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config; for `arg` see configs/fine_grained.py."""
+    return fine_grained.recipe("inshop", arg, steps=30_000, classes=28, images_per_class=4)
