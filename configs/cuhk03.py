@@ -2,10 +2,10 @@
 
     python -m hap2s_jax.main --config=configs/cuhk03.py --config.data.data_dir=DIR
 
-DIR holds cuhk03_release/ with cuhk-03.mat and cuhk03_new_protocol_config_{detected,labeled}.mat, or the ready folders
-cuhk03-np/{labeled,detected}/; `python -m hap2s_jax.check_data cuhk03 --data_dir=DIR` tells whether it is found and
-whole. Another part or protocol with --config.data.options.detection=labeled, --config.data.options.protocol=old and
---config.data.options.split=0 (to 19).
+DIR holds cuhk03_release/ with cuhk-03.mat and cuhk03_new_protocol_config_{detected,labeled}.mat, or the ready
+folders cuhk03-np/{labeled,detected}/; `python -m hap2s_jax.check_data --name=cuhk03 --data_dir=DIR` tells
+whether it is found and whole. Another part or protocol with --config.data.options.detection=labeled,
+--config.data.options.protocol=old and --config.data.options.split=0 (to 19).
 The weights start at random. No figure of this config on the real data has been measured here.
 """
 

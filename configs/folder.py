@@ -5,7 +5,7 @@
 FOLDER holds CLASS/IMAGE.jpg, or train/CLASS/IMAGE.jpg and test/CLASS/IMAGE.jpg (or query/ and gallery/ in the place
 of test/). The CSV has the columns path and label and, as wished, split (train, validation, test, query, gallery),
 camera, and x1, y1, x2, y2 of a box. Where there is no split, --config.data.options.test_fraction of the classes are for
-test. `python -m hap2s_jax.check_data folder --data_dir=FOLDER_OR_CSV` shows what is there.
+test. `python -m hap2s_jax.check_data --name=folder --data_dir=FOLDER_OR_CSV` shows what is there.
 
 Change what your images call for: the size, --config.augment.flip (never for what its mirror image is not), the batch
 (at most as many classes as you have), the encoder. The weights start at random.

@@ -2,8 +2,9 @@
 
     python -m hap2s_jax.main --config=configs/inshop.py --config.data.data_dir=DIR
 
-DIR holds inshop/ with img/ and list_eval_partition.txt; `python -m hap2s_jax.check_data inshop --data_dir=DIR` tells
-whether it is found and whole. Judged by query against gallery, without cameras. 30,000 updates of 112 images.
+DIR holds inshop/ with img/ and list_eval_partition.txt; `python -m hap2s_jax.check_data --name=inshop
+--data_dir=DIR` tells whether it is found and whole. Judged by query against gallery, without cameras. 30,000
+updates of 112 images.
 The weights start at random. No figure of this config on the real data has been measured here.
 """
 

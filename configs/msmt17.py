@@ -2,8 +2,9 @@
 
     python -m hap2s_jax.main --config=configs/msmt17.py --config.data.data_dir=DIR
 
-DIR holds MSMT17_V1/ or MSMT17_V2/; `python -m hap2s_jax.check_data msmt17 --data_dir=DIR` tells whether it is
-found and whole. The images of list_val.txt join the training images with --config.data.options.with_val=true.
+DIR holds MSMT17_V1/ or MSMT17_V2/; `python -m hap2s_jax.check_data --name=msmt17 --data_dir=DIR` tells
+whether it is found and whole. The images of list_val.txt join the training images with
+--config.data.options.with_val=true.
 The weights start at random. No figure of this config on the real data has been measured here.
 """
 

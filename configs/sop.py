@@ -3,8 +3,8 @@
     python -m hap2s_jax.main --config=configs/sop.py --config.data.data_dir=DIR
 
 DIR holds Stanford_Online_Products/, or what `tfds build stanford_online_products` has prepared; `python -m
-hap2s_jax.check_data sop --data_dir=DIR` tells whether it is found and whole. 50,000 updates of 112 images; many
-products have only two pictures.
+hap2s_jax.check_data --name=sop --data_dir=DIR` tells whether it is found and whole. 50,000 updates of 112
+images; many products have only two pictures.
 The weights start at random. No figure of this config on the real data has been measured here.
 """
 

@@ -21,7 +21,7 @@ def is_sound(parts):
     for source in (parts.train, parts.test):
         labels = source.labels
         assert labels.dtype == np.int32
-        assert set(labels[labels >= 0]) == set(range(len(source.class_names)))
+        assert set(labels) == set(range(len(source.class_names)))
         assert all(trees.Image.open(trees.io.BytesIO(source.read(i))).size for i in range(len(source)))
         assert os.path.sep in source.describe(0)
     if parts.query is not None:
@@ -34,21 +34,14 @@ def test_market_with_its_traps(tmp_path):
     # Sorted by number: 2, 4, 6, 8; the first person has a single image.
     assert parts.train.class_names == ("2", "4", "6", "8")
     assert np.bincount(parts.train.labels).tolist() == [1, 3, 3, 3]
-    assert parts.test.class_names == ("3", "5", "7", "9")
+    assert parts.test.class_names == ("0", "3", "5", "7", "9")
     assert len(parts.query) == 4
     gallery = parts.test.labels[parts.gallery]
-    assert np.sum(gallery == -1) == 3  # the distractors; both junk images are gone
+    assert np.sum(gallery == 0) == 3  # the distractors, which no query matches; both junk images are gone
+    assert 0 not in parts.test.labels[parts.query]
     assert len(gallery) == 3 + 12
     assert set(parts.train.cameras) == {0, 1, 11}
     assert set(parts.test.cameras[parts.query]) == {0}
-
-
-def test_identity_zero_is_a_person_where_a_query_has_it(tmp_path):
-    trees.market(tmp_path)
-    trees.put(tmp_path / "query" / "0000_c2s1_000001_00.jpg")
-    parts = person.read_market(tmp_path)
-    assert parts.test.class_names == ("0", "3", "5", "7", "9")
-    assert (parts.test.labels >= 0).all()
 
 
 def test_market_without_a_usable_name_says_what_it_wants(tmp_path):
@@ -233,10 +226,12 @@ def test_listings_do_not_depend_on_the_file_system(tmp_path, monkeypatch):
     assert "Thumbs.db" not in list_images(root / "query")
 
 
-def test_numbers_sort_by_value_and_distractors_have_none():
-    labels, names = number_identities([10, 9, None, 100, 9])
-    assert labels.tolist() == [1, 0, -1, 2, 0]
+def test_numbers_sort_by_value_and_names_by_letters():
+    labels, names = number_identities([10, 9, 100, 9])
+    assert labels.tolist() == [1, 0, 2, 0]
     assert names == ("9", "10", "100")
+    assert number_identities(["b9", "b10"])[1] == ("b10", "b9")
+    assert number_identities([])[1] == ()
     with pytest.raises(ValueError, match="cameras: must be one per path"):
         FileSource("x", ".", ["a"], [1], [1, 2])
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,8 +41,8 @@ class FileSource:
       name: what messages call the source.
       root: the folder to which the paths are relative.
       paths: `[N]` paths with forward slashes; absolute ones stay as they are.
-      identities: `[N]` whose image it is, integers or strings; None for a distractor, which gets label -1. The
-        labels number the identities in sorted order (integers by value).
+      identities: `[N]` whose image it is, all integers or all strings. The labels number them in sorted order
+        (integers by value).
       cameras: `[N]` integers from 0, or None.
       boxes: `[N, 4]` left, top, right, bottom in pixels, the last two exclusive; None for whole images.
     """
@@ -51,7 +52,7 @@ class FileSource:
         name: str,
         root: Path | str,
         paths: Sequence[str],
-        identities: Sequence[int | str | None],
+        identities: Sequence[int] | Sequence[str],
         cameras: Sequence[int] | None = None,
         boxes: np.ndarray | None = None,
     ):
@@ -81,16 +82,15 @@ class FileSource:
         return os.path.join(self.root, self.paths[index])
 
 
-def number_identities(identities: Sequence[int | str | None]) -> tuple[np.ndarray, tuple[str, ...]]:
+def number_identities(identities: Sequence[int] | Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Number identities from 0 in sorted order.
 
     Returns:
-      (labels int32 `[N]`, -1 for None; the names of the identities in the order of the labels).
+      (labels int32 `[N]`; the names of the identities in the order of the labels).
     """
-    distinct = sorted({i for i in identities if i is not None})  # pyright: ignore[reportArgumentType] - one type
+    distinct: list[Any] = sorted(set(identities))
     number = {identity: n for n, identity in enumerate(distinct)}
-    labels = np.array([-1 if i is None else number[i] for i in identities], np.int32)
-    return labels, tuple(str(identity) for identity in distinct)
+    return np.array([number[i] for i in identities], np.int32), tuple(map(str, distinct))
 
 
 def list_images(folder: Path | str) -> list[str]:

@@ -21,7 +21,7 @@ class _Rows:
 
     def __init__(self) -> None:
         self.paths: list[str] = []
-        self.classes: list[int | str | None] = []
+        self.classes: list[str] = []
         self.cameras: list[int] = []
         self.boxes: list[list[int]] = []
 
@@ -131,7 +131,7 @@ def _classes(root: Path, part: str) -> _Rows:
 
 
 def _split(rows: _Rows, root: Path, test_fraction: float, seed: int) -> dict[str, _Rows]:
-    classes = sorted({str(c) for c in rows.classes})
+    classes = sorted(set(rows.classes))
     tested = round(len(classes) * test_fraction)
     if not 0 < test_fraction < 1 or min(tested, len(classes) - tested) < 2:
         raise UserError(

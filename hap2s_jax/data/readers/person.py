@@ -12,14 +12,14 @@ from hap2s_jax.errors import UserError
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 _NAME = re.compile(r"([-\d]+)_c(\d+)")
-_JUNK, _DISTRACTOR = -1, 0
+_JUNK = -1
 
 
 def read_market(root: Path, name: str = "market1501") -> Parts:
     """Market-1501 (Zheng et al. 2015) and all that copied its layout: DukeMTMC-reID, CUHK03 in ready folders.
 
-    Files are named IDENTITY_cCAMERA...; identity -1 is junk and dropped. Identity 0 in the gallery is a
-    distractor, unless a query has it: then it is a person.
+    Files are named IDENTITY_cCAMERA...; identity -1 is junk and dropped. Identity 0, the distractors of the
+    gallery, stays as an identity like any other: no query has it, so it can only be retrieved wrongly.
 
     Raises:
       UserError: a folder has no file of that name pattern.
@@ -27,15 +27,13 @@ def read_market(root: Path, name: str = "market1501") -> Parts:
     train_paths, train_ids, train_cameras = _scan(root, TRAIN)
     query_paths, query_ids, query_cameras = _scan(root, QUERY)
     gallery_paths, gallery_ids, gallery_cameras = _scan(root, GALLERY)
-    zero_is_a_person = _DISTRACTOR in query_ids
-    gallery = [None if i == _DISTRACTOR and not zero_is_a_person else i for i in gallery_ids]
     return _parts(
         FileSource(f"{name} train", root, train_paths, train_ids, train_cameras),
         FileSource(
             f"{name} test",
             root,
             query_paths + gallery_paths,
-            [*query_ids, *gallery],
+            query_ids + gallery_ids,
             query_cameras + gallery_cameras,
         ),
         len(query_paths),

@@ -114,9 +114,7 @@ class TfdsSource:
             classes = splits[0].num_classes(layout)
             self.labels, self.class_names = identities.astype(np.int32), tuple(map(str, range(classes)))
         else:
-            self.labels, self.class_names = number_identities(
-                [int(i) if i >= 0 else None for i in identities]
-            )
+            self.labels, self.class_names = number_identities(identities.tolist())
 
     def __len__(self) -> int:
         """The number of images."""
