@@ -47,6 +47,7 @@ class Job:
       dataset: the data set.
       plan: which images make the batch of which step.
       encoder: the flax module.
+      loss: the metric loss.
       optimizer: the optax optimiser.
       schedule: step -> learning rate.
       update: compiled ``(state, split batch) -> (state, metrics)``.
@@ -58,6 +59,7 @@ class Job:
     dataset: Dataset
     plan: PKPlan
     encoder: Any
+    loss: losses.Loss
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     update: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
@@ -106,7 +108,7 @@ class Job:
             )
         )
         embed = parallel.compile_map(functools.partial(step.embed_step, encoder=encoder))
-        return cls(config, parallel, dataset, plan, encoder, transform, schedule, update, embed)
+        return cls(config, parallel, dataset, plan, encoder, loss, transform, schedule, update, embed)
 
     @property
     def batch_size(self) -> int:

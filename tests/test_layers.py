@@ -42,7 +42,16 @@ ROOMS = {
 }
 # Inside functions only, so that the module itself can be imported without them.
 INSIDE_FUNCTIONS = {
-    "hap2s_jax.reporting": {"matplotlib", "PIL", "google", "tensorboardX", "tqdm", "rich", "sklearn"},
+    "hap2s_jax.reporting": {
+        "matplotlib",
+        "PIL",
+        "google",
+        "tensorboardX",
+        "threadpoolctl",
+        "tqdm",
+        "rich",
+        "sklearn",
+    },
     "hap2s_jax.data.emoji": {"PIL", "resvg_py"},  # to build the archive, never to read it
 }
 

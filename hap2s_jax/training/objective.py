@@ -38,9 +38,9 @@ def metric_objective(
     Args:
       output: the encoder's output, with ``embedding [b, d]``.
       labels: ``[b]``.
-      loss_params: learnable arrays of the loss; this objective's losses have none.
+      loss_params: learnable arrays of the loss, an empty dict for the losses that have none.
       axis_name: the axis that the global batch is split over.
       loss: the loss.
     """
-    del loss_params
-    return loss(output.embedding, labels, axis_name=axis_name, with_stats=True)
+    learnable = {"params": loss_params} if loss_params else {}
+    return loss(output.embedding, labels, axis_name=axis_name, with_stats=True, **learnable)
