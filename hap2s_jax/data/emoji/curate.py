@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hap2s_jax.data.emoji import SPLITS
 from hap2s_jax.data.emoji.names import CAMERA_OF_SET
 
 CONFUSABLE_BELOW = 2.0
 SAME_DRAWING_BELOW = 10.0
 LEAST_IMAGES = 4
 LEAST_CAMERAS = 3
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

@@ -88,15 +88,15 @@ def _filtered(rows: np.ndarray) -> list[bytes]:
 def encode_png(pixels: np.ndarray) -> bytes:
     """Pack uint8 `[h, w, 3]` as the smallest PNG found: with a palette where 256 colours do, or as RGB."""
     height, width, _ = pixels.shape
+    candidates = [(2, b"", data) for data in _filtered(pixels)]
     colours, indices = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
-    candidates = [(2, b"", pixels)]
     if len(colours) <= 256:
-        palette = _chunk(b"PLTE", colours.astype(np.uint8).tobytes())
-        candidates.append((3, palette, indices.reshape(height, width, 1).astype(np.uint8)))
+        # Neighbouring entries of a palette mean nothing, so that filters never help there.
+        rows = np.pad(indices.reshape(height, width).astype(np.uint8), ((0, 0), (1, 0)))
+        candidates.append((3, _chunk(b"PLTE", colours.tobytes()), rows.tobytes()))
     files = []
-    for colour_type, palette, rows in candidates:
+    for colour_type, palette, data in candidates:
         header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0))
-        for data in _filtered(rows):
-            packed = zlib.compress(data, 9)
-            files.append(PNG_SIGNATURE + header + palette + _chunk(b"IDAT", packed) + _chunk(b"IEND", b""))
+        image = _chunk(b"IDAT", zlib.compress(data, 9))
+        files.append(PNG_SIGNATURE + header + palette + image + _chunk(b"IEND", b""))
     return min(files, key=len)
