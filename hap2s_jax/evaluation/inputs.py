@@ -176,6 +176,6 @@ def space(embeddings: np.ndarray, distance: str) -> Space:
     # A spread of rounding size (a collapsed batch) would ask for a grid finer than the numbers themselves.
     grid = 2.0 ** np.floor(np.log2(max(spread, largest * 1e-7, 1e-300)))
     centre = (np.round(mean / grid) * grid).astype(embeddings.dtype)
-    exponent = int(np.frexp(max(largest, 1e-300))[1])
+    exponent = int(np.clip(np.frexp(largest)[1], -120, 120))  # 0 for 0
     scale = float(2.0**-exponent) if abs(exponent) > 40 else 1.0
     return Space(False, centre, scale, dtype)

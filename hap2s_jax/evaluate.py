@@ -1,0 +1,240 @@
+"""Evaluates embeddings from anywhere, or a run's checkpoint.
+
+    python -m hap2s_jax.evaluate --embeddings=mine.npz
+    python -m hap2s_jax.evaluate --embeddings=market.npz --distance=cosine --rerank --confidence=0.95
+    python -m hap2s_jax.evaluate --workdir=runs/emoji --by=camera
+
+An .npz file holds `embeddings [n, d]` and `labels [n]`, and where there are any `cameras [n]` and `split [n]`,
+the latter text: "query", "gallery", "both" or "views" (images that multi-query pools from). Label -1 is junk.
+Only the base install is needed for it: neither TensorFlow nor flax.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation import protocols as definitions
+from hap2s_jax.evaluation.archive import Inputs, from_npz
+from hap2s_jax.evaluation.expansion import expand
+from hap2s_jax.evaluation.reranking import KReciprocal
+from hap2s_jax.evaluation.retrieval import TIES, rank_matches
+from hap2s_jax.evaluation.statistics import by_group, confidence_intervals, means
+
+_SHOWN_TABLES = 30  # on the terminal; --json has all
+
+
+def from_workdir(workdir: str, step: int | None) -> Inputs:
+    """Embeds the test images of a run with its best checkpoint, or with that of `step`."""
+    # Everything heavy is loaded here and not before: whoever brings embeddings needs none of it.
+    from hap2s_jax import config as configs
+    from hap2s_jax.job import Job, use_compilation_cache
+    from hap2s_jax.training.checkpoint import Checkpointer
+
+    config: Any = configs.load(workdir)
+    use_compilation_cache(config)
+    job = Job.create(config)
+    checkpointer = Checkpointer(
+        pathlib.Path(workdir).absolute() / "checkpoints",
+        keep_last=config.checkpoint.keep_last,
+        keep_best=config.checkpoint.keep_best,
+        best_metric=config.checkpoint.best_metric if job.dataset.validation is not None else None,
+    )
+    best = checkpointer.best_step if config.evaluate.weights == "best" else None
+    chosen = step or best or checkpointer.latest_step
+    if chosen is None:
+        raise UserError(f"--workdir: {workdir} holds no checkpoint yet; train first.")
+    state = job.parallel.replicate(checkpointer.restore(job.initial_state(), chosen))
+    checkpointer.close()
+    test = job.dataset.test
+    embeddings, present = job.embeddings(state, test)
+    query, gallery = job.query_and_gallery(test)
+    labels = np.where(present, test.labels, -1)
+    return Inputs(
+        embeddings,
+        labels,
+        test.cameras,
+        query,
+        gallery,
+        None,
+        job.dataset.protocols,
+        config.evaluate.distance,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        inputs = (
+            from_npz(options.embeddings)
+            if options.embeddings
+            else from_workdir(options.workdir, options.step)
+        )
+        _run(inputs, options)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(inputs: Inputs, options: argparse.Namespace) -> None:
+    chosen = tuple(options.protocols or inputs.protocols)
+    distance = options.distance or inputs.distance
+    rows: dict[str, Any] = {"query": inputs.query, "gallery": inputs.gallery}
+    if options.expand:
+        expanded = expand(inputs.embeddings, k=options.expand, alpha=options.alpha, **rows)
+        inputs, distance = dataclasses.replace(inputs, embeddings=expanded), "cosine"
+    shown: dict[str, Mapping[str, Any]] = {}
+    shown["figures"] = definitions.evaluate(
+        inputs.embeddings,
+        inputs.labels,
+        inputs.cameras,
+        views=inputs.views,
+        protocols=chosen,
+        distance=distance,
+        ties=options.ties,
+        recall_at=options.recall_at,
+        ranks=options.ranks,
+        cluster=not options.no_cluster,
+        seed=options.seed,
+        repeats=options.repeats,
+        **rows,
+    )
+    if options.rerank or options.confidence or options.by or options.per_query:
+        closer = [name for name in chosen if name in ("class", "query_gallery")]
+        if not closer:
+            raise UserError(
+                "--rerank, --confidence, --by and --per_query need the protocol class or query_gallery."
+            )
+        for name in closer:
+            shown |= _closer(name, inputs, distance, options, alone=len(closer) == 1)
+    _report(shown, {"protocols": chosen, "distance": distance, "ties": options.ties}, options.json)
+
+
+def _closer(
+    name: str, inputs: Inputs, distance: Any, options: argparse.Namespace, *, alone: bool
+) -> dict[str, Mapping[str, Any]]:
+    """What stands behind the means of one protocol, re-ranked if asked for: intervals, tables, a file of queries."""
+    paired = name == "query_gallery"
+    rows: dict[str, Any] = {"query": inputs.query, "gallery": inputs.gallery} if paired else {}
+    if options.rerank:
+        settings = {"k1": options.k1, "k2": options.k2, "mixing": options.mixing}
+        distance = KReciprocal(inputs.embeddings, distance=distance, **settings, **rows)
+    cameras = inputs.cameras if paired else None
+    results = rank_matches(
+        inputs.embeddings, inputs.labels, cameras=cameras, distance=distance, ties=options.ties, **rows
+    )
+    if paired:
+        values = definitions.query_gallery_values(results, options.ranks or definitions.RANKS)
+    else:
+        values = definitions.class_values(results, options.recall_at or definitions.RECALL_AT)
+    title = f"{name}, re-ranked" if options.rerank else name
+    labels = np.asarray(inputs.labels)[results.query]
+    seen_by = None if inputs.cameras is None else np.asarray(inputs.cameras)[results.query]
+    shown: dict[str, Mapping[str, Any]] = {title: means(values)} if options.rerank else {}
+    if options.confidence:
+        groups = labels if options.resample == "class" else None
+        bounds = confidence_intervals(values, groups=groups, level=options.confidence, seed=options.seed)
+        for place, side in enumerate(("low", "high")):
+            shown[f"{title}, {options.confidence:.0%} {side}"] = {k: v[place] for k, v in bounds.items()}
+    if options.by:
+        if options.by == "camera" and seen_by is None:
+            raise UserError("--by=camera: the embeddings come without cameras.")
+        table = by_group(values, labels if options.by == "class" else seen_by)
+        shown |= {f"{title}, {options.by} {group}": row for group, row in table.items()}
+    if options.per_query:
+        path = pathlib.Path(options.per_query)
+        columns = {"row": results.query, "label": labels} | ({} if seen_by is None else {"camera": seen_by})
+        columns |= {key: getattr(results, key) for key in ("matches", "first_rank", "last_rank")} | dict(
+            values
+        )
+        _write_csv(path if alone else path.with_stem(f"{path.stem}_{name}"), columns)
+    return shown
+
+
+def _write_csv(path: pathlib.Path, columns: Mapping[str, np.ndarray]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+
+
+def _report(shown: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], path: str | None) -> None:
+    for title, figures in list(shown.items())[:_SHOWN_TABLES]:
+        print(title)
+        for name, value in figures.items():
+            counted = name.startswith("queries") or name.endswith(("_queries", "_queries_without_match"))
+            print(f"  {name:<42}{value:>10.0f}" if counted else f"  {name:<42}{value:>10.4f}")
+    if len(shown) > _SHOWN_TABLES:
+        print(f"... and {len(shown) - _SHOWN_TABLES} tables more; --json=FILE writes all")
+    print(", ".join(f"{name} {value}" for name, value in settings.items()))
+    if path:
+        # JSON knows no NaN; a mean over nothing is null.
+        known = {
+            title: {k: None if v != v else v for k, v in figures.items()} for title, figures in shown.items()
+        }
+        pathlib.Path(path).write_text(json.dumps({"settings": settings, **known}, indent=2) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hap2s_jax.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--embeddings", help="an .npz file")
+    source.add_argument("--workdir", help="the workdir of a run")
+    parser.add_argument("--step", type=int, help="checkpoint of --workdir; the best one unless given")
+    parser.add_argument(
+        "--protocols", type=_names, help=f"comma-separated: {', '.join(definitions.PROTOCOLS)}"
+    )
+    parser.add_argument("--distance", choices=("euclidean", "cosine"))
+    parser.add_argument("--ties", choices=TIES, default=TIES[0])
+    parser.add_argument("--recall_at", type=_integers, help="k of recall@k, comma-separated")
+    parser.add_argument("--ranks", type=_integers, help="k of rank-k, comma-separated")
+    parser.add_argument("--rerank", action="store_true", help="also rank by k-reciprocal neighbours")
+    parser.add_argument("--k1", type=int, default=20)
+    parser.add_argument("--k2", type=int, default=6)
+    parser.add_argument("--mixing", type=float, default=0.3, help="weight of the original distance")
+    parser.add_argument("--expand", type=int, metavar="K", help="first expand every image by its K nearest")
+    parser.add_argument("--alpha", type=float, default=3.0, help="power of the similarity in --expand")
+    parser.add_argument(
+        "--confidence", type=float, metavar="LEVEL", help="bootstrap intervals, for example 0.95"
+    )
+    parser.add_argument(
+        "--resample", choices=("query", "class"), default="query", help="what the bootstrap draws"
+    )
+    parser.add_argument("--by", choices=("class", "camera"), help="a table of figures for each")
+    parser.add_argument("--per_query", metavar="FILE", help="write every query's results to a CSV file")
+    parser.add_argument("--json", metavar="FILE", help="write all figures to a JSON file")
+    parser.add_argument("--no_cluster", action="store_true", help="no k-means (nmi, ami, f1)")
+    parser.add_argument("--repeats", type=int, default=10, help="galleries of single_gallery_shot")
+    parser.add_argument("--seed", type=int, default=0, help="of k-means, galleries and the bootstrap")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"whole numbers such as 1,5,10 are wanted, not {text!r}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

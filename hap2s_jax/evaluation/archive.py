@@ -1,0 +1,76 @@
+"""Embeddings in a file, so that people with another framework can use the metrics too."""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+
+import numpy as np
+
+from hap2s_jax.errors import UserError
+
+SPLITS = ("query", "gallery", "both", "views")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What is evaluated, wherever it came from; rows are None where every image asks and answers."""
+
+    embeddings: np.ndarray
+    labels: np.ndarray
+    cameras: np.ndarray | None
+    query: np.ndarray | None
+    gallery: np.ndarray | None
+    views: np.ndarray | None
+    protocols: tuple[str, ...]
+    distance: str
+
+
+def from_npz(path: str) -> Inputs:
+    """Reads an .npz file of `embeddings [n, d]`, `labels [n]` and, where there are any, `cameras [n]` and `split [n]`.
+
+    `split` is text out of SPLITS. With cameras or a split the protocol is query_gallery, else class.
+
+    Raises:
+      UserError: naming the file and what it lacks.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {
+                name: file[name]
+                for name in file.files
+                if name in ("embeddings", "labels", "cameras", "split")
+            }
+    except FileNotFoundError as error:
+        raise UserError(f"--embeddings: there is no file {path}.") from error
+    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+        raise UserError(f"--embeddings: {path} is not an .npz file of plain arrays ({error}).") from error
+    for name in ("embeddings", "labels"):
+        if name not in arrays:
+            raise UserError(
+                f"--embeddings: {path} has no array {name!r}; save with numpy.savez(path, {name}=...)."
+            )
+    query = gallery = views = None
+    if "split" in arrays:
+        split = arrays["split"].astype(str)
+        if split.shape != (len(arrays["embeddings"]),):
+            raise UserError(f"--embeddings: split in {path} must have one entry for each embedding.")
+        strange = sorted(set(split) - set(SPLITS))
+        if strange:
+            raise UserError(
+                f"--embeddings: split in {path} holds {str(strange[0])!r}; it may hold {', '.join(SPLITS)}."
+            )
+        query = np.flatnonzero((split == "query") | (split == "both"))
+        gallery = np.flatnonzero((split == "gallery") | (split == "both"))
+        views = np.flatnonzero(split == "views") if (split == "views").any() else None
+    paired = "split" in arrays or "cameras" in arrays
+    return Inputs(
+        arrays["embeddings"],
+        arrays["labels"],
+        arrays.get("cameras"),
+        query,
+        gallery,
+        views,
+        ("query_gallery",) if paired else ("class",),
+        "euclidean",
+    )

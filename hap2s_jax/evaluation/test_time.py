@@ -1,0 +1,60 @@
+"""Test-time augmentation: an image's embedding as the mean over several views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+VIEWS = ("flip", "five_crops")
+
+
+def over_views(
+    embed: Callable[[Any, jax.Array], jax.Array],
+    views: Sequence[str],
+    *,
+    crop: float = 0.875,
+    normalize: bool = False,
+) -> Callable[[Any, jax.Array], jax.Array]:
+    """Wraps `embed(variables, images [b, h, w, 3]) -> [b, d]` so that it averages over views of each image.
+
+    Args:
+      embed: a pure function, compiled or not.
+      views: "flip" adds every view's mirror image, "five_crops" takes the centre and the four corners instead of
+        the whole image; both together are ten views, none is `embed` itself.
+      crop: side of the crops as a share of the image's.
+      normalize: whether every view's embedding is scaled to length 1 before the mean (for the cosine distance).
+
+    Returns:
+      A function like `embed`; it holds one view at a time.
+    """
+    unknown = [name for name in views if name not in VIEWS]
+    if unknown:
+        raise ValueError(f"views must be among {', '.join(VIEWS)}, but holds {unknown[0]!r}.")
+    if not 0 < crop <= 1:
+        raise ValueError(f"crop must lie between 0 and 1, but is {crop}.")
+
+    def embed_views(variables: Any, images: jax.Array) -> jax.Array:
+        parts = _five_crops(images, crop) if "five_crops" in views else [images]
+        if "flip" in views:
+            parts = [*parts, *(part[:, :, ::-1] for part in parts)]
+        total: Any = 0
+        for part in parts:
+            embedding = embed(variables, part)
+            if normalize:
+                length = jnp.linalg.norm(embedding, axis=1, keepdims=True)
+                embedding = embedding / jnp.where(length == 0, 1, length)
+            total = total + embedding
+        return total / len(parts)
+
+    return embed_views
+
+
+def _five_crops(images: jax.Array, crop: float) -> list[jax.Array]:
+    height, width = images.shape[1:3]
+    h, w = max(1, round(height * crop)), max(1, round(width * crop))
+    top, left = height - h, width - w
+    corners = [(top // 2, left // 2), (0, 0), (0, left), (top, 0), (top, left)]
+    return [images[:, y : y + h, x : x + w] for y, x in corners]

@@ -1,0 +1,141 @@
+"""`python -m hap2s_jax.evaluate` on a file of embeddings."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hap2s_jax import evaluate as command
+from hap2s_jax.evaluation import evaluate
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 9, 90)
+    return {
+        "embeddings": (rng.normal(size=(9, 4))[labels] + rng.normal(size=(90, 4))).astype(np.float32),
+        "labels": labels,
+        "cameras": rng.integers(0, 3, 90),
+        "split": np.where(np.arange(90) < 30, "query", "gallery"),
+    }
+
+
+@pytest.fixture
+def file(tmp_path, arrays):
+    np.savez(tmp_path / "x.npz", **arrays)
+    return tmp_path / "x.npz"
+
+
+def figures_of(tmp_path, *arguments):
+    assert command.main([*arguments, f"--json={tmp_path / 'out.json'}"]) == 0
+    return json.loads((tmp_path / "out.json").read_text())
+
+
+def test_figures_equal_the_library_s(file, tmp_path, arrays):
+    written = figures_of(tmp_path, f"--embeddings={file}")
+    expected = evaluate(
+        arrays["embeddings"],
+        arrays["labels"],
+        arrays["cameras"],
+        query=np.arange(30),
+        gallery=np.arange(30, 90),
+        protocols=("query_gallery",),
+    )
+    assert written["figures"] == pytest.approx(expected)
+    assert written["settings"] == {
+        "protocols": ["query_gallery"],
+        "distance": "euclidean",
+        "ties": "pessimistic",
+    }
+
+
+def test_without_cameras_and_split_it_is_class_retrieval(tmp_path, arrays):
+    np.savez(tmp_path / "x.npz", embeddings=arrays["embeddings"], labels=arrays["labels"])
+    written = figures_of(tmp_path, f"--embeddings={tmp_path / 'x.npz'}", "--no_cluster", "--recall_at=1,3")
+    assert {"recall@1", "recall@3", "map@r"} < set(written["figures"])
+    assert "nmi" not in written["figures"]
+
+
+def test_reranking_intervals_tables_and_queries(file, tmp_path, capsys):
+    written = figures_of(
+        tmp_path,
+        f"--embeddings={file}",
+        "--distance=cosine",
+        "--rerank",
+        "--k1=8",
+        "--k2=3",
+        "--confidence=0.9",
+        "--resample=class",
+        "--by=camera",
+        f"--per_query={tmp_path / 'queries.csv'}",
+    )
+    figure = written["query_gallery, re-ranked"]["mAP"]
+    assert written["query_gallery, re-ranked, 90% low"]["mAP"] < figure
+    assert figure < written["query_gallery, re-ranked, 90% high"]["mAP"]
+    tables = [written[f"query_gallery, re-ranked, camera {c}"] for c in range(3)]
+    assert sum(table["queries"] for table in tables) == 30
+    with (tmp_path / "queries.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert len(rows) == 30
+    counted = [float(row["mAP"]) for row in rows if row["matches"] != "0"]
+    assert np.mean(counted) == pytest.approx(figure)
+    assert "re-ranked" in capsys.readouterr().out
+
+
+def test_expansion_changes_what_is_evaluated(file, tmp_path):
+    plain = figures_of(tmp_path, f"--embeddings={file}", "--distance=cosine")
+    more = figures_of(tmp_path, f"--embeddings={file}", "--expand=5", "--alpha=1")
+    assert more["settings"]["distance"] == "cosine"
+    assert more["figures"]["mAP"] != plain["figures"]["mAP"]
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        ({"labels": None}, [], "has no array 'labels'"),
+        ({"split": np.full(90, "train")}, [], "holds 'train'; it may hold query, gallery, both, views"),
+        ({"split": np.full(9, "query")}, [], "split in .* must have one entry for each embedding"),
+        ({"split": np.full(90, "query")}, [], "gallery is empty"),
+        ({"embeddings": np.full((90, 4), np.nan)}, [], "embeddings holds NaN or infinity in 90 of 90 rows"),
+        ({"labels": np.arange(89)}, [], "labels has 89 entries for 90 embeddings"),
+        ({"cameras": None}, ["--by=camera"], "--by=camera: the embeddings come without cameras"),
+        ({}, ["--ranks=1,500"], "a rank k of 500 was asked for, but the gallery holds 60"),
+        ({}, ["--protocols=in_shop", "--rerank"], "--rerank, .* need the protocol class or query_gallery"),
+        ({}, ["--protocols=cub"], "protocols must be a list out of"),
+    ],
+)
+def test_a_user_s_mistake_is_one_line(tmp_path, arrays, capsys, change, arguments, message):
+    kept = {name: array for name, array in (arrays | change).items() if array is not None}
+    np.savez(tmp_path / "x.npz", **kept)
+    assert command.main([f"--embeddings={tmp_path / 'x.npz'}", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert re.search(message, error)
+
+
+@pytest.mark.parametrize("content", [None, b"not an archive"])
+def test_a_file_that_is_missing_or_no_archive_is_one_line(tmp_path, capsys, content):
+    path = tmp_path / "x.npz"
+    if content is not None:
+        path.write_bytes(content)
+    assert command.main([f"--embeddings={path}"]) == 1
+    error = capsys.readouterr().err
+    assert "error: --embeddings: " in error
+    assert error.count("\n") == 1
+
+
+def test_the_command_loads_neither_tensorflow_nor_flax(file):
+    script = (
+        "import sys; from hap2s_jax import evaluate; code = evaluate.main(sys.argv[1:]);"
+        "heavy = {'tensorflow', 'flax', 'optax', 'orbax', 'ml_collections', 'absl'} & set(sys.modules);"
+        "sys.exit(code or (str(heavy) if heavy else 0))"
+    )
+    subprocess.run([sys.executable, "-c", script, f"--embeddings={file}"], check=True, capture_output=True)

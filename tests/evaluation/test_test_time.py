@@ -1,0 +1,57 @@
+"""Views of an image: what is averaged."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hap2s_jax.evaluation.test_time import over_views
+
+
+def embed(variables, images):
+    """Top left pixel and mean of each image, so that mirror and crop both show."""
+    x = jnp.asarray(images, jnp.float32)
+    return variables * jnp.concatenate([x[:, 0, 0], x.mean(axis=(1, 2))], axis=1)
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 8, 6, 3)).astype(np.uint8)
+
+
+def test_no_views_is_the_function_itself():
+    np.testing.assert_array_equal(over_views(embed, ())(2.0, IMAGES), embed(2.0, IMAGES))
+
+
+def test_flip_averages_with_the_mirror_image():
+    found = np.asarray(over_views(embed, ("flip",))(1.0, IMAGES))
+    x = IMAGES.astype(np.float32)
+    np.testing.assert_allclose(found[:, :3], (x[:, 0, 0] + x[:, 0, -1]) / 2)
+    np.testing.assert_allclose(found[:, 3:], x.mean(axis=(1, 2)), rtol=1e-6)
+
+
+def test_five_crops_are_the_corners_and_the_centre():
+    found = np.asarray(over_views(embed, ("five_crops",), crop=0.5)(1.0, IMAGES))
+    x = IMAGES.astype(np.float32)
+    corners = [x[:, 2, 1], x[:, 0, 0], x[:, 0, 3], x[:, 4, 0], x[:, 4, 3]]
+    np.testing.assert_allclose(found[:, :3], np.mean(corners, axis=0), rtol=1e-6)
+    ten = over_views(embed, ("five_crops", "flip"), crop=1.0)(1.0, IMAGES)
+    np.testing.assert_allclose(ten, over_views(embed, ("flip",))(1.0, IMAGES), rtol=1e-6)
+
+
+def test_normalized_views_weigh_alike():
+    found = np.asarray(over_views(lambda _, x: x[:, 0, 0] * 1.0, ("flip",), normalize=True)(None, IMAGES))
+    sides = [IMAGES[:, 0, 0].astype(np.float64), IMAGES[:, 0, -1].astype(np.float64)]
+    expected = np.mean([s / np.linalg.norm(s, axis=1, keepdims=True) for s in sides], axis=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("views", "crop", "message"),
+    [
+        (("rotate",), 0.9, "views must be among flip, five_crops, but holds 'rotate'"),
+        ((), 0.0, "crop must lie"),
+    ],
+)
+def test_bad_input_is_one_clear_error(views, crop, message):
+    with pytest.raises(ValueError, match=message):
+        over_views(embed, views, crop=crop)
