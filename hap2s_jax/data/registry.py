@@ -13,7 +13,7 @@ import numpy as np
 
 from hap2s_jax.data.readers import cuhk03, own, person, retrieval
 from hap2s_jax.data.readers.files import Parts, find_root
-from hap2s_jax.data.source import Source
+from hap2s_jax.data.source import Dataset, Source
 from hap2s_jax.errors import UserError, unknown_name
 
 _REID = ("query_gallery",)
@@ -271,7 +271,7 @@ def read_parts(found: Entry, root: Path, options: Mapping[str, Any], seed: int =
         ) from None
 
 
-def count_warnings(found: Entry, parts: Parts) -> list[str]:
+def count_warnings(found: Entry, parts: Parts | Dataset) -> list[str]:
     """What differs from the published numbers, one line each; empty when all is well or nothing is known."""
     counts = part_counts(parts)
     lines = []
@@ -285,7 +285,7 @@ def count_warnings(found: Entry, parts: Parts) -> list[str]:
     return lines
 
 
-def part_counts(parts: Parts) -> dict[str, int]:
+def part_counts(parts: Parts | Dataset) -> dict[str, int]:
     """Number of images of every part, and of training classes ("classes")."""
     counts = {"train": len(parts.train), "test": len(parts.test), "classes": num_classes(parts.train)}
     if parts.query is not None and parts.gallery is not None:

@@ -1,0 +1,161 @@
+"""Wrong training data on purpose, for the study of robustness: flipped labels, foreign images.
+
+How the outliers of the HAP2S paper were made is not known; both kinds here are this project's own. Which images
+are touched depends on the seed and the number of images alone, and a larger fraction touches the same ones and
+more, so that studies over fractions are paired.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from hap2s_jax.data.draws import hash_words, permutation
+from hap2s_jax.data.source import Source
+from hap2s_jax.errors import UserError
+
+KINDS = ("labels", "images")
+# Words that keep the two uses of the seed apart.
+_WHICH, _WHAT = 0, 1
+
+
+@dataclass(frozen=True)
+class NoiseRecord:
+    """What was done to which images.
+
+    Attributes:
+      kind: "labels" (flipped) or "images" (swapped for foreign ones).
+      fraction: the share of images touched.
+      seed: the draw.
+      indices: the images touched, rising.
+      before: their true labels.
+      after: their labels now; for foreign images, the number of the image in the foreign source.
+    """
+
+    kind: str
+    fraction: float
+    seed: int
+    indices: list[int]
+    before: list[int]
+    after: list[int]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as JSON."""
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(asdict(self), file)
+
+
+class NoisySource:
+    """A source with other labels, or with some images of another source in place of its own.
+
+    Args:
+      source: the clean source.
+      labels: int `[N]`, the labels now.
+      foreign: where the swapped images come from, or None.
+      swapped: index -> image number in `foreign`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        labels: np.ndarray,
+        foreign: Source | None = None,
+        swapped: dict[int, int] | None = None,
+    ):
+        self.source = source
+        self.name = f"{source.name} with noise"
+        self.labels = np.asarray(labels, np.int32)
+        self.cameras = source.cameras
+        self.class_names = source.class_names
+        self._foreign = foreign
+        self._swapped = swapped or {}
+        boxes = getattr(source, "boxes", None)
+        if boxes is not None and self._swapped:
+            boxes = boxes.copy()
+            # An empty box stands for the whole image.
+            boxes[list(self._swapped)] = 0
+        self.boxes = boxes
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.source)
+
+    def _place(self, index: int) -> tuple[Source, int]:
+        if self._foreign is not None and index in self._swapped:
+            return self._foreign, self._swapped[index]
+        return self.source, index
+
+    def read(self, index: int) -> bytes:
+        """The encoded image number `index`, own or foreign."""
+        source, place = self._place(index)
+        return source.read(place)
+
+    def describe(self, index: int) -> str:
+        """Where the image comes from that stands under number `index`."""
+        source, place = self._place(index)
+        return source.describe(place)
+
+
+def flip_labels(source: Source, fraction: float, seed: int) -> tuple[NoisySource, NoiseRecord]:
+    """Give a fraction of the images the label of another class, all other classes alike.
+
+    Args:
+      source: at least two classes; images labelled below 0 are left alone.
+      fraction: share of the labelled images, in [0, 1]; rounded to whole images.
+      seed: any integer.
+
+    Raises:
+      UserError: the fraction is out of range, or there is only one class.
+    """
+    labels = np.asarray(source.labels).astype(np.int32)
+    chosen = _chosen(labels, fraction, seed)
+    classes = np.unique(labels[labels >= 0])
+    if len(chosen) and len(classes) < 2:
+        raise UserError("noise: labels can be flipped only between at least two classes")
+    flipped = labels.copy()
+    for index in chosen.tolist():
+        # Stepping on from the own class by 1 to C - 1 places reaches every other class and never itself.
+        steps = 1 + int(hash_words(seed, _WHAT, index)[0] % np.uint64(len(classes) - 1))
+        place = int(np.searchsorted(classes, labels[index]))
+        flipped[index] = classes[(place + steps) % len(classes)]
+    record = NoiseRecord(
+        "labels", fraction, seed, chosen.tolist(), labels[chosen].tolist(), flipped[chosen].tolist()
+    )
+    return NoisySource(source, flipped), record
+
+
+def swap_images(
+    source: Source, foreign: Source, fraction: float, seed: int
+) -> tuple[NoisySource, NoiseRecord]:
+    """Put images that belong to no class of the source in the place of a fraction of its images.
+
+    Args:
+      source: the images to learn from.
+      foreign: images of other classes, each used once as long as there are enough. Never those that are tested
+        on: training would see them.
+      fraction: share of the labelled images, in [0, 1]; rounded to whole images.
+      seed: any integer.
+
+    Raises:
+      UserError: the fraction is out of range, or there are no foreign images.
+    """
+    labels = np.asarray(source.labels)
+    chosen = _chosen(labels, fraction, seed)
+    if len(chosen) and not len(foreign):
+        raise UserError("noise: there are no foreign images")
+    order = permutation(len(foreign), seed, _WHAT)
+    swapped = {index: int(order[i % len(order)]) for i, index in enumerate(chosen.tolist())}
+    record = NoiseRecord(
+        "images", fraction, seed, chosen.tolist(), labels[chosen].tolist(), list(swapped.values())
+    )
+    return NoisySource(source, labels, foreign, swapped), record
+
+
+def _chosen(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    if not 0 <= fraction <= 1:
+        raise UserError(f"noise: the fraction must lie in [0, 1], found {fraction}")
+    labelled = np.flatnonzero(labels >= 0)
+    return np.sort(labelled[permutation(len(labelled), seed, _WHICH)[: round(fraction * len(labelled))]])
