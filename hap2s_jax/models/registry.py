@@ -7,8 +7,10 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import ArrayLike
 
 from hap2s_jax.errors import UserError
 from hap2s_jax.models.encoder import Encoder
@@ -56,6 +58,21 @@ def create(name: str, **options: Any) -> nn.Module:
     encoder = Encoder(ARCHITECTURES[name], **options)
     _check(encoder)
     return encoder
+
+
+def initialize(model: nn.Module, key: jax.Array, images: ArrayLike) -> dict[str, Any]:
+    """Fresh variables `{"params", "batch_stats"}` of `model`, drawn from `key`.
+
+    The same as `jax.jit(model.init)(key, images)` up to rounding, but XLA compiles it without optimisation: the
+    random draws of a ResNet's many kernels take minutes to optimise and a moment to run.
+
+    Args:
+      model: an encoder.
+      key: a JAX random key.
+      images: `[n, h, w, 3]` of the size to come; one image will do.
+    """
+    compiled = jax.jit(model.init).lower(key, images)
+    return compiled.compile(compiler_options={"xla_backend_optimization_level": "0"})(key, images)
 
 
 def _check(encoder: Encoder) -> None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from hap2s_jax.models.conv import Conv
 from hap2s_jax.models.norm import BatchNorm
 
 
@@ -65,23 +66,6 @@ STEMS = {
 }
 
 
-def _conv(
-    features: int, kernel: int, stride: int, dtype: jax.typing.DTypeLike, name: str, groups: int = 1
-) -> nn.Conv:
-    # Explicit padding: "SAME" pads strided convolutions at the far edge only, torch at both.
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        strides=stride,
-        padding=kernel // 2,
-        feature_group_count=groups,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        name=name,
-    )
-
-
 class ResidualBlock(nn.Module):
     """One residual block, basic or bottleneck.
 
@@ -121,13 +105,13 @@ class ResidualBlock(nn.Module):
 
         y = x
         for number, (features, kernel, stride, groups) in enumerate(plan, 1):
-            y = _conv(features, kernel, stride, self.dtype, f"conv{number}", groups)(y)
+            y = Conv(features, kernel, stride, groups, self.dtype, name=f"conv{number}")(y)
             if number < len(plan):
                 y = nn.relu(self.norm(name=f"bn{number}")(y, train))
             else:
                 y = self.norm(name=f"bn{number}", scale_init=last_scale)(y, train)
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = _conv(self.features, 1, self.stride, self.dtype, "shortcut_conv")(x)
+            x = Conv(self.features, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
             x = self.norm(name="shortcut_bn")(x, train)
         return nn.relu(x + y)
 
@@ -200,7 +184,8 @@ class ResNet(nn.Module):
     def _stem(self, x: jax.Array, norm: Callable[..., BatchNorm], train: bool) -> jax.Array:
         stem = STEMS[self.stem]
         for number, (kernel, stride, share) in enumerate(stem.convolutions, 1):
-            x = _conv(max(1, int(self.width * share)), kernel, stride, self.dtype, f"stem_conv{number}")(x)
+            features = max(1, int(self.width * share))
+            x = Conv(features, kernel, stride, dtype=self.dtype, name=f"stem_conv{number}")(x)
             x = nn.relu(norm(name=f"stem_bn{number}")(x, train))
         if stem.max_pool:
             # After the ReLU nothing is below zero, so that padding with zeros is padding with -infinity.

@@ -1,4 +1,4 @@
-"""Shapes, dtypes, input range, head variants, and the same gradients on one device as on eight."""
+"""Shapes, dtypes, input range, head variants, and the same gradients on one device as on two."""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,17 @@ def pixels(n=4, size=48, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3)).astype(np.uint8)
 
 
+def run(function, *args):
+    """Jitted, but compiled without optimisation: these graphs take long to optimise and a moment to run."""
+    compiled = (
+        jax.jit(function).lower(*args).compile(compiler_options={"xla_backend_optimization_level": "0"})
+    )
+    return compiled(*args)
+
+
 def build(name="resnet10", seed=0, **options):
     model = models.create(name, **{**SMALL, "stem": "small64", **options})
-    return model, jax.jit(model.init)(jax.random.key(seed), pixels(1))
+    return model, models.initialize(model, jax.random.key(seed), pixels(1))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +49,7 @@ def test_the_last_map_has_the_documented_side(stem, last_stride, side):
 def test_output_shapes_and_dtypes_in_bfloat16():
     model, variables = build("resnet26", dtype="bfloat16", bnneck=True, num_classes=7)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    output, state = model.apply(variables, pixels(), train=True, mutable=["batch_stats"])
+    output, state = run(lambda x: model.apply(variables, x, train=True, mutable=["batch_stats"]), pixels())
     assert {leaf.dtype for leaf in jax.tree.leaves((output, state))} == {jnp.dtype("float32")}
     assert output.embedding.shape == output.neck.shape == (4, 16)
     assert output.features.shape == (4, 256)
@@ -80,7 +88,7 @@ def test_images_of_another_kind_are_refused(images, error, message):
 def test_normalised_embeddings_have_length_one_and_a_zero_row_a_finite_gradient():
     model, variables = build(normalize=True)
     np.testing.assert_allclose(
-        np.linalg.norm(model.apply(variables, pixels()).embedding, axis=-1), 1.0, rtol=1e-5
+        np.linalg.norm(run(model.apply, variables, pixels()).embedding, axis=-1), 1.0, rtol=1e-5
     )
     x = jnp.array([[0.0, 0.0], [3.0, 4.0], [1e-30, 0.0]])
     np.testing.assert_allclose(models.l2_normalize(x)[:2], [[0.0, 0.0], [0.6, 0.8]], rtol=1e-6)
@@ -100,14 +108,14 @@ def test_no_parameter_has_an_analytically_zero_gradient():
             spread = jnp.sum(jnp.sin(jnp.sum(jnp.square(x[:, None] - x[None]), -1)))
             return spread if output.logits is None else spread + jnp.sum(jnp.sin(100 * output.logits[:, 0]))
 
-        gradients = jax.jit(jax.grad(loss))(variables["params"])
+        gradients = run(jax.grad(loss), variables["params"])
         for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
             assert float(jnp.abs(gradient).max()) > 1e-5, jax.tree_util.keystr(path)
 
 
 def test_bnneck_compares_the_normalised_neck_at_test():
     model, variables = build(bnneck=True, num_classes=3)
-    output = model.apply(variables, pixels())
+    output = run(model.apply, variables, pixels())
     np.testing.assert_allclose(np.linalg.norm(output.retrieval, axis=-1), 1.0, rtol=1e-5)
     # Fresh running statistics are 0 and 1: the neck is the embedding itself.
     np.testing.assert_allclose(output.neck, output.embedding, rtol=1e-4)
@@ -119,7 +127,7 @@ def test_bnneck_compares_the_normalised_neck_at_test():
 
 def test_without_embedding_layer_the_features_are_the_embedding():
     model, variables = build(embedding_dim=0)
-    output = model.apply(variables, pixels())
+    output = run(model.apply, variables, pixels())
     np.testing.assert_array_equal(output.embedding, output.features)
     assert output.retrieval is output.embedding
 
@@ -139,14 +147,16 @@ def loss_and_gradients(model, variables, images, axis_name=None):
     )
 
 
-def test_eight_devices_give_the_gradients_and_statistics_of_one():
-    images = pixels(16)
+def test_two_devices_give_the_gradients_and_statistics_of_one():
+    images = pixels(4)
     model, variables = build(hidden_dim=8)
-    single = jax.jit(lambda x: loss_and_gradients(model, variables, x))(images)
+    single = run(lambda x: loss_and_gradients(model, variables, x), images)
     synced, _ = build(hidden_dim=8, axis_name="devices")
-    several = jax.pmap(lambda x: loss_and_gradients(synced, variables, x, "devices"), axis_name="devices")(
-        images.reshape(8, 2, *images.shape[1:])
-    )
+    several = jax.pmap(
+        lambda x: loss_and_gradients(synced, variables, x, "devices"),
+        axis_name="devices",
+        devices=jax.devices()[:2],
+    )(images.reshape(2, 2, *images.shape[1:]))
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(single[2]))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b[0], rtol=1e-4, atol=1e-5 * scale), single, several
@@ -158,8 +168,8 @@ def test_rematerialisation_changes_no_value():
     plain, variables = build()
     remat, remat_variables = build(remat_stages=[1, 3])
     assert jax.tree.structure(variables) == jax.tree.structure(remat_variables)
-    first = jax.jit(lambda x: loss_and_gradients(plain, variables, x))(images)
-    second = jax.jit(lambda x: loss_and_gradients(remat, variables, x))(images)
+    first = run(lambda x: loss_and_gradients(plain, variables, x), images)
+    second = run(lambda x: loss_and_gradients(remat, variables, x), images)
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(first[2]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale), first, second)
 

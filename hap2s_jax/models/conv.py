@@ -1,0 +1,78 @@
+"""Convolution with torch's padding, and with matrix products where XLA's convolution is slow."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+
+class Conv(nn.Module):
+    """A square convolution without bias, padded by `kernel // 2` on every side, as torch's ResNets pad.
+
+    ("SAME" pads a strided convolution at the far edge only.) The parameter is `kernel`
+    `[kernel, kernel, c / groups, features]`.
+
+    Attributes:
+      features: channels that come out.
+      kernel: side of the kernel, odd.
+      stride: in both directions.
+      groups: feature groups.
+      dtype: of the computation; the parameter is float32.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    groups: int = 1
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[n, h, w, c]` to `[n, ceil(h / stride), ceil(w / stride), features]`."""
+        side, stride, groups = self.kernel, self.stride, self.groups
+        kernel = self.param(
+            "kernel",
+            nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            (side, side, x.shape[-1] // groups, self.features),
+            jnp.float32,
+        )
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if side == 1 and groups == 1:
+            # On CPU XLA's product is three times as fast as its 1x1 convolution.
+            return x[:, ::stride, ::stride] @ kernel[0, 0]
+
+        def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            return lax.conv_general_dilated(
+                x,
+                kernel,
+                (stride, stride),
+                [(side // 2, side // 2)] * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=groups,
+            )
+
+        if groups == 1 and min(x.shape[1:3]) <= 2 * stride:
+            # The backward pass of XLA's CPU convolution is up to fifty times slower when a side of the output is
+            # 1 or 2 pixels.
+            return lax.platform_dependent(
+                x, kernel, cpu=lambda x, kernel: _convolve_patches(x, kernel, stride), default=convolve
+            )
+        return convolve(x, kernel)
+
+
+def _convolve_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The same convolution as one matrix product over gathered patches."""
+    n, height, width, channels = x.shape
+    side, features = kernel.shape[0], kernel.shape[-1]
+    padding = side // 2
+    rows, columns = -(-height // stride), -(-width // stride)
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    patches = [
+        x[:, i : i + (rows - 1) * stride + 1 : stride, j : j + (columns - 1) * stride + 1 : stride]
+        for i in range(side)
+        for j in range(side)
+    ]
+    flat = jnp.concatenate(patches, axis=-1).reshape(n * rows * columns, side * side * channels)
+    return (flat @ kernel.reshape(-1, features)).reshape(n, rows, columns, features)
