@@ -108,10 +108,10 @@ def test_a_step_does_not_depend_on_the_number_of_devices(devices, make):
         np.testing.assert_allclose(many_metrics[name], value, rtol=1e-5, err_msg=name)
 
 
-def test_in_float64_equality_is_to_ten_digits(loss="hap2s_p"):
+def test_in_float64_equality_is_to_ten_digits():
     with jax.enable_x64(True):
-        one, one_metrics = _after(1, jnp.float64, loss=loss)
-        many, many_metrics = _after(8, jnp.float64, loss=loss)
+        one, one_metrics = _after(1, jnp.float64, loss="hap2s_p")
+        many, many_metrics = _after(8, jnp.float64, loss="hap2s_p")
         start = _initial(jnp.float64, optax.sgd(0.1))
         moved = jax.tree.map(np.subtract, one.params, start.params)
         moved_many = jax.tree.map(np.subtract, many.params, start.params)
