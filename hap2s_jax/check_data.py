@@ -181,11 +181,19 @@ def list_all(data_dir: str | None) -> Iterator[str]:
             yield f"{entry.name:12}           {entry.title}: --name={entry.name} --data_dir=FOLDER_OR_CSV"
             continue
         root = entry.find(bases)
-        prepared = next((b for b in bases if entry.tfds and (b / entry.tfds).is_dir()), None)
+        folder = (entry.tfds or "").split("/")[0]
+        # VERSION/ or CONFIG/VERSION/ below the set's own folder.
+        kept = (
+            p
+            for b in bases
+            for depth in ("*", "*/*")
+            for p in (b / folder).glob(f"{depth}/dataset_info.json")
+        )
+        prepared = next(kept, None) if folder else None
         if root is not None:
             yield f"{entry.name:12} found     {entry.title} in {root}"
         elif prepared is not None:
-            yield f"{entry.name:12} found     {entry.title} in {prepared / str(entry.tfds)} (TFDS)"
+            yield f"{entry.name:12} found     {entry.title} in {prepared.parent} (TFDS)"
         else:
             places = " or ".join(f"{entry.folders[0]}/{m[0]}" for m in entry.markers[:1])
             yield f"{entry.name:12} not found {entry.title}: no {places} (or the like) in {', '.join(map(str, bases))}"

@@ -34,7 +34,7 @@ class Entry:
       protocols: how it is judged, see `Dataset`.
       counts: number of images in train, test, query, gallery and of training classes ("classes"); each one number
         or several, of which any is right.
-      tfds: name of a TensorFlow Datasets builder that serves too.
+      tfds: name of a TensorFlow Datasets builder that serves too; an option may stand in it, in braces.
       aliases: other names that people give it.
     """
 
@@ -150,6 +150,7 @@ _ENTRIES = (
         ),
         protocols=_REID,
         counts={"train": 25882, "query": 14218, "gallery": 12612, "classes": 3997},
+        tfds="inshop",
         aliases=("in_shop", "deepfashion_inshop"),
     ),
     Entry(
@@ -168,6 +169,7 @@ _ENTRIES = (
         markers=(_BOXES_AND_QUERY,),
         protocols=_REID,
         counts={"train": 12936, "query": 3368, "gallery": (15913, 15912), "classes": 751},
+        tfds="market1501",
         aliases=("market", "market-1501"),
     ),
     Entry(
@@ -186,6 +188,7 @@ _ENTRIES = (
         markers=(_BOXES_AND_QUERY,),
         protocols=_REID,
         counts={"train": 16522, "query": 2228, "gallery": 17661, "classes": 702},
+        tfds="dukemtmc",
         aliases=("duke", "dukemtmcreid", "dukemtmc-reid"),
     ),
     Entry(
@@ -198,6 +201,7 @@ _ENTRIES = (
         markers=((cuhk03.MAT,), (f"detected/{person.TRAIN}",), (f"labeled/{person.TRAIN}",)),
         protocols=_REID,
         counts={"train": (7365, 7368), "query": 1400, "gallery": (5332, 5328), "classes": 767},
+        tfds="cuhk03/{detection}",
         aliases=("cuhk03-np", "cuhk03_np"),
     ),
     Entry(
@@ -211,6 +215,7 @@ _ENTRIES = (
         protocols=_REID,
         # With and without the images of list_val.txt.
         counts={"train": (32621, 30248), "query": 11659, "gallery": 82161, "classes": 1041},
+        tfds="msmt17",
         aliases=("msmt", "msmt17_v1", "msmt17_v2"),
     ),
     Entry(

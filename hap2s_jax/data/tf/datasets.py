@@ -76,17 +76,19 @@ def _parts(
         return registry.read_parts(found, root, options, seed)
     hint = ""
     if found.tfds is not None:
-        from hap2s_jax.data.tf.tfds_source import read_tfds
+        from hap2s_jax.data.tf.tfds_source import LAYOUTS, read_tfds
 
+        builder = found.tfds.format(**{**found.options, **options})
         for base in bases:
-            parts = read_tfds(found.tfds, base)
+            parts = read_tfds(builder, base)
             if parts is not None:
-                if any(value != found.options.get(key) for key, value in options.items()):
+                if builder == found.tfds and any(v != found.options.get(k) for k, v in options.items()):
                     raise UserError(
                         f"data.options: need {found.title} as its official folder, not as TFDS data"
                     )
                 return parts
-        hint = (
-            f"; or prepare it with: tfds build {found.tfds} --file_format=array_record --data_dir={bases[0]}"
-        )
+        if builder in LAYOUTS:
+            hint = (
+                f"; or prepare it with: tfds build {builder} --file_format=array_record --data_dir={bases[0]}"
+            )
     raise UserError(found.where_to_get(bases) + hint)

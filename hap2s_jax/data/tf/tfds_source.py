@@ -66,10 +66,15 @@ def read_tfds(name: str, data_dir: Path) -> Parts | None:
     """
     import tensorflow_datasets as tfds
 
-    layout = LAYOUTS.get(name, _OWN)
+    layout, splits = LAYOUTS.get(name), ("train", "test")
+    if layout is None:
+        # Importing our own builders makes them known to TFDS.
+        from hap2s_jax.data.builders.official import SPLITS
+
+        layout, splits = _OWN, SPLITS
     builder = tfds.builder(name, data_dir=os.fspath(data_dir))
     records = {}
-    for split in ("train", "test") if name in LAYOUTS else ("train", "query", "gallery"):
+    for split in splits:
         found = _records(builder, split)
         if found is None:
             return None
@@ -109,7 +114,9 @@ class TfdsSource:
         identities = np.concatenate([c[layout.label] for c in columns])
         self.cameras: np.ndarray | None = None
         if layout.camera is not None:
-            self.cameras = np.concatenate([c[layout.camera] for c in columns]).astype(np.int32)
+            cameras = np.concatenate([c[layout.camera] for c in columns]).astype(np.int32)
+            # Our builders write -1 where a set has no cameras.
+            self.cameras = None if (cameras < 0).all() else cameras
         if layout.by_class:
             classes = splits[0].num_classes(layout)
             self.labels, self.class_names = identities.astype(np.int32), tuple(map(str, range(classes)))
