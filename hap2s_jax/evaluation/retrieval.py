@@ -1,7 +1,7 @@
 """The one engine of all retrieval metrics: where, among all keys, do a query's matches rank?
 
 Recall@K, CMC, average precision (either rule), MAP@R, R-Precision, reciprocal rank and mINP are all functions
-of the ranks of a query's matches, so no gallery is ever sorted: a match's rank is one plus the matches before
+of the ranks of a query's matches, so no gallery need be sorted: a match's rank is one plus the matches before
 it plus the wrong keys before it, and the latter are counted by comparing the distances with the match's own.
 
 Ties. Of two keys at exactly the same distance, one right and one wrong, the wrong one ranks first
@@ -25,6 +25,7 @@ from hap2s_jax.evaluation.inputs import check_problem, check_ranks, space
 from hap2s_jax.evaluation.ranking import (
     AVERAGES,
     COUNTS,
+    MANY,
     Asked,
     Keys,
     bucket,
@@ -32,6 +33,7 @@ from hap2s_jax.evaluation.ranking import (
     nearest_block,
     pad,
     rank_block,
+    rank_block_by_sorting,
 )
 
 TIES = ("pessimistic", "optimistic")
@@ -155,13 +157,15 @@ def rank_matches(
             source = _given(distance, rows, kept, (block, len(keys.rows)))
         else:
             source = to_space(array, rows, block)
-        inputs = jax.device_put(
-            (source, Asked(*(pad(part, block) for part in numbers))), pool[number % len(pool)]
-        )
-        most, given = bucket(int(sizes[places].max())), callable(distance)
-        values = rank_block(
-            *inputs, copies[number % len(pool)], given=given, most=most, strict=strict, first_only=first_only
-        )
+        device, copy = pool[number % len(pool)], copies[number % len(pool)]
+        block_of = Asked(*(pad(part, block) for part in numbers))
+        source, block_of = jax.device_put((source, block_of), device)
+        largest = int(sizes[places].max())
+        how: Any = {"given": callable(distance), "most": bucket(largest), "strict": strict}
+        if largest > MANY and device.platform == "cpu" and not first_only:
+            values = rank_block_by_sorting(source, block_of, copy, **how)
+        else:
+            values = rank_block(source, block_of, copy, first_only=first_only, **how)
         pending.append((places, values))
         if len(pending) > 2 * len(pool):
             collect()

@@ -124,6 +124,19 @@ def test_a_class_larger_than_a_bucket_and_blocks_of_unequal_size():
         assert_agrees(retrieval.rank_matches(x, labels, block_size=block_size), expected)
 
 
+@pytest.mark.parametrize("ties", ["pessimistic", "optimistic"])
+def test_counting_and_sorting_agree_to_the_last_bit(ties, monkeypatch):
+    rng = np.random.default_rng(2)
+    x, labels = rng.integers(-2, 3, size=(131, 4)).astype(np.float32), rng.integers(0, 3, 131)
+    monkeypatch.setattr(retrieval, "MANY", 10**6)
+    counted = retrieval.rank_matches(x, labels, ties=ties)
+    monkeypatch.setattr(retrieval, "MANY", 0)
+    by_sorting = retrieval.rank_matches(x, labels, ties=ties)
+    for name in FIGURES:
+        np.testing.assert_array_equal(getattr(counted, name), getattr(by_sorting, name))
+    assert_agrees(by_sorting, oracle.walk(x, labels, ties=ties))
+
+
 def test_results_are_equal_on_one_and_on_eight_devices():
     x, labels, cameras, _ = random_case(7, n=200)
     one = retrieval.rank_matches(x, labels, cameras=cameras, block_size=16, devices=jax.devices()[:1])
