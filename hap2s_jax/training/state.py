@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hap2s_jax import models
+
 PyTree = Any
 
 
@@ -55,7 +57,7 @@ def create_state(
       use_ema: whether to keep a moving average of the parameters.
       memory: initial memory of past embeddings, or None.
     """
-    variables = jax.jit(lambda k, x: encoder.init(k, x, train=False))(key, images)
+    variables = models.initialize(encoder, key, images)
     params = {"encoder": variables["params"], "loss": {} if loss_params is None else loss_params}
     return TrainState(
         step=jnp.zeros((), jnp.int32),

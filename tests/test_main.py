@@ -1,0 +1,157 @@
+"""The whole job on the embedded data: train, stop, resume, finish, and what it leaves behind."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from hap2s_jax import main
+from hap2s_jax.errors import UserError
+from hap2s_jax.reporting.metric_log import read_metrics
+from hap2s_jax.reporting.progress import ProgressBar
+from hap2s_jax.training.checkpoint import Checkpointer
+from hap2s_jax.training.watch import DivergedError
+
+ROOT = pathlib.Path(__file__).parents[1]
+TIMES = {"train/images_per_second", "train/input_wait_fraction"}
+
+
+def _config(**changes):
+    config = importlib.import_module("configs.emoji").get_config("tiny")
+    config.num_devices = 1
+    config.log.tensorboard = False
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(autouse=True)
+def _from_the_root(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    sys.path.insert(0, str(ROOT))
+    return workdir, main.run(_config(), workdir)
+
+
+def _weights(workdir, step):
+    checkpointer = Checkpointer(workdir / "checkpoints", read_only=True)
+    state = checkpointer._manager.restore(step)["state"]
+    return jax.tree.map(np.asarray, state)
+
+
+def _without_times(workdir):
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(workdir)]
+
+
+def test_what_a_run_leaves_behind(finished):
+    workdir, results = finished
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "results.json",
+        "retrievals.png",
+        "embeddings.png",
+        "curves.png",
+    ):
+        assert (workdir / name).stat().st_size > 0, name
+    assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results, default=list))
+    for row in (results["test"], results["untrained"], results["validation"]):
+        assert {"mAP", "rank-1", "recall@1", "recall@8", "map@r", "r_precision", "nmi"} <= row.keys()
+        assert all(0 <= row[name] <= 1 for name in ("mAP", "recall@1", "map@r", "nmi"))
+    assert 0.1 < results["baselines"]["raw pixels"]["mAP"] < 0.3
+    # Both encoders see the same pixels: an untrained one must not beat them, nor find nothing.
+    assert 0.01 < results["untrained"]["mAP"] < results["baselines"]["raw pixels"]["mAP"]
+
+
+def test_the_log_has_every_step_and_evaluation_in_order(finished):
+    workdir, _ = finished
+    records = read_metrics(workdir)
+    steps = [r["step"] for r in records]
+    assert steps == sorted(steps)
+    assert [r["step"] for r in records if "train/loss" in r] == [2, 3, 4, 6]
+    assert [r["step"] for r in records if "validation/mAP" in r] == [4, 6]
+    assert [r["step"] for r in records if "test/mAP" in r] == [0, 6]
+    trained = [r for r in records if "train/loss" in r]
+    for name in ("grad_norm", "param_norm", "embedding_spread", "active_fraction", "mean_positive_distance"):
+        assert all(math.isfinite(r[f"train/{name}"]) for r in trained)
+
+
+def test_a_second_run_says_that_it_is_finished(finished, capsys, monkeypatch):
+    workdir, results = finished
+    monkeypatch.setattr(main, "train", lambda *a, **k: pytest.fail("trained again"))
+    again = main.run(_config(), workdir)
+    assert again["test"] == results["test"]
+    printed = capsys.readouterr().out
+    assert "finished run of 6 steps" in printed
+    assert "raw pixels" in printed
+
+
+@pytest.mark.parametrize("stopped_at", [1, 4, 5])
+def test_stopped_and_resumed_ends_with_the_same_bits(finished, tmp_path, monkeypatch, stopped_at):
+    workdir, results = finished
+    update = ProgressBar.update
+
+    def stop(self, step, **values):
+        if step == stopped_at:
+            raise KeyboardInterrupt
+        update(self, step, **values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressBar, "update", stop)
+        with pytest.raises(KeyboardInterrupt):
+            main.run(_config(), tmp_path)
+    resumed = main.run(_config(), tmp_path)
+
+    jax.tree.map(np.testing.assert_array_equal, _weights(tmp_path, 6), _weights(workdir, 6))
+    assert _without_times(tmp_path) == _without_times(workdir)
+    assert resumed["test"] == results["test"]
+
+
+def test_more_steps_go_on_from_a_finished_run(finished, tmp_path):
+    finished
+    config = {"schedule.name": "constant"}
+    main.run(_config(**config), tmp_path)
+    longer = main.run(_config(steps=8, **config), tmp_path)
+    assert longer["steps"] == 8
+    assert [r["step"] for r in read_metrics(tmp_path) if "train/loss" in r] == [2, 3, 4, 6, 8]
+
+
+def test_another_config_is_refused_and_leaves_the_run_alone(finished):
+    workdir, _ = finished
+    before = (workdir / "config.json").read_text()
+    with pytest.raises(UserError, match=r"loss.margin was 0.3, is 0.7"):
+        main.run(_config(**{"loss.margin": 0.7}), workdir)
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
+    config = _config(**{"optimizer.name": "sgd", "optimizer.learning_rate": 1e30, "encoder.normalize": False})
+    with pytest.raises(DivergedError, match=r"not finite at step \d+ "):
+        main.run(config, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_command_itself(tmp_path, devices):
+    command = [sys.executable, "-m", "hap2s_jax.main", "--config=configs/emoji.py:tiny"]
+    command += [f"--workdir={tmp_path}", f"--config.num_devices={devices}"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, env={**os.environ}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "step 6/6" in done.stderr
+    assert "Retrieval on the test classes" in done.stdout
+    assert list(tmp_path.glob("events.out.tfevents.*"))
