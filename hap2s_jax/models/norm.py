@@ -21,7 +21,8 @@ class BatchNorm(nn.Module):
       freeze_affine: scale and bias get no gradient.
       use_bias: False leaves the bias out (the neck of BNNeck).
       scale_init: initialiser of the scale.
-      dtype: dtype of the output; statistics, scale and bias are float32 always.
+      dtype: dtype of the output; None is float32 or, for float64 input, float64. Statistics, scale and bias are
+        created in float32 always.
     """
 
     momentum: float = 0.9
@@ -31,7 +32,7 @@ class BatchNorm(nn.Module):
     freeze_affine: bool = False
     use_bias: bool = True
     scale_init: nn.initializers.Initializer = nn.initializers.ones
-    dtype: jax.typing.DTypeLike = jnp.float32
+    dtype: jax.typing.DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -57,7 +58,7 @@ class BatchNorm(nn.Module):
         y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale)
         if bias is not None:
             y = y + bias
-        return y.astype(self.dtype)
+        return y if self.dtype is None else y.astype(self.dtype)
 
     def _batch_statistics(self, x: jax.Array, running_mean: jax.Array) -> tuple[jax.Array, jax.Array, int]:
         """Mean `[c]`, biased variance `[c]` and number of samples of the global batch."""
@@ -75,4 +76,4 @@ class BatchNorm(nn.Module):
 
 
 def _blend(old: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
-    return momentum * old + (1 - momentum) * jax.lax.stop_gradient(new)
+    return (momentum * old + (1 - momentum) * jax.lax.stop_gradient(new)).astype(old.dtype)

@@ -13,11 +13,12 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 
 from hap2s_jax.errors import UserError
+from hap2s_jax.models import own
 from hap2s_jax.models.encoder import Encoder
 from hap2s_jax.models.pooling import POOLINGS
 from hap2s_jax.models.resnet import ARCHITECTURES, STEMS
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def names() -> tuple[str, ...]:
@@ -32,7 +33,8 @@ def create(name: str, **options: Any) -> nn.Module:
     `EncoderOutput`; in training pass `mutable=["batch_stats"]`.
 
     Args:
-      name: one of `names()`.
+      name: one of `names()`, or "package.module:Class" for your own (see `own.create`, which takes the options
+        that your class names).
       **options: attributes of `Encoder`: `width` (None is 64, the published one), `stem` ("imagenet",
         "small64", "small32"), `last_stride`, `pooling`, `embedding_dim`, `hidden_dim`, `normalize`, `bnneck`,
         `num_classes`, `zero_init_residual`, `freeze_bn_stats`, `freeze_bn_affine`, `remat_stages`,
@@ -42,6 +44,9 @@ def create(name: str, **options: Any) -> nn.Module:
       UserError: an unknown name or option, or a value that the option does not take; the message has the
         nearest right one.
     """
+    if ":" in name:
+        defaults = {field.name: field.default for field in dataclasses.fields(Encoder)}
+        return own.create(name, options, defaults)
     if name not in ARCHITECTURES:
         raise UserError(f"Unknown model {name!r}{_nearest(name, names())}; known: {', '.join(names())}.")
     known = [f.name for f in dataclasses.fields(Encoder) if f.name not in ("architecture", "parent", "name")]

@@ -1,0 +1,290 @@
+"""Published ImageNet weights in our encoders: torchvision's, timm's and Hugging Face transformers' files.
+
+    variables = models.initialize(encoder, key, images)
+    variables, report = pretrained.load("resnet50.safetensors", encoder, variables)
+
+Every tensor's name and shape is checked before any is used. Only the trunk comes from a file; the embedding head
+stays as it was initialised, and so does a classifier of another size. torch is needed for `.pth` files only:
+
+    python -m hap2s_jax.convert resnet50.pth resnet50.safetensors
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from hap2s_jax.errors import UserError
+from hap2s_jax.models import torch_names
+
+Tensors = Mapping[str, np.ndarray]
+Path = tuple[str, ...]
+
+_HUB = "hf://"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What an import did.
+
+    Attributes:
+      source: where the weights came from.
+      naming: whose names the file uses: "torchvision" (timm's are the same) or "transformers"; "hap2s_jax" for
+        own parameters.
+      taken: number of tensors taken over.
+      remarks: one line for each thing left out that need not worry, such as a classifier of another size.
+    """
+
+    source: str
+    naming: str
+    taken: int
+    remarks: tuple[str, ...]
+
+
+def load(
+    source: str | os.PathLike[str],
+    encoder: nn.Module,
+    variables: Mapping[str, Any],
+    *,
+    cache_dir: str | None = None,
+    offline: bool = False,
+) -> tuple[dict[str, Any], Report]:
+    """Fills the trunk of `variables` from a file of published weights.
+
+    Args:
+      source: a `.safetensors` file, a torch `.pth`, `.pt` or `.bin` file (read by torch with
+        `weights_only=True`), or a name on the Hugging Face hub: "hf://owner/repository" or
+        "hf://owner/repository/file.safetensors" (model.safetensors otherwise).
+      encoder: an `Encoder` with the "imagenet" stem.
+      variables: its variables as initialised, `{"params", "batch_stats"}`; not changed.
+      cache_dir: where hub files are kept; None is huggingface_hub's own cache.
+      offline: take hub files from the cache only.
+
+    Returns:
+      New variables, and a report of what was taken and left.
+
+    Raises:
+      UserError: in one line: a file that is missing, damaged or foreign; or names and shapes that do not fit the
+        encoder, with those missing, left over and of another shape.
+    """
+    name = os.fspath(source)
+    path = _from_hub(name, cache_dir, offline) if name.startswith(_HUB) else pathlib.Path(name)
+    return from_tensors(read_tensors(path), encoder, variables, source=name)
+
+
+def from_tensors(
+    tensors: Tensors, encoder: nn.Module, variables: Mapping[str, Any], *, source: str = "state dict"
+) -> tuple[dict[str, Any], Report]:
+    """Fills the trunk of `variables` from tensors by name, as a torch state dict has them, in NumPy.
+
+    Arguments, returns and errors are those of `load`.
+    """
+    naming = torch_names.recognise(tensors)
+    if naming is None:
+        some = ", ".join(sorted(tensors)[:3]) or "no tensor at all"
+        raise UserError(f"{source} holds no ResNet of torchvision, timm or transformers; it has {some}.")
+    flat = _flatten(variables)
+    classifier_fits = _classifier_fits(tensors, naming, flat)
+    left_over, misshaped, remarks = [], [], []
+    taken: dict[Path, np.ndarray] = {}
+    for name in sorted(tensors):
+        if name.endswith("num_batches_tracked"):
+            continue
+        path = torch_names.to_path(name, naming)
+        if path is None:
+            left_over.append(name)
+            continue
+        value = torch_names.to_our_layout(np.asarray(tensors[name]))
+        if path[1] == "head" and not classifier_fits:
+            if path[-1] == "kernel":
+                remarks.append(
+                    f"classifier {name} {list(tensors[name].shape)} dropped: the encoder's differs"
+                )
+            continue
+        if path not in flat:
+            left_over.append(name)
+        elif flat[path].shape != value.shape:
+            misshaped.append(f"{name} {list(value.shape)} where the encoder has {list(flat[path].shape)}")
+        else:
+            taken[path] = value
+    wanted = {path for path in flat if path[1] == "trunk"}
+    # Whatever is misshaped has a name, so it is not missing.
+    named = {torch_names.to_path(name, naming) for name in tensors}
+    missing = ["/".join(path) for path in sorted(wanted - set(taken) - named)]
+    _refuse(source, encoder, missing, left_over, misshaped)
+    for path, value in taken.items():
+        flat[path] = value.astype(flat[path].dtype)
+    report = Report(source, naming, len(taken), tuple(remarks))
+    return traverse_util.unflatten_dict(flat), report
+
+
+def from_variables(
+    saved: Mapping[str, Any], variables: Mapping[str, Any], *, source: str = "workdir"
+) -> tuple[dict[str, Any], Report]:
+    """Fills `variables` from those of an encoder of our own, such as a checkpoint's, trunk and head.
+
+    The trunk must fit whole; a head parameter that is missing or of another shape stays as initialised, with a
+    remark. Returns and errors are those of `load`.
+    """
+    ours, theirs = _flatten(variables), _flatten(saved)
+    missing, left_over, misshaped, remarks = [], [], [], []
+    result, taken = dict(ours), 0
+    for path in sorted(set(ours) | set(theirs)):
+        name, in_head = "/".join(path), path[1:2] == ("head",)
+        if path not in theirs:
+            (remarks if in_head else missing).append(f"{name} not saved" if in_head else name)
+        elif path not in ours:
+            (remarks if in_head else left_over).append(f"{name} dropped" if in_head else name)
+        elif np.shape(theirs[path]) != ours[path].shape:
+            line = f"{name} {list(np.shape(theirs[path]))} where the encoder has {list(ours[path].shape)}"
+            (remarks if in_head else misshaped).append(line)
+        else:
+            result[path], taken = np.asarray(theirs[path], ours[path].dtype), taken + 1
+    _refuse(source, None, missing, left_over, misshaped)
+    return traverse_util.unflatten_dict(result), Report(source, "hap2s_jax", taken, tuple(remarks))
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """All tensors of a `.safetensors`, `.pth`, `.pt` or `.bin` file, by name.
+
+    Raises:
+      UserError: the file is missing, damaged or of another kind, or a package is missing that reads it.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"pretrained weights {path} do not exist; give a .safetensors or .pth file.")
+    readers: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
+        ".safetensors": _read_safetensors,
+        ".pth": _read_torch,
+        ".pt": _read_torch,
+        ".bin": _read_torch,
+    }
+    if path.suffix not in readers:
+        raise UserError(f"pretrained weights {path} end in {path.suffix!r}; known: {', '.join(readers)}.")
+    return readers[path.suffix](path)
+
+
+def write_safetensors(tensors: Tensors, path: str | os.PathLike[str]) -> None:
+    """Writes tensors to a safetensors file, whole or not at all."""
+    numpy_format = _safetensors()
+    path = pathlib.Path(path)
+    partial = path.with_name(path.name + ".part")
+    try:
+        numpy_format.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial)
+        partial.replace(path)
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror or e}.") from e
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _safetensors() -> Any:
+    try:
+        from safetensors import numpy
+    except ImportError as e:
+        raise UserError("safetensors files need the safetensors package: pip install safetensors.") from e
+    return numpy
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    numpy_format = _safetensors()
+    from safetensors import SafetensorError
+
+    try:
+        return numpy_format.load_file(path)
+    except (KeyError, TypeError) as e:
+        raise UserError(f"{path} holds numbers of a kind that NumPy lacks: {_first_line(e)}") from e
+    except (SafetensorError, OSError, ValueError) as e:
+        raise UserError(f"{path} is damaged or no safetensors file: {_first_line(e)}") from e
+
+
+def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as e:
+        raise UserError(
+            f"{path} needs torch to be read; where torch is installed convert it once: "
+            "python -m hap2s_jax.convert weights.pth weights.safetensors."
+        ) from e
+    try:
+        # Without weights_only a file may run any code it likes.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises whatever its unpickler, zip reader or tensor code stumble over
+        raise UserError(f"{path} is damaged or no file of plain weights: {_first_line(e)}") from e
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{path} is no state dict: it holds {type(state).__name__}, not tensors by name.")
+    return {
+        # What many training scripts leave in front of every name.
+        str(name).removeprefix("module."): (value.float() if value.is_floating_point() else value).numpy()
+        for name, value in state.items()
+    }
+
+
+def _from_hub(name: str, cache_dir: str | None, offline: bool) -> pathlib.Path:
+    parts = name.removeprefix(_HUB).split("/", 2)
+    if len(parts) < 2 or not all(parts):
+        raise UserError(f"pretrained {name!r} should read hf://owner/repository[/file.safetensors].")
+    file = parts[2] if len(parts) == 3 else "model.safetensors"
+    try:
+        import huggingface_hub
+    except ImportError as e:
+        raise UserError("weights from the hub need huggingface_hub: pip install huggingface_hub.") from e
+    try:
+        return pathlib.Path(
+            huggingface_hub.hf_hub_download(
+                "/".join(parts[:2]), file, cache_dir=cache_dir, local_files_only=offline
+            )
+        )
+    except (OSError, ValueError, RuntimeError) as e:
+        where = "is not in the cache and offline is set" if offline else "cannot be had from the hub"
+        raise UserError(f"{name} ({file}) {where}: {_first_line(e)}") from e
+
+
+def _flatten(tree: Mapping[str, Any]) -> dict[Path, Any]:
+    flat: dict[Path, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= {(key, *path): leaf for path, leaf in _flatten(value).items()}
+        else:
+            flat[(key,)] = value
+    return flat
+
+
+def _classifier_fits(tensors: Tensors, naming: str, flat: Mapping[Path, Any]) -> bool:
+    """A file's classifier takes pooled features: one after an embedding layer or a neck is another thing."""
+    head = {path[2] for path in flat if path[:2] == ("params", "head")}
+    shapes = {torch_names.to_path(name, naming): tensors[name].shape[::-1] for name in tensors}
+    return head == {"classifier"} and all(
+        shapes.get(path) == flat[path].shape for path in flat if path[:2] == ("params", "head")
+    )
+
+
+def _refuse(
+    source: str, encoder: nn.Module | None, missing: list[str], left_over: list[str], misshaped: list[str]
+) -> None:
+    found = {"missing": missing, "left over": left_over, "of another shape": misshaped}
+    lists = [
+        f"{len(v)} {k} ({', '.join(v[:4])}{', ...' if len(v) > 4 else ''})" for k, v in found.items() if v
+    ]
+    if lists:
+        stem = getattr(encoder, "stem", "imagenet")
+        remedy = (
+            ""
+            if stem == "imagenet"
+            else f" The encoder's stem is {stem!r}; published weights need 'imagenet'."
+        )
+        raise UserError(f"{source} does not fit this encoder: {'; '.join(lists)}.{remedy}")
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -1,0 +1,65 @@
+"""Encoders of one's own by name: linen, nnx through its bridge, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hap2s_jax import models
+from hap2s_jax.errors import UserError
+
+HERE = "tests.models.my_encoders"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch, request):
+    monkeypatch.syspath_prepend(str(request.config.rootpath))
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["Tiny", "tiny_nnx"])
+def test_trains_like_one_of_ours(name):
+    encoder = models.create(f"{HERE}:{name}", embedding_dim=8, width=64, axis_name="devices")
+    variables = encoder.init(jax.random.key(0), IMAGES)
+    state = {key: value for key, value in variables.items() if key != "params"}
+
+    @jax.jit
+    def gradients(params):
+        def loss(params):
+            output, _ = encoder.apply({"params": params, **state}, IMAGES, train=True, mutable=list(state))
+            return jnp.square(output.embedding - 1).mean()
+
+        return jax.grad(loss)(params)
+
+    output = encoder.apply(variables, IMAGES)
+    assert isinstance(output, models.EncoderOutput)
+    assert output.embedding.shape == (4, 8)
+    assert output.embedding.dtype == jnp.float32
+    found = jax.tree.leaves(gradients(variables["params"]))
+    assert all(np.isfinite(leaf).all() for leaf in found)
+    assert any(float(jnp.abs(leaf).max()) > 1e-3 for leaf in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("no_such_package.models:Tiny", {}, "cannot import 'no_such_package.models'"),
+        (f"{HERE}:Tinny", {}, "has no 'Tinny'"),
+        (f"{HERE}:no_module", {}, "makes a builtins.int, not a flax.linen module"),
+        (f"{HERE}:IMAGES", {}, "has no 'IMAGES'"),
+        (f"{HERE}:Tiny", {"last_stride": 1}, "takes no option 'last_stride'; it takes embedding_dim"),
+    ],
+)
+def test_mistakes_are_one_line(name, options, message):
+    with pytest.raises(UserError) as error:
+        models.create(name, **options)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_encoder_that_returns_maps_is_told_so():
+    encoder = models.create(f"{HERE}:Maps")
+    with pytest.raises(TypeError, match=r"Maps returned \(4, 16, 16, 3\)"):
+        encoder.init(jax.random.key(0), IMAGES)

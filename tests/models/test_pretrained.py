@@ -1,0 +1,320 @@
+"""Import of published weights: parity with Hugging Face's torch ResNets, and every way a file can be wrong."""
+
+import copy
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from hap2s_jax import convert, models
+from hap2s_jax.errors import UserError
+from hap2s_jax.models import pretrained, torch_names
+
+# name -> depths, kind of block, of transformers' ResNetConfig; its widths are the published ones.
+DEPTHS = {
+    "resnet18": ([2, 2, 2, 2], "basic"),
+    "resnet34": ([3, 4, 6, 3], "basic"),
+    "resnet50": ([3, 4, 6, 3], "bottleneck"),
+    "resnet101": ([3, 4, 23, 3], "bottleneck"),
+}
+
+
+def torch_resnet(name, seed=0):
+    """transformers' ResNet with random weights and random, not fresh, statistics."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    depths, kind = DEPTHS[name]
+    widths = [64, 128, 256, 512] if kind == "basic" else [256, 512, 1024, 2048]
+    torch.manual_seed(seed)
+    config = transformers.ResNetConfig(depths=depths, layer_type=kind, hidden_sizes=widths)
+    model = transformers.ResNetModel(config)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.0)
+                module.bias.normal_(0, 0.1)
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2.0)
+    return model
+
+
+def torchvision_names(state):
+    """The same tensors under torchvision's names, written by hand from its module tree."""
+    renamed = {}
+    for name, tensor in state.items():
+        parts = name.split(".")
+        if parts[0] == "embedder":
+            new = ["conv1" if parts[2] == "convolution" else "bn1"]
+        else:
+            stage, block = int(parts[2]) + 1, parts[4]
+            new = [f"layer{stage}", block]
+            convolution = "convolution" in parts
+            if parts[5] == "shortcut":
+                new += ["downsample", "0" if convolution else "1"]
+            else:
+                new += [f"{'conv' if convolution else 'bn'}{int(parts[6]) + 1}"]
+        renamed[".".join([*new, parts[-1]])] = tensor
+    return renamed
+
+
+def arrays(model):
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+def shapes_of(encoder):
+    """Variables that cost nothing: zeros of the right shapes."""
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.uint8))
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def small_state(seed=0):
+    """A ResNet-18 of random numbers with torchvision's names, without torch."""
+    rng = np.random.default_rng(seed)
+    state = {}
+
+    def norm(name, channels):
+        for tensor in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{name}.{tensor}"] = rng.uniform(0.5, 1.5, channels).astype(np.float32)
+        state[f"{name}.num_batches_tracked"] = np.array(7)
+
+    def conv(name, out, into, side):
+        state[f"{name}.weight"] = rng.normal(size=(out, into, side, side)).astype(np.float32)
+
+    conv("conv1", 64, 3, 7)
+    norm("bn1", 64)
+    into = 64
+    for stage, out in enumerate((64, 128, 256, 512), 1):
+        for block in range(2):
+            prefix = f"layer{stage}.{block}"
+            conv(f"{prefix}.conv1", out, into, 3)
+            norm(f"{prefix}.bn1", out)
+            conv(f"{prefix}.conv2", out, out, 3)
+            norm(f"{prefix}.bn2", out)
+            if into != out:
+                conv(f"{prefix}.downsample.0", out, into, 1)
+                norm(f"{prefix}.downsample.1", out)
+            into = out
+    state["fc.weight"] = rng.normal(size=(1000, 512)).astype(np.float32)
+    state["fc.bias"] = rng.normal(size=1000).astype(np.float32)
+    return state
+
+
+def relative_error(a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("name", DEPTHS)
+def test_every_stage_agrees_with_torch(name, train):
+    model = torch_resnet(name)
+    torch = pytest.importorskip("torch")
+    encoder = models.create(name, embedding_dim=0)
+    naming = torchvision_names if train else dict
+    variables, report = pretrained.from_tensors(naming(arrays(model)), encoder, shapes_of(encoder))
+    assert report.naming == ("torchvision" if train else "transformers")
+    assert report.remarks == ()
+
+    images = np.random.default_rng(0).integers(0, 256, (4, 96, 64, 3)).astype(np.uint8)
+    normalised = torch.from_numpy(np.array(models.normalize_images(images)).transpose(0, 3, 1, 2))
+    exact_model = copy.deepcopy(model).double()
+    with torch.no_grad():
+        theirs = model.train(train)(normalised, output_hidden_states=True)
+        exact = exact_model.train(train)(normalised.double(), output_hidden_states=True)
+
+    def ours(variables, images):
+        return encoder.apply(
+            variables,
+            images,
+            train=train,
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=lambda module, _: module.name == "trunk",
+        )
+
+    compiled = jax.jit(ours).lower(variables, images)
+    output, state = compiled.compile(compiler_options={"xla_backend_optimization_level": "1"})(
+        variables, images
+    )
+    maps = state["intermediates"]["trunk"]["__call__"][0]
+
+    def agrees(ours, theirs, exact):
+        # Batch normalisation over few samples amplifies rounding: in training torch's own float32 strays up to
+        # 1e-4 from its float64 in the last stage, so the bound grows with that.
+        return relative_error(ours, exact) < max(1e-5, 2 * relative_error(theirs, exact))
+
+    for our_map, their_map, exact_map in zip(maps, theirs.hidden_states, exact.hidden_states, strict=True):
+        assert agrees(our_map.transpose(0, 3, 1, 2), their_map.numpy(), exact_map.numpy())
+    pooled = output.features[:, :, None, None]
+    assert agrees(pooled, theirs.pooler_output.numpy(), exact.pooler_output.numpy())
+    if not train:
+        assert relative_error(pooled, theirs.pooler_output.numpy()) < 1e-5
+    after, _ = pretrained.from_tensors(arrays(exact_model), encoder, shapes_of(encoder))
+    found = traverse_util.flatten_dict(state["batch_stats"])
+    for path, leaf in traverse_util.flatten_dict(after["batch_stats"]).items():
+        assert relative_error(found[path], leaf) < 1e-4, path
+
+
+def test_each_tensor_lands_where_it_belongs():
+    encoder = models.create("resnet18", embedding_dim=0, num_classes=1000)
+    state = small_state()
+    variables, report = pretrained.from_tensors(state, encoder, shapes_of(encoder))
+    trunk, stats = variables["params"]["trunk"], variables["batch_stats"]["trunk"]
+    np.testing.assert_array_equal(
+        trunk["stage3_block2"]["conv1"]["kernel"][0, 2, 5, 6], state["layer3.1.conv1.weight"][6, 5, 0, 2]
+    )
+    np.testing.assert_array_equal(
+        trunk["stage2_block1"]["shortcut_bn"]["scale"], state["layer2.0.downsample.1.weight"]
+    )
+    np.testing.assert_array_equal(stats["stem_bn1"]["var"], state["bn1.running_var"])
+    classifier = variables["params"]["head"]["classifier"]
+    np.testing.assert_array_equal(classifier["kernel"], state["fc.weight"].T)
+    # The file's tensors less the counters, every one used once.
+    assert report.taken == len([name for name in state if "num_batches" not in name])
+
+
+def test_writing_torchvisions_names_undoes_reading_them():
+    state = {k: v for k, v in small_state().items() if not k.startswith("fc.") and "num_batches" not in k}
+    encoder = models.create("resnet18", embedding_dim=0)
+    variables, _ = pretrained.from_tensors(state, encoder, shapes_of(encoder))
+    written = {
+        torch_names.to_torchvision(path): torch_names.to_torch_layout(leaf)
+        for path, leaf in traverse_util.flatten_dict(variables).items()
+    }
+    assert set(written) == set(state)
+    for name, value in state.items():
+        np.testing.assert_array_equal(written[name], value)
+    with pytest.raises(ValueError, match="torchvision's ResNets do not have"):
+        torch_names.to_torchvision(("params", "trunk", "stem_conv2", "kernel"))
+
+
+def test_a_classifier_of_another_size_is_dropped_with_a_remark():
+    for options in ({"embedding_dim": 0, "num_classes": 10}, {"embedding_dim": 512, "num_classes": 1000}, {}):
+        encoder = models.create("resnet18", **options)
+        _, report = pretrained.from_tensors(small_state(), encoder, shapes_of(encoder))
+        assert report.remarks == ("classifier fc.weight [1000, 512] dropped: the encoder's differs",)
+
+
+def test_what_does_not_fit_is_listed_in_one_line():
+    state = small_state()
+    del state["layer4.1.bn2.running_var"]
+    state["layer1.0.se.weight"] = np.zeros(3, np.float32)
+    state["bn1.weight"] = np.zeros(32, np.float32)
+    encoder = models.create("resnet18")
+    with pytest.raises(UserError) as error:
+        pretrained.from_tensors(state, encoder, shapes_of(encoder), source="file.safetensors")
+    message = str(error.value)
+    assert "\n" not in message
+    assert "1 missing (batch_stats/trunk/stage4_block2/bn2/var)" in message
+    assert "1 left over (layer1.0.se.weight)" in message
+    assert "1 of another shape (bn1.weight [32] where the encoder has [64])" in message
+
+
+@pytest.mark.parametrize("options", [{"stem": "small64"}, {"width": 32}])
+def test_a_variant_for_small_images_takes_no_published_weights(options):
+    encoder = models.create("resnet18", **options)
+    with pytest.raises(UserError, match="does not fit this encoder"):
+        pretrained.from_tensors(small_state(), encoder, shapes_of(encoder))
+
+
+def test_safetensors_file_and_the_deeper_file_for_the_shallower_encoder(tmp_path):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "weights.safetensors"
+    pretrained.write_safetensors(small_state(), path)
+    assert [file.name for file in tmp_path.iterdir()] == ["weights.safetensors"]
+    encoder = models.create("resnet18", last_stride=1)
+    variables, report = pretrained.load(path, encoder, shapes_of(encoder))
+    assert report.source == str(path)
+    np.testing.assert_array_equal(
+        variables["batch_stats"]["trunk"]["stem_bn1"]["mean"], small_state()["bn1.running_mean"]
+    )
+    shallower = models.create("resnet10")
+    with pytest.raises(UserError, match="left over"):
+        pretrained.load(path, shallower, shapes_of(shallower))
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="damaged or no safetensors file"):
+        pretrained.load(path, encoder, shapes_of(encoder))
+
+
+def test_converter_gives_the_tensors_of_the_pth_file(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    state = small_state()
+    source, target = str(tmp_path / "a.pth"), str(tmp_path / "a.safetensors")
+    torch.save({"state_dict": {f"module.{k}": torch.from_numpy(v) for k, v in state.items()}}, source)
+    assert convert.main([source, target]) == 0
+    converted = pretrained.read_tensors(target)
+    assert set(converted) == set(state)
+    for name, value in state.items():
+        np.testing.assert_array_equal(converted[name], value)
+    assert convert.main([source, str(tmp_path / "a.npz")]) == 1
+    assert capsys.readouterr().err == f"error: target {tmp_path}/a.npz should end in .safetensors.\n"
+
+
+class Surprise:
+    """What unpickling without care would run."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the file ran its code')",))
+
+
+def test_torch_files_that_are_damaged_foreign_or_hostile(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "a.pth"
+    path.write_bytes(b"no torch file")
+    with pytest.raises(UserError, match="damaged or no file of plain weights"):
+        pretrained.read_tensors(path)
+    torch.save({"conv1.weight": Surprise()}, path)
+    with pytest.raises(UserError, match="damaged or no file of plain weights"):
+        pretrained.read_tensors(path)
+    torch.save([torch.zeros(3)], path)
+    with pytest.raises(UserError, match="no state dict: it holds list"):
+        pretrained.read_tensors(path)
+
+
+def test_files_of_another_kind(tmp_path):
+    with pytest.raises(UserError, match="do not exist"):
+        pretrained.read_tensors(tmp_path / "none.pth")
+    (tmp_path / "a.onnx").write_bytes(b"")
+    with pytest.raises(UserError, match=r"end in '\.onnx'"):
+        pretrained.read_tensors(tmp_path / "a.onnx")
+    encoder = models.create("resnet18")
+    with pytest.raises(UserError, match="holds no ResNet"):
+        pretrained.from_tensors({"h.0.attn.weight": np.zeros((3, 3))}, encoder, shapes_of(encoder))
+
+
+def test_hub_names(tmp_path):
+    encoder = models.create("resnet18")
+    with pytest.raises(UserError, match="should read hf://owner/repository"):
+        pretrained.load("hf://resnet18", encoder, {})
+    pytest.importorskip("huggingface_hub")
+    with pytest.raises(UserError, match="is not in the cache and offline is set"):
+        pretrained.load("hf://nobody/nothing", encoder, {}, cache_dir=str(tmp_path), offline=True)
+
+
+def test_own_variables_with_another_head():
+    source = models.create("resnet10", width=8, num_classes=5)
+    target = models.create("resnet10", width=8, num_classes=7)
+    saved = jax.tree.map(lambda leaf: leaf + 1, shapes_of(source))
+    variables, report = pretrained.from_variables(saved, shapes_of(target))
+    assert report.remarks == (
+        "params/head/classifier/bias [5] where the encoder has [7]",
+        "params/head/classifier/kernel [128, 5] where the encoder has [128, 7]",
+    )
+    np.testing.assert_array_equal(variables["params"]["trunk"]["stem_bn1"]["scale"], 1.0)
+    np.testing.assert_array_equal(variables["params"]["head"]["embedding"]["kernel"], 1.0)
+    np.testing.assert_array_equal(variables["params"]["head"]["classifier"]["bias"], 0.0)
+    wider = models.create("resnet10", width=16)
+    with pytest.raises(UserError, match="of another shape"):
+        pretrained.from_variables(saved, shapes_of(wider))
+
+
+def test_importing_needs_no_torch():
+    code = (
+        "import sys; from hap2s_jax.models import pretrained; from hap2s_jax import convert;"
+        "assert not {'torch', 'safetensors', 'huggingface_hub', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
