@@ -119,8 +119,7 @@ def test_stopped_and_resumed_ends_with_the_same_bits(finished, tmp_path, monkeyp
     assert resumed["test"] == results["test"]
 
 
-def test_more_steps_go_on_from_a_finished_run(finished, tmp_path):
-    finished
+def test_more_steps_go_on_from_a_finished_run(tmp_path):
     config = {"schedule.name": "constant"}
     main.run(_config(**config), tmp_path)
     longer = main.run(_config(steps=8, **config), tmp_path)
