@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import ml_collections
 from ml_collections import config_dict
 
 from hap2s_jax import losses
+from hap2s_jax.data.tf.augment import Augmentation
 from hap2s_jax.errors import UserError, unknown_name
 
 
@@ -36,6 +39,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.image_size = (256, 128)
     # Part of the training classes set aside to choose the best checkpoint by.
     config.data.validation_fraction = 0.1
+    # What only some data sets have, as "detection" of CUHK03.
+    config.data.options = ml_collections.ConfigDict()
     # An image that cannot be decoded: "error" names it and ends, "skip" names it and goes on.
     config.data.on_unreadable = "error"
     # Threads that read and decode; None for as many as there are cores.
@@ -46,16 +51,41 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch.classes = 16
     config.batch.images_per_class = 4
 
-    # Fields of hap2s_jax.data.tf.augment.Augmentation; what they mean stands there.
-    config.augment = ml_collections.ConfigDict()
+    # Random changes to training images; what each field means stands at the class.
+    config.augment = ml_collections.ConfigDict(dataclasses.asdict(Augmentation()))
 
     # Arguments of hap2s_jax.models.create.
     config.encoder = ml_collections.ConfigDict()
+    # hap2s_jax.models.names()
     config.encoder.name = "resnet50"
+    # Channels of the first stage; None for the published 64.
+    config.encoder.width = config_dict.placeholder(int)
+    # imagenet, small64 or small32: how soon the stem shrinks the image.
+    config.encoder.stem = "imagenet"
+    # 1 keeps the last stage's map as large as the one before, as re-identification has it.
+    config.encoder.last_stride = 2
+    # gap, gem, gap+gmp
+    config.encoder.pooling = "gap"
+    # Hidden layer with BN and ReLU before the embedding; 0 for none.
+    config.encoder.hidden_dim = 0
     config.encoder.embedding_dim = 128
+    # Embeddings of length 1.
+    config.encoder.normalize = False
+    # Batch normalisation after the embedding, for the second loss and for retrieval (Luo et al. 2019).
+    config.encoder.bnneck = False
+    # Keep the running statistics, or scale and bias, of batch normalisation as they are.
+    config.encoder.freeze_bn_stats = False
+    config.encoder.freeze_bn_affine = False
+    # Stages (1 to 4) that recompute instead of keeping activations.
+    config.encoder.remat_stages = ()
+    # float32, bfloat16 or float16; parameters, statistics and distances stay float32.
+    config.encoder.dtype = "float32"
 
     # Name and hyperparameters of the loss; set both with set_loss.
     set_loss(config, "hap2s_e")
+
+    # A second loss that is added, most often "softmax"; "" for none. Set with set_auxiliary.
+    config.auxiliary = ml_collections.ConfigDict({"name": "", "weight": 1.0})
 
     # Arguments of hap2s_jax.training.optimizer.create_optimizer.
     config.optimizer = ml_collections.ConfigDict()
@@ -95,6 +125,10 @@ def get_config() -> ml_collections.ConfigDict:
     # Updates between two evaluations on the validation classes.
     config.evaluate.every_steps = 1000
     config.evaluate.batch_size = 128
+    # The size to which images are resized, over the centre crop that is taken; 256 / 224 for "256, crop 224".
+    config.evaluate.enlarge = 1.0
+    # Whether margins are cut rather than the image squeezed.
+    config.evaluate.keep_aspect = False
     # How embeddings are compared: "euclidean" or "cosine".
     config.evaluate.distance = "euclidean"
     # Whether to measure the untrained encoder too.
@@ -119,11 +153,23 @@ def get_config() -> ml_collections.ConfigDict:
 
 def set_loss(config: ml_collections.ConfigDict, name: str, **hyperparameters: object) -> None:
     """Chooses the loss, with all its hyperparameters at their defaults but those given."""
+    config.loss = _loss(name, hyperparameters)
+
+
+def set_auxiliary(
+    config: ml_collections.ConfigDict, name: str, weight: float, **hyperparameters: object
+) -> None:
+    """Adds a second loss, such as "softmax" for HAP2S and identification together."""
+    config.auxiliary = _loss(name, hyperparameters)
+    config.auxiliary.weight = weight
+
+
+def _loss(name: str, hyperparameters: dict[str, object]) -> ml_collections.ConfigDict:
     values = losses.hyperparameters(name)
     unknown = sorted(set(hyperparameters) - set(values))
     if unknown:
         raise unknown_name(f"hyperparameter of {name}", unknown[0], values)
-    config.loss = ml_collections.ConfigDict({"name": name, **values, **hyperparameters})
+    return ml_collections.ConfigDict({"name": name, **values, **hyperparameters})
 
 
 def parse_arg(arg: str | None, **defaults: object) -> ml_collections.ConfigDict:

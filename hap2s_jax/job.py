@@ -47,7 +47,7 @@ class Job:
       dataset: the data set.
       plan: which images make the batch of which step.
       encoder: the flax module.
-      loss: the metric loss.
+      losses: the metric loss as "metric" and the second one, if any, as "auxiliary".
       optimizer: the optax optimiser.
       schedule: step -> learning rate.
       update: compiled ``(state, split batch) -> (state, metrics)``.
@@ -59,7 +59,7 @@ class Job:
     dataset: Dataset
     plan: PKPlan
     encoder: Any
-    loss: losses.Loss
+    losses: dict[str, losses.Loss]
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     update: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
@@ -74,13 +74,16 @@ class Job:
         """
         parallel = DataParallel.create(config.num_devices)
         parallel.check_batch(config.batch.classes * config.batch.images_per_class)
-        loss = losses.create(**config.loss)
+        named = {"metric": losses.create(**config.loss)}
+        if config.auxiliary.name:
+            named["auxiliary"] = losses.create(**_without(config.auxiliary, "weight"))
         encoder = models.create(**config.encoder, axis_name=AXIS)
         schedule = optimizer.create_schedule(
             learning_rate=config.optimizer.learning_rate, steps=config.steps, **config.schedule
         )
-        settings = {k: v for k, v in config.optimizer.items() if k != "learning_rate"}
-        transform = optimizer.create_optimizer(schedule=schedule, **settings)
+        transform = optimizer.create_optimizer(
+            schedule=schedule, **_without(config.optimizer, "learning_rate")
+        )
 
         # TensorFlow is loaded here and not before: a mistake above is reported at once.
         from hap2s_jax.data.tf import datasets
@@ -90,6 +93,7 @@ class Job:
             data_dir=config.data.data_dir,
             validation_fraction=config.data.validation_fraction,
             seed=config.seed,
+            **config.data.options,
         )
         plan = PKPlan(
             dataset.train.labels,
@@ -101,14 +105,19 @@ class Job:
             functools.partial(
                 step.train_step,
                 encoder=encoder,
-                objective=functools.partial(objective.metric_objective, loss=loss),
+                objective=functools.partial(
+                    objective.objective,
+                    loss=named["metric"],
+                    auxiliary=named.get("auxiliary"),
+                    auxiliary_weight=config.auxiliary.weight,
+                ),
                 optimizer=transform,
                 axis_name=AXIS,
                 ema_decay=config.ema_decay or None,
             )
         )
         embed = parallel.compile_map(functools.partial(step.embed_step, encoder=encoder))
-        return cls(config, parallel, dataset, plan, encoder, loss, transform, schedule, update, embed)
+        return cls(config, parallel, dataset, plan, encoder, named, transform, schedule, update, embed)
 
     @property
     def batch_size(self) -> int:
@@ -118,11 +127,20 @@ class Job:
     def initial_state(self) -> TrainState:
         """The state before the first update, not yet placed on the devices."""
         images = np.zeros((2, *self.config.data.image_size, 3), np.uint8)
+        encoder_key, loss_key = jax.random.split(jax.random.key(self.config.seed))
+        loss_params = {}
+        for name, loss in self.losses.items():
+            if loss.has_params:
+                init = functools.partial(self.encoder.init_with_output, train=False)
+                output, _ = jax.eval_shape(init, encoder_key, images)
+                width = output.embedding.shape[-1]
+                loss_params[name] = loss.init_params(loss_key, self.plan.num_classes, width)
         return create_state(
-            jax.random.key(self.config.seed),
+            encoder_key,
             self.encoder,
             images,
             self.optimizer,
+            loss_params=loss_params,
             use_ema=bool(self.config.ema_decay),
         )
 
@@ -154,6 +172,8 @@ class Job:
             source,
             image_size=self.config.data.image_size,
             batch_size=-(-self.config.evaluate.batch_size // devices) * devices,
+            enlarge=self.config.evaluate.enlarge,
+            keep_aspect=self.config.evaluate.keep_aspect,
             host_index=jax.process_index(),
             host_count=jax.process_count(),
             on_unreadable=self.config.data.on_unreadable,
@@ -207,3 +227,7 @@ class Job:
         """Learnable numbers of encoder and loss."""
         state = jax.eval_shape(self.initial_state)
         return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state.params))
+
+
+def _without(config: ml_collections.ConfigDict, key: str) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k != key}

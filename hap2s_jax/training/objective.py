@@ -10,37 +10,58 @@ import jax
 PyTree = Any
 
 
-class MetricLoss(Protocol):
+class Loss(Protocol):
     """A loss of `hap2s_jax.losses`, its hyperparameters bound."""
 
-    def __call__(
-        self,
-        embeddings: jax.Array,
-        labels: jax.Array,
-        *,
-        axis_name: str | None = None,
-        with_stats: bool = False,
-    ) -> Any:
+    def __call__(self, embeddings: Any, labels: Any, *, with_stats: bool = True, **arguments: Any) -> Any:
         """Returns the loss, or with `with_stats` the loss and its statistics."""
         ...
 
 
-def metric_objective(
+def objective(
     output: Any,
     labels: jax.Array,
-    loss_params: PyTree,
+    loss_params: Mapping[str, PyTree],
     axis_name: str,
     *,
-    loss: MetricLoss,
+    loss: Loss,
+    auxiliary: Loss | None = None,
+    auxiliary_weight: float = 1.0,
 ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-    """The metric loss of the global batch's embeddings.
+    """The metric loss of the global batch's embeddings, and beside it a second loss where there is one.
+
+    The second is most often the identification loss: trained together with it, HAP2S does better than either
+    alone (Yu et al. 2018). It sees the neck of encoders that have one (BNNeck, Luo et al. 2019), else the
+    embedding.
 
     Args:
-      output: the encoder's output, with ``embedding [b, d]``.
+      output: the encoder's output, with ``embedding [b, d]`` and perhaps ``neck [b, d]``.
       labels: ``[b]``.
-      loss_params: learnable arrays of the loss, an empty dict for the losses that have none.
+      loss_params: the learnable arrays, ``{"metric": ..., "auxiliary": ...}``; losses without any have no entry.
       axis_name: the axis that the global batch is split over.
-      loss: the loss.
+      loss: the metric loss.
+      auxiliary: the second loss.
+      auxiliary_weight: what it is multiplied by.
+
+    Returns:
+      The sum, and the statistics of both, those of the second under ``auxiliary_`` names.
     """
-    learnable = {"params": loss_params} if loss_params else {}
-    return loss(output.embedding, labels, axis_name=axis_name, with_stats=True, **learnable)
+    value, stats = _call(loss, output.embedding, labels, loss_params.get("metric"), axis_name)
+    if auxiliary is None:
+        return value, stats
+    neck = getattr(output, "neck", None)
+    second, second_stats = _call(
+        auxiliary, output.embedding if neck is None else neck, labels, loss_params.get("auxiliary"), axis_name
+    )
+    renamed = {f"auxiliary_{name}": s for name, s in second_stats.items()}
+    return value + auxiliary_weight * second, {
+        **stats,
+        "metric_loss": value,
+        "auxiliary_loss": second,
+        **renamed,
+    }
+
+
+def _call(loss: Loss, embeddings: jax.Array, labels: jax.Array, params: PyTree, axis_name: str) -> Any:
+    learnable = {} if params is None else {"params": params}
+    return loss(embeddings, labels, axis_name=axis_name, with_stats=True, **learnable)

@@ -13,7 +13,7 @@ from hap2s_jax import losses, models
 from hap2s_jax.models.encoder import EncoderOutput, normalize_images
 from hap2s_jax.models.norm import BatchNorm
 from hap2s_jax.parallel import AXIS, DataParallel
-from hap2s_jax.training.objective import metric_objective
+from hap2s_jax.training.objective import objective
 from hap2s_jax.training.state import create_state
 from hap2s_jax.training.step import embed_step, embedding_spread, train_step
 
@@ -74,7 +74,7 @@ def _after(devices, dtype, steps=1, loss="hap2s_e", optimizer=None, make=_encode
         functools.partial(
             train_step,
             encoder=make(dtype),
-            objective=functools.partial(metric_objective, loss=losses.create(loss)),
+            objective=functools.partial(objective, loss=losses.create(loss)),
             optimizer=optimizer,
             axis_name=AXIS,
         )
@@ -155,7 +155,7 @@ def test_moving_average_against_numpy():
     step = functools.partial(
         train_step,
         encoder=_encoder(jnp.float32),
-        objective=functools.partial(metric_objective, loss=losses.create("hap2s_e")),
+        objective=functools.partial(objective, loss=losses.create("hap2s_e")),
         optimizer=optimizer,
         axis_name=AXIS,
         ema_decay=decay,
