@@ -28,7 +28,7 @@ class SmallEncoder(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train=False):
         x = normalize_images(images, self.dtype)
         for number, stride in enumerate((4, 2)):
             x = nn.Conv(8, (3, 3), strides=stride, use_bias=False, dtype=self.dtype, name=f"conv{number}")(x)
