@@ -8,7 +8,7 @@
 
 Random embeddings around random class centres, the same for all. Every round runs every contestant once, in turn,
 so that a busy machine slows all alike; the table shows medians, and ratios to the bare jitted matmul of the same
-round. Distances are included everywhere. Peak memory is a process of its own per contestant (--memory).
+round, by the clock and by CPU time (which a busy machine distorts less). "first" includes compilation. Distances are included everywhere. Peak memory is a process of its own per contestant (--memory).
 
 torchreid and fastreid take part where HAP2S_REFERENCE_CODE names a folder with checkouts `deep-person-reid` and
 `fast-reid` (their compiled rank functions too, where built there); faiss and pytorch-metric-learning where the
@@ -231,21 +231,22 @@ def main() -> None:
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
             print(f"  {name:<52} peak {int(output[-1]):>7,} MiB, of which inputs {int(output[-2]):>7,} MiB")
         return
-    seconds: dict[str, list[float]] = {name: [] for name in chosen}
-    first = {}
-    for number in range(options.rounds + 1):
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
+    for _ in range(options.rounds + 1):
         for name, run in chosen.items():
-            begin = time.perf_counter()
+            begin = time.perf_counter(), time.process_time()
             run()
-            spent = time.perf_counter() - begin
-            if number == 0:
-                first[name] = spent
-            else:
-                seconds[name].append(spent)
-    print(f"  {'median of ' + str(options.rounds):<52}{'seconds':>9}{'x bare':>9}{'first call':>12}")
+            seconds[name].append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
+    print(
+        f"  {'median of ' + str(options.rounds):<52}{'seconds':>9}{'x bare':>9}{'CPU s':>9}{'x bare':>9}{'first':>9}"
+    )
     for name, times in seconds.items():
-        ratio = statistics.median(t / b for t, b in zip(times, seconds[BARE], strict=True))
-        print(f"  {name:<52}{statistics.median(times):>9.2f}{ratio:>9.2f}{first[name]:>12.2f}")
+        cells = []
+        for clock in (0, 1):
+            spent = [pair[clock] for pair in times[1:]]
+            ratios = [pair[clock] / b[clock] for pair, b in zip(times[1:], seconds[BARE][1:], strict=True)]
+            cells += [statistics.median(spent), statistics.median(ratios)]
+        print(f"  {name:<52}" + "".join(f"{cell:>9.2f}" for cell in [*cells, times[0][0]]))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -27,10 +28,11 @@ from hap2s_jax.evaluation import protocols as definitions
 from hap2s_jax.evaluation.archive import Inputs, from_npz
 from hap2s_jax.evaluation.expansion import expand
 from hap2s_jax.evaluation.reranking import KReciprocal
-from hap2s_jax.evaluation.retrieval import TIES, rank_matches
-from hap2s_jax.evaluation.statistics import by_group, confidence_intervals, means
+from hap2s_jax.evaluation.retrieval import TIES, nearest, rank_matches
+from hap2s_jax.evaluation.statistics import by_group, confidence_intervals, means, worst
 
 _SHOWN_TABLES = 30  # on the terminal; --json has all
+_WORST_SHOWN, _NEIGHBORS_SHOWN = 12, 10
 
 
 def from_workdir(workdir: str, step: int | None) -> Inputs:
@@ -68,6 +70,7 @@ def from_workdir(workdir: str, step: int | None) -> Inputs:
         None,
         job.dataset.protocols,
         config.evaluate.distance,
+        functools.partial(job.images, test),
     )
 
 
@@ -110,11 +113,11 @@ def _run(inputs: Inputs, options: argparse.Namespace) -> None:
         repeats=options.repeats,
         **rows,
     )
-    if options.rerank or options.confidence or options.by or options.per_query:
+    if options.rerank or options.confidence or options.by or options.per_query or options.worst:
         closer = [name for name in chosen if name in ("class", "query_gallery")]
         if not closer:
             raise UserError(
-                "--rerank, --confidence, --by and --per_query need the protocol class or query_gallery."
+                "--rerank, --confidence, --by, --per_query and --worst need class or query_gallery."
             )
         for name in closer:
             shown |= _closer(name, inputs, distance, options, alone=len(closer) == 1)
@@ -159,7 +162,44 @@ def _closer(
             values
         )
         _write_csv(path if alone else path.with_stem(f"{path.stem}_{name}"), columns)
+    if options.worst:
+        path = pathlib.Path(options.worst)
+        lowest = results.query[worst(results.average_precision, _WORST_SHOWN)]
+        _draw(
+            path if alone else path.with_stem(f"{path.stem}_{name}"), inputs, lowest, cameras, distance, rows
+        )
     return shown
+
+
+def _draw(
+    path: pathlib.Path,
+    inputs: Inputs,
+    lowest: np.ndarray,
+    cameras: np.ndarray | None,
+    distance: Any,
+    rows: Mapping[str, Any],
+) -> None:
+    """Draws the worst queries and what they found instead."""
+    if inputs.images is None:
+        raise UserError("--worst: an .npz file holds no images; use --workdir.")
+    if callable(distance):
+        raise UserError("--worst shows plain neighbours; leave out --rerank.")
+    from hap2s_jax.reporting.pictures import retrievals
+
+    size = len(inputs.labels) if rows.get("gallery") is None else len(rows["gallery"])
+    settings = {**rows, "query": lowest, "cameras": cameras, "distance": distance}
+    found = nearest(inputs.embeddings, inputs.labels, k=min(_NEIGHBORS_SHOWN, size), **settings)
+    lowest, found = lowest[(found >= 0).all(axis=1)], found[(found >= 0).all(axis=1)]
+    if len(lowest) == 0:
+        raise UserError("--worst: no query has a match, so none is the worst.")
+    images = inputs.images(found.reshape(-1))
+    retrievals(
+        path,
+        inputs.images(lowest),
+        images.reshape(*found.shape, *images.shape[1:]),
+        inputs.labels[found] == inputs.labels[lowest][:, None],
+        title="The queries of lowest average precision, and what they found",
+    )
 
 
 def _write_csv(path: pathlib.Path, columns: Mapping[str, np.ndarray]) -> None:
@@ -218,6 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--by", choices=("class", "camera"), help="a table of figures for each")
     parser.add_argument("--per_query", metavar="FILE", help="write every query's results to a CSV file")
+    parser.add_argument("--worst", metavar="FILE", help="draw the worst queries of --workdir as a PNG file")
     parser.add_argument("--json", metavar="FILE", help="write all figures to a JSON file")
     parser.add_argument("--no_cluster", action="store_true", help="no k-means (nmi, ami, f1)")
     parser.add_argument("--repeats", type=int, default=10, help="galleries of single_gallery_shot")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
+from collections.abc import Callable
 
 import numpy as np
 
@@ -24,6 +25,9 @@ class Inputs:
     views: np.ndarray | None
     protocols: tuple[str, ...]
     distance: str
+    images: Callable[[np.ndarray], np.ndarray] | None = (
+        None  # rows -> uint8 [n, h, w, 3], where there are any
+    )
 
 
 def from_npz(path: str) -> Inputs:

@@ -14,6 +14,7 @@ from hap2s_jax.evaluation.inputs import check_embeddings, check_integers, space
 
 _SEEDING_ROUNDS = 64
 _TILE_BYTES = 32 * 2**20
+_LANES = 32
 
 
 def kmeans(
@@ -67,11 +68,12 @@ def _lloyd(
     squares = jnp.sum(points * points, axis=1)
 
     def assign(centres: jax.Array) -> tuple[jax.Array, jax.Array]:
-        lengths = jnp.sum(centres * centres, axis=1)
+        more = -clusters % _LANES
+        lengths = jnp.pad(jnp.sum(centres * centres, axis=1), (0, more), constant_values=jnp.inf)
+        centres = jnp.pad(centres, ((0, more), (0, 0)))
 
         def one(part: jax.Array) -> tuple[jax.Array, jax.Array]:
-            scores = lengths - 2 * jnp.matmul(part, centres.T, precision="highest")
-            return jnp.argmin(scores, axis=1).astype(jnp.int32), jnp.min(scores, axis=1)
+            return _lowest(lengths - 2 * jnp.matmul(part, centres.T, precision="highest"))
 
         nearest, scores = lax.map(one, padded.reshape(-1, block, padded.shape[1]))
         return nearest.reshape(-1)[:count], jnp.maximum(scores.reshape(-1)[:count] + squares, 0)
@@ -95,6 +97,21 @@ def _lloyd(
     first = assign(_seed_centres(key, points, squares, clusters))
     _, nearest, gaps, _ = lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), *first, jnp.array(True)))
     return nearest, jnp.sum(gaps)
+
+
+def _lowest(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Place int32 `[b]` and value `[b]` of the lowest in each row of `[b, k]`, k a multiple of `_LANES`."""
+    # XLA's CPU code walks a row in a scalar loop; slice against slice is vectorised, and leaves a short row.
+    width = scores.shape[1] // _LANES
+    value, lane = scores[:, :width], jnp.zeros((scores.shape[0], width), jnp.int32)
+    for number in range(1, _LANES):
+        part = scores[:, number * width : (number + 1) * width]
+        lane = jnp.where(part < value, number, lane)
+        value = jnp.minimum(part, value)
+    value, lane = lax.optimization_barrier((value, lane))
+    place = jnp.argmin(value, axis=1)[:, None]
+    found = jnp.take_along_axis(lane, place, axis=1) * width + place
+    return found[:, 0].astype(jnp.int32), jnp.take_along_axis(value, place, axis=1)[:, 0]
 
 
 def _seed_centres(key: jax.Array, points: jax.Array, squares: jax.Array, clusters: int) -> jax.Array:

@@ -107,7 +107,8 @@ def test_expansion_changes_what_is_evaluated(file, tmp_path):
         ({"labels": np.arange(89)}, [], "labels has 89 entries for 90 embeddings"),
         ({"cameras": None}, ["--by=camera"], "--by=camera: the embeddings come without cameras"),
         ({}, ["--ranks=1,500"], "a rank k of 500 was asked for, but the gallery holds 60"),
-        ({}, ["--protocols=in_shop", "--rerank"], "--rerank, .* need the protocol class or query_gallery"),
+        ({}, ["--protocols=in_shop", "--rerank"], "--rerank, .* need class or query_gallery"),
+        ({}, ["--worst=x.png"], "--worst: an .npz file holds no images"),
         ({}, ["--protocols=cub"], "protocols must be a list out of"),
     ],
 )
@@ -119,6 +120,23 @@ def test_a_user_s_mistake_is_one_line(tmp_path, arrays, capsys, change, argument
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert re.search(message, error)
+
+
+def test_the_worst_queries_are_drawn(tmp_path, arrays, monkeypatch):
+    image = pytest.importorskip("PIL.Image")
+    x, labels, pictures = arrays["embeddings"], arrays["labels"], np.zeros((90, 16, 16, 3), np.uint8)
+    rest = {
+        "cameras": None,
+        "query": None,
+        "gallery": None,
+        "views": None,
+        "protocols": ("class",),
+        "distance": "cosine",
+    }
+    inputs = command.Inputs(x, labels, **rest, images=lambda rows: pictures[rows])
+    monkeypatch.setattr(command, "from_workdir", lambda workdir, step: inputs)
+    assert command.main(["--workdir=somewhere", "--no_cluster", f"--worst={tmp_path / 'worst.png'}"]) == 0
+    assert image.open(tmp_path / "worst.png").size[0] > 100
 
 
 @pytest.mark.parametrize("content", [None, b"not an archive"])

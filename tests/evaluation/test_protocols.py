@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import retrieval_oracle as oracle
 
-from hap2s_jax.evaluation import evaluate, retrieval, special
+from hap2s_jax.evaluation import evaluate, protocols, retrieval, special
 
 
 def case(seed=0, n=90, classes=9, cameras=3):
@@ -58,7 +58,13 @@ def test_class_retrieval_equals_pytorch_metric_learning(seed):
     distances = pytest.importorskip("pytorch_metric_learning.distances")
     x, labels, _, _, _ = case(seed)
     theirs = calculator.AccuracyCalculator(
-        include=("precision_at_1", "mean_average_precision_at_r", "r_precision", "mean_reciprocal_rank"),
+        include=(
+            "precision_at_1",
+            "mean_average_precision_at_r",
+            "mean_average_precision",
+            "r_precision",
+            "mean_reciprocal_rank",
+        ),
         k=89,
         knn_func=knn(distances.LpDistance(normalize_embeddings=False)),
     ).get_accuracy(torch.tensor(x), torch.tensor(labels))
@@ -67,6 +73,8 @@ def test_class_retrieval_equals_pytorch_metric_learning(seed):
     assert ours["map@r"] == pytest.approx(theirs["mean_average_precision_at_r"], abs=1e-6)
     assert ours["r_precision"] == pytest.approx(theirs["r_precision"], abs=1e-6)
     assert ours["mrr"] == pytest.approx(theirs["mean_reciprocal_rank"], abs=1e-6)
+    average_precision = protocols.query_gallery_figures(retrieval.rank_matches(x, labels))["mAP"]
+    assert average_precision == pytest.approx(theirs["mean_average_precision"], abs=1e-6)
 
 
 def test_no_query_at_all_with_a_match_is_nan_and_counted():
