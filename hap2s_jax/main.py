@@ -6,16 +6,18 @@ is nothing left to do. `run` is the same from Python.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 # Before anything can load TensorFlow, whose import is noisy otherwise.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+import jax
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
@@ -31,10 +33,10 @@ from hap2s_jax.training.loop import train
 from hap2s_jax.training.state import TrainState
 from hap2s_jax.training.watch import CollapseWatch
 
+CHECKPOINTS = "checkpoints"
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, as configs/emoji.py.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where results go; runs/<config.name> by default."
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/<config.name> by default.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or cluster.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "host:port of process 0, where it cannot be detected."
@@ -60,34 +62,35 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> d
     """
     config = ml_collections.FrozenConfigDict(config)
     path = pathlib.Path(workdir).absolute()
-    _claim(path, config)
+    _open(path, config)
     use_compilation_cache(config)
     job = Job.create(config)
+    _claim(path, config)
     is_lead = job.parallel.is_lead
 
-    checkpointer = Checkpointer(
-        path / "checkpoints",
-        keep_last=config.checkpoint.keep_last,
-        keep_best=config.checkpoint.keep_best,
-        best_metric=config.checkpoint.best_metric if job.dataset.validation is not None else None,
-    )
-    start = checkpointer.latest_step or 0
-    finished = path / report.RESULTS
-    if start >= config.steps and finished.is_file():
-        report.say(
-            f"{path} holds a finished run of {start} steps; raise --config.steps to go on, or use another --workdir"
+    with _closing(
+        Checkpointer(
+            path / CHECKPOINTS,
+            keep_last=config.checkpoint.keep_last,
+            keep_best=config.checkpoint.keep_best,
+            best_metric=config.checkpoint.best_metric if job.dataset.validation is not None else None,
         )
-        results = json.loads(finished.read_text())
-        report.print_results(results)
-        return results
+    ) as checkpointer:
+        start = checkpointer.latest_step or 0
+        if start >= config.steps and (path / report.RESULTS).is_file():
+            return report.already_finished(path, start, is_lead=is_lead)
+        return _run(job, path, checkpointer, start)
 
+
+def _run(job: Job, path: pathlib.Path, checkpointer: Checkpointer, start: int) -> dict[str, Any]:
+    config, is_lead = job.config, job.parallel.is_lead
+    began = time.perf_counter()
     state = job.initial_state()
     if start:
-        report.say(f"resuming at step {start} of {config.steps} in {path}")
+        if is_lead:
+            report.say(f"resuming at step {start} of {config.steps}")
         state = checkpointer.restore(state, start)
     state = job.parallel.replicate(state)
-
-    began = time.perf_counter()
     with MetricLog(path, resume_step=start, tensorboard=config.log.tensorboard, enabled=is_lead) as log:
         report.announce(job, path)
         if start == 0 and config.evaluate.untrained:
@@ -95,11 +98,21 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> d
             log.write(0, _prefixed("test/", untrained))
         state = _train(job, state, log, checkpointer, start)
         chosen = _chosen_weights(job, state, checkpointer)
-        results = report.finish(
+        return report.finish(
             job, chosen, path, log, last_step=config.steps, seconds=time.perf_counter() - began
         )
+
+
+@contextlib.contextmanager
+def _closing(checkpointer: Checkpointer) -> Iterator[Checkpointer]:
+    """Waits for the last checkpoint to be whole, also after an error, which a second one must not hide."""
+    try:
+        yield checkpointer
+    except BaseException:
+        with contextlib.suppress(UserError):
+            checkpointer.close()
+        raise
     checkpointer.close()
-    return results
 
 
 def _train(job: Job, state: TrainState, log: MetricLog, checkpointer: Checkpointer, start: int) -> TrainState:
@@ -147,13 +160,26 @@ def _chosen_weights(job: Job, last: TrainState, checkpointer: Checkpointer) -> T
     return job.parallel.replicate(checkpointer.restore(last, best))
 
 
-def _claim(workdir: pathlib.Path, config: Any) -> None:
-    """Makes the working directory this config's, or checks that it is."""
-    try:
+def _open(workdir: pathlib.Path, config: Any) -> None:
+    """Makes the working directory, or checks that what is in it is this config's."""
+    with _writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        if (workdir / configs.FILE_NAME).is_file():
-            configs.check_resumable(config, workdir)
-        configs.save(config, workdir)
+    # A config without a checkpoint is of a run that never got anywhere: nothing is lost by replacing it.
+    if any((workdir / CHECKPOINTS).glob("[0-9]*")):
+        configs.check_resumable(config, workdir)
+
+
+def _claim(workdir: pathlib.Path, config: Any) -> None:
+    """Writes the config, once it has turned out to be a valid one."""
+    if jax.process_index() == 0:
+        with _writing(workdir):
+            configs.save(config, workdir)
+
+
+@contextlib.contextmanager
+def _writing(workdir: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as e:
         raise UserError(f"workdir {workdir} cannot be written: {e.strerror}; choose another --workdir") from e
 

@@ -22,7 +22,18 @@ from hap2s_jax.training.state import TrainState
 RESULTS = "results.json"
 
 # What the final table shows, in this order, of what was measured.
-COLUMNS = ("mAP", "rank-1", "rank-5", "recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision", "nmi")
+COLUMNS = (
+    "mAP",
+    "rank-1",
+    "rank-5",
+    "recall@1",
+    "recall@2",
+    "recall@4",
+    "recall@8",
+    "map@r",
+    "r_precision",
+    "nmi",
+)
 SHOWN_QUERIES = 12
 SHOWN_NEIGHBOURS = 10
 
@@ -38,10 +49,14 @@ def announce(job: Job, workdir: pathlib.Path) -> None:
         return
     data = job.dataset
     parts = [("train", data.train), ("validation", data.validation), ("test", data.test)]
-    sizes = "; ".join(f"{name} {len(s):,} images of {_num_classes(s):,} classes" for name, s in parts if s is not None)
+    sizes = "; ".join(
+        f"{name} {len(s):,} images of {_num_classes(s):,} classes" for name, s in parts if s is not None
+    )
     say(f"{data.name}: {sizes}")
     say(f"batches: {job.plan.describe()}")
-    say(f"loss {job.config.loss.name}, encoder {job.config.encoder.name}, {job.num_parameters():,} parameters")
+    say(
+        f"loss {job.config.loss.name}, encoder {job.config.encoder.name}, {job.num_parameters():,} parameters"
+    )
     say(f"on {environment.summary()}")
     say(f"in {workdir}")
 
@@ -87,6 +102,17 @@ def finish(
     return results
 
 
+def already_finished(workdir: pathlib.Path, steps: int, *, is_lead: bool) -> dict[str, Any]:
+    """Says that there is nothing left to do, shows the results again and returns them."""
+    results = json.loads((workdir / RESULTS).read_text())
+    if is_lead:
+        say(
+            f"{workdir} holds a finished run of {steps} steps; raise --config.steps to go on, or use another --workdir"
+        )
+        print_results(results)
+    return results
+
+
 def print_results(results: Mapping[str, Any]) -> None:
     """Prints the final table of a run's results."""
     rows = {
@@ -119,7 +145,9 @@ def _draw_retrievals(job: Job, embeddings: np.ndarray, present: np.ndarray, path
     queries, gallery = job.query_and_gallery(test)
     queries = queries[labels[queries] >= 0]
     queries = queries[
-        selection.choose_queries(len(queries), SHOWN_QUERIES, seed=job.config.seed, labels=test.labels[queries])
+        selection.choose_queries(
+            len(queries), SHOWN_QUERIES, seed=job.config.seed, labels=test.labels[queries]
+        )
     ]
     neighbours = nearest(
         embeddings,

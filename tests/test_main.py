@@ -135,6 +135,14 @@ def test_another_config_is_refused_and_leaves_the_run_alone(finished):
     assert (workdir / "config.json").read_text() == before
 
 
+def test_a_config_that_never_ran_does_not_claim_the_folder(tmp_path):
+    with pytest.raises(UserError, match="unknown"):
+        main.run(_config(**{"optimizer.name": "adamm"}), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    (tmp_path / "config.json").write_text("{}")  # of a run that stopped before its first checkpoint
+    main._open(tmp_path, _config())
+
+
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
     config = _config(**{"optimizer.name": "sgd", "optimizer.learning_rate": 1e30, "encoder.normalize": False})
     with pytest.raises(DivergedError, match=r"not finite at step \d+ "):

@@ -1,0 +1,82 @@
+"""What the README and the pages under docs/ show is what runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if "def get_config(arg" in p.read_text())
+
+
+def _blocks(page: pathlib.Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def _commands() -> list[tuple[str, str]]:
+    """Every command line of the pages and of the configs' docstrings."""
+    found = []
+    for page in PAGES:
+        found += [(page.name, line) for block in _blocks(page, "bash") for line in block.splitlines()]
+    for config in CONFIGS:
+        docstring = config.read_text().split('"""')[1]
+        found += [(config.name, line) for line in re.findall(r"^    (python .*)$", docstring, re.MULTILINE)]
+    return found
+
+
+def test_the_readme_runs_as_python():
+    code = "\n".join(_blocks(ROOT / "README.md", "python"))
+    assert "hap2s_loss(embeddings, labels" in code
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_and_pictures_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+def test_commands_name_modules_configs_and_keys_that_exist(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from hap2s_jax.config import flatten
+
+    seen = 0
+    for page, line in _commands():
+        words = shlex.split(line.split("&&")[-1].partition("#")[0])
+        if "-m" not in words or not any("python" in w for w in words):
+            continue
+        module = words[words.index("-m") + 1]
+        assert importlib.util.find_spec(module) is not None, f"{page}: no module {module}"
+        for flag in (w for w in words if w.startswith("--config=")):
+            path, _, arg = flag.removeprefix("--config=").partition(":")
+            spec = importlib.util.spec_from_file_location("config_of_a_page", ROOT / path)
+            assert spec is not None, f"{page}: {path}"
+            config_module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(config_module)
+            keys = flatten(config_module.get_config(arg or None))
+            overrides = [w.removeprefix("--config.").partition("=")[0] for w in words if w.startswith("--config.")]
+            assert set(overrides) <= set(keys), f"{page}: {line}"
+            seen += 1
+    assert seen >= len(CONFIGS)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_names_its_own_command(config):
+    assert f"--config=configs/{config.name}" in config.read_text().split('"""')[1]
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    script = (ROOT / ".ci" / "run").read_text()
+    extras = re.findall(r'pip install -q -e "(\.\[[^"]+\])"', (ROOT / "README.md").read_text())
+    assert ".[train,dev]" in extras
+    assert '"$python" -m pip install -q -e ".[train,dev]"' in script
+    assert "-m hap2s_jax.main --config=configs/emoji.py" in script
+    assert "-m pytest" in script
