@@ -153,18 +153,20 @@ class Augmentation:
           out: uint8 `[h, w, 3]`, the encoder's input, contiguous; is written.
           u: `[DRAWS]` numbers in [0, 1).
         """
-        image = resize(part, (out.shape[0], out.shape[1]))
+        # Every step writes into `out` where it can; page faults of new arrays would cost as much as the step.
+        image = part
+        if part.shape[:2] != out.shape[:2]:
+            image = resize(part, (out.shape[0], out.shape[1]), out)
         if self.scale != (1.0, 1.0) or self.shift or self.rotate:
             image = self._warp(image, u)
         else:
             if self.flip and u[_Draw.FLIP] < 0.5:
-                image = image[:, ::-1]
+                image = cv2.flip(image, 1, dst=out)
             if self.crop == "pad":
                 image = self._shifted(image, u)
         if self.brightness or self.contrast or self.color_mix:
-            # OpenCV wants its input contiguous and would copy a mirrored view anyway.
-            cv2.transform(np.ascontiguousarray(image), self._color_matrix(u), dst=out)
-        else:
+            image = cv2.transform(image, self._color_matrix(u), dst=out)
+        if not np.may_share_memory(image, out):
             out[...] = image
         if u[_Draw.ERASE] < self.erase_probability:
             self._erase(out, u)
@@ -222,7 +224,8 @@ class Augmentation:
         erased_width = min(width, max(1, round(math.sqrt(area / ratio))))
         top = int(u[_Draw.ERASE_TOP] * (height - erased_height + 1))
         left = int(u[_Draw.ERASE_LEFT] * (width - erased_width + 1))
-        out[top : top + erased_height, left : left + erased_width] = self.erase_color
+        corner = (left + erased_width - 1, top + erased_height - 1)
+        cv2.rectangle(out, (left, top), corner, tuple(float(v) for v in self.erase_color), cv2.FILLED)
 
 
 def centre_part(
@@ -241,12 +244,16 @@ def centre_part(
     return (height - part_height) // 2, (width - part_width) // 2, part_height, part_width
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize uint8 `[H, W, 3]` to `size` (height, width): bilinear, averaging areas when halving or more."""
+def resize(image: np.ndarray, size: tuple[int, int], out: np.ndarray | None = None) -> np.ndarray:
+    """Resize uint8 `[H, W, 3]` to `size` (height, width): bilinear, averaging areas when halving or more.
+
+    The result is written into `out`, contiguous and of that size, where it is given.
+    """
     if image.shape[:2] == tuple(size):
         return image
     halves = image.shape[0] >= 2 * size[0] and image.shape[1] >= 2 * size[1]
-    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if halves else cv2.INTER_LINEAR)
+    interpolation = cv2.INTER_AREA if halves else cv2.INTER_LINEAR
+    return cv2.resize(image, (size[1], size[0]), dst=out, interpolation=interpolation)
 
 
 def _fit(

@@ -245,7 +245,8 @@ def _run(
         failures.clear()
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """How many cores this process may use."""
     # A container or a scheduler often grants fewer than the machine has; not every system can tell.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

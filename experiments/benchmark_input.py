@@ -1,0 +1,221 @@
+"""How fast is the input pipeline, and where does the time go?
+
+    python experiments/benchmark_input.py                 # a few minutes; writes results/benchmark_input.json
+    python experiments/benchmark_input.py --tiny          # seconds, for tests
+
+Three questions, each on generated JPEG files:
+
+- Throughput: images per second of the whole pipeline (read, decode, augment, batch) against reading and bare
+  `tf.io.decode_jpeg` of the same files on the same cores; at 224x224 from CUB-sized files, at 256x128 from
+  Market-sized ones. The two take turns, so that a busy machine slows both alike; ratios are medians over turns.
+  Images per second of processor time hardly depend on what else the machine does.
+- Profile: microseconds of processor time per image of each stage, on one thread.
+- Scale: memory and time to the first batch of a source like Stanford Online Products and of a million images, at
+  step 0 and at step 1,000,000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from hap2s_jax.data.draws import uniforms
+from hap2s_jax.data.pk import PKPlan
+from hap2s_jax.data.readers.files import FileSource
+from hap2s_jax.data.tf.augment import DRAWS, Augmentation
+from hap2s_jax.data.tf.decode import Window, decode, image_shape, tf
+from hap2s_jax.data.tf.images import DecodedImages
+from hap2s_jax.data.tf.pipeline import train_batches, usable_cores
+from hap2s_jax.reporting import environment
+
+# Name: files of (height, width), images and classes of the training set, P, K, (height, width) of the encoder.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "cub": {
+        "files": (375, 500),
+        "images": 5864,
+        "classes": 100,
+        "batch": (28, 4),
+        "size": (224, 224),
+        "augmentation": Augmentation(crop="resized", flip=True),
+    },
+    "market": {
+        "files": (128, 64),
+        "images": 12936,
+        "classes": 751,
+        "batch": (18, 4),
+        "size": (256, 128),
+        "augmentation": Augmentation(crop="random", enlarge=1.125, flip=True, erase_probability=0.5),
+    },
+}
+
+
+def write_files(folder: Path, size: tuple[int, int], count: int) -> list[str]:
+    """JPEG files of about the detail of photographs (some 75 kB at 500x375)."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    names = []
+    for number in range(count):
+        coarse = rng.normal(128, 55, (size[0] // 12 + 2, size[1] // 12 + 2, 3))
+        image = cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC) + rng.normal(
+            0, 7, (*size, 3)
+        )
+        names.append(f"{number:05d}.jpg")
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 90]
+        cv2.imwrite(str(folder / names[-1]), image.clip(0, 255).astype(np.uint8), quality)
+    return names
+
+
+def source_of(folder: Path, names: list[str], images: int, classes: int) -> FileSource:
+    """A source of the size of the real set; its files repeat, its indices do not."""
+    paths = [names[i % len(names)] for i in range(images)]
+    return FileSource(folder.name, folder, paths, [i % classes for i in range(images)])
+
+
+def bare_batches(source: FileSource, batch: int, cores: int) -> Iterator[Any]:
+    """Reading and decoding, and nothing else."""
+    paths = [source.describe(i) for i in range(len(source))]
+    dataset = tf.data.Dataset.from_tensor_slices(paths).repeat()
+    dataset = dataset.map(
+        lambda path: tf.io.decode_jpeg(tf.io.read_file(path), channels=3), num_parallel_calls=cores
+    )
+    return iter(dataset.batch(batch).prefetch(2))
+
+
+def rate(batches: Iterator[Any], count: int, batch: int) -> tuple[float, float]:
+    """Images per second of clock time and per second of processor time, over `count` batches."""
+    # First fill what is made ahead of time, so that as much is made as is taken.
+    for _ in range(6):
+        next(batches)
+    start, processor = time.perf_counter(), time.process_time()
+    for _ in range(count):
+        next(batches)
+    images = count * batch
+    return images / (time.perf_counter() - start), images / (time.process_time() - processor)
+
+
+def throughput(source: FileSource, setting: dict[str, Any], turns: int, count: int) -> dict[str, Any]:
+    """The pipeline against bare decoding, in turns of `count` batches; only one of them lives at a time."""
+    p, k = setting["batch"]
+    cores = usable_cores()
+    plan = PKPlan(source.labels, classes_per_batch=p, images_per_class=k, seed=0)
+    arguments = {"augmentation": setting["augmentation"], "image_size": setting["size"], "seed": 0}
+    first = rate(train_batches(source, plan, **arguments), count, p * k)
+    kept = DecodedImages(source).cached
+    if kept:
+        # After the first epochs nothing is decoded any more.
+        for _ in itertools.islice(train_batches(source, plan, **arguments), 3 * len(source) // (p * k)):
+            pass
+    taken = []
+    for turn in range(turns):
+        pipeline = rate(train_batches(source, plan, **arguments, start_step=1000 * turn), count, p * k)
+        taken.append((pipeline, rate(bare_batches(source, p * k, cores), count, p * k)))
+    figures: dict[str, Any] = {"cores": cores, "decoded_images_kept": kept}
+    for place, unit in enumerate(("per_second", "per_processor_second")):
+        figures[f"pipeline_images_{unit}"] = round(statistics.median(a[place] for a, _ in taken))
+        figures[f"bare_decode_images_{unit}"] = round(statistics.median(b[place] for _, b in taken))
+        figures[f"ratio_{unit}"] = round(statistics.median(a[place] / b[place] for a, b in taken), 2)
+        figures[f"first_turn_images_{unit}"] = round(first[place])
+    return figures
+
+
+def profile(source: FileSource, setting: dict[str, Any], count: int) -> dict[str, float]:
+    """Microseconds of processor time per image of each stage, on one thread."""
+    augmentation, size = setting["augmentation"], setting["size"]
+    draws = uniforms(0, 0, np.arange(count), DRAWS)
+    data = [source.read(i) for i in range(count)]
+    shapes = [image_shape(d) for d in data]
+    windows = [Window(*augmentation.part(*s, size, u)) for s, u in zip(shapes, draws, strict=True)]
+    parts = [decode(d, w, size) for d, w in zip(data, windows, strict=True)]
+    out = np.empty((*size, 3), np.uint8)
+    p, k = setting["batch"]
+    plan = PKPlan(source.labels, classes_per_batch=p, images_per_class=k, seed=0)
+    stages: dict[str, Callable[[int], Any]] = {
+        "plan": lambda i: plan.batch(i) if i % (p * k) == 0 else None,
+        "draws": lambda i: uniforms(0, i, np.arange(p * k), DRAWS) if i % (p * k) == 0 else None,
+        "read": source.read,
+        "header": lambda i: image_shape(data[i]),
+        "decode_part": lambda i: decode(data[i], windows[i], size),
+        "resize_and_augment": lambda i: augmentation.finish(parts[i], out, draws[i]),
+        "bare_decode": lambda i: tf.raw_ops.DecodeJpeg(contents=data[i], channels=3),
+    }
+    times = {}
+    for name, stage in stages.items():
+        stage(0)
+        start = time.thread_time()
+        for i in range(count):
+            stage(i)
+        times[name] = round((time.thread_time() - start) / count * 1e6, 1)
+    return times
+
+
+def scale(folder: Path, names: list[str], images: int, classes: int) -> dict[str, float]:
+    """Time to build the source and to the first batch, early and late in a run, and memory."""
+    start = time.perf_counter()
+    source = source_of(folder, names, images, classes)
+    plan = PKPlan(source.labels, classes_per_batch=56, images_per_class=2, seed=0)
+    built = time.perf_counter() - start
+    figures = {"build_seconds": round(built, 2)}
+    for step in (0, 1_000_000):
+        start = time.perf_counter()
+        batches = train_batches(
+            source,
+            plan,
+            augmentation=Augmentation(crop="resized", flip=True),
+            image_size=(224, 224),
+            seed=0,
+            start_step=step,
+        )
+        next(batches)
+        figures[f"first_batch_seconds_at_step_{step}"] = round(time.perf_counter() - start, 2)
+        for _ in itertools.islice(batches, 10):
+            pass
+        start = time.thread_time()
+        for number in range(step, step + 200):
+            plan.batch(number)
+        figures[f"plan_milliseconds_at_step_{step}"] = round((time.thread_time() - start) / 200 * 1e3, 2)
+    figures["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    return figures
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes, for tests")
+    parser.add_argument("--output", default="results/benchmark_input.json", help="JSON file to write")
+    args = parser.parse_args()
+    files, turns, count, shrink = (16, 1, 1, 50) if args.tiny else (512, 5, 20, 1)
+    results: dict[str, Any] = {"machine": environment.describe()}
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, setting in SETTINGS.items():
+            folder = Path(temporary) / name
+            names = write_files(folder, setting["files"], files)
+            source = source_of(folder, names, max(setting["images"] // shrink, 800), setting["classes"])
+            results[name] = throughput(source, setting, turns, count)
+            results[name]["microseconds_per_image"] = profile(source, setting, len(names))
+            print(name, json.dumps(results[name]))
+        folder = Path(temporary) / "cub"
+        for name, images, classes in (("sop", 59_551, 11_318), ("million", 1_000_000, 100_000)):
+            results[name] = scale(
+                folder, sorted(p.name for p in folder.iterdir()), images // shrink, classes // shrink
+            )
+            print(name, json.dumps(results[name]))
+    output = Path(args.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
