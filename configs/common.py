@@ -64,11 +64,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.encoder.stem = "imagenet"
     # 1 keeps the last stage's map as large as the one before, as re-identification has it.
     config.encoder.last_stride = 2
-    # gap, gem, gap+gmp
+    # gap, gem, gap+gmp, grid2
     config.encoder.pooling = "gap"
     # Hidden layer with BN and ReLU before the embedding; 0 for none.
     config.encoder.hidden_dim = 0
     config.encoder.embedding_dim = 128
+    # Batch normalisation of the embedding before it is scaled to length 1.
+    config.encoder.embedding_bn = False
     # Embeddings of length 1.
     config.encoder.normalize = False
     # Batch normalisation after the embedding, for the second loss and for retrieval (Luo et al. 2019).

@@ -71,6 +71,8 @@ class EmbeddingHead(nn.Module):
       embedding_dim: d; 0 takes the pooled features themselves as the embedding.
       hidden_dim: size of a hidden layer with batch normalisation and ReLU; 0 leaves it out. 1024 with
         `embedding_dim` 128 is the head of HAP2S's paper (Yu et al., 2018).
+      embedding_bn: batch normalisation without bias as the last layer before `normalize`: hard mining pulls
+        embeddings of length 1 into one point at first, which takes long to undo; this keeps them apart.
       normalize: scale each embedding to length 1.
       bnneck: put a batch normalisation without bias between embedding and classifier (Luo et al., "Bag of
         Tricks", 2019).
@@ -80,6 +82,7 @@ class EmbeddingHead(nn.Module):
 
     embedding_dim: int = 128
     hidden_dim: int = 0
+    embedding_bn: bool = False
     normalize: bool = False
     bnneck: bool = False
     num_classes: int = 0
@@ -94,10 +97,11 @@ class EmbeddingHead(nn.Module):
             x = nn.relu(BatchNorm(axis_name=self.axis_name, name="hidden_bn")(x, train))
         if self.embedding_dim:
             # Distances, and the neck, do not see a shift of all embeddings: an unnormalised embedding's bias
-            # would have gradient zero up to rounding, which Adam turns into noise.
-            x = nn.Dense(
-                self.embedding_dim, use_bias=self.normalize, kernel_init=_dense_init, name="embedding"
-            )(x)
+            # would have gradient zero up to rounding, which Adam turns into noise. Nor does batch normalisation.
+            use_bias = self.normalize and not self.embedding_bn
+            x = nn.Dense(self.embedding_dim, use_bias=use_bias, kernel_init=_dense_init, name="embedding")(x)
+        if self.embedding_bn:
+            x = BatchNorm(axis_name=self.axis_name, use_bias=False, name="embedding_bn")(x, train)
         embedding = l2_normalize(x) if self.normalize else x
         neck = None
         if self.bnneck:
@@ -127,6 +131,7 @@ class Encoder(nn.Module):
     pooling: str = "gap"
     embedding_dim: int = 128
     hidden_dim: int = 0
+    embedding_bn: bool = False
     normalize: bool = False
     bnneck: bool = False
     num_classes: int = 0
@@ -162,6 +167,7 @@ class Encoder(nn.Module):
         return EmbeddingHead(
             embedding_dim=self.embedding_dim,
             hidden_dim=self.hidden_dim,
+            embedding_bn=self.embedding_bn,
             normalize=self.normalize,
             bnneck=self.bnneck,
             num_classes=self.num_classes,
