@@ -36,7 +36,8 @@ def create(name: str, **options: Any) -> nn.Module:
       name: one of `names()`, or "package.module:Class" for your own (see `own.create`, which takes the options
         that your class names).
       **options: attributes of `Encoder`: `width` (None is 64, the published one), `stem` ("imagenet",
-        "small64", "small32"), `last_stride`, `pooling`, `embedding_dim`, `hidden_dim`, `embedding_bn`, `normalize`, `bnneck`,
+        "small64", "small32"), `last_stride`, `pooling`, `embedding_dim`, `hidden_dim`, `embedding_bn`,
+        `normalize`, `bnneck`,
         `num_classes`, `zero_init_residual`, `freeze_bn_stats`, `freeze_bn_affine`, `remat_stages`,
         `axis_name`, and `dtype`, also as a string.
 
