@@ -31,24 +31,32 @@ def blocked_sums(
     block: int,
 ) -> Sums:
     """The sums of `summed(row_losses(...))`, `block` anchors at a time."""
+    structure, smooth, rough = separate(loss, vectors)
+    key_vectors = key_vectors + jnp.zeros_like(vectors).sum()
+    return _blocked((structure, distance, block), smooth, vectors, key_vectors, (rough, anchors, keys))
+
+
+def separate(loss: Any, like: jax.Array) -> tuple[Any, list, list]:
+    """A loss's structure, its differentiable leaves, and the others (None in the differentiable ones'
+    places)."""
     leaves, structure = jax.tree_util.tree_flatten(loss)
-    # Every input must vary over the same mesh axes as the vectors: under shard_map's check_vma a loop's carry
-    # and a custom rule's cotangents may not change that on the way. Adding this zero says so in every version
-    # of JAX.
-    zero = jnp.zeros_like(vectors).sum()
     leaves = [jnp.asarray(leaf) for leaf in leaves]
+    # Every leaf must vary over the same mesh axes as the vectors: under shard_map's check_vma a loop's carry
+    # and a custom rule's cotangents may not change that on the way. Adding this zero says so in every
+    # version.
+    zero = jnp.zeros_like(like).sum()
     smooth = [(leaf + zero).astype(leaf.dtype) for leaf in leaves if _is_smooth(leaf)]
-    rough = [None if _is_smooth(leaf) else leaf for leaf in leaves]
-    return _blocked((structure, distance, block), smooth, vectors, key_vectors + zero, (rough, anchors, keys))
+    return structure, smooth, [None if _is_smooth(leaf) else leaf for leaf in leaves]
+
+
+def merge(structure: Any, smooth: list, rough: list) -> Any:
+    """The loss again, from what `separate` returned."""
+    rest = iter(smooth)
+    return jax.tree_util.tree_unflatten(structure, [next(rest) if r is None else r for r in rough])
 
 
 def _is_smooth(leaf: jax.Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def _merge(structure: Any, smooth: list, rough: list) -> AnchorLoss:
-    rest = iter(smooth)
-    return jax.tree_util.tree_unflatten(structure, [next(rest) if r is None else r for r in rough])
 
 
 def split(array: jax.Array, block: int) -> jax.Array:
@@ -62,7 +70,7 @@ def _block_sums(static: Static, smooth: list, block: Any, key_vectors: jax.Array
     structure, distance, _ = static
     vectors, anchors = block
     rough, keys = rest
-    rows = row_losses(_merge(structure, smooth, rough), vectors, anchors, key_vectors, keys, distance)
+    rows = row_losses(merge(structure, smooth, rough), vectors, anchors, key_vectors, keys, distance)
     return summed(rows, anchors.weight)
 
 

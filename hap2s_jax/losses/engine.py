@@ -15,7 +15,17 @@ from jax import lax
 
 from hap2s_jax.distances import Distance, centre_of, check_distance, class_origins, clean_rows, compute_dtype
 from hap2s_jax.losses.blocks import blocked_sums
-from hap2s_jax.losses.rows import AnchorLoss, Anchors, Keys, Sums, row_losses, summed
+from hap2s_jax.losses.rows import (
+    AnchorLoss,
+    AnchorRow,
+    Anchors,
+    Keys,
+    Sums,
+    apply_rows,
+    mean_of_terms,
+    row_losses,
+    summed,
+)
 from hap2s_jax.losses.weightings import as_pytree
 
 Reduction = Literal["mean", "sum", "none"]
@@ -23,8 +33,10 @@ BlockSize = int | Literal["never"] | None
 Axis = str | tuple[str, ...] | None
 
 # Above this many pairs the plain path's matrices outgrow the cache.
-_PLAIN_PAIRS = 2**20
+_PLAIN_PAIRS = 2**18
 _BLOCK_PAIRS = 2**21
+_TILE = 512
+_MANY = 16384
 
 
 class Options(NamedTuple):
@@ -56,10 +68,11 @@ def mean_over_anchors(
     """Mean of `loss` over the valid anchors of a batch, the global batch under `axis_name`.
 
     Args:
-        loss: `(row: AnchorRow) -> (loss, is_valid)`, with a dict of scalars as optional third. If it has
-            parameters it should be a pytree (a registered dataclass, or `jax.tree_util.Partial(function,
-            ...)`) with them as leaves, so that they can be traced and differentiated. Called outside jit, it
-            is compiled once per function and shape.
+        loss: `(row: AnchorRow) -> (loss, is_valid)`, with a dict of scalars as optional third. Where the
+            second is a number, it says how many terms the loss has summed, and the mean is taken over terms.
+            If it has parameters it should be a pytree (a registered dataclass, or
+            `jax.tree_util.Partial(function, ...)`) with them as leaves, so that they can be traced and
+            differentiated. Called outside jit, it is compiled once per function and shape.
         embeddings: `[n, d]`, floating point; each device's own part under `axis_name`.
         labels: `[n]`, integers.
         distance: "euclidean", "squared_euclidean", "cosine" (1 - similarity) or "negative_dot".
@@ -84,9 +97,9 @@ def mean_over_anchors(
         ValueError: shapes that do not fit, unknown `distance` or `reduction`, a block size below 1.
         TypeError: embeddings that are not floating point or labels that are not integers.
     """
-    embeddings, labels = _checked("embeddings", embeddings, "labels", labels)
+    embeddings, labels = check_embeddings("embeddings", embeddings, "labels", labels)
     if keys is not None or key_labels is not None:
-        keys, key_labels = _checked("keys", keys, "key_labels", key_labels)
+        keys, key_labels = check_embeddings("keys", keys, "key_labels", key_labels)
         if keys.shape[1] != embeddings.shape[1]:
             raise ValueError(
                 f"keys have {keys.shape[1]} dimensions; embeddings have {embeddings.shape[1]}; they should agree"
@@ -104,6 +117,50 @@ def mean_over_anchors(
     return _evaluate(as_pytree(loss), embeddings, labels, keys, key_labels, sample_weights, options)
 
 
+def mean_over_rows(
+    loss: AnchorLoss,
+    distances: jax.Array,
+    is_positive: jax.Array,
+    is_negative: jax.Array,
+    *,
+    axis_name: Axis = None,
+    sample_weights: Any = None,
+    reduction: Reduction = "mean",
+    with_stats: bool = False,
+) -> Any:
+    """Mean of `loss` over anchors whose rows `[n, m]` are given; for losses that ask for no labels.
+
+    Distances of pairs that are neither positive nor negative may be NaN.
+    """
+    check_reduction(reduction)
+    options = Options("given", axis_name, None, "never", reduction, with_stats)
+    return _evaluate_rows(as_pytree(loss), distances, is_positive, is_negative, sample_weights, options)
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _evaluate_rows(
+    loss: AnchorLoss,
+    distances: jax.Array,
+    is_positive: jax.Array,
+    is_negative: jax.Array,
+    sample_weights: Any,
+    options: Options,
+) -> Any:
+    count, dtype = distances.shape[0], compute_dtype(distances.dtype)
+    distances = jnp.where(is_positive | is_negative, distances.astype(dtype), 0)
+    index = jnp.arange(count)
+    if options.axis_name is not None:
+        index = index + lax.axis_index(options.axis_name) * count
+    nothing = jnp.zeros(distances.shape[1], jnp.int32)
+    rows = AnchorRow(distances, is_positive, is_negative, jnp.zeros(count, jnp.int32), nothing, index)
+    results = apply_rows(loss, rows, jnp.ones(count, bool))
+    weight = jnp.ones(count, dtype)
+    if sample_weights is not None:
+        weight = lax.stop_gradient(jnp.asarray(sample_weights).astype(dtype))
+    value = mean_of_terms(results) * weight if options.reduction == "none" else None
+    return finish(summed(results, weight), value, options)
+
+
 def check_reduction(reduction: str) -> None:
     """Raises ValueError unless `reduction` is one of "mean", "sum" and "none"."""
     if reduction not in ("mean", "sum", "none"):
@@ -118,7 +175,9 @@ def _check_block_size(block_size: BlockSize) -> None:
         )
 
 
-def _checked(name: str, vectors: Any, label_name: str, labels: Any) -> tuple[jax.Array, jax.Array]:
+def check_embeddings(name: str, vectors: Any, label_name: str, labels: Any) -> tuple[jax.Array, jax.Array]:
+    """Both as arrays; raises ValueError or TypeError, naming them, unless they are `[n, d]` floats and `[n]`
+    integers."""
     if vectors is None or labels is None:
         raise ValueError(f"{name} and {label_name} go together; one of them is missing")
     vectors, labels = jnp.asarray(vectors), jnp.asarray(labels)
@@ -153,16 +212,22 @@ def _evaluate(
     if options.reduction == "none":
         rows = row_losses(*arguments)
         sums = summed(rows, anchors.weight)
-        value = rows.loss * anchors.weight
+        value = mean_of_terms(rows) * anchors.weight
     else:
-        block = _block(options.block_size, vectors.shape[0], key_vectors.shape[0])
-        sums = (
-            summed(row_losses(*arguments), anchors.weight)
-            if block is None
-            else blocked_sums(*arguments, block)
-        )
+        alone = options.axis_name is None and keys is None
+        sums = _sums(*arguments, options, alone)
         value = None
     return finish(sums, value, options)
+
+
+def problem(
+    embeddings: Any, labels: Any, distance: str, axis_name: Axis, ignore_label: int | None
+) -> tuple[jax.Array, Anchors, jax.Array, Keys]:
+    """The cleaned anchors and the global batch's keys, for losses that do not go anchor by anchor."""
+    embeddings, labels = check_embeddings("embeddings", embeddings, "labels", labels)
+    check_distance(distance)
+    options = Options(distance, axis_name, ignore_label, "never", "mean", False)
+    return _problem(embeddings, labels, None, None, None, options)
 
 
 def _problem(
@@ -207,13 +272,26 @@ def _counted(labels: jax.Array, ignore_label: int | None) -> jax.Array:
     return jnp.ones(labels.shape, bool) if ignore_label is None else labels != ignore_label
 
 
-def _block(block_size: BlockSize, anchors: int, keys: int) -> int | None:
-    """Anchors per block, or None for the plain path."""
-    if block_size == "never" or (block_size is None and anchors * keys <= _PLAIN_PAIRS):
-        return None
-    if block_size is None:
-        block_size = max(16, _BLOCK_PAIRS // keys)
-    return min(int(block_size), anchors)
+def _sums(
+    loss: Any,
+    vectors: jax.Array,
+    anchors: Anchors,
+    key_vectors: jax.Array,
+    keys: Keys,
+    distance: str,
+    options: Options,
+    alone: bool,
+) -> Sums:
+    """The sums over anchors by the path that suits the problem; `alone` says that the batch is its own
+    keys."""
+    size, count = options.block_size, vectors.shape[0]
+    if size == "never" or (size is None and count * key_vectors.shape[0] <= _PLAIN_PAIRS):
+        return summed(row_losses(loss, vectors, anchors, key_vectors, keys, distance), anchors.weight)
+    if alone and getattr(loss, "can_tile", False):
+        tile = min(size or (_TILE if count <= _MANY else 2 * _TILE), count)
+        return loss.tiled_sums(vectors, anchors, distance, tile, options.with_stats)
+    block = min(size or max(16, _BLOCK_PAIRS // key_vectors.shape[0]), count)
+    return blocked_sums(loss, vectors, anchors, key_vectors, keys, distance, block)
 
 
 def finish(sums: Sums, value: jax.Array | None, options: Options) -> Any:

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from hap2s_jax.distances import Distance
-from hap2s_jax.losses.engine import Axis, BlockSize, Reduction, mean_over_anchors
-from hap2s_jax.losses.rows import AnchorRow
+from hap2s_jax.losses.engine import Axis, BlockSize, Reduction, mean_over_anchors, mean_over_rows
+from hap2s_jax.losses.rows import AnchorRow, Anchors, Sums
+from hap2s_jax.losses.tiles import tiled_sums
 from hap2s_jax.losses.weightings import (
     Scalar,
     Weighting,
     as_weighting,
+    easy_positive,
     exponential,
     hardest,
     normalised,
@@ -52,6 +54,18 @@ class Hap2s:
         }
         valid = jnp.any(positive) & jnp.any(negative)
         return loss, valid, {name: jnp.where(valid, value, 0) for name, value in stats.items()}
+
+    @property
+    def can_tile(self) -> bool:
+        """Whether sums over tiles of keys suffice, as they do when each log-weight needs its own distance
+        only."""
+        return self.weighting.elementwise
+
+    def tiled_sums(
+        self, vectors: jax.Array, anchors: Anchors, distance: str, tile: int, with_stats: bool
+    ) -> Sums:
+        """The engine's sums for a batch that is its own keys."""
+        return tiled_sums(self, vectors, anchors, distance, tile, with_stats)
 
     def penalty(self, to_positives: jax.Array, to_negatives: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The loss for given set distances, and D+ - D- + margin itself."""
@@ -180,3 +194,67 @@ def point_to_set_mean_loss(
     """The unweighted point-to-set loss, the family's other end: `hap2s_loss` with `uniform()` weights."""
     settings = {"margin": margin, "soft_margin": soft_margin, "distance": distance}
     return hap2s_loss(embeddings, labels, weighting=uniform(), **settings, **arguments)
+
+
+def easy_positive_loss(
+    embeddings: Any,
+    labels: Any,
+    *,
+    margin: Scalar = 0.0,
+    soft_margin: bool = True,
+    distance: Distance = "cosine",
+    **arguments: Any,
+) -> Any:
+    """Triplets of the nearest positive and nearest negative (Xuan et al., "Improved Embeddings with Easy
+    Positive Triplet Mining", WACV 2020), which leaves a class free to have several modes."""
+    settings = {"margin": margin, "soft_margin": soft_margin, "distance": distance}
+    return hap2s_loss(embeddings, labels, weighting=easy_positive(), **settings, **arguments)
+
+
+def hap2s_from_distances(
+    distances: Any,
+    is_positive: Any,
+    is_negative: Any,
+    *,
+    weighting: Any = None,
+    margin: Scalar = 0.3,
+    soft_margin: bool = False,
+    axis_name: Axis = None,
+    sample_weights: Any = None,
+    reduction: Reduction = "mean",
+    with_stats: bool = False,
+) -> Any:
+    """HAP2S from distances of any kind and any supervision: pairs, several labels, soft sets cut by the
+    caller.
+
+    Args:
+        distances: `[n, m]`, from n anchors to m keys, floating point.
+        is_positive: bool `[n, m]`; leave an anchor's pair with itself out.
+        is_negative: bool `[n, m]`.
+
+    The other arguments and the result are those of `hap2s_loss`; an anchor without positives or without
+    negatives is not counted. Distances of pairs in neither set may be NaN.
+
+    Raises:
+        ValueError: shapes that differ.
+        TypeError: distances that are not floating point.
+    """
+    distances, is_positive, is_negative = (jnp.asarray(x) for x in (distances, is_positive, is_negative))
+    if not jnp.issubdtype(distances.dtype, jnp.floating):
+        raise TypeError(f"distances are {distances.dtype}; they should be floating point")
+    if distances.ndim != 2 or not distances.shape == is_positive.shape == is_negative.shape:
+        raise ValueError(
+            f"distances {distances.shape}, is_positive {is_positive.shape} and is_negative {is_negative.shape} "
+            "should have one shape [n, m]"
+        )
+    weighting = exponential() if weighting is None else as_weighting(weighting)
+    return mean_over_rows(
+        Hap2s(weighting, margin, soft_margin),
+        distances,
+        is_positive.astype(bool),
+        is_negative.astype(bool),
+        axis_name=axis_name,
+        sample_weights=sample_weights,
+        reduction=reduction,
+        with_stats=with_stats,
+    )

@@ -16,6 +16,7 @@ from hap2s_jax.errors import UserError
 # config's.
 _CALL = {
     "params",
+    "key",
     "axis_name",
     "keys",
     "key_labels",

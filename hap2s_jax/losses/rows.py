@@ -32,8 +32,9 @@ class AnchorRow(NamedTuple):
     index: jax.Array
 
 
-# (row) -> (loss, is_valid) or (loss, is_valid, stats), all scalars. An anchor that is not valid counts
-# neither in the sum nor in the mean; stats (optional) are averaged over valid anchors.
+# (row) -> (loss, is_valid) or (loss, is_valid, stats), all scalars; in place of is_valid, the number of terms
+# summed. An anchor that is not valid counts neither in the sum nor in the mean; stats (optional) are averaged
+# over valid anchors.
 AnchorLoss = Callable[[AnchorRow], tuple]
 
 
@@ -65,10 +66,11 @@ class Sums(NamedTuple):
 
 
 class RowLosses(NamedTuple):
-    """Per anchor `[n]`: the loss (0 where not valid), validity and stats."""
+    """Per anchor `[n]`: the loss (0 where not valid), the number of terms it sums (0 or 1 for most), and
+    stats."""
 
     loss: jax.Array
-    valid: jax.Array
+    terms: jax.Array
     stats: dict[str, jax.Array]
 
 
@@ -106,8 +108,8 @@ def apply_rows(loss: AnchorLoss, rows: AnchorRow, valid: jax.Array) -> RowLosses
         return loss(AnchorRow(distances, positive, negative, label, rows.key_labels, index))
 
     outcome = jax.vmap(of_anchor)(rows.distances, rows.is_positive, rows.is_negative, rows.label, rows.index)
-    value, valid = outcome[0], outcome[1] & valid
-    value = jnp.where(valid, value, 0)
+    value = jnp.where(valid & (outcome[1] > 0), outcome[0], 0)
+    terms = jnp.where(valid, outcome[1], 0).astype(value.dtype)
     stats: dict[str, Any] = {
         "active_fraction": value > 0,
         "mean_positive_distance": mean_of(rows.distances, rows.is_positive),
@@ -115,15 +117,21 @@ def apply_rows(loss: AnchorLoss, rows: AnchorRow, valid: jax.Array) -> RowLosses
     }
     if len(outcome) > 2:
         stats |= outcome[2]
-    return RowLosses(value, valid, {k: lax.stop_gradient(v.astype(value.dtype)) for k, v in stats.items()})
+    constants = {name: lax.stop_gradient(v.astype(value.dtype)) for name, v in stats.items()}
+    return RowLosses(value, lax.stop_gradient(terms), constants)
+
+
+def mean_of_terms(rows: RowLosses) -> jax.Array:
+    """Each anchor's own mean `[n]`, 0 where it has no term."""
+    return rows.loss / jnp.where(rows.terms > 0, rows.terms, 1)
 
 
 def summed(rows: RowLosses, weight: jax.Array) -> Sums:
     """Sums of per-anchor results under the anchors' weights `[n]`."""
-    counted = rows.valid.astype(rows.loss.dtype)
+    counted = (rows.terms > 0).astype(rows.loss.dtype)
     return Sums(
         jnp.sum(rows.loss * weight),
-        jnp.sum(counted * weight),
+        jnp.sum(rows.terms * weight),
         jnp.sum(counted),
         {name: jnp.sum(value * counted) for name, value in rows.stats.items()},
     )

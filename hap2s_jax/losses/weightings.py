@@ -79,6 +79,11 @@ def hardest() -> Weighting:
     return Weighting(Partial(_farthest), Partial(_nearest))
 
 
+def easy_positive() -> Weighting:
+    """Only the nearest positive and the nearest negative count (Xuan et al., WACV 2020)."""
+    return Weighting(Partial(_nearest), Partial(_nearest))
+
+
 def detached(weighting: Weighting) -> Weighting:
     """The same weights with no gradient through them, so that easy positives are not pushed away (an
     ablation)."""

@@ -1,0 +1,74 @@
+"""A memory of past embeddings as further keys (cross-batch memory: Wang et al., XBM, CVPR 2020).
+
+    state = memory.create(4096, 128)
+    loss = hap2s_loss(embeddings, labels, keys=state.embeddings, key_labels=state.labels)
+    state = memory.push(state, embeddings, labels)
+
+A pytree of arrays, so it lives in the training state, in checkpoints, and inside jit.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from hap2s_jax.losses.engine import Axis
+
+EMPTY = -1
+
+
+class Memory(NamedTuple):
+    """A ring of the latest embeddings.
+
+    Attributes:
+        embeddings: `[size, d]`.
+        labels: `[size]`, -1 where nothing has been pushed yet: the losses' `ignore_label`.
+        cursor: `[]`, where the next embedding goes.
+    """
+
+    embeddings: jax.Array
+    labels: jax.Array
+    cursor: jax.Array
+
+
+def create(size: int, embedding_dim: int, dtype: Any = jnp.float32) -> Memory:
+    """An empty memory of `size` embeddings of width `embedding_dim`.
+
+    Raises:
+        ValueError: `size` below 1.
+    """
+    if size < 1:
+        raise ValueError(f"size is {size}; it should be at least 1")
+    labels = jnp.full(size, EMPTY, jnp.int32)
+    return Memory(jnp.zeros((size, embedding_dim), dtype), labels, jnp.zeros((), jnp.int32))
+
+
+def push(memory: Memory, embeddings: Any, labels: Any, *, axis_name: Axis = None) -> Memory:
+    """The memory with a batch in place of its oldest entries; the global batch under `axis_name`.
+
+    Args:
+        memory: what `create` or `push` returned.
+        embeddings: `[n, d]`; no gradient flows back from the memory.
+        labels: `[n]`.
+        axis_name: the mapped axis over which the batch is split; every device then stores all of it.
+
+    Raises:
+        ValueError: the (global) batch is larger than the memory.
+    """
+    embeddings, labels = jnp.asarray(embeddings), jnp.asarray(labels)
+    if axis_name is not None:
+        embeddings = lax.all_gather(embeddings, axis_name, tiled=True)
+        labels = lax.all_gather(labels, axis_name, tiled=True)
+    size, count = memory.labels.shape[0], labels.shape[0]
+    if count > size:
+        raise ValueError(f"a batch of {count} does not fit a memory of {size}; make the memory larger")
+    places = (memory.cursor + jnp.arange(count)) % size
+    stored = lax.stop_gradient(embeddings).astype(memory.embeddings.dtype)
+    return Memory(
+        memory.embeddings.at[places].set(stored),
+        memory.labels.at[places].set(labels.astype(memory.labels.dtype)),
+        (memory.cursor + count) % size,
+    )

@@ -1,0 +1,291 @@
+"""Losses over an anchor's pairs: contrastive, lifted structure, multi-similarity, circle, SupCon, NT-Xent,
+N-pair.
+
+Each is a function of one anchor's row; `mean_over_anchors` does the rest. Similarities are cosines, 1 -
+distance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from hap2s_jax.distances import Distance
+from hap2s_jax.losses.engine import mean_over_anchors
+from hap2s_jax.losses.rows import AnchorRow, mean_of
+from hap2s_jax.losses.weightings import Scalar
+
+
+def log_sum_exp(values: jax.Array, mask: jax.Array, *, with_one: bool = False) -> jax.Array:
+    """Logarithm of the masked sum of exponentials (plus 1 on request); a huge negative number for an empty
+    set."""
+    # Finite in place of -inf: an empty set then has a zero gradient, not NaN.
+    kept = jnp.where(mask, values, -1e30)
+    top = lax.stop_gradient(jnp.max(kept, initial=0.0 if with_one else -1e30))
+    total = jnp.sum(jnp.where(mask, jnp.exp(kept - top), 0)) + (jnp.exp(-top) if with_one else 0)
+    return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1)) + top, -1e30)
+
+
+def _either(row: AnchorRow) -> jax.Array:
+    return jnp.any(row.is_positive | row.is_negative)
+
+
+def _both(row: AnchorRow) -> jax.Array:
+    return jnp.any(row.is_positive) & jnp.any(row.is_negative)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Contrastive:
+    """Mean over positives of d^p / p plus mean over negatives of [margin - d]_+^p / p."""
+
+    margin: Scalar
+    power: int = field(metadata={"static": True})
+
+    def __call__(self, row: AnchorRow) -> tuple:
+        """Loss and validity of one anchor; it counts with at least one pair of either kind."""
+        pull = row.distances**self.power
+        push = jax.nn.relu(self.margin - row.distances) ** self.power
+        return (mean_of(pull, row.is_positive) + mean_of(push, row.is_negative)) / self.power, _either(row)
+
+
+def contrastive_loss(
+    embeddings: Any,
+    labels: Any,
+    *,
+    margin: Scalar = 1.0,
+    power: int = 2,
+    distance: Distance = "euclidean",
+    **arguments: Any,
+) -> Any:
+    """Contrastive loss (Hadsell, Chopra, LeCun, "Dimensionality Reduction by Learning an Invariant Mapping",
+    2006).
+
+    Per anchor, mean over positives of d^2 / 2 plus mean over negatives of max(0, margin - d)^2 / 2; then the
+    mean over anchors with a pair of either kind. `power=1` takes d and max(0, margin - d) instead: with
+    classes of equal size that is pytorch-metric-learning's ContrastiveLoss under its MeanReducer.
+
+    Args:
+        embeddings: `[n, d]`.
+        labels: `[n]`.
+        margin: distance beyond which negatives are left alone.
+        power: 2 as in the paper, or 1.
+        distance: "euclidean" in the paper.
+        **arguments: the engine's, see `mean_over_anchors`.
+    """
+    return mean_over_anchors(Contrastive(margin, power), embeddings, labels, distance=distance, **arguments)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LiftedStructure:
+    """[log sum_p exp(d) + log sum_n exp(margin - d)]_+."""
+
+    margin: Scalar
+
+    def __call__(self, row: AnchorRow) -> tuple:
+        """Loss and validity of one anchor; it counts with a positive and a negative."""
+        pull = log_sum_exp(row.distances, row.is_positive)
+        push = log_sum_exp(self.margin - row.distances, row.is_negative)
+        return jax.nn.relu(pull + push), _both(row)
+
+
+def lifted_structure_loss(
+    embeddings: Any, labels: Any, *, margin: Scalar = 1.0, distance: Distance = "euclidean", **arguments: Any
+) -> Any:
+    """Generalised lifted structure (Hermans et al. 2017, after Oh Song et al., CVPR 2016).
+
+    Per anchor max(0, log sum_p exp(d) + log sum_n exp(margin - d)), mean over anchors with a positive and a
+    negative: pytorch-metric-learning's GeneralizedLiftedStructureLoss under MeanReducer where all anchors
+        have both.
+
+    Args:
+        embeddings: `[n, d]`.
+        labels: `[n]`.
+        margin: in units of the distance.
+        distance: "euclidean" in the paper.
+        **arguments: the engine's, see `mean_over_anchors`.
+    """
+    return mean_over_anchors(LiftedStructure(margin), embeddings, labels, distance=distance, **arguments)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MultiSimilarity:
+    """Soft pair losses around a base similarity, on pairs that are harder than the anchor's best opposite."""
+
+    alpha: Scalar
+    beta: Scalar
+    base: Scalar
+    epsilon: Scalar
+    mining: bool = field(metadata={"static": True})
+
+    def __call__(self, row: AnchorRow) -> tuple:
+        """Loss and validity of one anchor; it counts with a pair of either kind."""
+        similarity = 1 - row.distances
+        positive, negative = row.is_positive, row.is_negative
+        if self.mining:
+            worst_positive = jnp.min(jnp.where(positive, similarity, jnp.inf))
+            best_negative = jnp.max(jnp.where(negative, similarity, -jnp.inf))
+            positive = positive & (similarity - self.epsilon < best_negative)
+            negative = negative & (similarity + self.epsilon > worst_positive)
+        shifted = similarity - self.base
+        pull = log_sum_exp(-self.alpha * shifted, positive, with_one=True) / self.alpha
+        push = log_sum_exp(self.beta * shifted, negative, with_one=True) / self.beta
+        return pull + push, _either(row)
+
+
+def multi_similarity_loss(
+    embeddings: Any,
+    labels: Any,
+    *,
+    alpha: Scalar = 2.0,
+    beta: Scalar = 50.0,
+    base: Scalar = 0.5,
+    epsilon: Scalar = 0.1,
+    mining: bool = True,
+    **arguments: Any,
+) -> Any:
+    """Multi-similarity loss (Wang et al., CVPR 2019), on cosine similarities s.
+
+    Per anchor log(1 + sum_p exp(-alpha (s - base))) / alpha + log(1 + sum_n exp(beta (s - base))) / beta over
+    pairs that pass the mining, mean over anchors with a pair of either kind. pytorch-metric-learning's
+    MultiSimilarityLoss, with `mining` its MultiSimilarityMiner, under MeanReducer.
+
+    Args:
+        embeddings: `[n, d]`, normalised here.
+        labels: `[n]`.
+        alpha: steepness for positives.
+        beta: steepness for negatives.
+        base: similarity about which both turn.
+        epsilon: slack of the mining.
+        mining: keep only negatives above the worst positive less `epsilon`, and positives below the best
+            negative plus `epsilon`.
+        **arguments: the engine's, see `mean_over_anchors`.
+    """
+    loss = MultiSimilarity(alpha, beta, base, epsilon, mining)
+    return mean_over_anchors(loss, embeddings, labels, distance="cosine", **arguments)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Circle:
+    """Each similarity weighted by its own distance from its optimum."""
+
+    margin: Scalar
+    gamma: Scalar
+
+    def __call__(self, row: AnchorRow) -> tuple:
+        """Loss and validity of one anchor; it counts with a positive and a negative."""
+        similarity = 1 - row.distances
+        pull_weight = lax.stop_gradient(jax.nn.relu(1 + self.margin - similarity))
+        push_weight = lax.stop_gradient(jax.nn.relu(similarity + self.margin))
+        pull = log_sum_exp(-self.gamma * pull_weight * (similarity - 1 + self.margin), row.is_positive)
+        push = log_sum_exp(self.gamma * push_weight * (similarity - self.margin), row.is_negative)
+        valid = _both(row)
+        return jax.nn.softplus(jnp.where(valid, pull + push, 0)), valid
+
+
+def circle_loss(
+    embeddings: Any, labels: Any, *, margin: Scalar = 0.25, gamma: Scalar = 128.0, **arguments: Any
+) -> Any:
+    """Circle loss (Sun et al., CVPR 2020), on cosine similarities; the defaults are its re-identification
+    ones.
+
+    Per anchor log(1 + sum_n exp(gamma a_n (s - margin)) sum_p exp(-gamma a_p (s - 1 + margin))) with weights
+    a_n = [s + margin]_+ and a_p = [1 + margin - s]_+ that carry no gradient; mean over anchors with a positive and
+    a negative. pytorch-metric-learning's CircleLoss (which averages over losses that are not exactly 0).
+
+    Args:
+        embeddings: `[n, d]`, normalised here.
+        labels: `[n]`.
+        margin: relaxation of the optima.
+        gamma: scale.
+        **arguments: the engine's, see `mean_over_anchors`.
+    """
+    return mean_over_anchors(Circle(margin, gamma), embeddings, labels, distance="cosine", **arguments)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SupervisedContrastive:
+    """Mean over positives of -log of the positive's share among all keys."""
+
+    temperature: Scalar
+
+    def __call__(self, row: AnchorRow) -> tuple:
+        """Loss and validity of one anchor; it counts with at least one positive."""
+        logits = (1 - row.distances) / self.temperature
+        total = log_sum_exp(logits, row.is_positive | row.is_negative)
+        return total - mean_of(logits, row.is_positive), jnp.any(row.is_positive)
+
+
+def supervised_contrastive_loss(
+    embeddings: Any, labels: Any, *, temperature: Scalar = 0.1, **arguments: Any
+) -> Any:
+    """Supervised contrastive loss (Khosla et al., NeurIPS 2020; the sum outside the logarithm), on cosines.
+
+    Per anchor the mean over positives p of -log(exp(s_p / t) / sum_k exp(s_k / t)), k over all keys but the
+    anchor; mean over anchors with a positive. pytorch-metric-learning's SupConLoss.
+
+    Args:
+        embeddings: `[n, d]`, normalised here.
+        labels: `[n]`.
+        temperature: t.
+        **arguments: the engine's, see `mean_over_anchors`.
+    """
+    loss = SupervisedContrastive(temperature)
+    return mean_over_anchors(loss, embeddings, labels, distance="cosine", **arguments)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PositiveAgainstNegatives:
+    """Sum over positives of log(1 + sum_n exp((d_p - d_n) / temperature)); the mean is over positive
+    pairs."""
+
+    temperature: Scalar
+
+    def __call__(self, row: AnchorRow) -> tuple:
+        """Loss of one anchor and its number of terms; it counts with a positive and a negative."""
+        logits = -row.distances / self.temperature
+        against = log_sum_exp(logits, row.is_negative)
+        terms = jax.nn.softplus(jnp.where(row.is_positive, against - logits, 0))
+        return jnp.sum(jnp.where(row.is_positive, terms, 0)), jnp.sum(row.is_positive) * _both(row)
+
+
+def nt_xent_loss(embeddings: Any, labels: Any, *, temperature: Scalar = 0.1, **arguments: Any) -> Any:
+    """NT-Xent (Sohn 2016; Chen et al., SimCLR, ICML 2020) with labels, on cosine similarities.
+
+    For each positive pair -log(exp(s_p / t) / (exp(s_p / t) + sum_n exp(s_n / t))), mean over positive pairs.
+    pytorch-metric-learning's NTXentLoss.
+
+    Args:
+        embeddings: `[n, d]`, normalised here.
+        labels: `[n]`.
+        temperature: t.
+        **arguments: the engine's, see `mean_over_anchors`.
+    """
+    loss = PositiveAgainstNegatives(temperature)
+    return mean_over_anchors(loss, embeddings, labels, distance="cosine", **arguments)
+
+
+def n_pair_loss(embeddings: Any, labels: Any, *, temperature: Scalar = 1.0, **arguments: Any) -> Any:
+    """N-pair loss in its all-pairs form (Sohn, NIPS 2016): log(1 + sum_n exp(a.n - a.p)) on inner products.
+
+    Mean over positive pairs. The paper takes one pair of each class (then this is its multi-class form) and
+    adds a penalty on the embeddings' norms, which is left to weight decay. pytorch-metric-learning's
+    NTXentLoss with DotProductSimilarity(normalize_embeddings=False).
+
+    Args:
+        embeddings: `[n, d]`.
+        labels: `[n]`.
+        temperature: divides the inner products; 1 in the paper.
+        **arguments: the engine's, see `mean_over_anchors`.
+    """
+    loss = PositiveAgainstNegatives(temperature)
+    return mean_over_anchors(loss, embeddings, labels, distance="negative_dot", **arguments)

@@ -1,0 +1,250 @@
+"""Triplet losses over all, chosen or drawn triplets of an anchor, and the margin loss with its sampling.
+
+All take O(m log m) per anchor and no [m, m] matrix: negatives are sorted once, and a positive finds its
+place. Draws are made from (key, the anchor's number in the global batch), so they do not depend on devices or
+blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from hap2s_jax.distances import Distance, safe_sqrt
+from hap2s_jax.losses.engine import mean_over_anchors
+from hap2s_jax.losses.rows import AnchorRow
+from hap2s_jax.losses.weightings import Scalar
+
+
+def _sorted_negatives(row: AnchorRow) -> tuple[jax.Array, jax.Array]:
+    """Distances of the negatives ascending, then infinities, `[m]`; and how many there are."""
+    return jnp.sort(jnp.where(row.is_negative, row.distances, jnp.inf)), jnp.sum(row.is_negative)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BatchAll:
+    """Sum of [d_p - d_n + margin]_+ over all triplets of the anchor, and the number of those above 0."""
+
+    margin: Scalar
+
+    def __call__(self, row: AnchorRow) -> tuple:
+        """Loss of one anchor and its number of active triplets."""
+        negatives, _ = _sorted_negatives(row)
+        reach = jnp.where(row.is_positive, row.distances + self.margin, -jnp.inf)
+        # A positive is active against the negatives nearer than its reach: so many, of such a total distance.
+        active = jnp.searchsorted(negatives, reach, side="left")
+        totals = jnp.concatenate([jnp.zeros(1, negatives.dtype), jnp.cumsum(_finite(negatives))])
+        sums = jnp.where(row.is_positive, active * (row.distances + self.margin) - totals[active], 0)
+        return jnp.sum(sums), jnp.sum(active)
+
+
+def _finite(values: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isinf(values), 0, values)
+
+
+def batch_all_loss(
+    embeddings: Any, labels: Any, *, margin: Scalar = 0.3, distance: Distance = "euclidean", **arguments: Any
+) -> Any:
+    """Triplet loss over all triplets (Hermans et al. 2017, "batch all", its mean over active triplets).
+
+    Sum of max(0, d_p - d_n + margin) over the triplets of the batch, divided by the number of those above 0:
+    pytorch-metric-learning's TripletMarginLoss with its default AvgNonZeroReducer.
+
+    Args:
+        embeddings: `[n, d]`.
+        labels: `[n]`.
+        margin: in units of the distance.
+        distance: kind of distance.
+        **arguments: the engine's, see `mean_over_anchors`.
+    """
+    return mean_over_anchors(BatchAll(margin), embeddings, labels, distance=distance, **arguments)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SemiHard:
+    """For each positive, the nearest negative that is farther than it (the farthest if none is)."""
+
+    margin: Scalar
+
+    def __call__(self, row: AnchorRow) -> tuple:
+        """Loss of one anchor and its number of positives; it counts with a positive and a negative."""
+        negatives, count = _sorted_negatives(row)
+        place = jnp.searchsorted(negatives, row.distances, side="right")
+        chosen = _finite(negatives)[jnp.clip(place, 0, jnp.maximum(count - 1, 0))]
+        losses = jax.nn.relu(row.distances - chosen + self.margin)
+        return jnp.sum(jnp.where(row.is_positive, losses, 0)), jnp.sum(row.is_positive) * (count > 0)
+
+
+def semi_hard_loss(
+    embeddings: Any,
+    labels: Any,
+    *,
+    margin: Scalar = 0.2,
+    distance: Distance = "squared_euclidean",
+    **arguments: Any,
+) -> Any:
+    """Triplet loss with semi-hard negatives (Schroff et al., FaceNet, CVPR 2015).
+
+    For each positive pair max(0, d_p - d_n + margin) with the nearest negative that is farther than the
+    positive, or the farthest negative where none is; mean over positive pairs. FaceNet's embeddings are
+    normalised and its distances squared. (pytorch-metric-learning's semi-hard miner keeps all such negatives
+    instead.)
+
+    Args:
+        embeddings: `[n, d]`.
+        labels: `[n]`.
+        margin: in units of the distance.
+        distance: "squared_euclidean" in the paper.
+        **arguments: the engine's, see `mean_over_anchors`.
+    """
+    return mean_over_anchors(SemiHard(margin), embeddings, labels, distance=distance, **arguments)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RandomTriplet:
+    """One positive and one negative drawn at random."""
+
+    margin: Scalar
+    key: jax.Array
+
+    def __call__(self, row: AnchorRow) -> tuple:
+        """Loss and validity of one anchor; it counts with a positive and a negative."""
+        draws = jax.random.uniform(jax.random.fold_in(self.key, row.index), (2, *row.distances.shape))
+        positive = row.distances[jnp.argmax(jnp.where(row.is_positive, draws[0], -1))]
+        negative = row.distances[jnp.argmax(jnp.where(row.is_negative, draws[1], -1))]
+        valid = jnp.any(row.is_positive) & jnp.any(row.is_negative)
+        return jax.nn.relu(positive - negative + self.margin), valid
+
+
+def random_triplet_loss(
+    embeddings: Any,
+    labels: Any,
+    *,
+    margin: Scalar = 0.3,
+    distance: Distance = "euclidean",
+    key: jax.Array | None = None,
+    **arguments: Any,
+) -> Any:
+    """Triplet loss with one positive and one negative per anchor, drawn uniformly.
+
+    Mean of max(0, d_p - d_n + margin) over anchors with both.
+
+    Args:
+        embeddings: `[n, d]`.
+        labels: `[n]`.
+        margin: in units of the distance.
+        distance: kind of distance.
+        key: random key for this step; without one, the same places of the batch are drawn each time, which is
+            still random where batches are.
+        **arguments: the engine's, see `mean_over_anchors`.
+    """
+    loss = RandomTriplet(margin, _key_data(key))
+    return mean_over_anchors(loss, embeddings, labels, distance=distance, **arguments)
+
+
+def _key_data(key: jax.Array | None) -> jax.Array:
+    # Raw key data: an integer leaf passes through custom rules and every mapping like any other array.
+    key = jax.random.key(0) if key is None else key
+    return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Margin:
+    """Pairs on either side of a learnt boundary; each positive brings a negative drawn evenly over
+    distances."""
+
+    beta: jax.Array  # [c], or [] for one boundary
+    alpha: Scalar
+    nu: Scalar
+    cutoff: Scalar
+    key: jax.Array
+    dimensions: int = field(metadata={"static": True})
+
+    def __call__(self, row: AnchorRow) -> tuple:
+        """Loss of one anchor and its number of active pairs."""
+        beta = self.beta if self.beta.ndim == 0 else self.beta[row.label]
+        chosen = row.distances[self.draw(row)]
+        both = row.is_positive & jnp.any(row.is_negative)
+        pull = jnp.where(both, jax.nn.relu(row.distances - beta + self.alpha), 0)
+        push = jnp.where(both, jax.nn.relu(beta - chosen + self.alpha), 0)
+        active = jnp.sum(pull > 0) + jnp.sum(push > 0)
+        return jnp.sum(pull + push) + self.nu * beta * jnp.sum(both), active
+
+    def draw(self, row: AnchorRow) -> jax.Array:
+        """For every key the index of a drawn negative `[m]`, uniform in distance on the unit sphere up to
+        1.4."""
+        distances = lax.stop_gradient(row.distances)
+        near = jnp.clip(distances, self.cutoff, 1.99)
+        log_density = (self.dimensions - 2) * jnp.log(near) + (self.dimensions - 3) / 2 * jnp.log1p(
+            -(near**2) / 4
+        )
+        # The paper's code leaves out negatives beyond 1.4; where there are no others, all may be drawn.
+        candidates = row.is_negative & (distances < 1.4)
+        candidates = jnp.where(jnp.any(candidates), candidates, row.is_negative)
+        logits = jnp.where(candidates, -log_density, -jnp.inf)
+        top = jnp.max(logits)
+        shares = jnp.where(candidates, jnp.exp(logits - jnp.where(jnp.isfinite(top), top, 0)), 0)
+        steps = jnp.cumsum(shares)
+        draws = jax.random.uniform(jax.random.fold_in(self.key, row.index), distances.shape, distances.dtype)
+        place = jnp.searchsorted(steps, draws * steps[-1], side="right")
+        # Rounding may place a draw at the very end of the sum: that is the last candidate's.
+        last = distances.shape[0] - 1 - jnp.argmax(candidates[::-1])
+        return jnp.minimum(place, last)
+
+
+def margin_loss(
+    embeddings: Any,
+    labels: Any,
+    *,
+    params: Any = None,
+    alpha: Scalar = 0.2,
+    nu: Scalar = 0.0,
+    cutoff: Scalar = 0.5,
+    key: jax.Array | None = None,
+    ignore_label: int | None = -1,
+    **arguments: Any,
+) -> Any:
+    """Margin loss with distance-weighted sampling (Wu et al., "Sampling Matters", ICCV 2017).
+
+    For each positive pair max(0, d_p - beta + alpha), and for a negative drawn with probability inverse to
+    the density of distances on the sphere, max(0, beta - d_n + alpha); summed and divided by the number of
+    pairs above 0. pytorch-metric-learning's MarginLoss divides in the same way.
+
+    Args:
+        embeddings: `[n, d]`, normalised here.
+        labels: `[n]`, 0 to c - 1 where beta is per class.
+        params: {"beta": `[c]` or `[]`}, the boundaries, to be learnt; 1.2 where not given.
+        alpha: half the width of the boundary.
+        nu: weight of the penalty on beta.
+        cutoff: distances below it are drawn as if they were it.
+        key: random key for this step, see `random_triplet_loss`.
+        ignore_label: as in `mean_over_anchors`.
+        **arguments: the engine's, see `mean_over_anchors`.
+    """
+    beta = jnp.asarray(1.2 if params is None else params["beta"])
+    embeddings, labels = jnp.asarray(embeddings), jnp.asarray(labels)
+    loss = Margin(beta, alpha, nu, cutoff, _key_data(key), embeddings.shape[-1])
+    unit = unit_rows(embeddings, labels, ignore_label)
+    return mean_over_anchors(loss, unit, labels, ignore_label=ignore_label, **arguments)
+
+
+def init_margin_params(key: jax.Array, num_classes: int, embedding_dim: int) -> dict[str, jax.Array]:
+    """The boundaries of `margin_loss`, one per class, at the paper's 1.2."""
+    del key, embedding_dim
+    return {"beta": jnp.full(num_classes, 1.2)}
+
+
+def unit_rows(embeddings: jax.Array, labels: jax.Array, ignore_label: int | None) -> jax.Array:
+    """Rows `[n, d]` of unit length; ignored ones are zero, so that a NaN there reaches no gradient."""
+    if ignore_label is not None and labels.shape == embeddings.shape[:1]:
+        embeddings = jnp.where((labels != ignore_label)[:, None], embeddings, 0)
+    norm = safe_sqrt(jnp.sum(embeddings * embeddings, axis=-1, keepdims=True))
+    return embeddings / jnp.where(norm > 0, norm, 1)

@@ -1,0 +1,229 @@
+"""Every loss of the registry: loops as oracles, and what the engine promises for all of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from loss_batches import clustered, odd_batches
+from loss_oracles import distance
+
+from hap2s_jax import losses
+from hap2s_jax.losses import memory
+
+X, LABELS = clustered(30, [4, 3, 1, 5, 3], dim=6)
+CLASSES, DIM = 5, 6
+
+
+def prepared(name, num_classes=CLASSES, dim=DIM):
+    loss = losses.create(name)
+    return loss, loss.init_params(jax.random.key(1), num_classes, dim)
+
+
+def run(loss, params, x, labels, **arguments):
+    if params is not None:
+        arguments["params"] = params
+    return loss(x, labels, **arguments)
+
+
+@pytest.mark.parametrize("name", losses.names())
+def test_split_over_devices_and_blocks_changes_nothing(name):
+    loss, params = prepared(name)
+    labels = np.where(np.arange(16) == 6, -1, LABELS)
+    blocks = {"block_size": 3} if name not in OFF_ENGINE else {}
+    matrix = jnp.eye(DIM)
+
+    def step(matrix, params, x, labels, axis_name, **arguments):
+        def value(matrix, params):
+            return run(loss, params, x @ matrix, labels, axis_name=axis_name, **arguments)
+
+        out = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(matrix, params)
+        return out if axis_name is None else (out[0], jax.lax.pmean(out[1], axis_name))
+
+    expected = step(matrix, params, X, labels, None)
+    split = jax.jit(
+        jax.vmap(
+            lambda m, p, x, y: step(m, p, x, y, "devices", **blocks),
+            axis_name="devices",
+            in_axes=(None, None, 0, 0),
+            out_axes=None,
+        )
+    )(matrix, params, X.reshape(4, 4, -1), labels.reshape(4, 4))
+    assert expected[0][0] > 0
+    assert set(split[0][1]) == set(expected[0][1])
+    for got, wanted in zip(jax.tree.leaves(split), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=2e-5 * max(1, np.abs(wanted).max()))
+
+
+OFF_ENGINE = {"msml", "quadruplet", "softmax", "arcface", "proxy_nca", "centre"}
+
+
+@pytest.mark.parametrize("name", losses.names())
+def test_odd_batches_stay_finite(name):
+    for batch, x, labels in odd_batches()[:-1]:
+        loss, params = prepared(name, num_classes=len(x), dim=x.shape[1])
+
+        def value(x, loss=loss, params=params, labels=labels):
+            return run(loss, params, x, labels, with_stats=False)
+
+        got, gradient = jax.value_and_grad(value)(x)
+        assert np.isfinite(got), batch
+        assert np.isfinite(gradient).all(), batch
+        if batch == "all ignored":
+            assert got == 0
+            assert not np.any(gradient)
+
+
+def pairs_of(x, labels, kind):
+    gaps = np.array([[distance(a, b, kind) for b in x] for a in x])
+    n = len(labels)
+    positive = [[k for k in range(n) if k != a and labels[k] == labels[a]] for a in range(n)]
+    negative = [[k for k in range(n) if labels[k] != labels[a]] for a in range(n)]
+    return gaps, positive, negative
+
+
+def test_semi_hard_is_a_loop():
+    gaps, positive, negative = pairs_of(X, LABELS, "squared_euclidean")
+    terms = []
+    for a in range(len(X)):
+        for p in positive[a]:
+            beyond = [gaps[a, n] for n in negative[a] if gaps[a, n] > gaps[a, p]]
+            chosen = min(beyond) if beyond else max(gaps[a, n] for n in negative[a])
+            terms.append(max(gaps[a, p] - chosen + 0.2, 0))
+    np.testing.assert_allclose(losses.semi_hard_loss(X, LABELS), np.mean(terms), rtol=1e-5)
+
+
+def test_random_triplet_draws_evenly():
+    # Every anchor's loss under a huge margin is margin + d_p - d_n, so the mean over many keys shows the
+    # draws.
+    gaps, positive, negative = pairs_of(X, LABELS, "euclidean")
+    expected = [gaps[a, positive[a]].mean() - gaps[a, negative[a]].mean() for a in range(16) if positive[a]]
+    values = jax.vmap(lambda key: losses.random_triplet_loss(X, LABELS, margin=100.0, key=key))(
+        jax.random.split(jax.random.key(0), 500)
+    )
+    np.testing.assert_allclose(np.mean(values) - 100, np.mean(expected), atol=0.02)
+    assert len(np.unique(values)) > 400
+
+
+def test_margin_draws_by_the_inverse_density():
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+    gaps, _, negative = pairs_of(unit, LABELS, "euclidean")
+    rows = losses.triplets.AnchorRow(
+        jnp.asarray(gaps[0], jnp.float32),
+        jnp.asarray(LABELS[0] == LABELS).at[0].set(False),
+        jnp.asarray(LABELS[0] != LABELS),
+        jnp.asarray(LABELS[0]),
+        jnp.asarray(LABELS),
+        jnp.asarray(0),
+    )
+    loss = losses.triplets.Margin(
+        jnp.asarray(1.2), 0.2, 0.0, 0.5, jax.random.key_data(jax.random.key(0)), DIM
+    )
+    draws = np.concatenate([loss.draw(rows._replace(index=jnp.asarray(i))) for i in range(400)])
+    candidates = [n for n in negative[0] if gaps[0, n] < 1.4]
+    near = np.maximum(gaps[0, candidates], 0.5)
+    weights = 1 / (near ** (DIM - 2) * (1 - near**2 / 4) ** ((DIM - 3) / 2))
+    counts = np.bincount(draws, minlength=16)
+    assert counts[candidates].sum() == len(draws)
+    np.testing.assert_allclose(counts[candidates] / len(draws), weights / weights.sum(), atol=0.02)
+
+
+def test_margin_is_a_loop_over_its_draws():
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+    gaps, positive, negative = pairs_of(unit, LABELS, "euclidean")
+    # One negative for each anchor leaves nothing to chance.
+    keep = [0, *positive[0], negative[0][0]]
+    labels = np.full(16, -1)
+    labels[keep] = LABELS[keep]
+    beta = np.linspace(0.8, 1.3, CLASSES).astype(np.float32)
+    total, active = 0.0, 0
+    for a in keep[:-1]:
+        for p in keep[:-1]:
+            if p != a:
+                pull = max(gaps[a, p] - beta[LABELS[0]] + 0.2, 0)
+                push = max(beta[LABELS[0]] - gaps[a, keep[-1]] + 0.2, 0)
+                total, active = total + pull + push, active + (pull > 0) + (push > 0)
+    got = losses.margin_loss(X, labels, params={"beta": jnp.asarray(beta)})
+    np.testing.assert_allclose(got, total / active, rtol=1e-5)
+
+
+def test_msml_and_quadruplet_are_loops():
+    gaps, positive, negative = pairs_of(X, LABELS, "euclidean")
+    hardest = max(gaps[a, p] for a in range(16) for p in positive[a])
+    easiest = min(gaps[a, n] for a in range(16) for n in negative[a])
+    np.testing.assert_allclose(losses.msml_loss(X, LABELS), max(hardest - easiest + 0.3, 0), rtol=1e-5)
+    terms = []
+    for a in range(16):
+        if positive[a]:
+            far, near = max(gaps[a, positive[a]]), min(gaps[a, negative[a]])
+            others = min(gaps[i, j] for i in negative[a] for j in negative[a] if LABELS[i] != LABELS[j])
+            terms.append(max(far - near + 0.3, 0) + max(far - others + 0.15, 0))
+    np.testing.assert_allclose(losses.quadruplet_loss(X, LABELS), np.mean(terms), rtol=1e-5)
+
+
+def test_class_losses_are_loops():
+    x = X.astype(np.float64)
+    loss, params = prepared("softmax")
+    logits = x @ np.asarray(params["kernel"], np.float64) + np.asarray(params["bias"])
+    terms = []
+    for row, label in zip(logits, LABELS, strict=True):
+        logs = row - np.log(np.exp(row).sum())
+        target = np.full(CLASSES, 0.1 / CLASSES)
+        target[label] += 0.9
+        terms.append(-(target * logs).sum())
+    value, stats = loss(X, LABELS, params=params)
+    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
+    np.testing.assert_allclose(stats["accuracy"], np.mean(logits.argmax(1) == LABELS), rtol=1e-6)
+    centres = np.random.default_rng(0).normal(size=(CLASSES, DIM))
+    expected = np.mean([((a - centres[y]) ** 2).sum() / 2 for a, y in zip(x, LABELS, strict=True)])
+    np.testing.assert_allclose(
+        losses.centre_loss(X, LABELS, params={"centres": centres}), expected, rtol=1e-5
+    )
+    proxies = centres / np.linalg.norm(centres, axis=1, keepdims=True)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    terms = []
+    for a, y in zip(unit, LABELS, strict=True):
+        gaps = ((3 * a - 3 * proxies) ** 2).sum(1)
+        terms.append(gaps[y] + np.log(np.exp(-np.delete(gaps, y)).sum()))
+    np.testing.assert_allclose(
+        losses.proxy_nca_loss(X, LABELS, params={"proxies": centres}), np.mean(terms), rtol=1e-5
+    )
+
+
+def test_class_losses_refuse_labels_out_of_range():
+    loss, params = prepared("softmax")
+    assert np.isnan(loss(X, np.full(16, CLASSES), params=params, with_stats=False))
+    with pytest.raises(ValueError, match="do not fit embeddings"):
+        loss(X[:, :3], LABELS, params=params)
+
+
+def test_from_distances_takes_any_supervision():
+    gaps, _positive, _negative = pairs_of(X, LABELS, "euclidean")
+    is_positive = LABELS[:, None] == LABELS
+    np.fill_diagonal(is_positive, False)
+    is_negative = LABELS[:, None] != LABELS
+    broken = np.where(is_positive | is_negative, gaps, np.nan).astype(np.float32)
+    value, gradient = jax.value_and_grad(losses.hap2s_from_distances)(broken, is_positive, is_negative)
+    np.testing.assert_allclose(value, losses.hap2s_loss(X, LABELS), rtol=1e-5)
+    assert np.isfinite(gradient).all()
+    with pytest.raises(ValueError, match="one shape"):
+        losses.hap2s_from_distances(broken, is_positive[:3], is_negative)
+
+
+def test_memory_is_a_ring():
+    state = memory.create(5, 2)
+    state = memory.push(state, np.full((3, 2), 1.0), np.array([1, 1, 1]))
+    state = jax.jit(memory.push)(state, np.full((3, 2), 2.0), np.array([2, 2, 2]))
+    assert state.labels.tolist() == [2, 1, 1, 2, 2]
+    assert state.embeddings[:, 0].tolist() == [2, 1, 1, 2, 2]
+    assert int(state.cursor) == 1
+    with pytest.raises(ValueError, match="larger"):
+        memory.push(state, np.zeros((6, 2)), np.zeros(6, int))
+    empty = memory.create(8, DIM)
+    alone = losses.hap2s_loss(X, LABELS)
+    np.testing.assert_allclose(
+        losses.hap2s_loss(X, LABELS, keys=empty.embeddings, key_labels=empty.labels), alone, rtol=1e-6
+    )
+    pushed = jax.vmap(
+        lambda x, y: memory.push(empty, x, y, axis_name="devices"), axis_name="devices", out_axes=None
+    )(X[:8].reshape(2, 4, -1), LABELS[:8].reshape(2, 4))
+    np.testing.assert_array_equal(pushed.labels, LABELS[:8])

@@ -1,0 +1,37 @@
+"""The docs' own loss runs, and the docs name every loss."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+from loss_batches import clustered
+from loss_oracles import distance
+
+from hap2s_jax import losses
+
+PAGE = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
+
+
+def test_own_loss_in_ten_lines():
+    (snippet,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert len([line for line in snippet.splitlines() if line.strip() and "import" not in line]) <= 10
+    scope: dict = {}
+    exec(snippet, scope)
+    x, labels = clustered(60, [3, 4, 1])
+    terms = []
+    for a in range(8):
+        near = [distance(x[a], x[k]) for k in range(8) if k != a and labels[k] == labels[a]]
+        far = [distance(x[a], x[k]) for k in range(8) if labels[k] != labels[a]]
+        if near:
+            terms.append(max(max(near) / min(far) - 0.5, 0))
+    for block_size in ("never", 3):
+        value, gradient = jax.value_and_grad(
+            lambda x, b=block_size: scope["ratio_loss"](x, labels, block_size=b)
+        )(x)
+        np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
+        assert np.isfinite(gradient).all()
+
+
+def test_every_loss_is_on_the_page():
+    assert all(f"`{name}" in PAGE for name in losses.names())

@@ -1,0 +1,155 @@
+"""Values and gradients against pytorch-metric-learning 2.9 and a reference soft-weighted triplet (bench
+extra)."""
+
+import jax
+import numpy as np
+import pytest
+from loss_batches import clustered
+
+from hap2s_jax import exponential, losses
+
+torch = pytest.importorskip("torch")
+pml_losses = pytest.importorskip("pytorch_metric_learning.losses")
+from pytorch_metric_learning import distances as pml_distances  # noqa: E402 - after importorskip, on purpose
+from pytorch_metric_learning import miners as pml_miners  # noqa: E402
+from pytorch_metric_learning import reducers as pml_reducers  # noqa: E402
+
+# Classes of one size: ours averages anchor by anchor, theirs pair by pair, and there the two are one.
+X, LABELS = clustered(40, [4, 4, 4, 4], dim=8, radius=1.5)
+EUCLIDEAN = pml_distances.LpDistance(normalize_embeddings=False)
+MEAN = {"reducer": pml_reducers.MeanReducer()}
+
+
+def theirs(loss, miner=None):
+    x = torch.tensor(X.astype(np.float64), requires_grad=True)
+    labels = torch.tensor(LABELS.astype(np.int64))
+    loss = loss.double() if isinstance(loss, torch.nn.Module) else loss
+    value = loss(x, labels, miner(x, labels)) if miner else loss(x, labels)
+    value.backward()
+    return value.item(), x.grad.numpy()
+
+
+CASES = {
+    "batch_hard": (
+        lambda x: losses.batch_hard_loss(x, LABELS, margin=0.5),
+        lambda: pml_losses.TripletMarginLoss(margin=0.5, distance=EUCLIDEAN, **MEAN),
+        lambda: pml_miners.BatchHardMiner(distance=EUCLIDEAN),
+    ),
+    "batch_all": (
+        lambda x: losses.batch_all_loss(x, LABELS, margin=0.2),
+        lambda: pml_losses.TripletMarginLoss(margin=0.2, distance=EUCLIDEAN),
+        None,
+    ),
+    "easy_positive": (
+        lambda x: losses.easy_positive_loss(x, LABELS, margin=0.4, soft_margin=False, distance="euclidean"),
+        lambda: pml_losses.TripletMarginLoss(margin=0.4, distance=EUCLIDEAN, **MEAN),
+        lambda: pml_miners.BatchEasyHardMiner(pos_strategy="easy", neg_strategy="hard", distance=EUCLIDEAN),
+    ),
+    "contrastive": (
+        lambda x: losses.contrastive_loss(x, LABELS, margin=1.6, power=1),
+        lambda: pml_losses.ContrastiveLoss(pos_margin=0, neg_margin=1.6, distance=EUCLIDEAN, **MEAN),
+        None,
+    ),
+    "lifted_structure": (
+        lambda x: losses.lifted_structure_loss(x, LABELS, margin=0.7),
+        lambda: pml_losses.GeneralizedLiftedStructureLoss(neg_margin=0.7, distance=EUCLIDEAN, **MEAN),
+        None,
+    ),
+    "multi_similarity": (
+        lambda x: losses.multi_similarity_loss(x, LABELS, mining=False),
+        lambda: pml_losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5, **MEAN),
+        None,
+    ),
+    "multi_similarity mined": (
+        lambda x: losses.multi_similarity_loss(x, LABELS),
+        lambda: pml_losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5, **MEAN),
+        lambda: pml_miners.MultiSimilarityMiner(epsilon=0.1),
+    ),
+    "circle": (
+        lambda x: losses.circle_loss(x, LABELS),
+        lambda: pml_losses.CircleLoss(m=0.25, gamma=128, **MEAN),
+        None,
+    ),
+    "supervised_contrastive": (
+        lambda x: losses.supervised_contrastive_loss(x, LABELS),
+        lambda: pml_losses.SupConLoss(temperature=0.1),
+        None,
+    ),
+    "nt_xent": (
+        lambda x: losses.nt_xent_loss(x, LABELS, temperature=0.3),
+        lambda: pml_losses.NTXentLoss(temperature=0.3),
+        None,
+    ),
+    "n_pair": (
+        lambda x: losses.n_pair_loss(x, LABELS),
+        lambda: pml_losses.NTXentLoss(
+            temperature=1.0, distance=pml_distances.DotProductSimilarity(normalize_embeddings=False)
+        ),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_equals_pytorch_metric_learning(name):
+    ours, loss, miner = CASES[name]
+    expected, slope = theirs(loss(), miner() if miner else None)
+    value, gradient = jax.value_and_grad(ours)(X)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, atol=1e-5 * max(1, np.abs(slope).max()))
+
+
+def test_proxy_nca_equals_pytorch_metric_learning():
+    loss = pml_losses.ProxyNCALoss(num_classes=4, embedding_size=8, softmax_scale=9)
+    expected, slope = theirs(loss)
+    proxies = loss.proxies.detach().numpy()
+    value, gradient = jax.value_and_grad(
+        lambda x: losses.proxy_nca_loss(x, LABELS, params={"proxies": proxies}, include_own=True)
+    )(X)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, atol=1e-5)
+
+
+def test_arcface_equals_pytorch_metric_learning():
+    loss = pml_losses.ArcFaceLoss(num_classes=4, embedding_size=8, margin=float(np.degrees(0.5)), scale=16)
+    expected, slope = theirs(loss)
+    kernel = loss.W.detach().numpy()
+    cosines = (X / np.linalg.norm(X, axis=1, keepdims=True)) @ (kernel / np.linalg.norm(kernel, axis=0))
+    assert cosines[np.arange(16), LABELS].min() > -np.cos(0.5)  # else they differ on purpose
+    value, gradient = jax.value_and_grad(
+        lambda x: losses.arcface_loss(x, LABELS, params={"kernel": kernel}, scale=16.0)
+    )(X)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, atol=1e-5)
+
+
+def test_margin_boundaries_equal_pytorch_metric_learning():
+    # All triplets in place of drawn ones: with one negative class member the two are the same set.
+    keep = np.concatenate([np.flatnonzero(LABELS == 0), np.flatnonzero(LABELS == 1)[:1]])
+    labels = np.full(16, -1)
+    labels[keep] = LABELS[keep]
+    loss = pml_losses.MarginLoss(margin=0.2, beta=1.2)
+    value = loss(torch.tensor(X[keep]), torch.tensor(LABELS[keep].astype(np.int64))).item()
+    np.testing.assert_allclose(losses.margin_loss(X, labels), value, rtol=1e-5)
+
+
+def test_agw_soft_weighted_triplet_keeps_the_anchor():
+    """AGW (Ye et al., 2021): softmax weights over masked distances, the anchor in its own positive set."""
+    x = torch.tensor(X.astype(np.float64), requires_grad=True)
+    labels = torch.tensor(LABELS.astype(np.int64))
+    gaps = (x[:, None] - x[None]).pow(2).sum(-1).clamp(min=1e-12).sqrt()
+    same = (labels[:, None] == labels).double()
+    near = gaps * same
+    far = gaps * (1 - same)
+    pull = torch.exp(near - near.max(1, keepdim=True)[0]) * same
+    push = torch.exp(-far + far.max(1, keepdim=True)[0]) * (1 - same)
+    of_positives = (near * pull / pull.sum(1, keepdim=True)).sum(1)
+    of_negatives = (far * push / push.sum(1, keepdim=True)).sum(1)
+    target = torch.ones(len(LABELS), dtype=torch.float64)
+    expected = torch.nn.functional.soft_margin_loss(of_negatives - of_positives, target)
+    distances = gaps.detach().numpy().astype(np.float32)
+    same = LABELS[:, None] == LABELS
+    value = losses.hap2s_from_distances(
+        distances, same, ~same, weighting=exponential(1.0), margin=0.0, soft_margin=True
+    )
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
