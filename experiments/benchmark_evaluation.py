@@ -8,7 +8,8 @@
 
 Random embeddings around random class centres, the same for all. Every round runs every contestant once, in turn,
 so that a busy machine slows all alike; the table shows medians, and ratios to the bare jitted matmul of the same
-round, by the clock and by CPU time (which a busy machine distorts less). "first" includes compilation. Distances are included everywhere. Peak memory is a process of its own per contestant (--memory).
+round, by the clock and by CPU time (which a busy machine distorts less). "first" includes compilation. Distances
+are included everywhere. Peak memory is a process of its own per contestant (--memory).
 
 torchreid and fastreid take part where HAP2S_REFERENCE_CODE names a folder with checkouts `deep-person-reid` and
 `fast-reid` (their compiled rank functions too, where built there); faiss and pytorch-metric-learning where the

@@ -183,8 +183,8 @@ def _given(distance: Distance, rows: np.ndarray, kept: np.ndarray, shape: tuple[
         raise ValueError(
             f"distance returned shape {table.shape} for {len(rows)} queries and {len(kept)} gallery rows."
         )
-    if np.isnan(table).any():
-        raise ValueError("distance returned NaN.")
+    if not np.isfinite(table).all():
+        raise ValueError("distance returned NaN or infinity.")
     padded = np.full(shape, np.inf, np.float32 if table.dtype != np.float64 else np.float64)
     padded[: len(rows), : len(kept)] = table
     return padded

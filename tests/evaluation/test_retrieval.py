@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -179,6 +183,31 @@ def test_nearest_lists_the_keys_in_order_and_fills_up_with_minus_one():
     labels, cameras = np.array([0, 0, 1, 0, -1]), np.array([0, 0, 0, 1, 0])
     found = retrieval.nearest(x, labels, cameras=cameras, query=[0], k=3)
     np.testing.assert_array_equal(found, [[2, 3, -1]])  # itself, its camera's twin and the junk are gone
+
+
+def test_a_distance_of_one_s_own_is_ranked_and_checked():
+    x, labels, cameras, rng = random_case(11)
+    table = rng.integers(0, 9, (90, 90)).astype(float)
+    ours = retrieval.rank_matches(x, labels, cameras=cameras, distance=lambda q, g: table[np.ix_(q, g)])
+    for row, q in enumerate(ours.query):
+        kept = (labels != -1) & (np.arange(90) != q) & ~((labels == labels[q]) & (cameras == cameras[q]))
+        right = kept & (labels == labels[q])
+        ahead = [np.sum(kept & ~right & (table[q] <= table[q, p])) for p in np.flatnonzero(right)]
+        assert ours.first_rank[row] == (1 + min(ahead) if ahead else 0)
+    with pytest.raises(ValueError, match=r"distance returned shape \(1, 90\)"):
+        retrieval.rank_matches(x, labels * 0, distance=lambda q, g: table[:1])
+    with pytest.raises(ValueError, match="distance returned NaN or infinity"):
+        retrieval.rank_matches(x, labels * 0, distance=lambda q, g: table * np.nan)
+
+
+@pytest.mark.slow
+def test_float64_embeddings_are_ranked_in_float64_where_jax_has_it():
+    script = (
+        "import numpy as np; from hap2s_jax.evaluation import retrieval;"
+        "x = 1 + np.array([[0], [3e-12], [1.2e-12], [2e-12]]); found = retrieval.rank_matches(x, [0, 0, 1, 1]);"
+        "assert found.first_rank.tolist() == [3, 3, 1, 1], found.first_rank"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"JAX_ENABLE_X64": "1"})
 
 
 @pytest.mark.parametrize(
