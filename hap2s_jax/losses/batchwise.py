@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from hap2s_jax.distances import Distance, Rows, pair_distances
+from hap2s_jax.losses.checks import Axis, Reduction
 from hap2s_jax.losses.classes import reduce_samples
-from hap2s_jax.losses.engine import Axis, Reduction, problem
+from hap2s_jax.losses.engine import problem
 from hap2s_jax.losses.rows import Anchors, Keys, relations
 from hap2s_jax.losses.weightings import Scalar
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from hap2s_jax.distances import compute_dtype
-from hap2s_jax.losses.engine import Axis, Reduction, check_embeddings, check_reduction
+from hap2s_jax.losses.checks import Axis, Reduction, check_embeddings, check_reduction
 from hap2s_jax.losses.triplets import unit_rows
 from hap2s_jax.losses.weightings import Scalar
 

@@ -7,7 +7,7 @@ gets global batches, memories, ignored labels, sample weights and blocks of anch
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,14 @@ from jax import lax
 
 from hap2s_jax.distances import Distance, centre_of, check_distance, class_origins, clean_rows, compute_dtype
 from hap2s_jax.losses.blocks import blocked_sums
+from hap2s_jax.losses.checks import (
+    Axis,
+    BlockSize,
+    Reduction,
+    check_block_size,
+    check_embeddings,
+    check_reduction,
+)
 from hap2s_jax.losses.rows import (
     AnchorLoss,
     AnchorRow,
@@ -27,10 +35,6 @@ from hap2s_jax.losses.rows import (
     summed,
 )
 from hap2s_jax.losses.weightings import as_pytree
-
-Reduction = Literal["mean", "sum", "none"]
-BlockSize = int | Literal["never"] | None
-Axis = str | tuple[str, ...] | None
 
 # Above this many pairs the plain path's matrices outgrow the cache.
 _PLAIN_PAIRS = 2**18
@@ -112,7 +116,7 @@ def mean_over_anchors(
             )
     check_distance(distance)
     check_reduction(reduction)
-    _check_block_size(block_size)
+    check_block_size(block_size)
     options = Options(distance, axis_name, ignore_label, block_size, reduction, with_stats)
     return _evaluate(as_pytree(loss), embeddings, labels, keys, key_labels, sample_weights, options)
 
@@ -159,40 +163,6 @@ def _evaluate_rows(
         weight = lax.stop_gradient(jnp.asarray(sample_weights).astype(dtype))
     value = mean_of_terms(results) * weight if options.reduction == "none" else None
     return finish(summed(results, weight), value, options)
-
-
-def check_reduction(reduction: str) -> None:
-    """Raises ValueError unless `reduction` is one of "mean", "sum" and "none"."""
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction is {reduction!r}; it should be 'mean', 'sum' or 'none'")
-
-
-def _check_block_size(block_size: BlockSize) -> None:
-    whole = isinstance(block_size, int) and not isinstance(block_size, bool) and block_size >= 1
-    if not (whole or block_size is None or block_size == "never"):
-        raise ValueError(
-            f"block_size is {block_size!r}; it should be a number of anchors, 'never', or None for automatic"
-        )
-
-
-def check_embeddings(name: str, vectors: Any, label_name: str, labels: Any) -> tuple[jax.Array, jax.Array]:
-    """Both as arrays; raises ValueError or TypeError, naming them, unless they are `[n, d]` floats and `[n]`
-    integers."""
-    if vectors is None or labels is None:
-        raise ValueError(f"{name} and {label_name} go together; one of them is missing")
-    vectors, labels = jnp.asarray(vectors), jnp.asarray(labels)
-    if not jnp.issubdtype(vectors.dtype, jnp.floating):
-        raise TypeError(f"{name} are {vectors.dtype}; they should be floating point, such as float32")
-    if vectors.ndim != 2:
-        raise ValueError(f"{name} have shape {vectors.shape}; they should be [n, d]")
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"{label_name} are {labels.dtype}; they should be integers")
-    if labels.shape != vectors.shape[:1]:
-        raise ValueError(
-            f"{name} {vectors.shape} and {label_name} {labels.shape} differ in length; "
-            f"{label_name} should be [{vectors.shape[0]}]"
-        )
-    return vectors, labels
 
 
 @functools.partial(jax.jit, static_argnames="options")

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from hap2s_jax.distances import Distance
-from hap2s_jax.losses.engine import Axis, BlockSize, Reduction, mean_over_anchors, mean_over_rows
+from hap2s_jax.losses.checks import Axis, BlockSize, Reduction
+from hap2s_jax.losses.engine import mean_over_anchors, mean_over_rows
 from hap2s_jax.losses.rows import AnchorRow, Anchors, Sums
 from hap2s_jax.losses.tiles import tiled_sums
 from hap2s_jax.losses.weightings import (

@@ -39,15 +39,21 @@ class PointToSet(Protocol):
         ...
 
 
+class Extra(NamedTuple):
+    """What the stats need besides; gathered only where they are asked for."""
+
+    logs: jax.Array  # weight times log-weight
+    plain: jax.Array  # distance
+    hardest: jax.Array  # largest signed distance
+
+
 class Running(NamedTuple):
     """Running sums of a set, per anchor, all relative to the largest log-weight seen so far."""
 
     largest: jax.Array  # log-weight
     weights: jax.Array
     distances: jax.Array  # weight times distance
-    logs: jax.Array | None = None  # weight times log-weight; the rest only where stats are asked for
-    plain: jax.Array | None = None  # distance
-    hardest: jax.Array | None = None  # largest signed distance
+    extra: Extra | None = None
 
 
 class Batch(NamedTuple):
@@ -115,7 +121,7 @@ def _first_sweep(sweep: _Sweep, weighting: Weighting, with_stats: bool) -> tuple
     zero = jnp.zeros_like(sweep.batch.vectors[:, :, 0])
     empty = Running(zero + _NOTHING, zero, zero)
     if with_stats:
-        empty = empty._replace(logs=zero, plain=zero, hardest=zero - jnp.inf)
+        empty = empty._replace(extra=Extra(zero, zero, zero - jnp.inf))
 
     def add(
         running: Running, function: LogWeights, sign: int, distances: Any, mask: Any, axis: int
@@ -127,18 +133,14 @@ def _first_sweep(sweep: _Sweep, weighting: Weighting, with_stats: bool) -> tuple
         weights = jnp.exp(logs - jnp.expand_dims(largest, axis))
         total = running.weights * fade + jnp.sum(weights, axis=axis)
         weighted = running.distances * fade + jnp.sum(weights * distances, axis=axis)
-        if running.logs is None or running.plain is None or running.hardest is None:
+        if running.extra is None:
             return Running(largest, total, weighted)
+        logs_sum = running.extra.logs * fade + jnp.sum(weights * logs, axis=axis)
         counted = distances if mask is None else jnp.where(mask, distances, 0)
         hard = sign * distances if mask is None else jnp.where(mask, sign * distances, -jnp.inf)
-        return Running(
-            largest,
-            total,
-            weighted,
-            running.logs * fade + jnp.sum(weights * logs, axis=axis),
-            running.plain + jnp.sum(counted, axis=axis),
-            jnp.maximum(running.hardest, jnp.max(hard, axis=axis)),
-        )
+        hardest = jnp.maximum(running.extra.hardest, jnp.max(hard, axis=axis))
+        extra = Extra(logs_sum, running.extra.plain + jnp.sum(counted, axis=axis), hardest)
+        return Running(largest, total, weighted, extra)
 
     def step(carry: tuple[Running, Running], pair: jax.Array) -> tuple:
         i, j = pair[0], pair[1]
@@ -181,37 +183,27 @@ def _sums(loss: PointToSet, batch: Batch, sets: tuple[Running, Running]) -> Sums
     value, (excess, valid) = _set_losses(loss, batch, to_positives, to_negatives)
     counted = valid.astype(value.dtype)
     stats = {}
-    if sets[0].logs is not None:
-        positives, negatives = sets
+    near, far = sets[0].extra, sets[1].extra
+    if near is not None and far is not None:
         stats = {
             "active_fraction": excess > 0,
             "point_to_positives": to_positives,
             "point_to_negatives": to_negatives,
-            "mean_positive_distance": _ratio(positives.plain, batch.positives),
-            "mean_negative_distance": _ratio(negatives.plain, batch.negatives),
-            "hardest_positive_distance": positives.hardest,
-            "hardest_negative_distance": -_required(negatives.hardest),
-            "effective_positives": _effective(positives),
-            "effective_negatives": _effective(negatives),
+            "mean_positive_distance": near.plain / jnp.maximum(batch.positives, 1),
+            "mean_negative_distance": far.plain / jnp.maximum(batch.negatives, 1),
+            "hardest_positive_distance": near.hardest,
+            "hardest_negative_distance": -far.hardest,
+            "effective_positives": _effective(sets[0], near),
+            "effective_negatives": _effective(sets[1], far),
         }
     weights = jnp.sum(counted * batch.weight)
     totals = {name: jnp.sum(jnp.where(valid, s, 0).astype(value.dtype)) for name, s in stats.items()}
     return Sums(value, weights, jnp.sum(counted), totals)
 
 
-def _required(value: jax.Array | None) -> jax.Array:
-    assert value is not None
-    return value
-
-
-def _ratio(total: jax.Array | None, count: jax.Array) -> jax.Array:
-    return _required(total) / jnp.maximum(count, 1)
-
-
-def _effective(running: Running) -> jax.Array:
+def _effective(running: Running, extra: Extra) -> jax.Array:
     """Exponential of the weights' entropy: log of the sum of weights less the mean log-weight."""
-    mean_log = _required(running.logs) / running.weights
-    return running.weights * jnp.exp(running.largest - mean_log)
+    return running.weights * jnp.exp(running.largest - extra.logs / running.weights)
 
 
 def _second_sweep(
