@@ -57,6 +57,14 @@ def test_own_images_by_folder_and_by_csv(tmp_path):
     )
     data = datasets.load("csv", data_dir=tmp_path / "mine.csv", validation_fraction=0)
     assert (len(data.train), len(data.test)) == (8, 4)
+    assert data.protocols == ("class",)
+    rows = "".join(
+        f"b{i}.jpg,{i % 2},{part}\n" for i, part in enumerate(("query", "query", "gallery", "gallery"))
+    )
+    (tmp_path / "asked.csv").write_text("path,label,split\na0.jpg,8,train\na1.jpg,9,train\n" + rows)
+    asked = datasets.load("folder", data_dir=tmp_path / "asked.csv", validation_fraction=0)
+    assert asked.protocols == ("class", "query_gallery")
+    assert asked.query.tolist() == [0, 1]
     with pytest.raises(UserError, match=r"data\.data_dir: must name a folder"):
         datasets.load("folder", data_dir=tmp_path / "nowhere")
 

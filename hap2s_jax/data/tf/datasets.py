@@ -52,10 +52,10 @@ def load(
         train, validation = split_by_class(train, validation_fraction, seed)
     if registry.num_classes(parts.test) < 2:
         raise UserError(f"{found.name}: retrieval needs at least two test classes")
-    # Your own images are judged by what they come with.
+    # Own images with queries are judged in both ways; validation classes have none.
     protocols = found.protocols
     if found.name == "folder" and parts.query is not None:
-        protocols = ("query_gallery",)
+        protocols = ("class", "query_gallery")
     return Dataset(found.name, train, validation, parts.test, parts.query, parts.gallery, protocols)
 
 
