@@ -11,13 +11,14 @@ import ml_collections
 from ml_collections import config_dict
 
 from hap2s_jax import losses
+from hap2s_jax.config import Config
 from hap2s_jax.data.tf.augment import Augmentation
 from hap2s_jax.errors import UserError, unknown_name
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config() -> Config:
     """The defaults: person re-identification with a ResNet-50 as most public recipes have it."""
-    config = ml_collections.ConfigDict()
+    config: Config = ml_collections.ConfigDict()
 
     # Names the default working directory, runs/<name>.
     config.name = "common"
@@ -153,20 +154,18 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
-def set_loss(config: ml_collections.ConfigDict, name: str, **hyperparameters: object) -> None:
+def set_loss(config: Config, name: str, **hyperparameters: object) -> None:
     """Chooses the loss, with all its hyperparameters at their defaults but those given."""
     config.loss = _loss(name, hyperparameters)
 
 
-def set_auxiliary(
-    config: ml_collections.ConfigDict, name: str, weight: float, **hyperparameters: object
-) -> None:
+def set_auxiliary(config: Config, name: str, weight: float, **hyperparameters: object) -> None:
     """Adds a second loss, such as "softmax" for HAP2S and identification together."""
     config.auxiliary = _loss(name, hyperparameters)
     config.auxiliary.weight = weight
 
 
-def _loss(name: str, hyperparameters: dict[str, object]) -> ml_collections.ConfigDict:
+def _loss(name: str, hyperparameters: dict[str, object]) -> Config:
     values = losses.hyperparameters(name)
     unknown = sorted(set(hyperparameters) - set(values))
     if unknown:
@@ -174,7 +173,7 @@ def _loss(name: str, hyperparameters: dict[str, object]) -> ml_collections.Confi
     return ml_collections.ConfigDict({"name": name, **values, **hyperparameters})
 
 
-def parse_arg(arg: str | None, **defaults: object) -> ml_collections.ConfigDict:
+def parse_arg(arg: str | None, **defaults: object) -> Config:
     """Reads the string after the colon of ``--config=FILE:ARG``, such as ``tiny,loss=hap2s_e``.
 
     Args:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import ml_collections
 
 from configs import fine_grained
+from hap2s_jax.config import Config
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+def get_config(arg: str | None = None) -> Config:
     """The config; for `arg` see configs/fine_grained.py."""
     config = fine_grained.recipe("cub200_2011", arg, steps=8_000, classes=56, images_per_class=2)
     config.data.options = ml_collections.ConfigDict({"boxes": False})

@@ -9,11 +9,10 @@ The weights start at random. No figure of this config on the real data has been 
 
 from __future__ import annotations
 
-import ml_collections
-
 from configs import reid
+from hap2s_jax.config import Config
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+def get_config(arg: str | None = None) -> Config:
     """The config; for `arg` see configs/reid.py."""
     return reid.recipe("dukemtmc", arg)

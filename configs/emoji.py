@@ -10,12 +10,11 @@ in training, and a match counts only across vendors.
 
 from __future__ import annotations
 
-import ml_collections
-
 from configs import common
+from hap2s_jax.config import Config
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+def get_config(arg: str | None = None) -> Config:
     """The config.
 
     Args:

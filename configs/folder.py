@@ -16,9 +16,10 @@ from __future__ import annotations
 import ml_collections
 
 from configs import fine_grained
+from hap2s_jax.config import Config
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+def get_config(arg: str | None = None) -> Config:
     """The config; for `arg` see configs/fine_grained.py."""
     config = fine_grained.recipe("folder", arg, steps=8_000, classes=16, images_per_class=4)
     config.optimizer.learning_rate = 3e-4

@@ -13,9 +13,10 @@ from __future__ import annotations
 import ml_collections
 
 from configs import reid
+from hap2s_jax.config import Config
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+def get_config(arg: str | None = None) -> Config:
     """The config; for `arg` see configs/reid.py."""
     config = reid.recipe("msmt17", arg)
     config.data.options = ml_collections.ConfigDict({"with_val": False})

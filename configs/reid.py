@@ -7,12 +7,11 @@ for 25,000 updates, decaying exponentially to a thousandth from update 15,000 on
 
 from __future__ import annotations
 
-import ml_collections
-
 from configs import common
+from hap2s_jax.config import Config
 
 
-def recipe(name: str, arg: str | None) -> ml_collections.ConfigDict:
+def recipe(name: str, arg: str | None) -> Config:
     """The config for the data set `name`.
 
     Args:
@@ -47,7 +46,7 @@ def recipe(name: str, arg: str | None) -> ml_collections.ConfigDict:
     return config
 
 
-def shrink(config: ml_collections.ConfigDict, image_size: tuple[int, int]) -> None:
+def shrink(config: Config, image_size: tuple[int, int]) -> None:
     """A few steps of a small encoder, for tests on small data."""
     config.name += "-tiny"
     config.steps = 3

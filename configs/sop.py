@@ -10,11 +10,10 @@ The weights start at random. No figure of this config on the real data has been 
 
 from __future__ import annotations
 
-import ml_collections
-
 from configs import fine_grained
+from hap2s_jax.config import Config
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+def get_config(arg: str | None = None) -> Config:
     """The config; for `arg` see configs/fine_grained.py."""
     return fine_grained.recipe("sop", arg, steps=50_000, classes=56, images_per_class=2)

@@ -12,6 +12,10 @@ import ml_collections
 
 from hap2s_jax.errors import UserError
 
+# A ConfigDict, locked or frozen. ml_collections types an attribute as a union of everything that it may be, of which
+# a type checker can make nothing.
+Config = Any
+
 FILE_NAME = "config.json"
 
 # What may differ between two runs in one working directory. Everything else decides which batches come, or
@@ -32,7 +36,7 @@ CHANGEABLE = (
 )
 
 
-def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def flatten(config: Config) -> dict[str, Any]:
     """All leaves by their dotted names, tuples as lists, as JSON would have them."""
 
     def leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -45,7 +49,7 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return dict(leaves(config, ""))
 
 
-def save(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def save(config: Config, workdir: pathlib.Path) -> None:
     """Writes the resolved config to ``workdir/config.json``."""
     text = json.dumps(config.to_dict(), indent=2, default=list) + "\n"
     temporary = workdir / (FILE_NAME + ".tmp")
@@ -53,7 +57,7 @@ def save(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     temporary.replace(workdir / FILE_NAME)
 
 
-def load(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
+def load(workdir: str | pathlib.Path) -> Config:
     """Reads the resolved config of a run.
 
     Raises:
@@ -71,7 +75,7 @@ def load(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(values).lock()
 
 
-def check_resumable(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def check_resumable(config: Config, workdir: pathlib.Path) -> None:
     """Refuses to go on in `workdir` with a config that another run there does not share.
 
     Raises:
@@ -95,7 +99,7 @@ def check_resumable(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
         )
 
 
-def nearest_key(config: ml_collections.ConfigDict, key: str) -> str:
+def nearest_key(config: Config, key: str) -> str:
     """The error text for a dotted `key` that `config` lacks, with the nearest key that it has."""
     known = list(flatten(config))
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

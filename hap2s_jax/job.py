@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import optax
 
 from hap2s_jax import losses, models
+from hap2s_jax.config import Config
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.source import Dataset, Source, Subset
 from hap2s_jax.evaluation import protocols
@@ -26,7 +26,7 @@ from hap2s_jax.training.state import TrainState, create_state
 PyTree = Any
 
 
-def use_compilation_cache(config: ml_collections.ConfigDict) -> None:
+def use_compilation_cache(config: Config) -> None:
     """Keeps compiled programs between runs, unless the user has set a cache of their own."""
     folder = config.compilation_cache
     if folder == "" or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -54,7 +54,7 @@ class Job:
       embed: compiled ``(variables, images [b, h, w, 3]) -> [b, d]``.
     """
 
-    config: ml_collections.ConfigDict
+    config: Config
     parallel: DataParallel
     dataset: Dataset
     plan: PKPlan
@@ -66,7 +66,7 @@ class Job:
     embed: Callable[[PyTree, Any], jax.Array]
 
     @classmethod
-    def create(cls, config: ml_collections.ConfigDict) -> Job:
+    def create(cls, config: Config) -> Job:
         """Builds everything, the cheapest mistakes first.
 
         Raises:
@@ -229,5 +229,5 @@ class Job:
         return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state.params))
 
 
-def _without(config: ml_collections.ConfigDict, key: str) -> dict[str, Any]:
+def _without(config: Config, key: str) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k != key}

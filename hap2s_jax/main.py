@@ -11,7 +11,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 # Before anything can load TensorFlow, whose import is noisy otherwise.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -47,7 +47,7 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, where it cannot be detected.")
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Trains, or goes on training, in `workdir`, and measures the result on the test classes.
 
     Args:
@@ -60,7 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> d
     Raises:
       UserError: for whatever the user can mend, in one line.
     """
-    config = ml_collections.FrozenConfigDict(config)
+    config = cast(configs.Config, ml_collections.FrozenConfigDict(config))
     path = pathlib.Path(workdir).absolute()
     _open(path, config)
     use_compilation_cache(config)
@@ -160,7 +160,7 @@ def _chosen_weights(job: Job, last: TrainState, checkpointer: Checkpointer) -> T
     return job.parallel.replicate(checkpointer.restore(last, best))
 
 
-def _open(workdir: pathlib.Path, config: Any) -> None:
+def _open(workdir: pathlib.Path, config: configs.Config) -> None:
     """Makes the working directory, or checks that what is in it is this config's."""
     with _writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def _open(workdir: pathlib.Path, config: Any) -> None:
         configs.check_resumable(config, workdir)
 
 
-def _claim(workdir: pathlib.Path, config: Any) -> None:
+def _claim(workdir: pathlib.Path, config: configs.Config) -> None:
     """Writes the config, once it has turned out to be a valid one."""
     if jax.process_index() == 0:
         with _writing(workdir):
