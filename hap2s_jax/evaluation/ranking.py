@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -87,10 +88,19 @@ def bucket(most: int) -> int:
     return bound
 
 
-def _scores(queries: jax.Array, keys: Keys) -> jax.Array:
-    """Squared distances less the query's own |a|^2, `[q, m]`: they rank the same, and round less."""
-    product = jnp.matmul(queries, keys.vectors.T, precision="highest")
-    return keys.squares - 2 * product
+def _products(source: jax.Array, keys: Keys, given: bool) -> jax.Array:
+    """What `_score` turns into distances, `[q, m]`: the products ab, or the given distances in their place."""
+    if given:
+        return -source / 2
+    return jnp.matmul(source, keys.vectors.T, precision="highest")
+
+
+def _score(products: jax.Array, squares: jax.Array) -> jax.Array:
+    """|b|^2 - 2ab: squared distances less the query's own |a|^2; they rank the same, and round less.
+
+    Doubling is exact, so the outcome has the same bits wherever a compiler fuses it.
+    """
+    return squares - 2 * products
 
 
 @functools.partial(jax.jit, static_argnames=("given", "most", "strict", "first_only"))
@@ -108,16 +118,18 @@ def rank_block(
       strict: whether a wrong key must be strictly nearer to rank before a match.
       first_only: whether the first match is all that is wanted.
     """
-    wrong, thresholds, matches = _split(source if given else _scores(source, keys), asked, keys, most)
-    dtype = wrong.dtype
+    products = _products(source, keys, given)
+    thresholds, matches = _thresholds(products, asked, keys, most)
+    wrong = functools.partial(_wrong, products, asked, keys)
     if first_only:
-        before = _count_before(wrong, jnp.min(thresholds, axis=1, keepdims=True), strict)
+        nearest = jnp.min(thresholds, axis=1, keepdims=True)
+        before = _count_before(wrong, products.shape[1], nearest, strict)
         first = jnp.where(matches > 0, before[:, 0] + 1, 0)
-        blank = jnp.full((first.shape[0], len(AVERAGES)), jnp.nan, dtype)
+        blank = jnp.full((first.shape[0], len(AVERAGES)), jnp.nan, products.dtype)
         return jnp.stack([matches, first, jnp.zeros_like(first)], axis=1), blank
     thresholds = jnp.sort(thresholds, axis=1)
-    before = _count_all_before(wrong, thresholds, jnp.max(matches), strict)
-    return _from_ranks(before, matches, dtype)
+    before = _count_all_before(wrong(slice(None)), thresholds, jnp.max(matches), strict)
+    return _from_ranks(before, matches, products.dtype)
 
 
 def rank_block_by_sorting(
@@ -145,8 +157,9 @@ def rank_block_by_sorting(
 def _split_block(
     source: jax.Array, asked: Asked, keys: Keys, *, given: bool, most: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    wrong, thresholds, matches = _split(source if given else _scores(source, keys), asked, keys, most)
-    return wrong, jnp.sort(thresholds, axis=1), matches
+    products = _products(source, keys, given)
+    thresholds, matches = _thresholds(products, asked, keys, most)
+    return _wrong(products, asked, keys, slice(None)), jnp.sort(thresholds, axis=1), matches
 
 
 @jax.jit
@@ -154,39 +167,44 @@ def _finish_block(before: jax.Array, matches: jax.Array, like: jax.Array) -> tup
     return _from_ranks(before, matches, like.dtype)
 
 
-def _split(scores: jax.Array, asked: Asked, keys: Keys, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Scores of wrong keys `[q, m]` and of matches `[q, most]`, infinite elsewhere, and how many matches `[q]`."""
+def _thresholds(products: jax.Array, asked: Asked, keys: Keys, most: int) -> tuple[jax.Array, jax.Array]:
+    """Scores of each query's matches `[q, most]`, infinite elsewhere, and how many they are `[q]`."""
     of_class = jnp.arange(most) < asked.sizes[:, None]
     place = jnp.minimum(asked.starts[:, None] + jnp.arange(most), keys.labels.shape[0] - 1)
     same_camera = keys.by_camera & (keys.cameras[place] == asked.cameras[:, None])
     valid = of_class & ~same_camera & (keys.rows[place] != asked.rows[:, None])
-    thresholds = jnp.where(valid, jnp.take_along_axis(scores, place, axis=1), jnp.inf)
-    wrong = jnp.where(asked.labels[:, None] == keys.labels, jnp.inf, scores)
-    return wrong, thresholds, jnp.sum(valid, axis=1)
+    scores = _score(jnp.take_along_axis(products, place, axis=1), keys.squares[place])
+    return jnp.where(valid, scores, jnp.inf), jnp.sum(valid, axis=1)
+
+
+def _wrong(products: jax.Array, asked: Asked, keys: Keys, part: slice) -> jax.Array:
+    """Scores of the wrong keys among a `part` of all, `[q, p]`, infinite for right ones."""
+    own = asked.labels[:, None] == keys.labels[part]
+    return jnp.where(own, jnp.inf, _score(products[:, part], keys.squares[part]))
 
 
 def _count_all_before(wrong: jax.Array, thresholds: jax.Array, most: jax.Array, strict: bool) -> jax.Array:
     """Wrong keys before each match, int32 `[q, p]`, in chunks of matches, and no more chunks than needed."""
 
     def chunk(number: jax.Array, counts: jax.Array) -> jax.Array:
-        part = lax.dynamic_slice_in_dim(thresholds, number * _CHUNK, _CHUNK, axis=1)
-        return lax.dynamic_update_slice_in_dim(
-            counts, _count_before(wrong, part, strict), number * _CHUNK, axis=1
-        )
+        these = lax.dynamic_slice_in_dim(thresholds, number * _CHUNK, _CHUNK, axis=1)
+        found = _count_before(lambda part: wrong[:, part], wrong.shape[1], these, strict)
+        return lax.dynamic_update_slice_in_dim(counts, found, number * _CHUNK, axis=1)
 
     chunks = (most + _CHUNK - 1) // _CHUNK
     return lax.fori_loop(0, chunks, chunk, jnp.zeros(thresholds.shape, jnp.int32))
 
 
-def _count_before(wrong: jax.Array, thresholds: jax.Array, strict: bool) -> jax.Array:
-    """For each threshold `[q, p]`, how many of the row `wrong [q, m]` come before it, int32 `[q, p]`."""
-    # A sum over the last axis is a scalar loop in XLA's CPU code, 20 times slower than the distances deserve;
-    # adding _LANES slices of the row element by element is vectorised, in bytes, as no partial count exceeds
-    # _LANES.
-    width = wrong.shape[1] // _LANES
+def _count_before(
+    wrong: Callable[[slice], jax.Array], count: int, thresholds: jax.Array, strict: bool
+) -> jax.Array:
+    """For each threshold `[q, p]`, how many of the `wrong` scores `[q, m]` come before it, int32 `[q, p]`."""
+    # A sum over the last axis is a scalar loop in XLA's CPU code, 20 times slower than the distances deserve; adding
+    # _LANES slices of the row element by element is vectorised, in bytes, as no partial count exceeds _LANES.
+    width = count // _LANES
     partial: Any = 0
     for lane in range(_LANES):
-        part = wrong[:, None, lane * width : (lane + 1) * width]
+        part = wrong(slice(lane * width, (lane + 1) * width))[:, None]
         hit = part < thresholds[:, :, None] if strict else part <= thresholds[:, :, None]
         partial = partial + hit.astype(jnp.uint8)
     return jnp.sum(lax.optimization_barrier(partial), axis=-1, dtype=jnp.int32)
@@ -221,7 +239,7 @@ def _from_ranks(before: jax.Array, matches: jax.Array, dtype: Any) -> tuple[jax.
 @functools.partial(jax.jit, static_argnames="k")
 def nearest_block(queries: jax.Array, asked: Asked, keys: Keys, *, k: int) -> jax.Array:
     """Places in `keys` of the k nearest keys, int32 `[q, k]`, -1 where the removed ones leave fewer."""
-    scores = _scores(queries, keys)
+    scores = _score(_products(queries, keys, given=False), keys.squares)
     same = (asked.labels[:, None] == keys.labels) & (asked.cameras[:, None] == keys.cameras)
     removed = (same & keys.by_camera) | (asked.rows[:, None] == keys.rows)
     values, places = lax.top_k(jnp.where(removed, -jnp.inf, -scores), k)
