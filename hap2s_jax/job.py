@@ -223,11 +223,6 @@ class Job:
         )
         return np.concatenate([batch["image"][: len(indices)] for batch in batches])
 
-    def num_parameters(self) -> int:
-        """Learnable numbers of encoder and loss."""
-        state = jax.eval_shape(self.initial_state)
-        return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state.params))
-
 
 def _without(config: Config, key: str) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k != key}

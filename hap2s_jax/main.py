@@ -92,7 +92,7 @@ def _run(job: Job, path: pathlib.Path, checkpointer: Checkpointer, start: int) -
         state = checkpointer.restore(state, start)
     state = job.parallel.replicate(state)
     with MetricLog(path, resume_step=start, tensorboard=config.log.tensorboard, enabled=is_lead) as log:
-        report.announce(job, path)
+        report.announce(job, state, path)
         if start == 0 and config.evaluate.untrained:
             untrained = job.measure(*job.embeddings(state, job.dataset.test), job.dataset.test)
             log.write(0, _prefixed("test/", untrained))

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from hap2s_jax.data.source import Source
@@ -43,20 +44,19 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def announce(job: Job, workdir: pathlib.Path) -> None:
+def announce(job: Job, state: TrainState, workdir: pathlib.Path) -> None:
     """Says what is about to be done, with what and where."""
     if not job.parallel.is_lead:
         return
     data = job.dataset
     parts = [("train", data.train), ("validation", data.validation), ("test", data.test)]
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
     sizes = "; ".join(
         f"{name} {len(s):,} images of {_num_classes(s):,} classes" for name, s in parts if s is not None
     )
     say(f"{data.name}: {sizes}")
     say(f"batches: {job.plan.describe()}")
-    say(
-        f"loss {job.config.loss.name}, encoder {job.config.encoder.name}, {job.num_parameters():,} parameters"
-    )
+    say(f"loss {job.config.loss.name}, encoder {job.config.encoder.name}, {parameters:,} parameters")
     say(f"on {environment.summary()}")
     say(f"in {workdir}")
 

@@ -29,7 +29,8 @@ class Source(Protocol):
 
     @property
     def labels(self) -> np.ndarray:
-        """int32 `[N]`, values 0 to C - 1; -1 for a distractor that belongs to no class."""
+        """int32 `[N]`, values 0 to C - 1; -1 for junk, which evaluation leaves out. Distractors have a class of
+        their own, which no query has."""
         ...
 
     @property

@@ -69,7 +69,7 @@ def create(name: str, **options: Any) -> nn.Module:
 def initialize(model: nn.Module, key: jax.Array, images: ArrayLike) -> dict[str, Any]:
     """Fresh variables `{"params", "batch_stats"}` of `model`, drawn from `key`.
 
-    The same as `jax.jit(model.init)(key, images)` up to rounding, but XLA compiles it without optimisation: the
+    The same as `jax.jit(model.init)(key, images)` up to rounding, but on CPU XLA compiles it without optimisation: the
     random draws of a ResNet's many kernels take minutes to optimise and a moment to run.
 
     Args:
@@ -77,6 +77,8 @@ def initialize(model: nn.Module, key: jax.Array, images: ArrayLike) -> dict[str,
       key: a JAX random key.
       images: `[n, h, w, 3]` of the size to come; one image will do.
     """
+    if jax.default_backend() != "cpu":  # elsewhere compiling is quick, and the option may not be known
+        return jax.jit(model.init)(key, images)
     compiled = jax.jit(model.init).lower(key, images)
     return compiled.compile(compiler_options={"xla_backend_optimization_level": "0"})(key, images)
 
