@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import ml_collections
 from ml_collections import config_dict
@@ -195,7 +196,8 @@ def parse_arg(arg: str | None, **defaults: object) -> Config:
             elif not has_value:
                 raise ValueError
             else:
-                values[key] = type(default)(text)
+                convert: Callable[[str], object] = type(default)
+                values[key] = convert(text)
         except (KeyError, ValueError):
             raise UserError(
                 f"config argument {item!r}: {key} needs a {type(default).__name__}, as in {key}={default}"

@@ -10,7 +10,7 @@ import contextlib
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 # Before anything can load TensorFlow, whose import is noisy otherwise.
@@ -19,11 +19,13 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import jax
 import ml_collections
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
 from hap2s_jax import cli, parallel, report
 from hap2s_jax import config as configs
+from hap2s_jax.data.source import Source
 from hap2s_jax.errors import UserError
 from hap2s_jax.job import Job, use_compilation_cache
 from hap2s_jax.reporting.metric_log import MetricLog
@@ -125,16 +127,19 @@ def _train(job: Job, state: TrainState, log: MetricLog, checkpointer: Checkpoint
         def write(step: int, metrics: dict[str, float]) -> None:
             if "loss" in metrics:
                 metrics["images_per_second"] = job.batch_size / metrics.pop("seconds_per_step")
-                metrics["learning_rate"] = float(job.schedule(step - 1))
+                metrics["learning_rate"] = float(np.asarray(job.schedule(step - 1)))
                 log.write(step, _prefixed("train/", metrics))
                 for warning in watch.check(step, metrics):
                     bar.write(f"warning: {warning}")
             else:
                 log.write(step, _prefixed("validation/", metrics))
 
-        def evaluate(state: TrainState) -> dict[str, float]:
-            with bar.paused():
-                return job.measure(*job.embeddings(state, validation), validation)
+        def evaluate_on(source: Source) -> Callable[[TrainState], dict[str, float]]:
+            def evaluate(state: TrainState) -> dict[str, float]:
+                with bar.paused():
+                    return job.measure(*job.embeddings(state, source), source)
+
+            return evaluate
 
         return train(
             state,
@@ -145,7 +150,7 @@ def _train(job: Job, state: TrainState, log: MetricLog, checkpointer: Checkpoint
             evaluate_every=config.evaluate.every_steps,
             save_every=config.checkpoint.every_steps,
             log=write,
-            evaluate=None if validation is None else evaluate,
+            evaluate=None if validation is None else evaluate_on(validation),
             save=checkpointer.save,
             progress=lambda step, metrics: bar.update(step, loss=metrics["loss"]),
             wait_each_step=job.parallel.must_wait,

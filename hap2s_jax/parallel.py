@@ -21,6 +21,8 @@ from hap2s_jax.errors import UserError
 
 AXIS = "devices"
 
+Device = Any  # to a type checker jax.Device is a variable, no type
+
 PyTree = Any
 
 
@@ -32,7 +34,7 @@ class DataParallel:
       devices: all devices of the computation, those of every process included.
     """
 
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Device, ...]
 
     @classmethod
     def create(cls, num_devices: int | None = None) -> DataParallel:
@@ -55,7 +57,7 @@ class DataParallel:
         return cls(tuple(devices[:num_devices]))
 
     @property
-    def local_devices(self) -> tuple[jax.Device, ...]:
+    def local_devices(self) -> tuple[Device, ...]:
         """The devices that this process feeds."""
         return tuple(d for d in self.devices if d.process_index == jax.process_index())
 

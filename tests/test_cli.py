@@ -15,7 +15,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 # (arguments, exit code, what the line says). {tmp} is a writable folder, {file} a plain file.
 CASES = {
     "no config": ([], 2, "give --config=FILE"),
-    "no such config": (["--config=configs/emojis.py"], 2, "configs/emojis.py does not exist; there are: configs/"),
+    "no such config": (
+        ["--config=configs/emojis.py"],
+        2,
+        "configs/emojis.py does not exist; there are: configs/",
+    ),
     "unknown flag": (["--config=configs/emoji.py", "--wrkdir=x"], 2, "wrkdir"),
     "stray argument": (["--config=configs/emoji.py", "x"], 2, "unknown argument 'x'"),
     "unknown key": (
@@ -66,7 +70,11 @@ CASES = {
         1,
         "num_devices is 9, but there are 8 cpu devices",
     ),
-    "workdir not writable": (["--config=configs/emoji.py:tiny", "--workdir={file}/x"], 1, "cannot be written"),
+    "workdir not writable": (
+        ["--config=configs/emoji.py:tiny", "--workdir={file}/x"],
+        1,
+        "cannot be written",
+    ),
     "unknown best metric": (
         ["--config=configs/emoji.py:tiny", "--config.checkpoint.best_metric=mapp", "--workdir={tmp}/h"],
         1,

@@ -62,7 +62,9 @@ def test_commands_name_modules_configs_and_keys_that_exist(monkeypatch):
             config_module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(config_module)
             keys = flatten(config_module.get_config(arg or None))
-            overrides = [w.removeprefix("--config.").partition("=")[0] for w in words if w.startswith("--config.")]
+            overrides = [
+                w.removeprefix("--config.").partition("=")[0] for w in words if w.startswith("--config.")
+            ]
             assert set(overrides) <= set(keys), f"{page}: {line}"
             seen += 1
     assert seen >= len(CONFIGS)

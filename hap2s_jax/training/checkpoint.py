@@ -141,9 +141,9 @@ class Checkpointer:
                 f"no checkpoint of step {step} in {self._directory}; there are: {self.steps or 'none'}"
             )
         try:
-            record = self._manager.restore(
-                step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
-            ).record
+            record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))[
+                "record"
+            ]
             if record.get("format") != FORMAT:
                 raise UserError(
                     f"checkpoint {where} has format {record.get('format')}, this version reads format {FORMAT}; "
@@ -161,7 +161,7 @@ class Checkpointer:
                 f"checkpoint {where} cannot be read ({_first_line(e)}); if it is damaged, remove that folder and "
                 "run again to go on from the checkpoint before it"
             ) from e
-        return restored.state
+        return restored["state"]
 
     def _check_fits(self, template: PyTree, step: int) -> None:
         """Compares names, shapes and dtypes first: a wrong dtype would be cast silently."""

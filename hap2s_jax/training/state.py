@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from hap2s_jax import models
 
@@ -39,7 +40,7 @@ class TrainState:
 def create_state(
     key: jax.Array,
     encoder: Any,
-    images: jax.Array,
+    images: ArrayLike,
     optimizer: optax.GradientTransformation,
     *,
     loss_params: PyTree = None,

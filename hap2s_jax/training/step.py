@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -70,7 +71,8 @@ def train_step(
         "embedding_spread": embedding_spread(embedding, axis_name),
         **stats,
     }
-    new_state = state.replace(
+    new_state = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
