@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
@@ -196,7 +196,7 @@ def parse_arg(arg: str | None, **defaults: object) -> Config:
             elif not has_value:
                 raise ValueError
             else:
-                convert: Callable[[str], object] = type(default)
+                convert: Any = type(default)
                 values[key] = convert(text)
         except (KeyError, ValueError):
             raise UserError(
