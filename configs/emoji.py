@@ -36,10 +36,13 @@ def get_config(arg: str | None = None) -> Config:
     config.data.image_size = (64, 64)
 
     # No mirror images: an arrow, a moon or a magnifying glass would become another class.
-    config.augment.scale = (0.75, 1.25)
+    config.augment.scale = (0.65, 1.3)
     config.augment.shift = 0.1
-    config.augment.rotate = 8.0
-    config.augment.color_mix = 0.2
+    config.augment.rotate = 10.0
+    config.augment.color_mix = 0.3
+    config.augment.brightness = 0.1
+    config.augment.contrast = 0.2
+    config.augment.erase_probability = 0.3
     config.augment.fill = (255, 255, 255)
 
     config.encoder.name = "resnet10"
