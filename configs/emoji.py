@@ -31,7 +31,7 @@ def get_config(arg: str | None = None) -> Config:
     chosen = common.parse_arg(arg, loss="hap2s_p", identification=True, tiny=False, gpu=False)
     config = common.get_config()
     config.name = "emoji"
-    config.steps = 2200
+    config.steps = 1600
     config.data.name = "emoji"
     config.data.image_size = (64, 64)
 
@@ -64,9 +64,9 @@ def get_config(arg: str | None = None) -> Config:
     config.optimizer.weight_decay = 0.2
     config.schedule.name = "cosine"
     config.schedule.warmup_steps = 100
-    config.evaluate.every_steps = 550
+    config.evaluate.every_steps = 400
     config.evaluate.weights = "last"
-    config.checkpoint.every_steps = 550
+    config.checkpoint.every_steps = 400
 
     if chosen.gpu:
         config.name = "emoji-gpu"
