@@ -11,7 +11,8 @@ training, and a match counts only across vendors. The default trains HAP2S_P and
 identification loss (the two together do better than either alone). `tiny` takes seconds and learns nothing; `gpu` is a
 larger encoder for one GPU and has not been run yet.
 
-Cost and result of the default: see the README. The recipe was chosen on classes of the training part, never on test
+The default takes under five minutes on two CPU cores, 1.9 GiB, and reaches a cross-vendor mAP of 0.348 to 0.352 over
+three seeds (raw pixels: 0.155). The recipe was chosen on classes of the training part, never on test
 classes.
 """
 

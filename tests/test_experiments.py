@@ -1,0 +1,39 @@
+"""The experiments' scripts run, at their smallest."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_emoji_seeds(tmp_path):
+    command = [sys.executable, "experiments/emoji_seeds.py", "--seeds=3", "--config=configs/emoji.py:tiny"]
+    command += [f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'out.json'}"]
+    environment = {**os.environ, "XLA_FLAGS": ""}  # one device, as users have it
+    for _ in range(2):  # the second time nothing is run again
+        subprocess.run(command, cwd=ROOT, check=True, timeout=600, env=environment, capture_output=True)
+    summary = json.loads((tmp_path / "out.json").read_text())
+    assert summary["rows"]["trained, worst"] == summary["rows"]["trained, seed 3"]
+    assert summary["config"]["seed"] == 3
+    assert "raw pixels" in (tmp_path / "out.md").read_text()
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "experiments").glob("*.py")))
+def test_every_script_says_what_it_takes(script):
+    done = subprocess.run(
+        [sys.executable, f"experiments/{script}", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stderr  # absl's --help ends with 1
+    assert "--" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
