@@ -14,6 +14,12 @@ class UserError(ValueError):
     """
 
 
+def did_you_mean(word: object, known: Iterable[object], *, cutoff: float = 0.6) -> str:
+    """Gives " (did you mean 'x'?)" for the known name nearest to `word`, "" where none is as near as `cutoff`."""
+    close = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=cutoff)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 def unknown_name(what: str, name: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a registry, with the nearest right one and all of them."""
     names = sorted(known)

@@ -40,17 +40,11 @@ def from_workdir(workdir: str, step: int | None) -> Inputs:
     # Everything heavy is loaded here and not before: whoever brings embeddings needs none of it.
     from hap2s_jax import config as configs
     from hap2s_jax.job import Job, use_compilation_cache
-    from hap2s_jax.training.checkpoint import Checkpointer
 
     config: Any = configs.load(workdir)
     use_compilation_cache(config)
     job = Job.create(config)
-    checkpointer = Checkpointer(
-        pathlib.Path(workdir).absolute() / "checkpoints",
-        keep_last=config.checkpoint.keep_last,
-        keep_best=config.checkpoint.keep_best,
-        best_metric=config.checkpoint.best_metric if job.dataset.validation is not None else None,
-    )
+    checkpointer = job.checkpointer(workdir)
     best = checkpointer.best_step if config.evaluate.weights == "best" else None
     chosen = step or best or checkpointer.latest_step
     if chosen is None:

@@ -21,6 +21,7 @@ from hap2s_jax.evaluation import protocols
 from hap2s_jax.evaluation.embed import embed_dataset
 from hap2s_jax.parallel import AXIS, DataParallel
 from hap2s_jax.training import objective, optimizer, step
+from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.state import TrainState, create_state
 
 PyTree = Any
@@ -177,6 +178,16 @@ class Job:
             host_index=jax.process_index(),
             host_count=jax.process_count(),
             on_unreadable=self.config.data.on_unreadable,
+        )
+
+    def checkpointer(self, workdir: str | os.PathLike[str]) -> Checkpointer:
+        """Opens the checkpoints of the run in `workdir`, as the config keeps them."""
+        settings = self.config.checkpoint
+        return Checkpointer(
+            pathlib.Path(workdir).absolute() / FOLDER,
+            keep_last=settings.keep_last,
+            keep_best=settings.keep_best,
+            best_metric=settings.best_metric if self.dataset.validation is not None else None,
         )
 
     def variables(self, state: TrainState) -> PyTree:

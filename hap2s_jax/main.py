@@ -30,12 +30,10 @@ from hap2s_jax.errors import UserError
 from hap2s_jax.job import Job, use_compilation_cache
 from hap2s_jax.reporting.metric_log import MetricLog
 from hap2s_jax.reporting.progress import ProgressBar
-from hap2s_jax.training.checkpoint import Checkpointer
+from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.loop import train
 from hap2s_jax.training.state import TrainState
 from hap2s_jax.training.watch import CollapseWatch
-
-CHECKPOINTS = "checkpoints"
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, as configs/emoji.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/<config.name> by default.")
@@ -70,14 +68,7 @@ def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, An
     _claim(path, config)
     is_lead = job.parallel.is_lead
 
-    with _closing(
-        Checkpointer(
-            path / CHECKPOINTS,
-            keep_last=config.checkpoint.keep_last,
-            keep_best=config.checkpoint.keep_best,
-            best_metric=config.checkpoint.best_metric if job.dataset.validation is not None else None,
-        )
-    ) as checkpointer:
+    with _closing(job.checkpointer(path)) as checkpointer:
         start = checkpointer.latest_step or 0
         if start >= config.steps and (path / report.RESULTS).is_file():
             return report.already_finished(path, start, is_lead=is_lead)
@@ -170,7 +161,7 @@ def _open(workdir: pathlib.Path, config: configs.Config) -> None:
     with _writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
     # A config without a checkpoint is of a run that never got anywhere: nothing is lost by replacing it.
-    if any((workdir / CHECKPOINTS).glob("[0-9]*")):
+    if any((workdir / FOLDER).glob("[0-9]*")):
         configs.check_resumable(config, workdir)
 
 

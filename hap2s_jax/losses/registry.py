@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 
 import jax
 
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, did_you_mean
 
 # Arguments that say how a loss is computed rather than what it is: the training step's business, not a
 # config's.
@@ -128,7 +127,7 @@ def create(name: str, **overrides: Any) -> Loss:
     for key, value in overrides.items():
         if key not in settings:
             raise UserError(
-                f"loss {name!r} has no hyperparameter {key!r}{_nearest(key, settings)}; "
+                f"loss {name!r} has no hyperparameter {key!r}{did_you_mean(key, settings, cutoff=0.5)}; "
                 f"it has {', '.join(settings)}"
             )
         settings[key] = _converted(f"loss {name!r}: {key}", value, settings[key])
@@ -137,13 +136,10 @@ def create(name: str, **overrides: Any) -> Loss:
 
 def _entry(name: str) -> _Entry:
     if name not in _ENTRIES:
-        raise UserError(f"unknown loss {name!r}{_nearest(name, _ENTRIES)}; known are {', '.join(names())}")
+        raise UserError(
+            f"unknown loss {name!r}{did_you_mean(name, _ENTRIES, cutoff=0.5)}; known are {', '.join(names())}"
+        )
     return _ENTRIES[name]
-
-
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _converted(what: str, value: Any, default: Any) -> Any:

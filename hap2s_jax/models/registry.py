@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import ArrayLike
 
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, did_you_mean
 from hap2s_jax.models import own
 from hap2s_jax.models.encoder import Encoder
 from hap2s_jax.models.pooling import POOLINGS
@@ -49,11 +48,13 @@ def create(name: str, **options: Any) -> nn.Module:
         defaults = {field.name: field.default for field in dataclasses.fields(Encoder)}
         return own.create(name, options, defaults)
     if name not in ARCHITECTURES:
-        raise UserError(f"Unknown model {name!r}{_nearest(name, names())}; known: {', '.join(names())}.")
+        raise UserError(f"Unknown model {name!r}{did_you_mean(name, names())}; known: {', '.join(names())}.")
     known = [f.name for f in dataclasses.fields(Encoder) if f.name not in ("architecture", "parent", "name")]
     for key in options:
         if key not in known:
-            raise UserError(f"Unknown model option {key!r}{_nearest(key, known)}; known: {', '.join(known)}.")
+            raise UserError(
+                f"Unknown model option {key!r}{did_you_mean(key, known)}; known: {', '.join(known)}."
+            )
     if options.get("width", 0) is None:
         options.pop("width")
     if isinstance(dtype := options.get("dtype"), str):
@@ -107,12 +108,7 @@ def _check(encoder: Encoder) -> None:
 def _choose(key: str, value: object, choices: Iterable[object]) -> None:
     known = list(choices)
     if value not in known:
-        nearest = _nearest(value, known) if isinstance(value, str) else ""
+        nearest = did_you_mean(value, known) if isinstance(value, str) else ""
         raise UserError(
             f"model option {key} is {value!r}{nearest}; choose one of {', '.join(map(str, known))}."
         )
-
-
-def _nearest(word: str, choices: Iterable[object]) -> str:
-    close = difflib.get_close_matches(word, [str(choice) for choice in choices], 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

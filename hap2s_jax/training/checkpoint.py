@@ -20,6 +20,8 @@ from hap2s_jax.errors import UserError
 PyTree = Any
 
 FORMAT = 1
+# Where the checkpoints lie in a working directory.
+FOLDER = "checkpoints"
 
 
 class Checkpointer:
