@@ -255,7 +255,8 @@ def test_leaving_in_the_middle_ends_the_process():
     code = """
 import sys; sys.path.insert(0, {here!r})
 import test_tf_pipeline as t
-batches = t.train_batches(t.Memory(), t.plan_of(t.Memory()), augmentation=t.ALL, image_size=(32, 24), seed=0)
+# Large, so that several batches are in the making when the process ends.
+batches = t.train_batches(t.Memory(), t.plan_of(t.Memory()), augmentation=t.ALL, image_size=(320, 240), seed=0)
 next(batches); print("fine")
 """
     here = __file__.rpartition("/")[0]

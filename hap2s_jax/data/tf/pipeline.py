@@ -6,10 +6,13 @@ steps at once and in order. Everything expensive in it (decoding, resizing, warp
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
 import cv2
@@ -25,6 +28,7 @@ from hap2s_jax.errors import UserError
 _LOG = logging.getLogger(__name__)
 _UNREADABLE = ("error", "skip")
 _FOREVER = np.iinfo(np.int64).max
+_RUNNING: weakref.WeakSet[Generator] = weakref.WeakSet()
 
 
 class Plan(Protocol):
@@ -208,12 +212,30 @@ def _run(
     dtypes: tuple[Any, ...],
     num_workers: int | None,
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yields load(start), load(start + 1), ... in order, made ahead of time on `num_workers` threads."""
+    """load(start), load(start + 1), ... in order, made ahead of time on `num_workers` threads."""
+    batches = _made_ahead(load, start, stop, dtypes, num_workers or usable_cores())
+    _RUNNING.add(batches)
+    return batches
+
+
+@atexit.register
+def _end_running() -> None:
+    # TensorFlow's threads abort the process if they ask for Python's lock when the interpreter has gone.
+    for batches in list(_RUNNING):
+        # One that another thread is drawing from cannot be closed.
+        with contextlib.suppress(ValueError):
+            batches.close()
+
+
+def _made_ahead(
+    load: Callable[[int], tuple[np.ndarray, ...]],
+    start: int,
+    stop: int,
+    dtypes: tuple[Any, ...],
+    workers: int,
+) -> Generator[tuple[np.ndarray, ...], None, None]:
     # Our own threads are the parallelism; OpenCV's would only fight them, and the encoder, for the cores.
     cv2.setNumThreads(1)
-    workers = (
-        num_workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    )
     failures: dict[int, Exception] = {}
     # TensorFlow never frees a Python function it was given; what hangs on it must be cut off at the end.
     work = [load]
