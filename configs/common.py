@@ -88,6 +88,17 @@ def get_config() -> Config:
     # Name and hyperparameters of the loss; set both with set_loss.
     set_loss(config, "hap2s_e")
 
+    # Anneals one number of the loss, as sigma, from its value above to `final`.
+    config.loss_schedule = ml_collections.ConfigDict()
+    # Which; "" for none.
+    config.loss_schedule.hyperparameter = ""
+    # constant, linear, cosine, exponential (equal ratios)
+    config.loss_schedule.name = "linear"
+    config.loss_schedule.final = 1.0
+    # Parts of the run between which it changes.
+    config.loss_schedule.begin = 0.0
+    config.loss_schedule.end = 1.0
+
     # A second loss that is added, most often "softmax"; "" for none. Set with set_auxiliary.
     config.auxiliary = ml_collections.ConfigDict({"name": "", "weight": 1.0})
 

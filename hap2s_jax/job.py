@@ -78,6 +78,7 @@ class Job:
         named = {"metric": losses.create(**config.loss)}
         if config.auxiliary.name:
             named["auxiliary"] = losses.create(**_without(config.auxiliary, "weight"))
+        loss_schedule = losses.create_schedule(named["metric"], steps=config.steps, **config.loss_schedule)
         encoder = models.create(**config.encoder, axis_name=AXIS)
         schedule = optimizer.create_schedule(
             learning_rate=config.optimizer.learning_rate, steps=config.steps, **config.schedule
@@ -109,6 +110,7 @@ class Job:
                 objective=functools.partial(
                     objective.objective,
                     loss=named["metric"],
+                    schedule=loss_schedule,
                     auxiliary=named.get("auxiliary"),
                     auxiliary_weight=config.auxiliary.weight,
                 ),

@@ -33,6 +33,7 @@ from hap2s_jax.losses.pairs import (
 )
 from hap2s_jax.losses.registry import Loss, create, hyperparameters, names, register
 from hap2s_jax.losses.rows import AnchorLoss, AnchorRow
+from hap2s_jax.losses.schedules import create_schedule
 from hap2s_jax.losses.triplets import (
     batch_all_loss,
     init_margin_params,
@@ -85,6 +86,7 @@ __all__ = [
     "circle_loss",
     "contrastive_loss",
     "create",
+    "create_schedule",
     "detached",
     "easy_positive",
     "easy_positive_loss",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -23,8 +23,10 @@ def objective(
     labels: jax.Array,
     loss_params: Mapping[str, PyTree],
     axis_name: str,
+    step: jax.Array | int = 0,
     *,
     loss: Loss,
+    schedule: Callable[[Any], Mapping[str, jax.Array]] | None = None,
     auxiliary: Loss | None = None,
     auxiliary_weight: float = 1.0,
 ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
@@ -39,19 +41,29 @@ def objective(
       labels: ``[b]``.
       loss_params: the learnable arrays, ``{"metric": ..., "auxiliary": ...}``; losses without any have no entry.
       axis_name: the axis that the global batch is split over.
+      step: completed updates, for `schedule`.
       loss: the metric loss.
+      schedule: ``step -> {hyperparameter: value}`` of the metric loss, or None.
       auxiliary: the second loss.
       auxiliary_weight: what it is multiplied by.
 
     Returns:
-      The sum, and the statistics of both, those of the second under ``auxiliary_`` names.
+      The sum, and the statistics of both, those of the second under ``auxiliary_`` names, scheduled
+      hyperparameters under ``loss_`` names.
     """
-    value, stats = _call(loss, output.embedding, labels, loss_params.get("metric"), axis_name)
+    scheduled = {} if schedule is None else schedule(step)
+    value, stats = _call(loss, output.embedding, labels, loss_params.get("metric"), axis_name, scheduled)
+    stats = {**stats, **{f"loss_{name}": current for name, current in scheduled.items()}}
     if auxiliary is None:
         return value, stats
     neck = getattr(output, "neck", None)
     second, second_stats = _call(
-        auxiliary, output.embedding if neck is None else neck, labels, loss_params.get("auxiliary"), axis_name
+        auxiliary,
+        output.embedding if neck is None else neck,
+        labels,
+        loss_params.get("auxiliary"),
+        axis_name,
+        {},
     )
     renamed = {f"auxiliary_{name}": s for name, s in second_stats.items()}
     return value + auxiliary_weight * second, {
@@ -62,6 +74,13 @@ def objective(
     }
 
 
-def _call(loss: Loss, embeddings: jax.Array, labels: jax.Array, params: PyTree, axis_name: str) -> Any:
+def _call(
+    loss: Loss,
+    embeddings: jax.Array,
+    labels: jax.Array,
+    params: PyTree,
+    axis_name: str,
+    scheduled: Mapping[str, jax.Array],
+) -> Any:
     learnable = {} if params is None else {"params": params}
-    return loss(embeddings, labels, axis_name=axis_name, with_stats=True, **learnable)
+    return loss(embeddings, labels, axis_name=axis_name, with_stats=True, **learnable, **scheduled)

@@ -32,8 +32,8 @@ def train_step(
       state: the current state, equal on all devices.
       batch: this device's share: ``image [b, h, w, 3]`` and ``label [b]``.
       encoder: flax module whose batch normalisation is synchronised over `axis_name`.
-      objective: ``objective(output, labels, loss_params, axis_name) -> (loss, stats)``, both being those of
-        the **global** batch. Its loss must be the global mean on every device: the mean over devices of the
+      objective: ``objective(output, labels, loss_params, axis_name, step) -> (loss, stats)``, both being those
+        of the **global** batch. Its loss must be the global mean on every device: the mean over devices of the
         gradients of a global mean is the gradient of the global batch.
       optimizer: optax gradient transformation.
       axis_name: the axis over which devices are reduced.
@@ -51,7 +51,7 @@ def train_step(
             train=True,
             mutable=["batch_stats"],
         )
-        loss, stats = objective(output, batch["label"], params["loss"], axis_name)
+        loss, stats = objective(output, batch["label"], params["loss"], axis_name, state.step)
         return loss, (stats, updates.get("batch_stats", state.batch_stats), output.embedding)
 
     (loss, (stats, batch_stats, embedding)), grads = jax.value_and_grad(loss_function, has_aux=True)(
