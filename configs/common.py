@@ -85,6 +85,16 @@ def get_config() -> Config:
     # float32, bfloat16 or float16; parameters, statistics and distances stay float32.
     config.encoder.dtype = "float32"
 
+    # Where the encoder's first weights come from; a run that is resumed does not look here.
+    config.pretrained = ml_collections.ConfigDict()
+    # A .safetensors or .pth file, a hub name as hf://timm/resnet50.tv_in1k, or the working directory of another run;
+    # "" starts at random.
+    config.pretrained.source = ""
+    # Take what is on the hub from this machine's cache alone.
+    config.pretrained.offline = False
+    # That cache; None for huggingface_hub's own.
+    config.pretrained.cache_dir = config_dict.placeholder(str)
+
     # Name and hyperparameters of the loss; set both with set_loss.
     set_loss(config, "hap2s_e")
 
@@ -104,11 +114,11 @@ def get_config() -> Config:
 
     # Arguments of hap2s_jax.training.optimizer.create_optimizer.
     config.optimizer = ml_collections.ConfigDict()
-    # adam, adamw, nadamw, amsgrad, lamb, lion, rmsprop, sgd
+    # adabelief, adagrad, adam, adamw, amsgrad, lamb, lars, lion, nadam, nadamw, radam, rmsprop, sgd, yogi
     config.optimizer.name = "adam"
     # The peak of the schedule.
     config.optimizer.learning_rate = 3e-4
-    # Decoupled for adamw, nadamw, lamb and lion, an L2 penalty for the others.
+    # Decoupled for adamw, nadamw, lamb and lion, within the trust ratio for lars, an L2 penalty for the others.
     config.optimizer.weight_decay = 0.0
     # Whether it holds for biases and normalisation layers too.
     config.optimizer.decay_biases = False
@@ -116,22 +126,31 @@ def get_config() -> Config:
     config.optimizer.clip_norm = 0.0
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
-    # Of sgd and rmsprop.
+    # Of sgd, rmsprop and lars, and whether it is Nesterov's.
     config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = False
+    # Learning rate of the trunk over that of the head, 0.1 for instance where the trunk has been trained; 0 keeps it.
+    config.optimizer.trunk_factor = 1.0
+    # Learning rate of the loss's own arrays (a classifier, proxies) over that of the head.
+    config.optimizer.loss_factor = 1.0
+    # Parameters that stay as they are: regular expressions such as "encoder/trunk/stem_.*" or "encoder/trunk/stage1.*".
+    config.optimizer.frozen = ()
 
     # Arguments of hap2s_jax.training.optimizer.create_schedule.
     config.schedule = ml_collections.ConfigDict()
-    # constant, cosine, exponential, step
+    # constant, cosine, exponential, polynomial, step
     config.schedule.name = "cosine"
     # Updates over which the rate rises from 0 to its peak.
     config.schedule.warmup_steps = 0
-    # Last rate over peak (cosine, exponential).
+    # Last rate over peak (cosine, exponential, polynomial).
     config.schedule.final_factor = 0.001
     # Part of the run after which the exponential decay begins.
     config.schedule.decay_from = 0.6
     # Parts of the run at which the rate is multiplied by step_factor (step).
     config.schedule.boundaries = (0.33, 0.58)
     config.schedule.step_factor = 0.1
+    # Of the polynomial; 1 is a straight line.
+    config.schedule.power = 1.0
 
     # Decay of the moving average of the weights, with which evaluation is then done; 0 for none.
     config.ema_decay = 0.0

@@ -33,6 +33,8 @@ CHANGEABLE = (
     "data.data_dir",
     "data.num_workers",
     "data.on_unreadable",
+    "pretrained.offline",
+    "pretrained.cache_dir",
 )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +35,10 @@ def _exponential(
     )
 
 
+def _polynomial(peak: float, steps: int, *, final_factor: float, power: float, **_: Any) -> optax.Schedule:
+    return optax.polynomial_schedule(peak, peak * final_factor, power, max(steps, 1))
+
+
 def _step(
     peak: float, steps: int, *, boundaries: Sequence[float], step_factor: float, **_: Any
 ) -> optax.Schedule:
@@ -44,6 +49,7 @@ SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     "constant": _constant,
     "cosine": _cosine,
     "exponential": _exponential,
+    "polynomial": _polynomial,
     "step": _step,
 }
 
@@ -58,13 +64,15 @@ def create_schedule(
     decay_from: float = 0.6,
     boundaries: Sequence[float] = (0.33, 0.58),
     step_factor: float = 0.1,
+    power: float = 1.0,
 ) -> optax.Schedule:
     """Builds a schedule from steps to learning rates, preceded by a linear warm-up from 0.
 
     Args:
       name: ``constant``; ``cosine`` (to ``final_factor``); ``exponential`` (constant up to the fraction
         `decay_from` of the steps, then exponentially to ``final_factor``: TriNet, Hermans et al. 2017, is
-        0.6 and 0.001); ``step`` (times `step_factor` at each of `boundaries`).
+        0.6 and 0.001); ``polynomial`` (to ``final_factor``, `power` 1 being a straight line); ``step`` (times
+        `step_factor` at each of `boundaries`).
       learning_rate: the peak.
       steps: length of the whole schedule, warm-up included.
       warmup_steps: length of the warm-up.
@@ -72,6 +80,7 @@ def create_schedule(
       decay_from: fraction of the steps after the warm-up.
       boundaries: increasing fractions of the steps after the warm-up.
       step_factor: what the rate is multiplied by at each boundary.
+      power: of the polynomial.
 
     Raises:
       UserError: for an unknown name or a value out of range.
@@ -89,6 +98,7 @@ def create_schedule(
         decay_from=decay_from,
         boundaries=boundaries,
         step_factor=step_factor,
+        power=power,
     )
     if not warmup_steps:
         return main
@@ -116,16 +126,35 @@ def _decoupled(transform: Callable[..., optax.GradientTransformation]) -> Callab
     return build
 
 
+def _lars(schedule: optax.Schedule, weight_decay: float, mask: Any, **kwargs: Any) -> Any:
+    # Its trust ratio is for kernels: a bias that starts at 0 would never leave it.
+    return optax.lars(
+        schedule,
+        weight_decay=weight_decay,
+        weight_decay_mask=True if mask is None else mask,
+        trust_ratio_mask=decays,
+        **kwargs,
+    )
+
+
+_MOMENTS, _MOMENTUM = ("b1", "b2"), ("momentum", "nesterov")
+
 OPTIMIZERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
-    # name: (builder, which of b1, b2, momentum it takes)
-    "adam": (_with_decay(optax.adam), ("b1", "b2")),
-    "adamw": (_decoupled(optax.adamw), ("b1", "b2")),
-    "nadamw": (_decoupled(optax.nadamw), ("b1", "b2")),
-    "amsgrad": (_with_decay(optax.amsgrad), ("b1", "b2")),
-    "lamb": (_decoupled(optax.lamb), ("b1", "b2")),
-    "lion": (_decoupled(optax.lion), ("b1", "b2")),
-    "rmsprop": (_with_decay(optax.rmsprop), ("momentum",)),
-    "sgd": (_with_decay(optax.sgd), ("momentum",)),
+    # name: (builder, which of b1, b2, momentum, nesterov it takes)
+    "adabelief": (_with_decay(optax.adabelief), _MOMENTS),
+    "adagrad": (_with_decay(optax.adagrad), ()),
+    "adam": (_with_decay(optax.adam), _MOMENTS),
+    "adamw": (_decoupled(optax.adamw), _MOMENTS),
+    "amsgrad": (_with_decay(optax.amsgrad), _MOMENTS),
+    "lamb": (_decoupled(optax.lamb), _MOMENTS),
+    "lars": (_lars, _MOMENTUM),
+    "lion": (_decoupled(optax.lion), _MOMENTS),
+    "nadam": (_with_decay(optax.nadam), _MOMENTS),
+    "nadamw": (_decoupled(optax.nadamw), _MOMENTS),
+    "radam": (_with_decay(optax.radam), _MOMENTS),
+    "rmsprop": (_with_decay(optax.rmsprop), _MOMENTUM),
+    "sgd": (_with_decay(optax.sgd), _MOMENTUM),
+    "yogi": (_with_decay(optax.yogi), _MOMENTS),
 }
 
 
@@ -139,6 +168,10 @@ def create_optimizer(
     b1: float = 0.9,
     b2: float = 0.999,
     momentum: float = 0.9,
+    nesterov: bool = False,
+    trunk_factor: float = 1.0,
+    loss_factor: float = 1.0,
+    frozen: Iterable[str] = (),
 ) -> optax.GradientTransformation:
     """Builds an optimiser by name.
 
@@ -151,18 +184,88 @@ def create_optimizer(
       clip_norm: largest global norm of the gradient; None or 0 does not clip.
       b1: first moment's decay (Adam-like).
       b2: second moment's decay (Adam-like).
-      momentum: of sgd and rmsprop.
+      momentum: of sgd, rmsprop and lars.
+      nesterov: whether that momentum is Nesterov's.
+      trunk_factor: learning rate of the encoder's trunk over that of its head; 0 keeps the trunk as it is. The
+        trunk is what stands under a module called "trunk".
+      loss_factor: learning rate of the loss's own arrays, such as a classifier or proxies, over the head's.
+      frozen: parameters that stay as they are, bit for bit, whatever the gradient, the decay and the optimiser:
+        regular expressions of whole paths or of what they begin with, such as "encoder/trunk/stem_conv1" or
+        "encoder/trunk/stage[12].*".
 
     Raises:
-      UserError: for an unknown name.
+      UserError: for an unknown name or a value out of range; and from the optimiser's ``init``, when a factor or an
+        entry of `frozen` fits no parameter.
     """
     if name not in OPTIMIZERS:
         raise unknown_name("optimizer", name, OPTIMIZERS)
+    for key, factor in (("trunk_factor", trunk_factor), ("loss_factor", loss_factor)):
+        if factor < 0:
+            raise UserError(f"optimizer.{key} is {factor}; it must be 0 or more")
     build, takes = OPTIMIZERS[name]
-    settings = {"b1": b1, "b2": b2, "momentum": momentum}
+    settings = {"b1": b1, "b2": b2, "momentum": momentum, "nesterov": nesterov}
     mask = None if decay_biases else decays
     optimizer = build(schedule, weight_decay, mask, **{k: settings[k] for k in takes})
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
+    if clip_norm:
+        optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+
+    factors = {TRUNK: trunk_factor, LOSS: loss_factor}
+    stays = [*frozen, *(pattern for pattern, factor in factors.items() if not factor)]
+    if stays:
+        labels = {True: "frozen", False: "trained"}
+        optimizer = optax.partition(
+            {"trained": optimizer, "frozen": optax.set_to_zero()},
+            lambda params: jax.tree.map(lambda is_frozen: labels[is_frozen], matches(params, stays)),
+        )
+    scales = {pattern: factor for pattern, factor in factors.items() if factor not in (0, 1)}
+    # Every optimiser here ends by multiplying with the learning rate, so that a factor may come after it.
+    return optax.chain(optimizer, _scaled(scales)) if scales else optimizer
+
+
+# Whose learning rate can be another.
+TRUNK = r"encoder/(?:.*/)?trunk"
+LOSS = r"loss"
+
+
+def _scaled(factors: dict[str, float]) -> optax.GradientTransformation:
+    """Multiplies the updates of the parameters that a pattern fits."""
+
+    def scale(updates: PyTree, params: PyTree) -> PyTree:
+        del params
+        for pattern, factor in factors.items():
+            chosen = matches(updates, [pattern])
+            updates = jax.tree.map(lambda u, is_chosen, f=factor: u * f if is_chosen else u, updates, chosen)
+        return updates
+
+    return optax.stateless(scale)
+
+
+def matches(params: PyTree, patterns: Iterable[str]) -> PyTree:
+    """Marks the parameters whose path, as "encoder/head/embedding/kernel", one of `patterns` fits or begins.
+
+    Raises:
+      UserError: a pattern is no regular expression or fits nothing.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    names = ["/".join(_key(key) for key in path) for path, _ in leaves]
+    chosen = [False] * len(names)
+    for pattern in patterns:
+        try:
+            expression = re.compile(rf"(?:{pattern})(?:/.*)?")
+        except re.error as e:
+            raise UserError(f"{pattern!r} is no regular expression of parameters: {e}") from e
+        found = [expression.fullmatch(name) is not None for name in names]
+        if not any(found):
+            some = ", ".join(names[:: max(1, len(names) // 4)][:5])
+            raise UserError(
+                f"no parameter is called {pattern!r}, nor anything that begins so; there are {some}"
+            )
+        chosen = [a or b for a, b in zip(chosen, found, strict=True)]
+    return jax.tree.unflatten(structure, chosen)
+
+
+def _key(key: Any) -> str:
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
 
 
 def decays(params: PyTree) -> PyTree:

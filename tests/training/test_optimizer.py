@@ -1,12 +1,14 @@
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from hap2s_jax.errors import UserError
-from hap2s_jax.training.optimizer import OPTIMIZERS, create_optimizer, create_schedule, decays
+from hap2s_jax.training.optimizer import OPTIMIZERS, create_optimizer, create_schedule, decays, matches
 
 
 def test_exponential_is_flat_then_falls_to_the_final_factor():
@@ -36,6 +38,12 @@ def test_cosine_with_warmup_against_the_formula():
 def test_step_multiplies_at_each_boundary():
     schedule = create_schedule("step", learning_rate=1.0, steps=100, boundaries=(0.4, 0.7), step_factor=0.1)
     assert [round(float(schedule(s)), 6) for s in (0, 39, 41, 69, 71, 99)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
+
+
+def test_polynomial_of_power_one_is_a_line():
+    schedule = create_schedule("polynomial", learning_rate=1.0, steps=100, final_factor=0.2)
+    for step in (0, 25, 100):
+        assert float(schedule(step)) == pytest.approx(1 - 0.8 * step / 100)
 
 
 def test_constant_stays():
@@ -71,6 +79,82 @@ def test_decay_spares_biases_and_scales():
         np.testing.assert_array_equal(updates["bias"], 0)
 
 
+PARAMS = {
+    "encoder": {
+        "trunk": {"conv": {"kernel": jnp.ones((2, 2))}, "bn1": {"scale": jnp.ones(2), "bias": jnp.ones(2)}},
+        "head": {"embedding": {"kernel": jnp.ones((2, 2))}},
+    },
+    "loss": {"auxiliary": {"kernel": jnp.ones((2, 3))}},
+}
+BN = "encoder/trunk/bn1"
+
+
+@functools.cache
+def _moved(name, steps=10, **settings):
+    """What `steps` updates change, with some gradients, weight decay on everything and clipping."""
+    optimizer = create_optimizer(
+        name,
+        optax.constant_schedule(0.1),
+        **{"weight_decay": 0.1, "decay_biases": True, "clip_norm": 100.0, **settings},
+    )
+
+    @jax.jit
+    def step(params, state, number):
+        gradients = jax.tree.map(lambda x: jnp.cos(x + number + jnp.arange(x.size).reshape(x.shape)), params)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for number in range(steps):
+        params, state = step(params, state, number)
+    return jax.tree.map(lambda a, b: np.asarray(a - b), params, PARAMS)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_frozen_keeps_its_bits_whatever_the_optimizer_and_its_decay(name):
+    moved = _moved(name, frozen=(BN,))
+    for path, change in jax.tree_util.tree_leaves_with_path(moved):
+        frozen = "bn1" in jax.tree_util.keystr(path)
+        assert frozen == (not change.any()), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lars"])
+def test_a_factor_is_another_learning_rate(name):
+    # One update, before the parameters part: what a tenth of the rate would have done, exactly.
+    whole = _moved(name, steps=1)
+    parted = _moved(name, steps=1, trunk_factor=0.25, loss_factor=4.0)
+    trunk, head, loss = (
+        (lambda t: t["encoder"]["trunk"]),
+        (lambda t: t["encoder"]["head"]),
+        (lambda t: t["loss"]),
+    )
+    for part, factor in ((trunk, 0.25), (head, 1.0), (loss, 4.0)):
+        jax.tree.map(
+            lambda a, b, f=factor: np.testing.assert_allclose(a, f * b, rtol=1e-5, atol=1e-6),
+            part(parted),
+            part(whole),
+        )
+
+
+def test_a_trunk_of_factor_zero_stays():
+    moved = _moved("adamw", trunk_factor=0.0, loss_factor=2.0)
+    assert not any(x.any() for x in jax.tree.leaves(moved["encoder"]["trunk"]))
+    assert all(x.all() for x in jax.tree.leaves((moved["encoder"]["head"], moved["loss"])))
+
+
+def test_patterns_fit_whole_names_of_modules():
+    def chosen(pattern):
+        marked = jax.tree_util.tree_leaves_with_path(matches(PARAMS, [pattern]))
+        return [path[-2].key for path, is_chosen in marked if is_chosen]
+
+    assert chosen("encoder/trunk") == ["bn1", "bn1", "conv"]
+    assert chosen("encoder/.*/bn[0-9]") == ["bn1", "bn1"]
+    with pytest.raises(UserError, match="no parameter is called 'encoder/tru'"):
+        chosen("encoder/tru")
+    with pytest.raises(UserError, match="no regular expression"):
+        chosen("encoder/(")
+
+
 def test_clipping_bounds_the_gradient_that_sgd_sees():
     params = {"x": jnp.zeros((2,))}
     optimizer = create_optimizer("sgd", optax.constant_schedule(1.0), clip_norm=1.0, momentum=0.0)
@@ -82,6 +166,10 @@ def test_clipping_bounds_the_gradient_that_sgd_sees():
     ("call", "says"),
     [
         (lambda: create_optimizer("adanw", optax.constant_schedule(1.0)), "did you mean 'adamw'"),
+        (
+            lambda: create_optimizer("sgd", optax.constant_schedule(1.0), trunk_factor=-1),
+            "trunk_factor is -1",
+        ),
         (lambda: create_schedule("cosin", learning_rate=1.0, steps=10), "did you mean 'cosine'"),
         (
             lambda: create_schedule("cosine", learning_rate=1.0, steps=10, warmup_steps=11),
