@@ -1,21 +1,27 @@
 """Time and memory of the losses, value and gradient, beside the bare matrix products and the best-known
 peers.
 
-    python experiments/benchmark_losses.py                             # 128 to 8,192 anchors, two threads
-    python experiments/benchmark_losses.py --sizes 65536 --dims 128    # minutes
-    python experiments/benchmark_losses.py --peers ""                  # without torch
+    python experiments/benchmark_losses.py small          # 128 to 2,048 anchors, d = 128 and 512
+    python experiments/benchmark_losses.py large          # 8,192 x 128
+    python experiments/benchmark_losses.py wide           # 8,192 x 512
+    python experiments/benchmark_losses.py huge           # 65,536 x 128, times, without the peers
+    python experiments/benchmark_losses.py huge-memory    # the same, memory
+    python experiments/benchmark_losses.py tiny           # seconds: only shows that it runs
+
+A mode takes less than five minutes of an idle machine; each adds its rows to
+``experiments/results/benchmark_losses.json`` and writes the table of all modes beside it. The peers need the bench
+extra; ``--peers=`` leaves them out.
 
 What is compared, in one process, in turn, so that a noisy machine disturbs all alike; ratios are medians over
 rounds of the ratio within a round:
 
     matmul    the three float32 products of a plain exact method, X X^T and twice the matrix times X, at the
-    same
-              precision, in blocks of anchors above 8,192
+              same precision, in blocks of anchors above 8,192
     hap2s     hap2s_loss with its defaults
     pml_bh    pytorch-metric-learning's TripletMarginLoss with BatchHardMiner
     pml_ms    its MultiSimilarityLoss
 
-Peak memory is that of a process of its own for each, above what its imports need.
+Peak memory is that of a process of its own for each, above what its imports and a tiny call need, and in all.
 """
 
 from __future__ import annotations
@@ -35,17 +41,30 @@ from typing import Any
 IMAGES_PER_CLASS = 4
 
 
+MODES: dict[str, dict[str, Any]] = {
+    "small": {"sizes": "128,512,2048", "dims": "128,512", "seconds": 15.0},
+    "large": {"sizes": "8192", "dims": "128", "seconds": 150.0},
+    "wide": {"sizes": "8192", "dims": "512", "seconds": 150.0},
+    "huge": {"sizes": "65536", "dims": "128", "seconds": 120.0, "peers": "", "memory": False},
+    "huge-memory": {"sizes": "65536", "dims": "128", "peers": "", "rounds": 0},
+    "tiny": {"sizes": "16", "dims": "8", "peers": "", "rounds": 1, "memory": False},
+}
+
+
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """The command line; a mode sets the other options' defaults."""
     parser = argparse.ArgumentParser(description="Time and memory of metric losses.")
-    parser.add_argument("--sizes", default="128,512,2048,8192", help="anchors, comma-separated")
-    parser.add_argument("--dims", default="128,512", help="widths of the embeddings")
+    parser.add_argument("mode", nargs="?", choices=MODES, default="small", help="comes first")
+    parser.add_argument("--sizes", help="anchors, comma-separated")
+    parser.add_argument("--dims", help="widths of the embeddings")
     parser.add_argument("--peers", default="pml_bh,pml_ms", help="peers to time; '' for none")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15, help="most rounds of timing; 0 for none")
+    parser.add_argument("--seconds", type=float, default=60.0, help="no new round after these, per size")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--no-memory", action="store_true", help="leave the processes for peak memory out")
-    parser.add_argument("--json", help="also write the rows to this file")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave peak memory out")
+    parser.add_argument("--output", default="experiments/results/benchmark_losses.json")
     parser.add_argument("--measure-memory", nargs=3, metavar=("METHOD", "N", "D"), help=argparse.SUPPRESS)
+    parser.set_defaults(**MODES.get("".join(sys.argv[1:2]), MODES["small"]))
     return parser.parse_args()
 
 
@@ -150,31 +169,76 @@ def memory_of(name: str, n: int, d: int, threads: int) -> tuple[float, float]:
 
 
 def compare(n: int, d: int, names: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Times all methods in turn, `rounds` times, after one call each to compile."""
-    calls = {name: method(name, n, d, options.threads) for name in names}
-    times: dict[str, list[float]] = {name: [] for name in names}
+    """Times all methods in turn, after one call each to compile, and measures their memory."""
+    rows = {name: {"n": n, "d": d, "method": name} for name in names}
+    if options.rounds:
+        times = timed({name: method(name, n, d, options.threads) for name in names}, options)
+        for name, row in rows.items():
+            row |= {"ms": 1e3 * statistics.median(times[name]), "rounds": len(times[name])}
+            for other in ("matmul", "hap2s"):
+                row[f"over_{other}"] = statistics.median(
+                    a / b for a, b in zip(times[name], times[other], strict=True)
+                )
+    if options.memory:
+        for name, row in rows.items():
+            row["gb_above_imports"], row["gb_in_all"] = memory_of(name, n, d, options.threads)
+    return list(rows.values())
+
+
+def timed(calls: dict[str, Callable[[], Any]], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of each method in each round."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
-    for _ in range(options.rounds):
+    began = time.perf_counter()
+    for number in range(options.rounds):
+        if number and time.perf_counter() - began > options.seconds:
+            break
         for name, call in calls.items():
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
-    rows = []
-    for name in names:
-        against = {
-            other: statistics.median(a / b for a, b in zip(times[name], times[other], strict=True))
-            for other in ("matmul", "hap2s")
-        }
-        row = {"n": n, "d": d, "method": name, "ms": 1e3 * statistics.median(times[name]), **against}
-        if not options.no_memory:
-            row["gb_above_imports"], row["gb_in_all"] = memory_of(name, n, d, options.threads)
-        rows.append(row)
-    return rows
+    return times
+
+
+def environment(peers: bool) -> dict[str, Any]:
+    """Hardware and versions, the peers' included."""
+    import importlib.metadata
+
+    from hap2s_jax.reporting.environment import describe
+
+    facts = describe()
+    names = ("torch", "pytorch-metric-learning") if peers else ()
+    facts["packages"] |= {name: importlib.metadata.version(name) for name in names}
+    return facts
+
+
+def write(path: Path, mode: str, record: dict[str, Any]) -> None:
+    """Adds a mode's rows to the file of results, and writes the table of all modes beside it."""
+    from hap2s_jax.reporting.table import to_markdown
+
+    modes = json.loads(path.read_text()) if path.is_file() else {}
+    modes[mode] = record
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(modes, indent=1) + "\n")
+    table: dict[str, dict[str, Any]] = {}
+    for name in (name for name in MODES if name in modes):
+        for row in modes[name]["rows"]:
+            figures = {key: value for key, value in row.items() if key not in ("n", "d", "method")}
+            table.setdefault(f"{row['n']:,} x {row['d']}, {row['method']}", {}).update(figures)
+    facts = record["environment"]
+    for other in modes.values():
+        facts["packages"] |= other["environment"]["packages"]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    devices = ", ".join(f"{count} x {kind}" for kind, count in facts["devices"].items())
+    lines = (
+        f"{facts['cpu']}, {record['threads']} threads, {devices}; Python {facts['python']}, {versions}.\n\n"
+    )
+    path.with_suffix(".md").write_text(lines + to_markdown(table))
 
 
 def main() -> None:
-    """Runs the table."""
+    """Runs one mode."""
     options = arguments()
     # Before anything imports jax: the same number of threads for both libraries.
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
@@ -183,21 +247,23 @@ def main() -> None:
     if options.measure_memory:
         name, n, d = options.measure_memory
         return measure_memory(name, int(n), int(d), options.threads)
-    names = ["matmul", "hap2s", *(p for p in options.peers.split(",") if p)]
+    peers = [name for name in options.peers.split(",") if name]
     rows: list[dict[str, Any]] = []
-    print(
-        f"{'n':>6} {'d':>4} {'method':>7} {'ms':>10} {'x matmul':>9} {'x hap2s':>8} {'GB above':>9} {'GB all':>7}"
-    )
     for n in map(int, options.sizes.split(",")):
         for d in map(int, options.dims.split(",")):
-            for row in compare(n, d, names, options):
+            for row in compare(n, d, ["matmul", "hap2s", *peers], options):
                 rows.append(row)
-                memory = f"{row.get('gb_above_imports', 0):9.3f} {row.get('gb_in_all', 0):7.3f}"
-                ratios = f"{row['matmul']:9.2f} {row['hap2s']:8.2f}"
-                print(f"{n:6d} {d:4d} {row['method']:>7} {row['ms']:10.2f} {ratios} {memory}", flush=True)
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(rows, file, indent=1)
+                print(
+                    "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+                )
+    record = {
+        "command": "python experiments/benchmark_losses.py " + " ".join(sys.argv[1:]),
+        "environment": environment(bool(peers)),
+        "threads": options.threads,
+        "rows": rows,
+    }
+    write(Path(options.output), options.mode, record)
+    print(f"written to {options.output}")
     return None
 
 
