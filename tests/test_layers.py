@@ -52,6 +52,7 @@ INSIDE_FUNCTIONS = {
         "rich",
         "sklearn",
     },
+    "hap2s_jax.data.pixels": {"cv2"},
     "hap2s_jax.data.emoji": {"PIL", "resvg_py"},  # to build the archive, never to read it
     "hap2s_jax.data.readers": {"h5py", "scipy"},  # MATLAB files
 }

@@ -13,7 +13,10 @@ import math
 import cv2
 import numpy as np
 
+from hap2s_jax.data.pixels import centre_part, fit, resize
 from hap2s_jax.errors import UserError
+
+__all__ = ["CROPS", "DRAWS", "IMAGENET_MEAN", "Augmentation", "centre_part", "resize"]
 
 CROPS = ("none", "pad", "random", "resized")
 # Colours outside the image and under an erased patch: the ImageNet mean, which the encoders turn into zero.
@@ -135,7 +138,7 @@ class Augmentation:
         if self.crop in ("none", "pad"):
             return centre_part(height, width, size, keep_aspect=self.keep_aspect)
         if self.crop == "random":
-            part_height, part_width = _fit(height, width, size, self.enlarge, self.keep_aspect)
+            part_height, part_width = fit(height, width, size, self.enlarge, self.keep_aspect)
         else:
             area = _between(self.crop_area, u[_Draw.AREA]) * height * width
             ratio = _log_between(self.crop_ratio, u[_Draw.RATIO])
@@ -226,44 +229,6 @@ class Augmentation:
         left = int(u[_Draw.ERASE_LEFT] * (width - erased_width + 1))
         corner = (left + erased_width - 1, top + erased_height - 1)
         cv2.rectangle(out, (left, top), corner, tuple(float(v) for v in self.erase_color), cv2.FILLED)
-
-
-def centre_part(
-    height: int, width: int, size: tuple[int, int], *, enlarge: float = 1.0, keep_aspect: bool = False
-) -> tuple[int, int, int, int]:
-    """The central part of an image that evaluation resizes to `size`, as (top, left, height, width).
-
-    Args:
-      height: of the image, pixels.
-      width: of the image, pixels.
-      size: (height, width) of the encoder's input.
-      enlarge: 256 / 224 is what others call "resize to 256, centre crop 224"; 1 loses nothing at the margin.
-      keep_aspect: whether the part has the aspect ratio of `size`; otherwise the image is squeezed.
-    """
-    part_height, part_width = _fit(height, width, size, enlarge, keep_aspect)
-    return (height - part_height) // 2, (width - part_width) // 2, part_height, part_width
-
-
-def resize(image: np.ndarray, size: tuple[int, int], out: np.ndarray | None = None) -> np.ndarray:
-    """Resize uint8 `[H, W, 3]` to `size` (height, width): bilinear, averaging areas when halving or more.
-
-    The result is written into `out`, contiguous and of that size, where it is given.
-    """
-    if image.shape[:2] == tuple(size):
-        return image
-    halves = image.shape[0] >= 2 * size[0] and image.shape[1] >= 2 * size[1]
-    interpolation = cv2.INTER_AREA if halves else cv2.INTER_LINEAR
-    return cv2.resize(image, (size[1], size[0]), dst=out, interpolation=interpolation)
-
-
-def _fit(
-    height: int, width: int, size: tuple[int, int], enlarge: float, keep_aspect: bool
-) -> tuple[int, int]:
-    part_height, part_width = height / enlarge, width / enlarge
-    if keep_aspect:
-        pixels = min(part_height / size[0], part_width / size[1])
-        part_height, part_width = pixels * size[0], pixels * size[1]
-    return max(1, round(part_height)), max(1, round(part_width))
 
 
 def _between(bounds: tuple[float, float], u: float) -> float:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
 
 import numpy as np
 
+from hap2s_jax.data.pixels import Choose, cut, decode_whole, is_jpeg, place, reduction
 from hap2s_jax.data.source import Source
-from hap2s_jax.data.tf.decode import UnreadableImageError, Window, decode, image_shape
+from hap2s_jax.data.tf.decode import UnreadableImageError, decode, image_shape
 
 CACHE_BYTES = 512 * 2**20
 _SAMPLE = 32
@@ -21,18 +21,21 @@ class DecodedImages:
     Every `DecodedImages` of one source object shares what is kept, because evaluation comes back to the same
     images many times in a run.
 
-    Whether they fit is judged once, from the headers of a few images: a part cut out of a whole image and the
-    same part decoded alone differ by rounding at its edge, so which of the two is used must not depend on
-    what happens to be in memory.
+    Whether they fit is judged once, from the headers of a few images: what is kept has full resolution, while
+    large JPEGs are otherwise decoded at a fraction of it, so which of the two is used must not depend on what
+    happens to be in memory.
 
     Args:
       source: the encoded images. Its optional attribute `boxes`, int `[N, 4]` (left, top, right, bottom, the
         last two exclusive), limits each image to a box.
       cache_bytes: how much to keep; 0 keeps nothing.
+      for_evaluation: pixels as `pixels.for_evaluation` has them, whatever is kept: a part is always cut out of the
+        whole, decoded at the fraction that the part allows. Otherwise what is quickest.
     """
 
-    def __init__(self, source: Source, cache_bytes: int = CACHE_BYTES):
+    def __init__(self, source: Source, cache_bytes: int = CACHE_BYTES, for_evaluation: bool = False):
         self.source = source
+        self._for_evaluation = for_evaluation
         self._kept = _kept_images(source, cache_bytes)
         self._boxes = _boxes(source)
 
@@ -41,9 +44,7 @@ class DecodedImages:
         """Whether decoded images are kept."""
         return self._kept is not None
 
-    def get(
-        self, index: int, choose: Callable[[int, int], tuple[int, int, int, int]], size: tuple[int, int]
-    ) -> np.ndarray:
+    def get(self, index: int, choose: Choose, size: tuple[int, int]) -> np.ndarray:
         """A part of image number `index`, about to be resized to `size`.
 
         Args:
@@ -58,49 +59,57 @@ class DecodedImages:
           UnreadableImageError: the bytes are no image.
           OSError: the bytes cannot be read.
         """
+        box = None if self._boxes is None else self._boxes[index]
+        if self._for_evaluation:
+            return self._evaluated(index, choose, size, box)
         image = None if self._kept is None else self._whole(index, self._kept)
         data = self.source.read(index) if image is None else b""
         height, width = image.shape[:2] if image is not None else image_shape(data)
-        window = self._window(index, height, width, choose)
+        window = place(height, width, choose, box)
         if image is not None:
-            top, left, part_height, part_width = window
-            return image[top : top + part_height, left : left + part_width]
+            return cut(image, window)
         return decode(data, None if window == (0, 0, height, width) else window, size)
 
-    def _window(
-        self, index: int, height: int, width: int, choose: Callable[[int, int], tuple[int, int, int, int]]
-    ) -> Window:
-        left = top = 0
-        if self._boxes is not None:
-            x1, y1, x2, y2 = (int(v) for v in self._boxes[index])
-            # A box that misses the image is a fault of the annotation; the whole image is the best guess.
-            x1, y1, x2, y2 = max(0, x1), max(0, y1), min(width, x2), min(height, y2)
-            if x2 > x1 and y2 > y1:
-                left, top, height, width = x1, y1, y2 - y1, x2 - x1
-        part = choose(height, width)
-        return Window(top + part[0], left + part[1], part[2], part[3])
+    def _evaluated(
+        self, index: int, choose: Choose, size: tuple[int, int], box: np.ndarray | None
+    ) -> np.ndarray:
+        kept = _Kept(0) if self._kept is None else self._kept
+        data = b""
+        if index not in kept.shapes:
+            data = self.source.read(index)
+            kept.shapes[index] = (*image_shape(data), is_jpeg(data))
+        height, width, reducible = kept.shapes[index]
+        window = place(height, width, choose, box)
+        ratio = reduction(window[2:], size) if reducible else 1
+        image = kept.images.get((index, ratio))
+        if image is None:
+            image = decode_whole(data or self.source.read(index), ratio)
+            kept.add((index, ratio), image)
+        return cut(image, window, ratio)
 
     def _whole(self, index: int, kept: _Kept) -> np.ndarray:
-        image = kept.images.get(index)
+        image = kept.images.get((index, 1))
         if image is None:
             image = decode(self.source.read(index))
-            kept.add(index, image)
+            kept.add((index, 1), image)
         return image
 
 
 class _Kept:
     def __init__(self, cache_bytes: int):
         self.cache_bytes = cache_bytes
-        self.images: dict[int, np.ndarray] = {}
+        # By number and by the fraction of its size at which a JPEG was decoded.
+        self.images: dict[tuple[int, int], np.ndarray] = {}
+        self.shapes: dict[int, tuple[int, int, bool]] = {}
         self._room = cache_bytes
         self._lock = threading.Lock()
 
-    def add(self, index: int, image: np.ndarray) -> None:
+    def add(self, key: tuple[int, int], image: np.ndarray) -> None:
         with self._lock:
             # The estimate may have been too low; what no longer fits is decoded anew each time.
-            if image.nbytes <= self._room and index not in self.images:
+            if image.nbytes <= self._room and key not in self.images:
                 self._room -= image.nbytes
-                self.images[index] = image
+                self.images[key] = image
 
 
 # The values must not refer to their keys, or no source would ever be freed.

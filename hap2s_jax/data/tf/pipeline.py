@@ -143,7 +143,7 @@ def eval_batches(
         raise UserError(f"evaluate.batch_size: must be at least 1, found {batch_size}")
     share = -(-len(source) // host_count)
     first, last = host_index * share, min((host_index + 1) * share, len(source))
-    reader = _Reader(DecodedImages(source, cache_bytes), on_unreadable)
+    reader = _Reader(DecodedImages(source, cache_bytes, for_evaluation=True), on_unreadable)
     size = (int(image_size[0]), int(image_size[1]))
 
     def choose(height: int, width: int) -> tuple[int, int, int, int]:
