@@ -47,6 +47,20 @@ def get_config() -> Config:
     config.data.on_unreadable = "error"
     # Threads that read and decode; None for as many as there are cores.
     config.data.num_workers = config_dict.placeholder(int)
+    # Decoded images are kept in memory when all of a part fit into this many bytes; 0 keeps none.
+    config.data.cache_bytes = 512 * 2**20
+
+    # Wrong training data on purpose, to study robustness; what was done stands in the workdir's noise.json.
+    config.data.noise = ml_collections.ConfigDict()
+    # labels (flipped to another class) or images (swapped for foreign ones); "" for none.
+    config.data.noise.kind = ""
+    # Share of the training images. Validation and test stay clean.
+    config.data.noise.fraction = 0.0
+    # Which images; a larger fraction touches the same ones and more.
+    config.data.noise.seed = 0
+    # The data set whose training images are the foreign ones, and where it lies (None for data.data_dir).
+    config.data.noise.foreign = "emoji"
+    config.data.noise.foreign_dir = config_dict.placeholder(str)
 
     # A batch is P classes with K images each.
     config.batch = ml_collections.ConfigDict()

@@ -15,6 +15,7 @@ import optax
 
 from hap2s_jax import losses, models
 from hap2s_jax.config import Config
+from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.source import Dataset, Source, Subset
 from hap2s_jax.evaluation import protocols
@@ -53,6 +54,7 @@ class Job:
       schedule: step -> learning rate.
       update: compiled ``(state, split batch) -> (state, metrics)``.
       embed: compiled ``(variables, images [b, h, w, 3]) -> [b, d]``.
+      noise: which training images were made wrong on purpose, None without noise.
     """
 
     config: Config
@@ -65,6 +67,7 @@ class Job:
     schedule: optax.Schedule
     update: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
     embed: Callable[[PyTree, Any], jax.Array]
+    noise: NoiseRecord | None = None
 
     @classmethod
     def create(cls, config: Config) -> Job:
@@ -101,6 +104,7 @@ class Job:
             dataset.train.labels,
             classes_per_batch=config.batch.classes,
             images_per_class=config.batch.images_per_class,
+        dataset, noise = datasets.with_noise(dataset, data_dir=config.data.data_dir, **config.data.noise)
             seed=config.seed,
         )
         update = parallel.compile_step(
@@ -120,7 +124,7 @@ class Job:
             )
         )
         embed = parallel.compile_map(functools.partial(step.embed_step, encoder=encoder))
-        return cls(config, parallel, dataset, plan, encoder, named, transform, schedule, update, embed)
+        return cls(config, parallel, dataset, plan, encoder, named, transform, schedule, update, embed, noise)
 
     @property
     def batch_size(self) -> int:
@@ -137,7 +141,12 @@ class Job:
                 init = functools.partial(self.encoder.init_with_output, train=False)
                 output, _ = jax.eval_shape(init, encoder_key, images)
                 width = output.embedding.shape[-1]
-                loss_params[name] = loss.init_params(loss_key, self.plan.num_classes, width)
+                loss_params[name] = loss.init_params(
+                    # Not the plan's: flipped labels may leave a class in the middle without images.
+                    loss_key,
+                    len(self.dataset.train.class_names),
+                    width,
+                )
         return create_state(
             encoder_key,
             self.encoder,
@@ -189,6 +198,7 @@ class Job:
             pathlib.Path(workdir).absolute() / FOLDER,
             keep_last=settings.keep_last,
             keep_best=settings.keep_best,
+            cache_bytes=self.config.data.cache_bytes,
             best_metric=settings.best_metric if self.dataset.validation is not None else None,
         )
 
@@ -206,6 +216,7 @@ class Job:
     def query_and_gallery(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Rows of `source` that ask and that answer: the data set's for its test images, else all of them."""
         data = self.dataset
+            cache_bytes=self.config.data.cache_bytes,
         if source is data.test and data.query is not None and data.gallery is not None:
             return data.query, data.gallery
         everything = np.arange(len(source))

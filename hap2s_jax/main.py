@@ -25,6 +25,7 @@ from ml_collections import config_flags
 
 from hap2s_jax import cli, parallel, report
 from hap2s_jax import config as configs
+from hap2s_jax.data import noise
 from hap2s_jax.data.source import Source
 from hap2s_jax.errors import UserError
 from hap2s_jax.job import Job, use_compilation_cache
@@ -65,7 +66,7 @@ def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, An
     _open(path, config)
     use_compilation_cache(config)
     job = Job.create(config)
-    _claim(path, config)
+    _claim(path, job)
     is_lead = job.parallel.is_lead
 
     with _closing(job.checkpointer(path)) as checkpointer:
@@ -165,11 +166,13 @@ def _open(workdir: pathlib.Path, config: configs.Config) -> None:
         configs.check_resumable(config, workdir)
 
 
-def _claim(workdir: pathlib.Path, config: configs.Config) -> None:
-    """Writes the config, once it has turned out to be a valid one."""
+def _claim(workdir: pathlib.Path, job: Job) -> None:
+    """Writes the config, once it has turned out to be a valid one, and what noise it made."""
     if jax.process_index() == 0:
         with _writing(workdir):
-            configs.save(config, workdir)
+            configs.save(job.config, workdir)
+            if job.noise is not None:
+                job.noise.save(workdir / noise.FILE_NAME)
 
 
 @contextlib.contextmanager

@@ -55,6 +55,8 @@ def announce(job: Job, state: TrainState, workdir: pathlib.Path) -> None:
         f"{name} {len(s):,} images of {_num_classes(s):,} classes" for name, s in parts if s is not None
     )
     say(f"{data.name}: {sizes}")
+    if job.noise is not None:
+        say(job.noise.describe())
     say(f"batches: {job.plan.describe()}")
     say(f"loss {job.config.loss.name}, encoder {job.config.encoder.name}, {parameters:,} parameters")
     say(f"on {environment.summary()}")

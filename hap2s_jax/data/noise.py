@@ -18,6 +18,7 @@ from hap2s_jax.data.source import Source
 from hap2s_jax.errors import UserError
 
 KINDS = ("labels", "images")
+FILE_NAME = "noise.json"
 # Words that keep the two uses of the seed apart.
 _WHICH, _WHAT = 0, 1
 
@@ -33,6 +34,9 @@ class NoiseRecord:
       indices: the images touched, rising.
       before: their true labels.
       after: their labels now; for foreign images, the number of the image in the foreign source.
+      images: where each image touched comes from.
+      before_names: the names of their true classes.
+      after_names: the names of their classes now; for foreign images, where the foreign image comes from.
     """
 
     kind: str
@@ -41,11 +45,20 @@ class NoiseRecord:
     indices: list[int]
     before: list[int]
     after: list[int]
+    images: list[str]
+    before_names: list[str]
+    after_names: list[str]
+
+    def describe(self) -> str:
+        """One line for the log."""
+        done = "labels flipped" if self.kind == "labels" else "images swapped for foreign ones"
+        return f"noise: {len(self.indices):,} training {done} ({self.fraction:.1%}, seed {self.seed})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON."""
         with open(path, "w", encoding="utf-8") as file:
             json.dump(asdict(self), file)
+            file.write("\n")
 
 
 class NoisySource:
@@ -114,16 +127,15 @@ def flip_labels(source: Source, fraction: float, seed: int) -> tuple[NoisySource
     chosen = _chosen(labels, fraction, seed)
     classes = np.unique(labels[labels >= 0])
     if len(chosen) and len(classes) < 2:
-        raise UserError("noise: labels can be flipped only between at least two classes")
+        raise UserError("data.noise: labels can be flipped only between at least two classes")
     flipped = labels.copy()
     for index in chosen.tolist():
         # Stepping on from the own class by 1 to C - 1 places reaches every other class and never itself.
         steps = 1 + int(hash_words(seed, _WHAT, index)[0] % np.uint64(len(classes) - 1))
         place = int(np.searchsorted(classes, labels[index]))
         flipped[index] = classes[(place + steps) % len(classes)]
-    record = NoiseRecord(
-        "labels", fraction, seed, chosen.tolist(), labels[chosen].tolist(), flipped[chosen].tolist()
-    )
+    names = [source.class_names[label] for label in flipped[chosen].tolist()]
+    record = _record("labels", fraction, seed, source, chosen, flipped[chosen].tolist(), names)
     return NoisySource(source, flipped), record
 
 
@@ -145,17 +157,31 @@ def swap_images(
     labels = np.asarray(source.labels)
     chosen = _chosen(labels, fraction, seed)
     if len(chosen) and not len(foreign):
-        raise UserError("noise: there are no foreign images")
+        raise UserError("data.noise: there are no foreign images")
     order = permutation(len(foreign), seed, _WHAT)
     swapped = {index: int(order[i % len(order)]) for i, index in enumerate(chosen.tolist())}
-    record = NoiseRecord(
-        "images", fraction, seed, chosen.tolist(), labels[chosen].tolist(), list(swapped.values())
-    )
+    names = [foreign.describe(place) for place in swapped.values()]
+    record = _record("images", fraction, seed, source, chosen, list(swapped.values()), names)
     return NoisySource(source, labels, foreign, swapped), record
+
+
+def _record(
+    kind: str,
+    fraction: float,
+    seed: int,
+    source: Source,
+    chosen: np.ndarray,
+    after: list[int],
+    after_names: list[str],
+) -> NoiseRecord:
+    indices, before = chosen.tolist(), np.asarray(source.labels)[chosen].tolist()
+    images = [source.describe(index) for index in indices]
+    names = [source.class_names[label] for label in before]
+    return NoiseRecord(kind, fraction, seed, indices, before, after, images, names, after_names)
 
 
 def _chosen(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     if not 0 <= fraction <= 1:
-        raise UserError(f"noise: the fraction must lie in [0, 1], found {fraction}")
+        raise UserError(f"data.noise.fraction: must lie in [0, 1], found {fraction}")
     labelled = np.flatnonzero(labels >= 0)
     return np.sort(labelled[permutation(len(labelled), seed, _WHICH)[: round(fraction * len(labelled))]])

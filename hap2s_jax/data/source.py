@@ -66,6 +66,9 @@ class Subset:
         Otherwise labels and class names stay those of `source`.
       name: what messages call the subset; by default the name of `source`.
 
+    Attributes:
+      boxes: int `[n, 4]`, those of `source` (left, top, right, bottom; see `FileSource`), None where it has none.
+
     Raises:
       ValueError: an index lies outside the source.
     """
@@ -87,6 +90,8 @@ class Subset:
         self.indices = indices
         self.name = source.name if name is None else name
         self.cameras = None if source.cameras is None else source.cameras[indices].astype(np.int32)
+        boxes: np.ndarray | None = getattr(source, "boxes", None)
+        self.boxes = None if boxes is None else boxes[indices]
         labels = np.asarray(source.labels)[indices]
         if relabel:
             kept = np.unique(labels[labels >= 0])

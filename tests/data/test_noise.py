@@ -75,7 +75,7 @@ def test_foreign_images_keep_the_label_and_come_once_each():
 
 
 def test_impossible_noise_is_refused():
-    with pytest.raises(UserError, match=r"fraction must lie in \[0, 1\], found 1.5"):
+    with pytest.raises(UserError, match=r"data.noise.fraction: must lie in \[0, 1\], found 1.5"):
         flip_labels(Plain(), 1.5, seed=0)
     with pytest.raises(UserError, match="at least two classes"):
         flip_labels(Plain(10, 1), 0.5, seed=0)

@@ -74,7 +74,7 @@ class FileSource:
 
     def read(self, index: int) -> bytes:
         """The bytes of file number `index`."""
-        with open(self.describe(index), "rb") as file:
+        with open(self.describe(index), "rb", buffering=0) as file:
             return file.read()
 
     def describe(self, index: int) -> str:

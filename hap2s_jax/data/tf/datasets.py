@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from typing import Any
 
-from hap2s_jax.data import registry
+from hap2s_jax.data import noise, registry
 from hap2s_jax.data.readers.files import Parts
 from hap2s_jax.data.source import Dataset
 from hap2s_jax.data.splits import split_by_class
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, unknown_name
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,6 +58,55 @@ def load(
     if found.name == "folder" and parts.query is not None:
         protocols = ("class", "query_gallery")
     return Dataset(found.name, train, validation, parts.test, parts.query, parts.gallery, protocols)
+
+
+def with_noise(
+    dataset: Dataset,
+    *,
+    kind: str,
+    fraction: float,
+    seed: int,
+    foreign: str,
+    foreign_dir: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> tuple[Dataset, noise.NoiseRecord | None]:
+    """Make a share of the training images wrong on purpose; validation and test stay as they are.
+
+    Args:
+      dataset: the clean data set.
+      kind: "labels" or "images", see `hap2s_jax.data.noise`; "" for none.
+      fraction: share of the training images, in [0, 1].
+      seed: which ones, and what becomes of them.
+      foreign: the data set whose training images are the foreign ones of "images".
+      foreign_dir: where that one lies; None for `data_dir`.
+      data_dir: where `dataset` lies.
+
+    Returns:
+      The data set, and what was done, None where nothing was.
+
+    Raises:
+      UserError: a value is out of range, or the foreign data set is the same, or not there.
+    """
+    if not kind:
+        if fraction:
+            raise UserError(
+                f"data.noise.kind: must be one of {', '.join(noise.KINDS)} for a fraction of {fraction}, found none"
+            )
+        return dataset, None
+    if kind == "labels":
+        train, record = noise.flip_labels(dataset.train, fraction, seed)
+    elif kind == "images":
+        # Own images are "folder" wherever they lie; two folders are two data sets.
+        if registry.entry(foreign).name == dataset.name and (dataset.name != "folder" or foreign_dir is None):
+            raise UserError(
+                f"data.noise.foreign: must be another data set than the one trained on, found {foreign}; name "
+                "another, such as folder with data.noise.foreign_dir"
+            )
+        others = load(foreign, data_dir=foreign_dir or data_dir, validation_fraction=0.0).train
+        train, record = noise.swap_images(dataset.train, others, fraction, seed)
+    else:
+        raise unknown_name("kind of noise (data.noise.kind)", kind, noise.KINDS)
+    return dataclasses.replace(dataset, train=train), record
 
 
 def _parts(
