@@ -6,8 +6,9 @@ JSON record. Everything else (which batch comes next, every random draw) follows
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -127,35 +128,65 @@ class Checkpointer:
         except Exception as e:
             raise self._save_error(e) from e
 
-    def restore(self, template: PyTree, step: int) -> PyTree:
+    def restore(self, template: PyTree | None, step: int) -> PyTree:
         """Reads the state of `step` as NumPy arrays.
 
         Args:
-          template: a state of the same structure, whose arrays give the expected shapes and dtypes.
+          template: a state of the same structure, whose arrays give the expected shapes and dtypes; None reads
+            whatever is there, as nested dictionaries.
           step: one of `steps`.
 
         Raises:
           UserError: if the checkpoint is not there, is damaged, or does not fit the template.
         """
+        with self._reading(step):
+            abstract = None
+            if template is not None:
+                self._check_fits(template, step)
+                abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            )
+        return restored["state"]
+
+    def restore_weights(self, step: int) -> dict[str, PyTree]:
+        """Reads what embedding needs of `step`, as NumPy arrays, without knowing the run's loss, optimiser or data.
+
+        Returns:
+          ``{"params", "batch_stats", "ema_params"}`` as in a state, nested dicts of arrays; the last is None
+          where the run kept no average.
+
+        Raises:
+          UserError: if the checkpoint is not there, is damaged, or of another version.
+        """
+        with self._reading(step):
+            stored = self._manager.item_metadata(step)["state"].tree
+            wanted = {name: stored[name] for name in ("params", "batch_stats", "ema_params")}
+            abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), wanted)
+            as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                return reader.restore(
+                    self._directory / str(step) / "state",
+                    args=ocp.args.PyTreeRestore(abstract, as_arrays, partial_restore=True),
+                )
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Checks that a checkpoint is there and of this format; says in one line what else goes wrong with it."""
         where = self._directory / str(step)
         if step not in self.steps:
             raise UserError(
                 f"no checkpoint of step {step} in {self._directory}; there are: {self.steps or 'none'}"
             )
         try:
-            record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))[
-                "record"
-            ]
-            if record.get("format") != FORMAT:
+            found = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
+            written = found["record"].get("format")
+            if written != FORMAT:
                 raise UserError(
-                    f"checkpoint {where} has format {record.get('format')}, this version reads format {FORMAT}; "
+                    f"checkpoint {where} has format {written}, this version reads format {FORMAT}; "
                     "use the version of hap2s_jax that wrote it"
                 )
-            self._check_fits(template, step)
-            abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            )
+            yield
         except UserError:
             raise
         except Exception as e:
@@ -163,7 +194,6 @@ class Checkpointer:
                 f"checkpoint {where} cannot be read ({_first_line(e)}); if it is damaged, remove that folder and "
                 "run again to go on from the checkpoint before it"
             ) from e
-        return restored["state"]
 
     def _check_fits(self, template: PyTree, step: int) -> None:
         """Compares names, shapes and dtypes first: a wrong dtype would be cast silently."""

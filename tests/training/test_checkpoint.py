@@ -152,3 +152,19 @@ def test_no_folder_can_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot open the checkpoints"):
         Checkpointer(tmp_path / "file" / "checkpoints")
+
+
+def test_the_weights_alone_are_read_without_a_template(tmp_path):
+    with_average = _state(4).replace(ema_params=jax.tree.map(lambda x: 2 * x, _state(4).params))
+    for state in (_state(3), with_average):
+        checkpointer = Checkpointer(tmp_path)
+        checkpointer.save(state)
+        checkpointer.close()
+        reader = Checkpointer(tmp_path, read_only=True)
+        weights = reader.restore_weights(int(state.step))
+        assert set(weights) == {"params", "batch_stats", "ema_params"}
+        for name, tree in weights.items():
+            _assert_equal(tree, jax.tree.map(np.asarray, getattr(state, name)))
+        reader.close()
+    with pytest.raises(UserError, match="no checkpoint of step 9"):
+        Checkpointer(tmp_path, read_only=True).restore_weights(9)
