@@ -31,12 +31,13 @@ import cv2
 import numpy as np
 
 from hap2s_jax.data.draws import uniforms
+from hap2s_jax.data.pixels import Window, cut, decode_whole, image_shape, reduction
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.readers.files import FileSource
 from hap2s_jax.data.tf.augment import DRAWS, Augmentation
-from hap2s_jax.data.tf.decode import Window, decode, image_shape, tf
 from hap2s_jax.data.tf.images import DecodedImages
 from hap2s_jax.data.tf.pipeline import train_batches, usable_cores
+from hap2s_jax.data.tf.quiet import tf
 from hap2s_jax.reporting import environment
 
 # Name: files of (height, width), images and classes of the training set, P, K, (height, width) of the encoder.
@@ -136,7 +137,8 @@ def profile(source: FileSource, setting: dict[str, Any], count: int) -> dict[str
     data = [source.read(i) for i in range(count)]
     shapes = [image_shape(d) for d in data]
     windows = [Window(*augmentation.part(*s, size, u)) for s, u in zip(shapes, draws, strict=True)]
-    parts = [decode(d, w, size) for d, w in zip(data, windows, strict=True)]
+    ratios = [reduction(w[2:], size) for w in windows]
+    parts = [cut(decode_whole(d, r), w, r) for d, w, r in zip(data, windows, ratios, strict=True)]
     out = np.empty((*size, 3), np.uint8)
     p, k = setting["batch"]
     plan = PKPlan(source.labels, classes_per_batch=p, images_per_class=k, seed=0)
@@ -144,8 +146,8 @@ def profile(source: FileSource, setting: dict[str, Any], count: int) -> dict[str
         "plan": lambda i: plan.batch(i) if i % (p * k) == 0 else None,
         "draws": lambda i: uniforms(0, i, np.arange(p * k), DRAWS) if i % (p * k) == 0 else None,
         "read": source.read,
-        "header": lambda i: image_shape(data[i]),
-        "decode_part": lambda i: decode(data[i], windows[i], size),
+        "header_and_window": lambda i: augmentation.part(*image_shape(data[i]), size, draws[i]),
+        "decode": lambda i: decode_whole(data[i], ratios[i]),
         "resize_and_augment": lambda i: augmentation.finish(parts[i], out, draws[i]),
         "bare_decode": lambda i: tf.raw_ops.DecodeJpeg(contents=data[i], channels=3),
     }

@@ -21,6 +21,7 @@ from absl import flags
 
 from hap2s_jax import cli
 from hap2s_jax.data import registry
+from hap2s_jax.data.pixels import UnreadableImageError, decode_whole
 from hap2s_jax.data.source import Dataset, Source
 from hap2s_jax.errors import UserError
 
@@ -110,13 +111,11 @@ def check(part: str, source: Source, *, decode: bool = True) -> Report:
 
 
 def _decode_all(source: Source, report: Report) -> None:
-    from hap2s_jax.data.tf.decode import UnreadableImageError
-    from hap2s_jax.data.tf.decode import decode as decoded
     from hap2s_jax.reporting.progress import ProgressBar
 
     def shape(index: int) -> tuple[int, int] | str:
         try:
-            return decoded(source.read(index)).shape[:2]
+            return decode_whole(source.read(index)).shape[:2]
         except (OSError, UnreadableImageError) as error:
             return f"{source.describe(index)} ({error})"
 
@@ -152,7 +151,6 @@ def unanswerable(dataset: Dataset) -> int | None:
 
 def draw_sheet(dataset: Dataset, path: str) -> None:
     """A contact sheet of the training images: a row for each of a few classes, spread over all of them."""
-    from hap2s_jax.data.tf.decode import UnreadableImageError, decode
     from hap2s_jax.reporting.pictures import contact_sheet
 
     source, images, captions = dataset.train, [], []
@@ -162,7 +160,7 @@ def draw_sheet(dataset: Dataset, path: str) -> None:
     for c in classes[np.unique(np.linspace(0, len(classes) - 1, _SHEET_CLASSES).astype(int))]:
         for index in np.flatnonzero(source.labels == c)[:_SHEET_IMAGES]:
             try:
-                images.append(decode(source.read(int(index))))
+                images.append(decode_whole(source.read(int(index))))
             except (OSError, UnreadableImageError):
                 images.append(np.zeros((64, 64, 3), np.uint8))
             camera = "" if source.cameras is None else f" camera {source.cameras[index]}"

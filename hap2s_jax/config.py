@@ -31,6 +31,7 @@ CHANGEABLE = (
     "checkpoint.keep_last",
     "checkpoint.keep_best",
     "data.data_dir",
+    "data.cache_bytes",
     "data.noise.foreign_dir",
     "data.num_workers",
     "data.on_unreadable",

@@ -1,6 +1,6 @@
 """Encoded images to pixels, and from there to what the encoder sees in evaluation; OpenCV alone, no TensorFlow.
 
-Training's own evaluation and `hap2s_jax.load` both come through here: what an image's pixels are must depend on
+Training, its evaluation and `hap2s_jax.load` all come through here: what an image's pixels are must depend on
 nothing but the image.
 """
 
@@ -111,6 +111,13 @@ def _opencv() -> Any:
     # What cannot be read is reported by whoever asked for it, in one line.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2
+
+
+@functools.cache
+def _flags(ratio: int) -> int:
+    cv2 = _opencv()
+    size = {1: cv2.IMREAD_COLOR} | {n: getattr(cv2, f"IMREAD_REDUCED_COLOR_{n}") for n in (2, 4, 8)}
+    return size[ratio] | cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 def reduction(part: tuple[int, int], size: tuple[int, int]) -> int:

@@ -66,7 +66,7 @@ def test_the_pipeline_and_a_single_image_agree_to_the_bit(cache_bytes, boxes, op
 
 
 def test_whole_images_are_what_tensorflow_decodes():
-    from hap2s_jax.data.tf.decode import tf
+    from hap2s_jax.data.tf.quiet import tf
 
     rng = np.random.default_rng(0)
     for image in (picture(1, 48, 64), picture(2, 301, 447), rng.integers(0, 256, (77, 103, 3), np.uint8)):

@@ -20,9 +20,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from hap2s_jax.data import registry
+from hap2s_jax.data.pixels import decode_whole
 from hap2s_jax.data.readers.files import Parts
 from hap2s_jax.data.source import Source
-from hap2s_jax.data.tf.decode import decode
 from hap2s_jax.errors import UserError
 
 SPLITS = ("train", "query", "gallery")
@@ -98,7 +98,7 @@ def _examples(source: Source, indices: np.ndarray, offset: int) -> Iterator[tupl
         label = int(source.labels[index])
         example = {
             # Out of cuhk-03.mat come bare pixels; stored as PNG they take a third.
-            "image": decode(data) if data.startswith(b"BM") else io.BytesIO(data),
+            "image": decode_whole(data) if data.startswith(b"BM") else io.BytesIO(data),
             "identity": label + offset,
             "identity_name": source.class_names[label],
             "camera": -1 if source.cameras is None else int(source.cameras[index]),

@@ -7,9 +7,17 @@ import weakref
 
 import numpy as np
 
-from hap2s_jax.data.pixels import Choose, cut, decode_whole, is_jpeg, place, reduction
+from hap2s_jax.data.pixels import (
+    Choose,
+    UnreadableImageError,
+    cut,
+    decode_whole,
+    image_shape,
+    is_jpeg,
+    place,
+    reduction,
+)
 from hap2s_jax.data.source import Source
-from hap2s_jax.data.tf.decode import UnreadableImageError, decode, image_shape
 
 CACHE_BYTES = 512 * 2**20
 _SAMPLE = 32
@@ -19,25 +27,20 @@ class DecodedImages:
     """The images of a source, decoded on demand; kept when all of them fit into `cache_bytes`.
 
     Every `DecodedImages` of one source object shares what is kept, because evaluation comes back to the same
-    images many times in a run.
-
-    Whether they fit is judged once, from the headers of a few images: what is kept has full resolution, while
-    large JPEGs are otherwise decoded at a fraction of it, so which of the two is used must not depend on what
-    happens to be in memory.
+    images many times in a run. What is kept changes no pixel: a part is always cut out of the whole image, decoded
+    at the fraction that the part allows. (Decoding a window alone saves nothing: most of the time goes into
+    unpacking the bits before it.)
 
     Args:
       source: the encoded images. Its optional attribute `boxes`, int `[N, 4]` (left, top, right, bottom, the
         last two exclusive), limits each image to a box.
-      cache_bytes: how much to keep; 0 keeps nothing.
-      for_evaluation: pixels as `pixels.for_evaluation` has them, whatever is kept: a part is always cut out of the
-        whole, decoded at the fraction that the part allows. Otherwise what is quickest.
+      cache_bytes: how much to keep; 0 keeps nothing. Whether all images fit is judged from the headers of a few.
     """
 
-    def __init__(self, source: Source, cache_bytes: int = CACHE_BYTES, for_evaluation: bool = False):
+    def __init__(self, source: Source, cache_bytes: int = CACHE_BYTES):
         self.source = source
-        self._for_evaluation = for_evaluation
         self._kept = _kept_images(source, cache_bytes)
-        self._boxes = _boxes(source)
+        self._boxes: np.ndarray | None = getattr(source, "boxes", None)
 
     @property
     def cached(self) -> bool:
@@ -53,46 +56,26 @@ class DecodedImages:
           size: (height, width) to which the part will be resized.
 
         Returns:
-          uint8 `[height, width, 3]`, read-only; large JPEGs at a fraction of their resolution, see `decode`.
+          uint8 `[height, width, 3]`, read-only; large JPEGs at a fraction of their resolution, never below `size`.
 
         Raises:
           UnreadableImageError: the bytes are no image.
           OSError: the bytes cannot be read.
         """
-        box = None if self._boxes is None else self._boxes[index]
-        if self._for_evaluation:
-            return self._evaluated(index, choose, size, box)
-        image = None if self._kept is None else self._whole(index, self._kept)
-        data = self.source.read(index) if image is None else b""
-        height, width = image.shape[:2] if image is not None else image_shape(data)
-        window = place(height, width, choose, box)
-        if image is not None:
-            return cut(image, window)
-        return decode(data, None if window == (0, 0, height, width) else window, size)
-
-    def _evaluated(
-        self, index: int, choose: Choose, size: tuple[int, int], box: np.ndarray | None
-    ) -> np.ndarray:
-        kept = _Kept(0) if self._kept is None else self._kept
-        data = b""
-        if index not in kept.shapes:
+        data = None
+        header = None if self._kept is None else self._kept.headers.get(index)
+        if header is None:
             data = self.source.read(index)
-            kept.shapes[index] = (*image_shape(data), is_jpeg(data))
-        height, width, reducible = kept.shapes[index]
-        window = place(height, width, choose, box)
+            header = (*image_shape(data), is_jpeg(data))
+        height, width, reducible = header
+        window = place(height, width, choose, None if self._boxes is None else self._boxes[index])
         ratio = reduction(window[2:], size) if reducible else 1
-        image = kept.images.get((index, ratio))
+        image = None if self._kept is None else self._kept.images.get((index, ratio))
         if image is None:
-            image = decode_whole(data or self.source.read(index), ratio)
-            kept.add((index, ratio), image)
+            image = decode_whole(self.source.read(index) if data is None else data, ratio)
+            if self._kept is not None:
+                self._kept.add(index, header, ratio, image)
         return cut(image, window, ratio)
-
-    def _whole(self, index: int, kept: _Kept) -> np.ndarray:
-        image = kept.images.get((index, 1))
-        if image is None:
-            image = decode(self.source.read(index))
-            kept.add((index, 1), image)
-        return image
 
 
 class _Kept:
@@ -100,16 +83,18 @@ class _Kept:
         self.cache_bytes = cache_bytes
         # By number and by the fraction of its size at which a JPEG was decoded.
         self.images: dict[tuple[int, int], np.ndarray] = {}
-        self.shapes: dict[int, tuple[int, int, bool]] = {}
+        # Height, width, and whether it can be decoded at a fraction.
+        self.headers: dict[int, tuple[int, int, bool]] = {}
         self._room = cache_bytes
         self._lock = threading.Lock()
 
-    def add(self, key: tuple[int, int], image: np.ndarray) -> None:
+    def add(self, index: int, header: tuple[int, int, bool], ratio: int, image: np.ndarray) -> None:
         with self._lock:
+            self.headers[index] = header
             # The estimate may have been too low; what no longer fits is decoded anew each time.
-            if image.nbytes <= self._room and key not in self.images:
+            if image.nbytes <= self._room and (index, ratio) not in self.images:
                 self._room -= image.nbytes
-                self.images[key] = image
+                self.images[index, ratio] = image
 
 
 # The values must not refer to their keys, or no source would ever be freed.
@@ -139,12 +124,3 @@ def _estimate_bytes(source: Source) -> float:
             continue
         sizes.append(3 * height * width)
     return float(np.mean(sizes)) * len(source) if sizes else 0.0
-
-
-def _boxes(source: Source) -> np.ndarray | None:
-    """The boxes of a source, also through a `Subset`, which knows nothing of them."""
-    boxes = getattr(source, "boxes", None)
-    if boxes is None and isinstance(getattr(source, "source", None), Source) and hasattr(source, "indices"):
-        inner = _boxes(source.source)  # pyright: ignore[reportAttributeAccessIssue] - asked for just above
-        boxes = None if inner is None else inner[source.indices]  # pyright: ignore[reportAttributeAccessIssue]
-    return boxes

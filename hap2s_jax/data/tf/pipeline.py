@@ -19,10 +19,11 @@ import cv2
 import numpy as np
 
 from hap2s_jax.data.draws import uniforms
+from hap2s_jax.data.pixels import UnreadableImageError
 from hap2s_jax.data.source import Source
 from hap2s_jax.data.tf.augment import DRAWS, Augmentation, centre_part, resize
-from hap2s_jax.data.tf.decode import UnreadableImageError, tf
 from hap2s_jax.data.tf.images import CACHE_BYTES, DecodedImages
+from hap2s_jax.data.tf.quiet import tf
 from hap2s_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def train_batches(
       UserError: the batch cannot be divided among the hosts, an argument is out of range, or (while
         iterating) an image cannot be read.
     """
-    _check(on_unreadable, image_size, num_workers)
+    _check(on_unreadable, image_size, num_workers, cache_bytes)
     batch_size = len(plan.batch(start_step))
     if batch_size % host_count:
         raise UserError(f"batch: {batch_size} images cannot be divided evenly among {host_count} hosts")
@@ -138,12 +139,12 @@ def eval_batches(
     Raises:
       UserError: an argument is out of range, or (while iterating) an image cannot be read.
     """
-    _check(on_unreadable, image_size, num_workers)
+    _check(on_unreadable, image_size, num_workers, cache_bytes)
     if batch_size < 1:
         raise UserError(f"evaluate.batch_size: must be at least 1, found {batch_size}")
     share = -(-len(source) // host_count)
     first, last = host_index * share, min((host_index + 1) * share, len(source))
-    reader = _Reader(DecodedImages(source, cache_bytes, for_evaluation=True), on_unreadable)
+    reader = _Reader(DecodedImages(source, cache_bytes), on_unreadable)
     size = (int(image_size[0]), int(image_size[1]))
 
     def choose(height: int, width: int) -> tuple[int, int, int, int]:
@@ -273,7 +274,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check(on_unreadable: str, image_size: tuple[int, int], num_workers: int | None) -> None:
+def _check(
+    on_unreadable: str, image_size: tuple[int, int], num_workers: int | None, cache_bytes: int
+) -> None:
     if on_unreadable not in _UNREADABLE:
         raise UserError(
             f"data.on_unreadable: must be one of {', '.join(_UNREADABLE)}, found {on_unreadable!r}"
@@ -282,3 +285,5 @@ def _check(on_unreadable: str, image_size: tuple[int, int], num_workers: int | N
         raise UserError(f"data.image_size: must be (height, width) in pixels, found {tuple(image_size)}")
     if num_workers is not None and num_workers < 1:
         raise UserError(f"data.num_workers: must be at least 1, or None for all cores, found {num_workers}")
+    if cache_bytes < 0:
+        raise UserError(f"data.cache_bytes: must be 0 (keep nothing) or more, found {cache_bytes}")

@@ -20,7 +20,7 @@ import numpy as np
 
 from hap2s_jax.data.readers.files import Parts, number_identities
 from hap2s_jax.data.source import Subset
-from hap2s_jax.data.tf.decode import tf
+from hap2s_jax.data.tf.quiet import tf
 from hap2s_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
