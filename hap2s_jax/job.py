@@ -100,11 +100,11 @@ class Job:
             seed=config.seed,
             **config.data.options,
         )
+        dataset, noise = datasets.with_noise(dataset, data_dir=config.data.data_dir, **config.data.noise)
         plan = PKPlan(
             dataset.train.labels,
             classes_per_batch=config.batch.classes,
             images_per_class=config.batch.images_per_class,
-        dataset, noise = datasets.with_noise(dataset, data_dir=config.data.data_dir, **config.data.noise)
             seed=config.seed,
         )
         update = parallel.compile_step(
@@ -172,6 +172,7 @@ class Job:
             host_count=jax.process_count(),
             num_workers=self.config.data.num_workers,
             on_unreadable=self.config.data.on_unreadable,
+            cache_bytes=self.config.data.cache_bytes,
         )
         return (self.parallel.split(batch) for batch in batches)
 
@@ -189,6 +190,7 @@ class Job:
             host_index=jax.process_index(),
             host_count=jax.process_count(),
             on_unreadable=self.config.data.on_unreadable,
+            cache_bytes=self.config.data.cache_bytes,
         )
 
     def checkpointer(self, workdir: str | os.PathLike[str]) -> Checkpointer:
@@ -198,7 +200,6 @@ class Job:
             pathlib.Path(workdir).absolute() / FOLDER,
             keep_last=settings.keep_last,
             keep_best=settings.keep_best,
-            cache_bytes=self.config.data.cache_bytes,
             best_metric=settings.best_metric if self.dataset.validation is not None else None,
         )
 
@@ -216,7 +217,6 @@ class Job:
     def query_and_gallery(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Rows of `source` that ask and that answer: the data set's for its test images, else all of them."""
         data = self.dataset
-            cache_bytes=self.config.data.cache_bytes,
         if source is data.test and data.query is not None and data.gallery is not None:
             return data.query, data.gallery
         everything = np.arange(len(source))
