@@ -1,5 +1,8 @@
 """HAP2S: hard-aware point-to-set deep metric learning in JAX."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from hap2s_jax import losses
 from hap2s_jax.distances import pairwise_distances
 from hap2s_jax.losses import (
@@ -12,6 +15,9 @@ from hap2s_jax.losses import (
     uniform,
 )
 
+if TYPE_CHECKING:
+    from hap2s_jax.serving.trained import load as load
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -20,8 +26,16 @@ __all__ = [
     "hap2s_from_distances",
     "hap2s_loss",
     "hardest",
+    "load",
     "losses",
     "pairwise_distances",
     "polynomial",
     "uniform",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # `load` needs flax and orbax, which whoever only wants the loss must not have to install, or wait for.
+    if name == "load":
+        return importlib.import_module("hap2s_jax.serving.trained").load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

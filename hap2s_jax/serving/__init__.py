@@ -1,0 +1,1 @@
+"""Using what was trained: the encoder of a working directory, searching, thresholds, exports, the demo."""

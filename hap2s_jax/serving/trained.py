@@ -1,0 +1,332 @@
+"""A trained encoder with its own preprocessing, from nothing but the working directory of a run."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import functools
+import hashlib
+import itertools
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hap2s_jax import config as configs
+from hap2s_jax import models
+from hap2s_jax.data import pixels
+from hap2s_jax.errors import UserError
+from hap2s_jax.parallel import DataParallel
+from hap2s_jax.training import step as steps
+from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
+
+PyTree = Any
+# A path, an encoded image, or uint8 [H, W, 3].
+Image = str | os.PathLike[str] | bytes | np.ndarray
+
+# Larger images are refused by their header: decoded, they would take 0.8 GB and more.
+MAX_PIXELS = 2**28
+_CHUNKS_AHEAD = 2
+
+
+class Embedded(NamedTuple):
+    """A batch of what `TrainedEncoder.stream` yields.
+
+    Attributes:
+      embeddings: float32 `[b, d]`; zeros where an image could not be read.
+      failures: `[b]`, why each image could not be read, None for those that could.
+    """
+
+    embeddings: np.ndarray
+    failures: list[Exception | None]
+
+
+class TrainedEncoder:
+    """Images in, embeddings out; made by `load`.
+
+    Attributes:
+      config: the run's config.
+      step: of the checkpoint: how many updates it has seen.
+      average: whether the weights are the moving average.
+      module: the flax module.
+      variables: its variables, ``{"params", "batch_stats"}``, NumPy arrays.
+      image_size: (height, width) that the encoder sees.
+      dim: d, the embedding's size.
+      distance: how embeddings are compared, "euclidean" or "cosine".
+      fingerprint: 16 hexadecimal digits that tell these weights and this preprocessing from all others.
+      workdir: where it was loaded from.
+    """
+
+    def __init__(
+        self, config: Any, step: int, average: bool, module: Any, variables: PyTree, workdir: pathlib.Path
+    ):
+        self.config, self.step, self.average, self.workdir = config, step, average, workdir
+        self.module, self.variables = module, variables
+        self.image_size: tuple[int, int] = (int(config.data.image_size[0]), int(config.data.image_size[1]))
+        self.distance: str = config.evaluate.distance
+        self._transform = {
+            "enlarge": float(config.evaluate.enlarge),
+            "keep_aspect": bool(config.evaluate.keep_aspect),
+        }
+        self.fingerprint = _fingerprint(variables, {"size": self.image_size, **self._transform})
+        self._parallel = DataParallel(tuple(jax.local_devices()))
+        self._placed = self._parallel.replicate(variables)
+        self._embed = self._parallel.compile_map(functools.partial(steps.embed_step, encoder=module))
+        sample = jax.ShapeDtypeStruct((1, *self.image_size, 3), np.uint8)
+        self.dim = int(jax.eval_shape(self.function, sample).shape[1])
+
+    def function(self, images: Any) -> jax.Array:
+        """The bare pure function ``uint8 [n, h, w, 3] -> [n, d]``, the weights closed over; for `jax.export`."""
+        return steps.embed_step(self.variables, images, encoder=self.module)
+
+    def __call__(self, images: Sequence[Image] | Image, *, batch_size: int | None = None) -> np.ndarray:
+        """Embeds images.
+
+        Args:
+          images: paths, encoded images (bytes) or arrays uint8 `[H, W, 3]` of any sizes, RGB; one array uint8
+            `[n, H, W, 3]`; or a single image.
+          batch_size: images at a time; by default as the run evaluated.
+
+        Returns:
+          float32 `[n, d]`, in order.
+
+        Raises:
+          UserError: an image cannot be read; the first such one is named.
+          TypeError: something that is no image.
+        """
+        single = isinstance(images, str | os.PathLike | bytes) or (
+            isinstance(images, np.ndarray) and images.ndim == 3
+        )
+        chosen: Any = [images] if single else images
+        rows = [np.zeros((0, self.dim), np.float32)]
+        number = 0
+        for batch in self.stream(chosen, batch_size=batch_size):
+            for place, failure in enumerate(batch.failures, number):
+                if failure is not None:
+                    raise UserError(f"image {_describe(chosen[place], place)} cannot be read: {failure}")
+            number += len(batch.failures)
+            rows.append(batch.embeddings)
+        return np.concatenate(rows)
+
+    def preprocess(
+        self, image: Image, *, box: np.ndarray | None = None, max_pixels: int = MAX_PIXELS
+    ) -> np.ndarray:
+        """What the encoder sees of an image, uint8 `[h, w, 3]`, the same as in the run's own evaluation.
+
+        Args:
+          image: a path, an encoded image or an array uint8 `[H, W, 3]`, RGB.
+          box: (left, top, right, bottom) in pixels to which it is limited first, or None.
+          max_pixels: an encoded image that promises more is refused.
+
+        Raises:
+          UnreadableImageError, OSError: it cannot be read.
+          TypeError: it is no image.
+        """
+        data: Any = image
+        if isinstance(image, str | os.PathLike):
+            data = pathlib.Path(image).read_bytes()
+        elif not isinstance(image, bytes):
+            data = np.asarray(image)
+            if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3 or 0 in data.shape:
+                raise TypeError(
+                    "an image must be a path, the bytes of an image file or an array uint8 [H, W, 3] of RGB in 0..255, "
+                    f"but is {type(image).__name__} {data.dtype} {list(data.shape)}"
+                )
+        return pixels.for_evaluation(data, self.image_size, box=box, max_pixels=max_pixels, **self._transform)
+
+    def stream(
+        self,
+        images: Iterable[Image],
+        *,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        read: Callable[[Any], np.ndarray] | None = None,
+    ) -> Iterator[Embedded]:
+        """Embeds any number of images in bounded memory, a batch at a time; reading goes on while devices work.
+
+        Args:
+          images: as for a call, drawn from as they are needed.
+          batch_size: images at a time; by default as the run evaluated.
+          workers: threads that read and decode; by default as many as there are cores.
+          read: an item of `images` -> uint8 `[*image_size, 3]`; by default `preprocess`.
+
+        Yields:
+          Batches, in order; of an image that cannot be read the reason stands in the place of the embedding.
+        """
+        size = self._round_up(batch_size or int(self.config.evaluate.batch_size))
+        read = read or self.preprocess
+        with concurrent.futures.ThreadPoolExecutor(workers or _usable_cores()) as pool:
+            source = iter(images)
+            waiting: collections.deque[list[concurrent.futures.Future]] = collections.deque()
+            queued: tuple[Any, list] | None = None
+            compiled = 0
+            while True:
+                while len(waiting) < _CHUNKS_AHEAD and (chunk := list(itertools.islice(source, size))):
+                    waiting.append([pool.submit(read, image) for image in chunk])
+                if not waiting:
+                    break
+                images_now, failures = self._collect(waiting.popleft())
+                # The last batch is filled up rather than compiled for, unless it is the only one.
+                rows = compiled or min(size, self._bucket(len(failures)))
+                compiled = max(compiled, rows)
+                batch = np.zeros((rows, *self.image_size, 3), np.uint8)
+                batch[: len(failures)] = images_now
+                embedded = self._embed(self._placed, batch)
+                if queued is not None:
+                    yield _fetch(*queued)
+                queued = (embedded, failures)
+            if queued is not None:
+                yield _fetch(*queued)
+
+    def _collect(self, futures: list[concurrent.futures.Future]) -> tuple[np.ndarray, list[Exception | None]]:
+        """The images of a chunk, black where one could not be read, and why it could not."""
+        out = np.zeros((len(futures), *self.image_size, 3), np.uint8)
+        failures: list[Exception | None] = []
+        for slot, future in enumerate(futures):
+            try:
+                out[slot] = future.result()
+                failures.append(None)
+            except (OSError, pixels.UnreadableImageError) as error:
+                failures.append(error)
+        return out, failures
+
+    def _round_up(self, rows: int) -> int:
+        devices = len(self._parallel.local_devices)
+        return max(1, -(-rows // devices)) * devices
+
+    def _bucket(self, rows: int) -> int:
+        """Few distinct sizes, so that single queries are quick and little is compiled."""
+        return self._round_up(1 << (rows - 1).bit_length())
+
+
+def load(
+    workdir: str | os.PathLike[str], *, checkpoint: str | int | None = None, average: bool | None = None
+) -> TrainedEncoder:
+    """Loads the trained encoder of a run.
+
+    The working directory is enough: no data set, no config file, no TensorFlow. It may have been copied from another
+    machine. Nothing in it is ever unpickled, and nothing is written.
+
+    Args:
+      workdir: the working directory of a run.
+      checkpoint: "best" (on the validation classes), "latest", or the number of a step; by default the one that the
+        run's own results are of.
+      average: whether to take the moving average of the weights; by default where the run kept one, as its own
+        evaluation does.
+
+    Raises:
+      UserError: in one line, if there is no finished checkpoint, or it is damaged or of a newer version.
+    """
+    path = pathlib.Path(workdir).absolute()
+    config: Any = configs.load(path)
+    if not any(f.is_dir() and f.name.isdigit() for f in (path / FOLDER).glob("*")):
+        raise UserError(
+            f"{workdir} holds no finished checkpoint; train on with hap2s_jax.main, or copy {FOLDER} whole"
+        )
+    with _quiet():
+        checkpointer = Checkpointer(path / FOLDER, read_only=True)
+        step = _choose_step(checkpointer, checkpoint, config)
+        weights = checkpointer.restore_weights(step)
+        checkpointer.close()
+    if average and weights["ema_params"] is None:
+        raise UserError(f"average: the run in {workdir} kept no moving average of its weights; leave it out")
+    has_average = weights["ema_params"] is not None and average is not False
+    params = weights["ema_params" if has_average else "params"]
+    variables = {"params": params.get("encoder", {}), "batch_stats": weights["batch_stats"] or {}}
+    try:
+        module = models.create(**config.encoder)
+        size = (1, *config.data.image_size, 3)
+        wanted = jax.eval_shape(
+            functools.partial(module.init, train=False),
+            jax.random.key(0),
+            jax.ShapeDtypeStruct(size, np.uint8),
+        )
+        _check_fits(variables, wanted, path / FOLDER / str(step))
+        return TrainedEncoder(config, step, has_average, module, variables, path)
+    except (KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path / configs.FILE_NAME} is of another version of hap2s_jax: {error}; use the version that wrote it"
+        ) from error
+
+
+def _choose_step(checkpointer: Checkpointer, wanted: str | int | None, config: Any) -> int:
+    if wanted is None:
+        wanted = "best" if config.evaluate.weights == "best" else "latest"
+        best = checkpointer.best_step if wanted == "best" else None
+        step = checkpointer.latest_step if best is None else best
+        assert step is not None
+        return step
+    if wanted == "latest" and checkpointer.latest_step is not None:
+        return checkpointer.latest_step
+    if wanted == "best":
+        if (step := checkpointer.best_step) is not None:
+            return step
+        raise UserError(
+            "checkpoint: the run was never measured on validation classes, so none is the best; ask for 'latest'"
+        )
+    if isinstance(wanted, str) and not wanted.isdigit():
+        raise UserError(
+            f"checkpoint is {wanted!r}; it must be 'best', 'latest' or one of {checkpointer.steps}"
+        )
+    return int(wanted)
+
+
+def _check_fits(found: PyTree, wanted: PyTree, where: pathlib.Path) -> None:
+    """A damaged or foreign checkpoint must not fail deep inside flax."""
+
+    def shapes(tree: PyTree) -> dict[str, str]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {
+            jax.tree_util.keystr(k, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}"
+            for k, x in leaves
+        }
+
+    ours, theirs = shapes(wanted), shapes(found)
+    for name in {**ours, **theirs}:
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"checkpoint {where} does not fit the config beside it: {name} is {theirs.get(name, 'missing')} "
+                f"there and {ours.get(name, 'missing')} by the config; use the version of hap2s_jax that wrote it, "
+                "or copy both again"
+            )
+
+
+def _fingerprint(variables: PyTree, preprocessing: dict[str, Any]) -> str:
+    digest = hashlib.sha256(repr(sorted(preprocessing.items())).encode())
+    for path, leaf in sorted(
+        (jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    ):
+        digest.update(path.encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _fetch(embedded: Any, failures: list[Exception | None]) -> Embedded:
+    rows = np.array(embedded, np.float32)[: len(failures)]
+    rows[[failure is not None for failure in failures]] = 0
+    return Embedded(rows, failures)
+
+
+def _describe(image: Any, place: int) -> str:
+    return str(image) if isinstance(image, str | os.PathLike) else f"number {place}"
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without orbax's warnings that what was opened read-only is read-only."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
