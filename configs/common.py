@@ -27,7 +27,8 @@ def get_config() -> Config:
     config.seed = 0
     # Updates of the weights in the whole run.
     config.steps = 20_000
-    # How many devices to use, a multiple of which the batch must be; None for all.
+    # How many devices to use, a multiple of which the batch must be; None for all. A CPU is split into as many, for
+    # None one a core.
     config.num_devices = config_dict.placeholder(int)
     # Folder of compiled programs that later runs reuse; None for ~/.cache/hap2s_jax, "" for none.
     config.compilation_cache = config_dict.placeholder(str)

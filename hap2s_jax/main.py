@@ -63,6 +63,7 @@ def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, An
     """
     config = cast(configs.Config, ml_collections.FrozenConfigDict(config))
     path = pathlib.Path(workdir).absolute()
+    parallel.use_cores(config.batch.classes * config.batch.images_per_class, config.num_devices)
     _open(path, config)
     use_compilation_cache(config)
     job = Job.create(config)

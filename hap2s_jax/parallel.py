@@ -8,7 +8,9 @@ which is the same program with the collectives in place but much faster on CPU.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hap2s_jax.errors import UserError
+from hap2s_jax.reporting.environment import usable_cores
 
 AXIS = "devices"
 
@@ -128,6 +131,32 @@ class DataParallel:
         if jax.process_count() == 1:
             return rows
         return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
+
+
+def use_cores(batch_size: int, num_devices: int | None = None) -> None:
+    """Splits the CPU, where it is what JAX computes on, into devices that share a batch; call it first of all.
+
+    A small encoder trains nearly twice as fast on two devices of one core each as on one device of two, because
+    few of its operations are large enough to be worth splitting themselves. The results are equal up to rounding.
+    Nothing happens when the devices are known already, were set by ``XLA_FLAGS`` or ``jax_num_cpu_devices``, or
+    are shared with other processes.
+
+    Args:
+      batch_size: images in the global batch, which the devices must divide.
+      num_devices: how many to make; by default one for each usable core, but each with 16 images at least.
+    """
+    if (
+        "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+        or jax.config.jax_num_cpu_devices > 0
+        or jax.distributed.is_initialized()
+    ):
+        return
+    if num_devices is None:
+        most = min(usable_cores(), batch_size // 16)
+        num_devices = max((n for n in range(1, most + 1) if batch_size % n == 0), default=1)
+    # What is too late is harmless.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", max(num_devices, 1))
 
 
 def initialize_processes(

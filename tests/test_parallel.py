@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hap2s_jax import parallel as parallel_module
 from hap2s_jax.errors import UserError
-from hap2s_jax.parallel import AXIS, DataParallel
+from hap2s_jax.parallel import AXIS, DataParallel, use_cores
 
 
 def _step(state, batch):
@@ -58,3 +59,31 @@ def test_uneven_batches_and_missing_devices_are_refused():
 def test_only_several_cpu_devices_must_be_waited_for():
     assert DataParallel.create(8).must_wait
     assert not DataParallel.create(1).must_wait
+
+
+@pytest.mark.parametrize(
+    ("batch", "cores", "num_devices", "expected"),
+    [
+        (64, 2, None, 2),
+        (64, 16, None, 4),
+        (60, 16, None, 3),
+        (8, 2, None, 1),
+        (64, 1, None, 1),
+        (64, 2, 8, 8),
+    ],
+)
+def test_a_cpu_is_split_into_devices_of_a_core_each(monkeypatch, batch, cores, num_devices, expected):
+    made = {}
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr(parallel_module, "usable_cores", lambda: cores)
+    monkeypatch.setattr(jax.config, "update", made.__setitem__)
+    use_cores(batch, num_devices)
+    assert made == {"jax_num_cpu_devices": expected}
+
+
+def test_devices_that_are_set_or_known_already_are_left_alone(monkeypatch):
+    before = jax.config.jax_num_cpu_devices
+    use_cores(64)
+    monkeypatch.delenv("XLA_FLAGS")
+    use_cores(64)
+    assert (len(jax.devices()), jax.config.jax_num_cpu_devices) == (8, before)

@@ -37,7 +37,7 @@ def describe() -> dict[str, Any]:
         "devices": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
         "processes": jax.process_count(),
         "cpu": _cpu_model(),
-        "cpus": _usable_cpus(),
+        "cpus": usable_cores(),
         "memory_gib": _memory_gib(),
     }
 
@@ -104,8 +104,8 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _usable_cpus() -> int:
-    # A container may grant fewer than the machine has.
+def usable_cores() -> int:
+    """How many CPU cores this process may use: a container or a scheduler may grant fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
