@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from hap2s_jax import losses, models
+from hap2s_jax import first_weights, losses, models
 from hap2s_jax.config import Config
 from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.pk import PKPlan
@@ -87,7 +87,11 @@ class Job:
             learning_rate=config.optimizer.learning_rate, steps=config.steps, **config.schedule
         )
         transform = optimizer.create_optimizer(
-            schedule=schedule, **_without(config.optimizer, "learning_rate")
+            schedule=schedule,
+            **{
+                **_without(config.optimizer, "learning_rate"),
+                "frozen": (*config.optimizer.frozen, *(f"encoder/{p}" for p in encoder.frozen_parameters)),
+            },
         )
 
         # TensorFlow is loaded here and not before: a mistake above is reported at once.
@@ -155,6 +159,28 @@ class Job:
             loss_params=loss_params,
             use_ema=bool(self.config.ema_decay),
         )
+
+    def with_first_weights(self, state: TrainState) -> tuple[TrainState, str]:
+        """The state with `config.pretrained`'s weights in place of the random ones, and a line that says what came."""
+        settings = self.config.pretrained
+        if not settings.source:
+            return state, "weights start at random"
+        encoder, report = first_weights.load(
+            settings.source,
+            self.encoder,
+            {"params": state.params["encoder"], "batch_stats": state.batch_stats},
+            cache_dir=settings.cache_dir,
+            offline=settings.offline,
+        )
+        params = {**state.params, "encoder": encoder["params"]}
+        state = dataclasses.replace(
+            state,
+            params=params,
+            batch_stats=encoder.get("batch_stats", {}),
+            opt_state=self.optimizer.init(params),
+            ema_params=None if state.ema_params is None else jax.tree.map(np.copy, params),
+        )
+        return state, str(report)
 
     def train_batches(self, start_step: int) -> Iterator[PyTree]:
         """The batches of steps `start_step`, `start_step` + 1, ..., split over the local devices."""

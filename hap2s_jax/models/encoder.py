@@ -142,6 +142,11 @@ class Encoder(nn.Module):
     axis_name: str | None = None
     dtype: jax.typing.DTypeLike = jnp.float32
 
+    @property
+    def frozen_parameters(self) -> tuple[str, ...]:
+        """Regular expressions of the parameters' paths that no optimiser may touch."""
+        return (r"trunk/(?:.*/)?\w*bn\d?",) if self.freeze_bn_affine else ()
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> EncoderOutput:
         """Encodes `images` `[n, h, w, 3]`, uint8 or floating in [0, 255].

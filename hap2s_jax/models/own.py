@@ -25,6 +25,11 @@ class OwnEncoder(nn.Module):
 
     module: nn.Module
 
+    @property
+    def frozen_parameters(self) -> tuple[str, ...]:
+        """Regular expressions of the parameters' paths that no optimiser may touch: what the module itself names."""
+        return tuple(f"module/{path}" for path in getattr(self.module, "frozen_parameters", ()))
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> EncoderOutput:
         """Encodes `images` `[n, h, w, 3]`.

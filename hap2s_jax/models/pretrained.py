@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,12 +40,23 @@ class Report:
         own parameters.
       taken: number of tensors taken over.
       remarks: one line for each thing left out that need not worry, such as a classifier of another size.
+      initial: parameters that stay as they were initialised, by their paths.
     """
 
     source: str
     naming: str
     taken: int
     remarks: tuple[str, ...]
+    initial: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """One line: what was loaded, dropped and left at random."""
+        names = "our own" if self.naming == "hap2s_jax" else f"{self.naming}'s"
+        parts = [f"weights from {self.source} ({names} names): {self.taken} arrays taken", *self.remarks]
+        parts.append(
+            f"at random stay {', '.join(self.initial)}" if self.initial else "nothing stays at random"
+        )
+        return "; ".join(parts)
 
 
 def load(
@@ -121,7 +132,7 @@ def from_tensors(
     _refuse(source, encoder, missing, left_over, misshaped)
     for path, value in taken.items():
         flat[path] = value.astype(flat[path].dtype)
-    report = Report(source, naming, len(taken), tuple(remarks))
+    report = Report(source, naming, len(taken), tuple(remarks), _initial(flat, taken))
     return traverse_util.unflatten_dict(flat), report
 
 
@@ -135,20 +146,26 @@ def from_variables(
     """
     ours, theirs = _flatten(variables), _flatten(saved)
     missing, left_over, misshaped, remarks = [], [], [], []
-    result, taken = dict(ours), 0
+    result, taken = dict(ours), set()
     for path in sorted(set(ours) | set(theirs)):
         name, in_head = "/".join(path), path[1:2] == ("head",)
         if path not in theirs:
-            (remarks if in_head else missing).append(f"{name} not saved" if in_head else name)
+            if not in_head:
+                missing.append(name)
         elif path not in ours:
             (remarks if in_head else left_over).append(f"{name} dropped" if in_head else name)
         elif np.shape(theirs[path]) != ours[path].shape:
-            line = f"{name} {list(np.shape(theirs[path]))} where the encoder has {list(ours[path].shape)}"
-            (remarks if in_head else misshaped).append(line)
+            line = f"{name} {list(np.shape(theirs[path]))} {{}} {list(ours[path].shape)}"
+            if in_head:
+                remarks.append(line.format("dropped: the encoder's is"))
+            else:
+                misshaped.append(line.format("where the encoder has"))
         else:
-            result[path], taken = np.asarray(theirs[path], ours[path].dtype), taken + 1
+            result[path] = np.asarray(theirs[path], ours[path].dtype)
+            taken.add(path)
     _refuse(source, None, missing, left_over, misshaped)
-    return traverse_util.unflatten_dict(result), Report(source, "hap2s_jax", taken, tuple(remarks))
+    report = Report(source, "hap2s_jax", len(taken), tuple(remarks), _initial(ours, taken))
+    return traverse_util.unflatten_dict(result), report
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -257,6 +274,12 @@ def _flatten(tree: Mapping[str, Any]) -> dict[Path, Any]:
         else:
             flat[(key,)] = value
     return flat
+
+
+def _initial(variables: Iterable[Path], taken: Container[Path]) -> tuple[str, ...]:
+    return tuple(
+        "/".join(path[1:]) for path in sorted(variables) if path[0] == "params" and path not in taken
+    )
 
 
 def _classifier_fits(tensors: Tensors, naming: str, flat: Mapping[Path, Any]) -> bool:

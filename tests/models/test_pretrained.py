@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
+from torch_states import small_state
 
 from hap2s_jax import convert, models
 from hap2s_jax.errors import UserError
@@ -68,38 +69,6 @@ def shapes_of(encoder):
     """Variables that cost nothing: zeros of the right shapes."""
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.uint8))
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-
-
-def small_state(seed=0):
-    """A ResNet-18 of random numbers with torchvision's names, without torch."""
-    rng = np.random.default_rng(seed)
-    state = {}
-
-    def norm(name, channels):
-        for tensor in ("weight", "bias", "running_mean", "running_var"):
-            state[f"{name}.{tensor}"] = rng.uniform(0.5, 1.5, channels).astype(np.float32)
-        state[f"{name}.num_batches_tracked"] = np.array(7)
-
-    def conv(name, out, into, side):
-        state[f"{name}.weight"] = rng.normal(size=(out, into, side, side)).astype(np.float32)
-
-    conv("conv1", 64, 3, 7)
-    norm("bn1", 64)
-    into = 64
-    for stage, out in enumerate((64, 128, 256, 512), 1):
-        for block in range(2):
-            prefix = f"layer{stage}.{block}"
-            conv(f"{prefix}.conv1", out, into, 3)
-            norm(f"{prefix}.bn1", out)
-            conv(f"{prefix}.conv2", out, out, 3)
-            norm(f"{prefix}.bn2", out)
-            if into != out:
-                conv(f"{prefix}.downsample.0", out, into, 1)
-                norm(f"{prefix}.downsample.1", out)
-            into = out
-    state["fc.weight"] = rng.normal(size=(1000, 512)).astype(np.float32)
-    state["fc.bias"] = rng.normal(size=1000).astype(np.float32)
-    return state
 
 
 def relative_error(a, b):
@@ -196,6 +165,7 @@ def test_a_classifier_of_another_size_is_dropped_with_a_remark():
         encoder = models.create("resnet18", **options)
         _, report = pretrained.from_tensors(small_state(), encoder, shapes_of(encoder))
         assert report.remarks == ("classifier fc.weight [1000, 512] dropped: the encoder's differs",)
+        assert {name.split("/")[0] for name in report.initial} == {"head"}
 
 
 def test_what_does_not_fit_is_listed_in_one_line():
@@ -301,9 +271,10 @@ def test_own_variables_with_another_head():
     saved = jax.tree.map(lambda leaf: leaf + 1, shapes_of(source))
     variables, report = pretrained.from_variables(saved, shapes_of(target))
     assert report.remarks == (
-        "params/head/classifier/bias [5] where the encoder has [7]",
-        "params/head/classifier/kernel [128, 5] where the encoder has [128, 7]",
+        "params/head/classifier/bias [5] dropped: the encoder's is [7]",
+        "params/head/classifier/kernel [128, 5] dropped: the encoder's is [128, 7]",
     )
+    assert report.initial == ("head/classifier/bias", "head/classifier/kernel")
     np.testing.assert_array_equal(variables["params"]["trunk"]["stem_bn1"]["scale"], 1.0)
     np.testing.assert_array_equal(variables["params"]["head"]["embedding"]["kernel"], 1.0)
     np.testing.assert_array_equal(variables["params"]["head"]["classifier"]["bias"], 0.0)

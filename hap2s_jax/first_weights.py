@@ -1,0 +1,65 @@
+"""Where a run's first weights come from: a file, the hub, or another run."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from hap2s_jax import config as configs
+from hap2s_jax.errors import UserError
+from hap2s_jax.models import pretrained
+from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
+
+
+def load(
+    source: str | os.PathLike[str],
+    encoder: Any,
+    variables: Mapping[str, Any],
+    *,
+    cache_dir: str | None = None,
+    offline: bool = False,
+) -> tuple[dict[str, Any], pretrained.Report]:
+    """Fills an encoder's `variables` from whatever `source` is.
+
+    Args:
+      source: the working directory of a run, or what `models.pretrained.load` takes.
+      encoder: the encoder that they are of.
+      variables: as initialised, `{"params", "batch_stats"}`; not changed.
+      cache_dir: where hub files are kept; None is huggingface_hub's own cache.
+      offline: take hub files from the cache only.
+
+    Returns:
+      New variables, and a report of what was taken, dropped and left as initialised.
+
+    Raises:
+      UserError: in one line: nothing is there, it is damaged or foreign, or does not fit the encoder.
+    """
+    if pathlib.Path(source).is_dir():
+        return from_run(source, variables)
+    return pretrained.load(source, encoder, variables, cache_dir=cache_dir, offline=offline)
+
+
+def from_run(
+    workdir: str | os.PathLike[str], variables: Mapping[str, Any]
+) -> tuple[dict[str, Any], pretrained.Report]:
+    """Fills `variables` with what the run in `workdir` would be judged by: its best weights, their moving average
+    where it kept one. Head parameters that do not fit stay as initialised; see `pretrained.from_variables`.
+    """
+    path = pathlib.Path(workdir)
+    config = configs.load(path)
+    if not (path / FOLDER).is_dir():
+        raise UserError(f"pretrained {path} holds a run without a checkpoint yet")
+    checkpointer = Checkpointer(path / FOLDER, read_only=True)
+    try:
+        step = checkpointer.best_step if config.evaluate.weights == "best" else None
+        step = step or checkpointer.latest_step
+        if step is None:
+            raise UserError(f"pretrained {path} holds a run without a checkpoint yet")
+        weights = checkpointer.restore_weights(step)
+    finally:
+        checkpointer.close()
+    params = weights["ema_params"] or weights["params"]
+    saved = {"params": params["encoder"], "batch_stats": weights["batch_stats"]}
+    return pretrained.from_variables(saved, variables, source=f"{path}, step {step}")
