@@ -85,6 +85,10 @@ def _run(job: Job, path: pathlib.Path, checkpointer: Checkpointer, start: int) -
         if is_lead:
             report.say(f"resuming at step {start} of {config.steps}")
         state = checkpointer.restore(state, start)
+    else:
+        state, weights = job.with_first_weights(state)
+        if is_lead:
+            report.say(weights)
     state = job.parallel.replicate(state)
     with MetricLog(path, resume_step=start, tensorboard=config.log.tensorboard, enabled=is_lead) as log:
         report.announce(job, state, path)
