@@ -1,6 +1,7 @@
 """What the commands share: flags whose mistakes are one line, and exit codes.
 
-Exit codes: 0 done; 1 something the user can mend, said in one line; 2 a wrong flag; 130 interrupted.
+Exit codes: 0 done; 1 something the user can mend, said in one line; 2 a wrong flag; 75 asked to stop (SIGTERM), saved;
+76 another process of the job is gone (`hap2s_jax.cluster`); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from hap2s_jax import config as configs
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import Preempted, UserError
+
+EXIT_PREEMPTED = 75  # "try again later" of sysexits.h
 
 # What parsing flags and reading a config file may raise; ml_collections lets its own errors through.
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
@@ -33,6 +36,9 @@ def start(main: Callable[[], object]) -> None:
             main()
         except UserError as e:
             fail(str(e), code=1)
+        except Preempted as e:
+            print(e, file=sys.stderr, flush=True)
+            raise SystemExit(EXIT_PREEMPTED) from None
         except KeyboardInterrupt:
             fail("interrupted; the same command goes on from the last checkpoint", code=130)
 

@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake of the user's, and its commonest form."""
+"""What a user can mend, as an exception, and its commonest form; and being asked to stop."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ class UserError(ValueError):
     Its message is one line that names the thing, what it was, what it should be and, where there is one,
     the command that mends it. The commands print the message alone, without a traceback.
     """
+
+
+class Preempted(Exception):
+    """Training was asked to stop (SIGTERM), has saved its state, and goes on when the command is run again.
+
+    Attributes:
+      step: completed updates, which is the step of the checkpoint.
+    """
+
+    def __init__(self, step: int):
+        where = f"saved at step {step}" if step else "nothing was trained yet"
+        super().__init__(f"asked to stop: {where}; the same command goes on from there")
+        self.step = step
 
 
 def did_you_mean(word: object, known: Iterable[object], *, cutoff: float = 0.6) -> str:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +48,8 @@ class DataParallel:
         Raises:
           UserError: if there are fewer devices than asked for, or several processes and not all are used.
         """
-        devices = jax.devices()
+        # A process's devices must stand together: each process brings one contiguous share of the batch.
+        devices = sorted(jax.devices(), key=lambda device: device.process_index)
         if num_devices is None or num_devices == len(devices):
             return cls(tuple(devices))
         if not 1 <= num_devices <= len(devices):
@@ -77,9 +80,14 @@ class DataParallel:
         """
         return self.devices[0].platform == "cpu" and len(self.devices) > 1
 
-    def check_batch(self, batch_size: int) -> None:
-        """Raises a UserError unless a global batch of `batch_size` divides evenly over the devices."""
+    def check_batch(self, batch_size: int, pieces: int = 1) -> None:
+        """Raises a UserError unless `batch_size` images divide over the devices, and each share into `pieces`."""
         n = len(self.devices)
+        if pieces < 1 or (batch_size % n == 0 and batch_size // n % pieces):
+            raise UserError(
+                f"batch.pieces is {pieces}, but a device's share is {batch_size // n} images ({batch_size} over {n} "
+                "devices); choose a divisor of it"
+            )
         if batch_size % n:
             down, up = batch_size // n * n, -(-batch_size // n) * n
             near = f"{down} or {up}" if down else f"{up}"
@@ -124,7 +132,9 @@ class DataParallel:
         """
         mesh = Mesh(np.asarray(self.local_devices), (AXIS,))
         whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
-        return jax.jit(function, in_shardings=(whole, rows), out_shardings=rows)
+        compiled = jax.jit(function, in_shardings=(whole, rows), out_shardings=rows)
+        # Among several processes jit takes no NumPy rows: it cannot know that each process brings its own.
+        return lambda variables, batch: compiled(variables, jax.device_put(batch, rows))
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Concatenates the ``[b, ...]`` of all processes, equal in shape, to ``[processes * b, ...]``."""
@@ -160,20 +170,60 @@ def use_cores(batch_size: int, num_devices: int | None = None) -> None:
 
 
 def initialize_processes(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    join_timeout: int = 300,
+    peer_timeout: int = 60,
 ) -> None:
     """Joins this process to the others of a job; call it before anything else touches a device.
 
     Without arguments JAX finds out about TPU pods, SLURM, Open MPI and Kubernetes by itself.
 
+    Args:
+      coordinator: host:port of process 0.
+      num_processes: how many there are.
+      process_id: which of them this is.
+      join_timeout: seconds in which all must have joined. After them the process says so and ends with exit
+        code 1, since JAX itself would abort.
+      peer_timeout: seconds without a sign of life after which a process is given up, and with it the job.
+
     Raises:
-      UserError: if the cluster cannot be found or the coordinator does not answer.
+      UserError: if the cluster cannot be found or the arguments do not fit together.
     """
+    watchdog = threading.Timer(join_timeout, _give_up, (coordinator, num_processes, process_id, join_timeout))
+    watchdog.daemon = True
+    watchdog.start()
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            # JAX aborts with a stack trace when its own time is up; the watchdog's line comes first.
+            initialization_timeout=join_timeout + 60,
+            heartbeat_timeout_seconds=peer_timeout,
+            # At the end the others wait for the lead, which draws pictures.
+            shutdown_timeout_seconds=900,
+        )
     except (ValueError, RuntimeError) as e:
         first_line = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise UserError(
             f"joining the other processes failed: {first_line}; on a TPU pod, SLURM, Open MPI or Kubernetes no "
             "argument is needed, elsewhere give coordinator address (host:port), number of processes and process id"
         ) from e
+    finally:
+        watchdog.cancel()
+
+
+def _give_up(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, seconds: float
+) -> None:
+    if process_id == 0:
+        what = f"not all of the {num_processes} processes have joined the coordinator {coordinator}"
+        remedy = "start the same command on every host, each with its own process id"
+    else:
+        what = f"no coordinator answered at {coordinator or 'the address that JAX found'}"
+        remedy = "see that process 0 runs there and that its port can be reached from this host"
+    print(f"error: after {seconds:g} s {what}; {remedy}", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hap2s_jax.errors import Preempted
 from hap2s_jax.training.state import TrainState
 from hap2s_jax.training.watch import check_finite
 
@@ -33,6 +34,7 @@ def train(
     save: Callable[[TrainState, dict[str, float] | None], None],
     progress: Callable[[int, dict[str, float]], None] | None = None,
     wait_each_step: bool = False,
+    stop: Callable[[int], bool] | None = None,
 ) -> TrainState:
     """Trains from ``state.step`` to `total_steps`.
 
@@ -49,13 +51,23 @@ def train(
       save: ``save(state, metrics of this step's evaluation or None)``.
       progress: ``progress(step, metrics)`` after each update whose numbers have arrived.
       wait_each_step: wait for each update before the next is queued (see `DataParallel.must_wait`).
+      stop: ``stop(completed updates)``, asked before each update; True saves and ends, on all processes alike.
 
     Raises:
+      Preempted: when `stop` said so; everything done so far is saved, unless this call has done no update.
       DivergedError: naming the step whose loss or norms are not finite. Nothing of it is saved.
     """
     first = int(state.step)
     window = _Window(first, progress)
+    saved = first
     for step in range(first + 1, total_steps + 1):
+        # Asked where everything that belongs to the last update, its evaluation included, is done.
+        if stop is not None and stop(step - 1):
+            if step - 1 > saved:
+                if not window.is_empty:
+                    log(step - 1, window.means())
+                save(state, None)
+            raise Preempted(step - 1)
         # The order is an invariant that resuming relies on: the batch of update t, update t, the numbers of
         # all updates up to t checked and written, evaluation, and last the checkpoint that stands for all
         # this. The window is cut at every checkpoint, so that a resumed run logs the same lines.
@@ -76,6 +88,7 @@ def train(
             log(step, evaluated)
         if saves:
             save(state, evaluated)
+            saved = step
             window.restart_clock()
     return state
 
@@ -93,6 +106,11 @@ class _Window:
     def _restart(self) -> None:
         self._fetched: list[dict[str, float]] = []
         self.restart_clock()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no update has come since the last log line."""
+        return not (self._queued or self._fetched)
 
     def restart_clock(self) -> None:
         """Leaves what was done since the last log line out of the time per step."""

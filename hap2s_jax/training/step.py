@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import optax
 from hap2s_jax.training.state import TrainState
 
 PyTree = Any
+FEATURES = ("retrieval", "embedding", "features")
 Objective = Callable[..., tuple[jax.Array, Mapping[str, jax.Array]]]
 
 
@@ -25,6 +27,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     axis_name: str,
     ema_decay: float | None = None,
+    pieces: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update from one global batch.
 
@@ -38,25 +41,16 @@ def train_step(
       optimizer: optax gradient transformation.
       axis_name: the axis over which devices are reduced.
       ema_decay: decay of the moving average of the parameters, None without one.
+      pieces: in how many pieces each device's share goes through the encoder, one after another, with the
+        same gradient and the memory of one piece; see `gradients_in_pieces`.
 
     Returns:
       The new state, and float32 scalars: ``loss``, ``grad_norm`` (before clipping), ``param_norm``,
       ``embedding_spread``, and the objective's stats.
     """
 
-    def loss_function(params):
-        output, updates = encoder.apply(
-            {"params": params["encoder"], "batch_stats": state.batch_stats},
-            batch["image"],
-            train=True,
-            mutable=["batch_stats"],
-        )
-        loss, stats = objective(output, batch["label"], params["loss"], axis_name, state.step)
-        return loss, (stats, updates.get("batch_stats", state.batch_stats), output.embedding)
-
-    (loss, (stats, batch_stats, embedding)), grads = jax.value_and_grad(loss_function, has_aux=True)(
-        state.params
-    )
+    differentiate = gradients if pieces == 1 else functools.partial(gradients_in_pieces, pieces=pieces)
+    loss, stats, batch_stats, embedding, grads = differentiate(state, batch, encoder, objective, axis_name)
     grads = jax.lax.pmean(grads, axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -82,6 +76,83 @@ def train_step(
     return new_state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
 
+def gradients(
+    state: TrainState, batch: Mapping[str, jax.Array], encoder: Any, objective: Objective, axis_name: str
+) -> tuple[jax.Array, Mapping[str, jax.Array], PyTree, jax.Array, PyTree]:
+    """Loss, its statistics, new batch statistics, embeddings ``[b, d]``, and this device's part of the gradient.
+
+    The mean of the parts over devices is the gradient of the global batch. The arguments are `train_step`'s.
+    """
+
+    def loss_function(params):
+        output, batch_stats = _encode(encoder, params["encoder"], state.batch_stats, batch["image"])
+        loss, stats = objective(output, batch["label"], params["loss"], axis_name, state.step)
+        return loss, (stats, batch_stats, output.embedding)
+
+    (loss, rest), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+    return loss, *rest, grads
+
+
+def gradients_in_pieces(
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    encoder: Any,
+    objective: Objective,
+    axis_name: str,
+    *,
+    pieces: int,
+) -> tuple[jax.Array, Mapping[str, jax.Array], PyTree, jax.Array, PyTree]:
+    """The same as `gradients` in the memory of one piece of the batch, at the price of a second forward pass.
+
+    A metric loss is no sum over pieces, so gradients of pieces' own losses would be those of another loss.
+    Here (as in GradCache, Gao et al. 2021) all pieces are embedded first, the loss of the whole batch and its
+    gradient by the embeddings are taken once, and each piece is encoded again to carry its share back.
+
+    Exact where an image's embedding depends on that image alone. Batch normalisation that is not frozen takes
+    its statistics from a piece (of all devices), in both passes alike, and the running ones move by the mean
+    over the pieces.
+
+    Args:
+      pieces: a divisor of this device's share b.
+    """
+    params = state.params
+
+    def encode(encoder_params: PyTree, images: jax.Array) -> tuple[Any, PyTree]:
+        # Every piece starts from the same running statistics: the second pass then repeats the first.
+        return _encode(encoder, encoder_params, state.batch_stats, images)
+
+    images = jax.tree.map(lambda x: x.reshape(pieces, x.shape[0] // pieces, *x.shape[1:]), batch["image"])
+    _, (outputs, batch_stats) = jax.lax.scan(
+        lambda carry, piece: (carry, encode(params["encoder"], piece)), None, images
+    )
+    output = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+
+    def loss_function(output, loss_params):
+        return objective(output, batch["label"], loss_params, axis_name, state.step)
+
+    (loss, stats), (by_output, by_loss_params) = jax.value_and_grad(
+        loss_function, argnums=(0, 1), has_aux=True
+    )(output, params["loss"])
+    by_outputs = jax.tree.map(lambda x, like: x.reshape(like.shape), by_output, outputs)
+
+    def add_piece(total: PyTree, piece: tuple[jax.Array, Any]) -> tuple[PyTree, None]:
+        _, pull_back = jax.vjp(lambda p: encode(p, piece[0])[0], params["encoder"])
+        return jax.tree.map(jnp.add, total, pull_back(piece[1])[0]), None
+
+    nothing = jax.tree.map(jnp.zeros_like, params["encoder"])
+    by_encoder, _ = jax.lax.scan(add_piece, nothing, (images, by_outputs))
+    batch_stats = jax.tree.map(lambda x: jnp.mean(x, axis=0, dtype=x.dtype), batch_stats)
+    return loss, stats, batch_stats, output.embedding, {"encoder": by_encoder, "loss": by_loss_params}
+
+
+def _encode(encoder: Any, params: PyTree, batch_stats: PyTree, images: jax.Array) -> tuple[Any, PyTree]:
+    """The encoder's output in training, and its new batch statistics."""
+    output, updates = encoder.apply(
+        {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+    )
+    return output, updates.get("batch_stats", batch_stats)
+
+
 def embedding_spread(embedding: jax.Array, axis_name: str) -> jax.Array:
     """Root mean square distance of the global batch's embeddings from their mean, over their root mean
     square norm: about 1 for embeddings spread around the origin, 0 for a batch collapsed into one point.
@@ -97,6 +168,16 @@ def embedding_spread(embedding: jax.Array, axis_name: str) -> jax.Array:
     return jnp.sqrt(variance / jnp.maximum(square_norm, jnp.finfo(x.dtype).tiny))
 
 
-def embed_step(variables: PyTree, images: jax.Array, *, encoder: Any) -> jax.Array:
-    """Embeds ``images [b, h, w, 3]`` to what retrieval compares, ``[b, d]``; rows are independent."""
-    return encoder.apply(variables, images, train=False).retrieval
+def embed_step(
+    variables: PyTree, images: jax.Array, *, encoder: Any, feature: str = "retrieval"
+) -> jax.Array:
+    """Embeds ``images [b, h, w, 3]`` to what retrieval compares, ``[b, d]``; rows are independent.
+
+    Args:
+      variables: of the encoder.
+      images: uint8, or float in [0, 255].
+      encoder: flax module.
+      feature: which of FEATURES: "retrieval" is the embedding, after BNNeck where there is one; "embedding" is
+        the one before it, which the metric loss compares; "features" are pooled, before the head.
+    """
+    return getattr(encoder.apply(variables, images, train=False), feature)

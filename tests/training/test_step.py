@@ -15,7 +15,7 @@ from hap2s_jax.models.norm import BatchNorm
 from hap2s_jax.parallel import AXIS, DataParallel
 from hap2s_jax.training.objective import objective
 from hap2s_jax.training.state import create_state
-from hap2s_jax.training.step import embed_step, embedding_spread, train_step
+from hap2s_jax.training.step import embed_step, embedding_spread, gradients, train_step
 
 # Classes of 1 to 6 images, in an order that gives devices unequal numbers of valid anchors; -1 is ignored.
 LABELS = np.array([0, 0, 1, 2, 3, 3, 3, -1, 4, 5, 6, 7, 8, 8, 8, 8], np.int32)
@@ -26,21 +26,31 @@ class SmallEncoder(nn.Module):
 
     axis_name: str | None
     dtype: jnp.dtype
+    freeze_stats: bool = False
 
     @nn.compact
     def __call__(self, images, train=False):
         x = normalize_images(images, self.dtype)
         for number, stride in enumerate((4, 2)):
             x = nn.Conv(8, (3, 3), strides=stride, use_bias=False, dtype=self.dtype, name=f"conv{number}")(x)
-            x = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=f"bn{number}")(x, train))
+            x = nn.relu(self._norm(f"bn{number}")(x, train))
         features = x.mean((1, 2))
         return EncoderOutput(
             embedding=nn.Dense(16, use_bias=False, dtype=self.dtype)(features), features=features
         )
 
+    def _norm(self, name):
+        return BatchNorm(
+            axis_name=self.axis_name, freeze_stats=self.freeze_stats, dtype=self.dtype, name=name
+        )
+
 
 def _encoder(dtype, axis_name=AXIS):
     return SmallEncoder(axis_name, dtype)
+
+
+def _frozen(dtype, axis_name=AXIS):
+    return SmallEncoder(axis_name, dtype, freeze_stats=True)
 
 
 def _resnet(dtype, axis_name=AXIS):
@@ -67,7 +77,7 @@ def _initial(dtype, optimizer, make=_encoder):
     return state.replace(params=params, batch_stats=batch_stats, opt_state=optimizer.init(params))
 
 
-def _after(devices, dtype, steps=1, loss="hap2s_e", optimizer=None, make=_encoder):
+def _after(devices, dtype, steps=1, loss="hap2s_e", optimizer=None, make=_encoder, pieces=1):
     optimizer = optimizer or optax.sgd(0.1)
     parallel = DataParallel.create(devices)
     update = parallel.compile_step(
@@ -77,6 +87,7 @@ def _after(devices, dtype, steps=1, loss="hap2s_e", optimizer=None, make=_encode
             objective=functools.partial(objective, loss=losses.create(loss)),
             optimizer=optimizer,
             axis_name=AXIS,
+            pieces=pieces,
         )
     )
     state = parallel.replicate(_initial(dtype, optimizer, make))
@@ -194,3 +205,52 @@ def test_embedding_rows_do_not_see_each_other(devices):
     together = embed(variables, images)
     other = np.concatenate([images[:8], 255 - images[8:]])
     np.testing.assert_allclose(together[:8], embed(variables, other)[:8], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("devices", "pieces"), [(1, 4), (2, 4), (8, 2)])
+def test_a_batch_in_pieces_has_the_gradient_of_the_whole(devices, pieces):
+    whole, whole_metrics = _after(1, jnp.float32, make=_frozen)
+    parts, parts_metrics = _after(devices, jnp.float32, make=_frozen, pieces=pieces)
+    start = _initial(jnp.float32, optax.sgd(0.1), _frozen)
+    moved = jax.tree.map(np.subtract, whole.params, start.params)
+    moved_parts = jax.tree.map(np.subtract, parts.params, start.params)
+    assert _distance(moved_parts, moved) < 1e-5
+    assert _distance(parts.batch_stats, start.batch_stats) == 0
+    for name, value in whole_metrics.items():
+        np.testing.assert_allclose(parts_metrics[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_pieces_with_live_batch_normalisation_are_devices_that_do_not_share_theirs():
+    """Against vmap over four "devices" whose statistics are not synchronised, while their loss is."""
+    state, batch = _initial(jnp.float32, optax.sgd(0.1)), _batch()
+    bound = functools.partial(objective, loss=losses.create("hap2s_e"))
+
+    def on_a_device(images, labels):
+        own = {"image": images, "label": labels}
+        return gradients(state, own, _encoder(jnp.float32, axis_name=None), bound, AXIS)
+
+    rows = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), (batch["image"], batch["label"]))
+    loss, _, batch_stats, _, grads = jax.vmap(on_a_device, axis_name=AXIS)(*rows)
+    stepped, metrics = _after(1, jnp.float32, pieces=4)
+    moved = jax.tree.map(np.subtract, stepped.params, state.params)
+    assert _distance(moved, jax.tree.map(lambda g: -0.1 * g.mean(0), grads)) < 1e-4
+    assert _distance(stepped.batch_stats, jax.tree.map(lambda x: x.mean(0), batch_stats)) < 1e-6
+    np.testing.assert_allclose(metrics["loss"], loss[0], rtol=1e-5)
+
+
+def test_pieces_need_less_memory():
+    def temporary_bytes(pieces):
+        step = functools.partial(
+            train_step,
+            encoder=_frozen(jnp.float32),
+            objective=functools.partial(objective, loss=losses.create("hap2s_e")),
+            optimizer=optax.sgd(0.1),
+            axis_name=AXIS,
+            pieces=pieces,
+        )
+        parallel = DataParallel.create(1)
+        start = _initial(jnp.float32, optax.sgd(0.1), _frozen)
+        compiled = parallel.compile_step(step).lower(start, parallel.split(_batch())).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(8) < 0.3 * temporary_bytes(1)

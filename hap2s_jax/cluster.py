@@ -1,0 +1,208 @@
+"""Several processes as one job: they agree before they begin, stop together, and do not outlive each other.
+
+`hap2s_jax.parallel.initialize_processes` joins them. With a single process every check here passes at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from hap2s_jax.data.source import Dataset, Source
+from hap2s_jax.errors import Preempted, UserError
+
+EXIT_LOST = 76  # another process is gone; the other exit codes stand in `hap2s_jax.cli`
+
+# Whose versions decide the numbers.
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "opencv-python-headless")
+_SAMPLED_IMAGES = 8
+_SEEN_WITHIN = 10.0  # seconds; a network file system may show a new file late
+
+
+def check_same(gather_facts: Callable[[], Mapping[str, str]]) -> None:
+    """Refuses to go on unless the facts are the same on all processes, each of which must call it.
+
+    Args:
+      gather_facts: returns name -> value; not called in a single process.
+
+    Raises:
+      UserError: on every process alike, naming the first fact that differs, its two values and the process.
+    """
+    if jax.process_count() == 1:
+        return
+    counts = {sum(d.process_index == p for d in jax.devices()) for p in range(jax.process_count())}
+    if len(counts) > 1:
+        raise UserError(f"the processes have unequal numbers of devices, {sorted(counts)}; give each as many")
+    own = np.frombuffer(json.dumps(dict(gather_facts())).encode(), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.array([len(own)]))).reshape(-1)
+    padded = np.pad(own, (0, int(lengths.max()) - len(own)))
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    everyone = [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+    for process, theirs in enumerate(everyone):
+        for name in {**everyone[0], **theirs}:
+            here, there = (f.get(name, "missing") for f in (everyone[0], theirs))
+            if here != there:
+                raise UserError(
+                    f"the processes of this job differ: {name} is {here} on process 0 and {there} on process "
+                    f"{process}; start the same command, of the same code, on the same data, on every host"
+                )
+
+
+def code_facts() -> dict[str, str]:
+    """Versions of what decides the numbers, and a fingerprint of this package's own sources."""
+    package = pathlib.Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    facts = {"the code of hap2s_jax": digest.hexdigest()[:12], "python": platform.python_version()}
+    for library in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            facts[f"the version of {library}"] = importlib.metadata.version(library)
+    return facts
+
+
+def data_facts(dataset: Dataset) -> dict[str, str]:
+    """Fingerprints of a data set's parts: all labels, cameras and class names, and some of the images."""
+    facts = {}
+    for name in ("train", "validation", "test"):
+        source = getattr(dataset, name)
+        if source is not None:
+            facts[f"the {name} part of {dataset.name}"] = f"{len(source)} images, {_fingerprint(source)}"
+    for name in ("query", "gallery"):
+        rows = getattr(dataset, name)
+        if rows is not None:
+            digest = hashlib.sha256(np.ascontiguousarray(rows, "<i8").tobytes()).hexdigest()[:12]
+            facts[f"the {name} of {dataset.name}"] = f"{len(rows)} images, {digest}"
+    return facts
+
+
+def _fingerprint(source: Source) -> str:
+    digest = hashlib.sha256("\0".join(source.class_names).encode())
+    digest.update(np.ascontiguousarray(source.labels, "<i4").tobytes())
+    if source.cameras is not None:
+        digest.update(np.ascontiguousarray(source.cameras, "<i4").tobytes())
+    for index in np.linspace(0, len(source) - 1, min(len(source), _SAMPLED_IMAGES)).astype(int):
+        try:
+            digest.update(hashlib.sha256(source.read(int(index))).digest())
+        except OSError:  # what to do about it, data.on_unreadable says later
+            digest.update(b"unreadable")
+    return digest.hexdigest()[:12]
+
+
+def check_shared(folder: pathlib.Path) -> None:
+    """Refuses to go on unless `folder` is one and the same on all processes, each of which must call it.
+
+    Raises:
+      UserError: on every process alike, naming one that does not see what process 0 has written there.
+    """
+    if jax.process_count() == 1:
+        return
+    token = np.frombuffer(os.urandom(8), np.uint8)
+    token = np.asarray(multihost_utils.broadcast_one_to_all(token)).astype(np.uint8)
+    file = folder / f".shared_{token.tobytes().hex()}"
+    if jax.process_index() == 0:
+        file.touch()
+    multihost_utils.sync_global_devices("hap2s_jax: written")
+    until = time.monotonic() + _SEEN_WITHIN
+    while not (seen := file.exists()) and time.monotonic() < until:
+        time.sleep(0.2)
+    everyone = np.asarray(multihost_utils.process_allgather(np.array([seen]))).reshape(-1)
+    if jax.process_index() == 0:
+        file.unlink(missing_ok=True)
+    if not everyone.all():
+        raise UserError(
+            f"{folder} is another folder on process {int(np.argmin(everyone))} than on process 0; give a --workdir "
+            "on storage that all hosts share (NFS, Filestore, a mounted bucket)"
+        )
+
+
+class StopRequests:
+    """SIGTERM as a request to stop, on which all processes act at the same step.
+
+    A context: while it is open, the first SIGTERM is noted and a second one ends the process as ever. Among
+    several processes JAX's preemption service does this instead, from the moment they have joined: it tells
+    all processes of one's signal and picks the step.
+    """
+
+    def __init__(self):
+        self._asked = threading.Event()
+        self._before: Any = None
+
+    def __enter__(self) -> StopRequests:
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
+
+    def _note(self, number: int, frame: object) -> None:
+        self._asked.set()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def check_before(self, step: int) -> None:
+        """Raises `Preempted` if the signal came before the first step, here `step`, was asked about."""
+        # The service counts from 0 until it is told the step; a signal of that time asks to stop at step 1.
+        if self(step) or (jax.process_count() > 1 and step > 1 and self(1)):
+            raise Preempted(step)
+
+    def __call__(self, step: int) -> bool:
+        """Whether to stop now, `step` updates being complete; every process must ask at every step."""
+        if jax.process_count() == 1:
+            return self._asked.is_set()
+        return multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Ends this process at the first error, without the farewells that would wait for the other processes.
+
+    They, in turn, see their connections break and end too, rather than wait for a result that will not come.
+    """
+    try:
+        yield
+    except (Preempted, SystemExit):
+        raise  # on all processes alike: they take leave of each other
+    except UserError as e:
+        _leave(f"error: {e}", 1)
+    except KeyboardInterrupt:
+        _leave("error: interrupted; the same command goes on from the last checkpoint", 130)
+    except jax.errors.JaxRuntimeError as e:
+        first_line = (str(e).splitlines() or [type(e).__name__])[0][:300]
+        if "RESOURCE_EXHAUSTED" in first_line:
+            _leave(f"error: {first_line}; lower the batch, or raise batch.pieces", 1)
+        _leave(
+            f"error: the connection to another process broke, most likely because that one ended ({first_line}); see "
+            "its output, and run the same command again on every host to go on from the last checkpoint",
+            EXIT_LOST,
+        )
+    except BaseException:
+        _leave(traceback.format_exc(), 1)
+
+
+def _leave(message: str, code: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    if jax.process_index() == 0:
+        # The coordinator lives in this process. When it goes, JAX aborts the others with a stack trace; give
+        # those that have the same error a moment to say so in their own words.
+        time.sleep(2)
+    os._exit(code)
