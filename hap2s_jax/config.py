@@ -40,6 +40,10 @@ CHANGEABLE = (
 )
 
 
+# What each host of a job may have its own value of.
+OF_ONE_HOST = ("compilation_cache", "data.data_dir", "data.num_workers")
+
+
 def flatten(config: Config) -> dict[str, Any]:
     """All leaves by their dotted names, tuples as lists, as JSON would have them."""
 

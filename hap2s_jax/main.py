@@ -23,11 +23,11 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from hap2s_jax import cli, parallel, report
+from hap2s_jax import cli, cluster, parallel, report
 from hap2s_jax import config as configs
 from hap2s_jax.data import noise
 from hap2s_jax.data.source import Source
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import Preempted, UserError
 from hap2s_jax.job import Job, use_compilation_cache
 from hap2s_jax.reporting.metric_log import MetricLog
 from hap2s_jax.reporting.progress import ProgressBar
@@ -46,6 +46,10 @@ _NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", None, "Number of processes, where it cannot be detected."
 )
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, where it cannot be detected.")
+_JOIN_TIMEOUT = flags.DEFINE_integer("join_timeout", 300, "Seconds in which all processes must have joined.")
+_PEER_TIMEOUT = flags.DEFINE_integer(
+    "peer_timeout", 60, "Seconds without a sign of life after which a process, and the job, is given up."
+)
 
 
 def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -60,24 +64,32 @@ def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, An
 
     Raises:
       UserError: for whatever the user can mend, in one line.
+      Preempted: if SIGTERM came; what was done is saved.
     """
     config = cast(configs.Config, ml_collections.FrozenConfigDict(config))
     path = pathlib.Path(workdir).absolute()
     parallel.use_cores(config.batch.classes * config.batch.images_per_class, config.num_devices)
-    _open(path, config)
-    use_compilation_cache(config)
-    job = Job.create(config)
-    _claim(path, job)
-    is_lead = job.parallel.is_lead
+    with cluster.StopRequests() as stop:
+        cluster.check_same(lambda: _facts(config))
+        _open(path, config)
+        cluster.check_shared(path)
+        use_compilation_cache(config)
+        job = Job.create(config)
+        _claim(path, job)
+        is_lead = job.parallel.is_lead
 
-    with _closing(job.checkpointer(path)) as checkpointer:
-        start = checkpointer.latest_step or 0
-        if start >= config.steps and (path / report.RESULTS).is_file():
-            return report.already_finished(path, start, is_lead=is_lead)
-        return _run(job, path, checkpointer, start)
+        with _closing(job.checkpointer(path)) as checkpointer:
+            start = checkpointer.latest_step or 0
+            cluster.check_same(lambda: {**cluster.data_facts(job.dataset), "the newest checkpoint": str(start)})
+            stop.check_before(start)
+            if start >= config.steps and (path / report.RESULTS).is_file():
+                return report.already_finished(path, start, is_lead=is_lead)
+            return _run(job, path, checkpointer, start, stop)
 
 
-def _run(job: Job, path: pathlib.Path, checkpointer: Checkpointer, start: int) -> dict[str, Any]:
+def _run(
+    job: Job, path: pathlib.Path, checkpointer: Checkpointer, start: int, stop: cluster.StopRequests
+) -> dict[str, Any]:
     config, is_lead = job.config, job.parallel.is_lead
     began = time.perf_counter()
     state = job.initial_state()
@@ -95,7 +107,7 @@ def _run(job: Job, path: pathlib.Path, checkpointer: Checkpointer, start: int) -
         if start == 0 and config.evaluate.untrained:
             untrained = job.measure(*job.embeddings(state, job.dataset.test), job.dataset.test)
             log.write(0, _prefixed("test/", untrained))
-        state = _train(job, state, log, checkpointer, start)
+        state = _train(job, state, log, checkpointer, start, stop)
         chosen = _chosen_weights(job, state, checkpointer)
         return report.finish(
             job, chosen, path, log, last_step=config.steps, seconds=time.perf_counter() - began
@@ -107,14 +119,26 @@ def _closing(checkpointer: Checkpointer) -> Iterator[Checkpointer]:
     """Waits for the last checkpoint to be whole, also after an error, which a second one must not hide."""
     try:
         yield checkpointer
+    except Preempted:
+        checkpointer.close()
+        raise
     except BaseException:
+        if jax.process_count() > 1:  # the others may be gone, and no save can be completed without them
+            raise
         with contextlib.suppress(UserError):
             checkpointer.close()
         raise
     checkpointer.close()
 
 
-def _train(job: Job, state: TrainState, log: MetricLog, checkpointer: Checkpointer, start: int) -> TrainState:
+def _train(
+    job: Job,
+    state: TrainState,
+    log: MetricLog,
+    checkpointer: Checkpointer,
+    start: int,
+    stop: cluster.StopRequests,
+) -> TrainState:
     config, validation = job.config, job.dataset.validation
     watch = CollapseWatch()
     with ProgressBar(
@@ -151,6 +175,7 @@ def _train(job: Job, state: TrainState, log: MetricLog, checkpointer: Checkpoint
             save=checkpointer.save,
             progress=lambda step, metrics: bar.update(step, loss=metrics["loss"]),
             wait_each_step=job.parallel.must_wait,
+            stop=stop,
         )
 
 
@@ -160,6 +185,14 @@ def _chosen_weights(job: Job, last: TrainState, checkpointer: Checkpointer) -> T
     if best is None or best == int(last.step):
         return last
     return job.parallel.replicate(checkpointer.restore(last, best))
+
+
+def _facts(config: configs.Config) -> dict[str, str]:
+    """What must be the same on all processes before any data is read."""
+    return {
+        **{f"config.{k}": repr(v) for k, v in configs.flatten(config).items() if k not in configs.OF_ONE_HOST},
+        **cluster.code_facts(),
+    }
 
 
 def _open(workdir: pathlib.Path, config: configs.Config) -> None:
@@ -195,9 +228,19 @@ def _prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
 def _main() -> None:
     if _CONFIG.value is None:
         cli.fail("which experiment? give --config=FILE, as --config=configs/emoji.py", code=2)
-    if _DISTRIBUTED.value or _COORDINATOR.value:
-        parallel.initialize_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    run(_CONFIG.value, _WORKDIR.value or pathlib.Path("runs") / _CONFIG.value.name)
+    workdir = _WORKDIR.value or pathlib.Path("runs") / _CONFIG.value.name
+    if not (_DISTRIBUTED.value or _COORDINATOR.value):
+        run(_CONFIG.value, workdir)
+        return
+    parallel.initialize_processes(
+        _COORDINATOR.value,
+        _NUM_PROCESSES.value,
+        _PROCESS_ID.value,
+        join_timeout=_JOIN_TIMEOUT.value,
+        peer_timeout=_PEER_TIMEOUT.value,
+    )
+    with cluster.leaving_at_once():
+        run(_CONFIG.value, workdir)
 
 
 if __name__ == "__main__":

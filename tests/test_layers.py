@@ -22,6 +22,7 @@ LAYERS = {
     "hap2s_jax.reporting": 0,
     "hap2s_jax.models": 1,
     "hap2s_jax.parallel": 1,
+    "hap2s_jax.cluster": 1,
     "hap2s_jax.data.tf": 1,
     "hap2s_jax.data.builders": 1,
     "hap2s_jax.training": 2,
