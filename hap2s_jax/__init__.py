@@ -16,7 +16,7 @@ from hap2s_jax.losses import (
 )
 
 if TYPE_CHECKING:
-    from hap2s_jax.serving.trained import load as load
+    from hap2s_jax.serving.loading import load as load
 
 __version__ = "0.1.0"
 
@@ -37,5 +37,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # `load` needs flax and orbax, which whoever only wants the loss must not have to install, or wait for.
     if name == "load":
-        return importlib.import_module("hap2s_jax.serving.trained").load
+        return importlib.import_module("hap2s_jax.serving.loading").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,179 @@
+"""Embeds images with a trained encoder.
+
+    python -m hap2s_jax.embed --workdir=runs/emoji --images=photos --output=vectors.npz
+    python -m hap2s_jax.embed --workdir=runs/emoji --images=photos.csv --output=vectors.parquet
+
+--images is a folder (the folders right in it are taken for classes), or a CSV file with the column path and, as
+wished, label, camera and x1, y1, x2, y2. `python -m hap2s_jax.evaluate --embeddings=` and `python -m hap2s_jax.search
+--gallery=` read the .npz file. The same command, interrupted and run again, goes on where it stopped. Memory does not
+grow with the number of images, but for their names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hap2s_jax.errors import UserError
+from hap2s_jax.reporting.progress import ProgressBar
+from hap2s_jax.serving import commands, listing, vectors
+from hap2s_jax.serving.trained import TrainedEncoder
+
+# Embeddings are kept this often; what an interruption loses is less.
+ROWS_PER_PART = 8192
+_SHOWN_FAILURES = 5
+
+
+def embed_images(
+    encoder: TrainedEncoder,
+    images: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    rows_per_part: int = ROWS_PER_PART,
+    overwrite: bool = False,
+    show_progress: bool = True,
+) -> vectors.Outcome:
+    """Embeds every readable image of a folder or CSV file into `output`.
+
+    Args:
+      encoder: made by `hap2s_jax.load`.
+      images: see `listing.list_images`.
+      output: an .npz or .parquet file; unfinished parts lie in a folder beside it.
+      batch_size, workers: see `TrainedEncoder.stream`.
+      rows_per_part: images between two parts that an interrupted run goes on from.
+      overwrite: whether a finished file of other images or weights may be replaced.
+      show_progress: whether to draw a bar on standard error.
+
+    Returns:
+      How many were embedded, and (path, reason) of each image that could not be read.
+
+    Raises:
+      UserError: no images, or nothing can be written, or the file there is of something else.
+    """
+    output = pathlib.Path(output)
+    if output.suffix not in vectors.SUFFIXES:
+        raise UserError(f"--output: {output} must end in {' or '.join(vectors.SUFFIXES)}")
+    found = listing.list_images(images)
+    model = describe(encoder) | {"images": str(found.root), "listing": found.digest()}
+    if output.exists() and not overwrite:
+        return _finished(output, model)
+    parts = vectors.Parts(output, {"weights": encoder.fingerprint, "images": found.digest()})
+    done = parts.done
+    with ProgressBar(len(found.paths), done, "embedding", images_per_step=1, enabled=show_progress) as bar:
+        waiting: list[vectors.Part] = []
+        for begin, part in _embedded(encoder, found, done, batch_size, workers):
+            waiting.append(part)
+            done = begin + len(part.rows) + len(part.unreadable)
+            bar.update(done)
+            for row, reason in list(zip(part.unreadable, part.reasons, strict=True))[:_SHOWN_FAILURES]:
+                bar.write(f"warning: {found.paths[row]} cannot be read: {reason}")
+            if sum(len(p.rows) for p in waiting) >= rows_per_part:
+                parts.add(done, _joined(waiting))
+                waiting = []
+        if waiting:
+            parts.add(done, _joined(waiting))
+    outcome = vectors.write(output, parts, found, model)
+    parts.remove()
+    return outcome
+
+
+def describe(encoder: TrainedEncoder) -> dict[str, Any]:
+    """What a file of embeddings says about the encoder that made it."""
+    return {
+        "fingerprint": encoder.fingerprint,
+        "step": encoder.step,
+        "average": encoder.average,
+        "distance": encoder.distance,
+        "image_size": list(encoder.image_size),
+        "workdir": str(encoder.workdir),
+    }
+
+
+def _embedded(
+    encoder: TrainedEncoder, found: listing.Listing, start: int, batch_size: int | None, workers: int | None
+) -> Any:
+    """(first row, part) for each batch from image number `start` on."""
+
+    def read(row: int) -> np.ndarray:
+        box = None if found.boxes is None else found.boxes[row]
+        return encoder.preprocess(found.root / found.paths[row], box=box)
+
+    rows = range(start, len(found.paths))
+    begin = start
+    for batch in encoder.stream(rows, batch_size=batch_size, workers=workers, read=read):
+        fine = np.array([failure is None for failure in batch.failures])
+        numbers = np.arange(begin, begin + len(fine))
+        reasons = [_reason(failure) for failure in batch.failures if failure is not None]
+        yield (
+            begin,
+            vectors.Part(batch.embeddings[fine], numbers[fine], numbers[~fine], np.array(reasons, str)),
+        )
+        begin += len(fine)
+
+
+def _joined(parts: list[vectors.Part]) -> vectors.Part:
+    return vectors.Part(
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("embeddings", "rows", "unreadable", "reasons")
+        )
+    )
+
+
+def _reason(failure: Exception) -> str:
+    return (getattr(failure, "strerror", None) or str(failure)).splitlines()[0]
+
+
+def _finished(output: pathlib.Path, model: dict[str, Any]) -> vectors.Outcome:
+    try:
+        there = vectors.read_model(output)
+    except Exception:  # whatever it is, it is not ours to replace
+        there = {}
+    if all(there.get(key) == model[key] for key in ("fingerprint", "listing")):
+        print(f"{output} holds these embeddings already; --overwrite makes it again")
+        return vectors.Outcome(there["count"], [])
+    raise UserError(
+        f"--output: {output} exists and is of something else; give --overwrite, or choose another name"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = commands.parser("hap2s_jax.embed", __doc__)
+    commands.add_encoder(parser)
+    parser.add_argument("--images", required=True, help="a folder or a CSV file")
+    parser.add_argument("--output", required=True, help="an .npz or .parquet file")
+    parser.add_argument("--batch_size", type=int, help="images at a time; by default as the run evaluated")
+    parser.add_argument("--workers", type=int, help="threads that read and decode; by default all cores")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished file of something else")
+    return commands.guarded(_run, parser.parse_args(arguments))
+
+
+def _run(options: argparse.Namespace) -> None:
+    encoder = commands.open_encoder(options)
+    outcome = embed_images(
+        encoder,
+        options.images,
+        options.output,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        overwrite=options.overwrite,
+    )
+    if outcome.unreadable:
+        file = pathlib.Path(f"{options.output}.unreadable.txt")
+        lines = "".join(f"{path}\t{reason}\n" for path, reason in outcome.unreadable)
+        file.write_text(lines, encoding="utf-8", errors="surrogateescape")
+        print(f"{len(outcome.unreadable)} images could not be read; they are listed in {file}")
+    print(f"{outcome.count:,} embeddings of {encoder.dim} numbers: {options.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

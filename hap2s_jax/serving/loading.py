@@ -1,0 +1,126 @@
+"""Opening a trained encoder from nothing but the working directory of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from hap2s_jax import config as configs
+from hap2s_jax import models
+from hap2s_jax.errors import UserError
+from hap2s_jax.serving.trained import TrainedEncoder
+from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
+
+PyTree = Any
+
+
+def load(
+    workdir: str | os.PathLike[str], *, checkpoint: str | int | None = None, average: bool | None = None
+) -> TrainedEncoder:
+    """Loads the trained encoder of a run.
+
+    The working directory is enough: no data set, no config file, no TensorFlow. It may have been copied from another
+    machine. Nothing in it is ever unpickled, and nothing is written.
+
+    Args:
+      workdir: the working directory of a run.
+      checkpoint: "best" (on the validation classes), "latest", or the number of a step; by default the one that the
+        run's own results are of.
+      average: whether to take the moving average of the weights; by default where the run kept one, as its own
+        evaluation does.
+
+    Raises:
+      UserError: in one line, if there is no finished checkpoint, or it is damaged or of a newer version.
+    """
+    path = pathlib.Path(workdir).absolute()
+    config: Any = configs.load(path)
+    if not any(f.is_dir() and f.name.isdigit() for f in (path / FOLDER).glob("*")):
+        raise UserError(
+            f"{workdir} holds no finished checkpoint; train on with hap2s_jax.main, or copy {FOLDER} whole"
+        )
+    with _quiet():
+        checkpointer = Checkpointer(path / FOLDER, read_only=True)
+        step = _choose_step(checkpointer, checkpoint, config)
+        weights = checkpointer.restore_weights(step)
+        checkpointer.close()
+    if average and weights["ema_params"] is None:
+        raise UserError(f"average: the run in {workdir} kept no moving average of its weights; leave it out")
+    has_average = weights["ema_params"] is not None and average is not False
+    params = weights["ema_params" if has_average else "params"]
+    variables = {"params": params.get("encoder", {}), "batch_stats": weights["batch_stats"] or {}}
+    try:
+        module = models.create(**config.encoder)
+        size = (1, *config.data.image_size, 3)
+        wanted = jax.eval_shape(
+            functools.partial(module.init, train=False),
+            jax.random.key(0),
+            jax.ShapeDtypeStruct(size, np.uint8),
+        )
+        _check_fits(variables, wanted, path / FOLDER / str(step))
+        return TrainedEncoder(config, step, has_average, module, variables, path)
+    except (KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path / configs.FILE_NAME} is of another version of hap2s_jax: {error}; use the version that wrote it"
+        ) from error
+
+
+def _choose_step(checkpointer: Checkpointer, wanted: str | int | None, config: Any) -> int:
+    if wanted is None:
+        wanted = "best" if config.evaluate.weights == "best" else "latest"
+        best = checkpointer.best_step if wanted == "best" else None
+        step = checkpointer.latest_step if best is None else best
+        assert step is not None
+        return step
+    if wanted == "latest" and checkpointer.latest_step is not None:
+        return checkpointer.latest_step
+    if wanted == "best":
+        if (step := checkpointer.best_step) is not None:
+            return step
+        raise UserError(
+            "checkpoint: the run was never measured on validation classes, so none is the best; ask for 'latest'"
+        )
+    if isinstance(wanted, str) and not wanted.isdigit():
+        raise UserError(
+            f"checkpoint is {wanted!r}; it must be 'best', 'latest' or one of {checkpointer.steps}"
+        )
+    return int(wanted)
+
+
+def _check_fits(found: PyTree, wanted: PyTree, where: pathlib.Path) -> None:
+    """A damaged or foreign checkpoint must not fail deep inside flax."""
+
+    def shapes(tree: PyTree) -> dict[str, str]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {
+            jax.tree_util.keystr(k, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}"
+            for k, x in leaves
+        }
+
+    ours, theirs = shapes(wanted), shapes(found)
+    for name in {**ours, **theirs}:
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"checkpoint {where} does not fit the config beside it: {name} is {theirs.get(name, 'missing')} "
+                f"there and {ours.get(name, 'missing')} by the config; use the version of hap2s_jax that wrote it, "
+                "or copy both again"
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without orbax's warnings that what was opened read-only is read-only."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,264 @@
+"""Files of embeddings: .npz, as `hap2s_jax.evaluate` reads it, or .parquet; made a part at a time.
+
+While a file is being made, finished parts lie in a folder beside it, so that an interrupted command goes on where it
+stopped, and so that only one part need be in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hap2s_jax.errors import UserError
+from hap2s_jax.reporting.atomic import replacing
+from hap2s_jax.serving.listing import Listing
+
+SUFFIXES = (".npz", ".parquet")
+_STATE = "parts.json"
+_ROWS_AT_ONCE = 65536
+
+
+@dataclasses.dataclass(frozen=True)
+class Vectors:
+    """What a file of embeddings holds.
+
+    Attributes:
+      embeddings: float32 `[n, d]`.
+      paths: `[n]`, relative to ``model["images"]``.
+      labels: `[n]`, -1 where an image has no class.
+      class_names: `[C]`.
+      model: which encoder made them: fingerprint, step, distance, workdir, ...; and ``images``, the folder.
+    """
+
+    embeddings: np.ndarray
+    paths: np.ndarray
+    labels: np.ndarray
+    class_names: np.ndarray
+    model: dict[str, Any]
+
+    def class_of(self, row: int) -> str:
+        """The name of a row's class, "" without one."""
+        return str(self.class_names[self.labels[row]]) if self.labels[row] >= 0 else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some embeddings: `rows` are their numbers in the listing; of `unreadable` the numbers and the reasons."""
+
+    embeddings: np.ndarray
+    rows: np.ndarray
+    unreadable: np.ndarray
+    reasons: np.ndarray
+
+
+class Outcome(NamedTuple):
+    """What was written: how many embeddings, and (path, reason) of each image that could not be read."""
+
+    count: int
+    unreadable: list[tuple[str, str]]
+
+
+class Parts:
+    """The finished parts of a file that is being made.
+
+    Args:
+      output: the file to be.
+      identity: what must be the same for parts to be gone on with (weights, images).
+
+    Raises:
+      UserError: parts of something else lie there, or the folder cannot be written.
+    """
+
+    def __init__(self, output: pathlib.Path, identity: dict[str, Any]):
+        self.folder = output.with_name(output.name + ".parts")
+        state = self.folder / _STATE
+        if state.is_file():
+            found = json.loads(state.read_text())
+            differing = [key for key in identity if found.get(key) != identity[key]]
+            if differing:
+                raise UserError(
+                    f"{self.folder} holds an unfinished file of other {' and '.join(differing)}; remove that "
+                    "folder, or choose another --output"
+                )
+            return
+        with replacing(state) as temporary:
+            temporary.write_text(json.dumps(identity))
+
+    @property
+    def done(self) -> int:
+        """How many of the listed images the finished parts cover."""
+        last = self._files()[-1:]
+        return int(last[0].stem.split("-")[1]) if last else 0
+
+    def add(self, stop: int, part: Part) -> None:
+        """Keeps the part that ends before image number `stop`."""
+        with replacing(self.folder / f"{self.done:012d}-{stop:012d}.npz") as temporary:
+            np.savez(temporary, **dataclasses.asdict(part))
+
+    def __iter__(self) -> Iterator[Part]:
+        for file in self._files():
+            with np.load(file, allow_pickle=False) as arrays:
+                yield Part(**{field.name: arrays[field.name] for field in dataclasses.fields(Part)})
+
+    def remove(self) -> None:
+        """Takes the parts away, once the file is whole."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _files(self) -> list[pathlib.Path]:
+        return sorted(self.folder.glob("*-*.npz"))
+
+
+def write(output: pathlib.Path, parts: Iterable[Part], listing: Listing, model: dict[str, Any]) -> Outcome:
+    """Puts the parts together to `output`, whole or not at all."""
+    kept, unreadable = [np.zeros(0, np.int64)], []
+    dim = 0
+    for part in parts:
+        kept.append(part.rows)
+        dim = part.embeddings.shape[1]
+        unreadable += [
+            (listing.paths[row], str(why)) for row, why in zip(part.unreadable, part.reasons, strict=True)
+        ]
+    rows = np.concatenate(kept)
+    if len(rows) == 0:
+        raise UserError(
+            f"none of the {len(listing.paths)} images can be read, such as {unreadable[0][0]}: {unreadable[0][1]}"
+        )
+    blocks = (part.embeddings for part in parts)
+    writer = _write_npz if output.suffix == ".npz" else _write_parquet
+    with replacing(output) as temporary:
+        writer(temporary, rows, dim, blocks, listing, json.dumps(model | {"count": len(rows)}))
+    return Outcome(len(rows), unreadable)
+
+
+def _write_npz(
+    path: pathlib.Path,
+    rows: np.ndarray,
+    dim: int,
+    blocks: Iterable[np.ndarray],
+    listing: Listing,
+    model: str,
+) -> None:
+    width = max((len(listing.paths[row]) for row in rows), default=1)
+    names = (
+        np.array([listing.paths[row] for row in rows[begin : begin + _ROWS_AT_ONCE]], f"<U{width}")
+        for begin in range(0, len(rows), _ROWS_AT_ONCE)
+    )
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+
+        def put(name: str, dtype: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> None:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                header = {"descr": dtype, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for chunk in chunks:
+                    file.write(np.ascontiguousarray(chunk, dtype).tobytes())
+
+        put("embeddings", "<f4", (len(rows), dim), blocks)
+        put("labels", "<i8", (len(rows),), [listing.labels[rows]])
+        put("paths", f"<U{width}", (len(rows),), names)
+        if listing.cameras is not None:
+            put("cameras", "<i8", (len(rows),), [listing.cameras[rows]])
+        for name, value in (("class_names", np.array(listing.class_names, str)), ("model", np.array(model))):
+            put(name, value.dtype.str, value.shape, [value])
+
+
+def _write_parquet(
+    path: pathlib.Path,
+    rows: np.ndarray,
+    dim: int,
+    blocks: Iterable[np.ndarray],
+    listing: Listing,
+    model: str,
+) -> None:
+    arrow, parquet = _pyarrow()
+    columns = {"path": arrow.string(), "label": arrow.string()}
+    if listing.cameras is not None:
+        columns["camera"] = arrow.int64()
+    columns["embedding"] = arrow.list_(arrow.float32(), dim)
+    schema = arrow.schema(list(columns.items()), metadata={"hap2s_jax": model})
+    with parquet.ParquetWriter(path, schema) as writer:
+        begin = 0
+        for block in blocks:
+            chosen = rows[begin : begin + len(block)]
+            begin += len(block)
+            values = arrow.array(np.ascontiguousarray(block).reshape(-1))
+            table: dict[str, Any] = {
+                # Parquet's text is UTF-8, which a file's name need not be.
+                "path": [listing.paths[row].encode(errors="replace").decode() for row in chosen],
+                "label": [listing.class_names[n] if n >= 0 else None for n in listing.labels[chosen]],
+                "embedding": arrow.FixedSizeListArray.from_arrays(values, dim),
+            }
+            if listing.cameras is not None:
+                table["camera"] = listing.cameras[chosen]
+            writer.write_table(arrow.table(table, schema=schema))
+
+
+def read(path: str | os.PathLike[str]) -> Vectors:
+    """Reads a file that `hap2s_jax.embed` wrote.
+
+    Raises:
+      UserError: the file is missing, damaged, or of another make.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; python -m hap2s_jax.embed makes one")
+    reader: Callable[[pathlib.Path], Vectors] = _read_parquet if path.suffix == ".parquet" else _read_npz
+    try:
+        return reader(path)
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"{path} lacks {error}; make it with python -m hap2s_jax.embed") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path} is damaged or no file of embeddings ({first}); make it again") from error
+
+
+def read_model(path: pathlib.Path) -> dict[str, Any]:
+    """Which encoder and which images a finished file is of, without reading its embeddings."""
+    if path.suffix == ".parquet":
+        _, parquet = _pyarrow()
+        return json.loads((parquet.read_schema(path).metadata or {})[b"hap2s_jax"])
+    with np.load(path, allow_pickle=False) as file:
+        return json.loads(str(file["model"]))
+
+
+def _read_npz(path: pathlib.Path) -> Vectors:
+    with np.load(path, allow_pickle=False) as file:
+        embeddings = file["embeddings"]
+        return Vectors(
+            embeddings, file["paths"], file["labels"], file["class_names"], json.loads(str(file["model"]))
+        )
+
+
+def _read_parquet(path: pathlib.Path) -> Vectors:
+    _, parquet = _pyarrow()
+    table = parquet.read_table(path)
+    column = table.column("embedding").combine_chunks()
+    embeddings = np.asarray(column.flatten(), np.float32).reshape(len(table), -1)
+    names: Sequence[str | None] = table.column("label").to_pylist()
+    class_names = sorted({name for name in names if name is not None})
+    number = {name: n for n, name in enumerate(class_names)}
+    labels = np.array([-1 if name is None else number[name] for name in names], np.int64)
+    model = json.loads(table.schema.metadata[b"hap2s_jax"])
+    return Vectors(
+        embeddings, np.array(table.column("path").to_pylist(), str), labels, np.array(class_names, str), model
+    )
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(
+            "parquet files need pyarrow: pip install pyarrow, or write an .npz file instead"
+        ) from error
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,188 @@
+"""`python -m hap2s_jax.embed`: every readable image once, also after an interruption."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import hap2s_jax
+from hap2s_jax import embed, evaluate
+from hap2s_jax.errors import UserError
+from hap2s_jax.serving import vectors
+from hap2s_jax.serving.trained import TrainedEncoder
+
+
+@pytest.fixture(scope="module")
+def encoder(run):
+    return hap2s_jax.load(run.workdir)
+
+
+@pytest.fixture
+def spoilt(folder, tmp_path):
+    """The folder of images, with files among them that are none."""
+    root = shutil.copytree(folder[0], tmp_path / "images")
+    (root / "a text.jpg").write_text("no image")
+    (root / "class 0000" / "empty.png").write_bytes(b"")
+    (root / "notes.txt").write_text("not even called one")
+    return root
+
+
+def _expected(folder, reference):
+    """By path; the listing is sorted by path, the images of the source are not."""
+    return {
+        path.relative_to(folder[0]).as_posix(): row for path, row in zip(folder[1], reference, strict=True)
+    }
+
+
+def _check(file, folder, reference):
+    found, expected = vectors.read(file), _expected(folder, reference)
+    assert sorted(found.paths.tolist()) == sorted(expected)
+    np.testing.assert_allclose(found.embeddings, [expected[path] for path in found.paths], atol=1e-5)
+    assert found.embeddings.dtype == np.float32
+    for row, path in enumerate(found.paths):
+        assert found.class_of(row) == path.split("/")[0]
+    return found
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_the_command(run, spoilt, folder, reference, tmp_path, capsys, suffix):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    output = tmp_path / f"vectors{suffix}"
+    arguments = [f"--workdir={run.workdir}", f"--images={spoilt}", f"--output={output}"]
+    assert embed.main(arguments) == 0
+    found = _check(output, folder, reference)
+    assert found.model["fingerprint"] == hap2s_jax.load(run.workdir).fingerprint
+    listed = (tmp_path / f"{output.name}.unreadable.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in listed] == ["a text.jpg", "class 0000/empty.png"]
+    assert not list(tmp_path.glob("*.parts"))
+    printed = capsys.readouterr()
+    assert "45 embeddings of 128 numbers" in printed.out
+    assert "47/47" in printed.err
+    assert embed.main(arguments) == 0
+    assert "holds these embeddings already" in capsys.readouterr().out
+
+
+def test_evaluate_reads_the_file(encoder, folder, tmp_path, capsys):
+    embed.embed_images(encoder, folder[0], tmp_path / "x.npz", show_progress=False)
+    assert evaluate.main([f"--embeddings={tmp_path / 'x.npz'}", "--no_cluster"]) == 0
+    assert "recall@1" in capsys.readouterr().out
+
+
+def test_interrupted_and_run_again(encoder, spoilt, folder, reference, tmp_path, monkeypatch):
+    calls = []
+    preprocess = TrainedEncoder.preprocess
+
+    def counted(self, image, **options):
+        calls.append(image)
+        if len(calls) == 41:
+            raise KeyboardInterrupt
+        return preprocess(self, image, **options)
+
+    output = tmp_path / "vectors.npz"
+
+    def make():
+        embed.embed_images(
+            encoder, spoilt, output, batch_size=8, workers=1, rows_per_part=8, show_progress=False
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainedEncoder, "preprocess", counted)
+        with pytest.raises(KeyboardInterrupt):
+            make()
+    assert not output.exists()
+    done = vectors.Parts(output, {}).done
+    assert 8 <= done <= 40
+    calls.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainedEncoder, "preprocess", lambda *a, **k: calls.append(1) or preprocess(*a, **k))
+        make()
+    assert len(calls) == 47 - done
+    _check(output, folder, reference)
+
+
+def test_parts_of_something_else_are_not_gone_on_with(encoder, spoilt, tmp_path, run):
+    output = tmp_path / "vectors.npz"
+    vectors.Parts(output, {"weights": "others", "images": "x"})
+    with pytest.raises(UserError, match="unfinished file of other weights and images"):
+        embed.embed_images(encoder, spoilt, output, show_progress=False)
+
+
+def test_files_of_something_else_are_not_overwritten_unasked(encoder, folder, tmp_path):
+    output = tmp_path / "vectors.npz"
+    np.savez(output, mine=np.zeros(3))
+    with pytest.raises(UserError, match="is of something else"):
+        embed.embed_images(encoder, folder[0], output, show_progress=False)
+    embed.embed_images(encoder, folder[0], output, overwrite=True, show_progress=False)
+    assert vectors.read(output).model["count"] == 45
+
+
+def test_a_csv_with_boxes_and_cameras(encoder, folder, tmp_path):
+    file = folder[0] / "some.csv"
+    names = [path.relative_to(folder[0]).as_posix() for path in folder[1][:3]]
+    rows = "".join(
+        f"{name},{label},{n},0,0,40,30\n" for n, (name, label) in enumerate(zip(names, "bab", strict=True))
+    )
+    file.write_text("path,label,camera,x1,y1,x2,y2\n" + rows)
+    embed.embed_images(encoder, file, tmp_path / "x.npz", show_progress=False)
+    file.unlink()
+    found = vectors.read(tmp_path / "x.npz")
+    assert found.paths.tolist() == names
+    assert [found.class_of(n) for n in range(3)] == ["b", "a", "b"]
+    cut = [encoder.preprocess(path, box=np.array([0, 0, 40, 30])) for path in folder[1][:3]]
+    assert not np.array_equal(cut[0], encoder.preprocess(folder[1][0]))
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert arrays["cameras"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        ({}, "no folder or CSV"),
+        ({"images/notes.txt": "x"}, "holds no image"),
+        ({"images/x.png": "x"}, "none of the 1 images can be read, such as x.png"),
+        ({"images": "name,label\n"}, "needs the column path"),
+        ({"images": "path,camera\nx.png,left\n"}, "line 2: camera and box must be numbers"),
+        ({"images": "path\n"}, "has no rows"),
+    ],
+)
+def test_nothing_to_embed(encoder, tmp_path, images, says):
+    for name, text in images.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=says):
+        embed.embed_images(encoder, tmp_path / "images", tmp_path / "x.npz", show_progress=False)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "damaged.npz").write_bytes(b"PK\3\4 nothing")
+    np.savez(tmp_path / "foreign.npz", embeddings=np.zeros((2, 3)))
+    np.savez(tmp_path / "pickled.npz", embeddings=np.array([None]), paths=np.array(["x"]))
+    for name, says in (
+        ("missing", "there is no file"),
+        ("damaged", "is damaged"),
+        ("foreign", "lacks"),
+        ("pickled", "damaged"),
+    ):
+        with pytest.raises(UserError, match=says):
+            vectors.read(tmp_path / f"{name}.npz")
+
+
+def test_mistakes_are_one_line(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "hap2s_jax.embed",
+        f"--workdir={tmp_path}",
+        "--images=x",
+        "--output=y.npz",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "holds no run" in done.stderr
+    assert done.stderr.count("\n") == 1
