@@ -6,7 +6,8 @@ DIR holds cuhk03_release/ with cuhk-03.mat and cuhk03_new_protocol_config_{detec
 folders cuhk03-np/{labeled,detected}/; `python -m hap2s_jax.check_data --name=cuhk03 --data_dir=DIR` tells
 whether it is found and whole. Another part or protocol with --config.data.options.detection=labeled,
 --config.data.options.protocol=old and --config.data.options.split=0 (to 19).
-The weights start at random. No figure of this config on the real data has been measured here.
+Other recipes, as configs/cuhk03.py:bot, stand in configs/reid.py; all start from ImageNet's
+weights. No figure of this config on the real data has been measured here.
 """
 
 from __future__ import annotations

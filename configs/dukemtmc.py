@@ -3,8 +3,9 @@
     python -m hap2s_jax.main --config=configs/dukemtmc.py --config.data.data_dir=DIR
 
 DIR holds DukeMTMC-reID/; `python -m hap2s_jax.check_data --name=dukemtmc --data_dir=DIR` tells whether it is
-found and whole. The makers withdrew the data in 2019. 25,000 updates of 72 images.
-The weights start at random. No figure of this config on the real data has been measured here.
+found and whole. The makers withdrew the data in 2019. The default recipe makes 25,000 updates of 72 images.
+Other recipes, as configs/dukemtmc.py:bot, stand in configs/reid.py; all start from ImageNet's
+weights. No figure of this config on the real data has been measured here.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """What the class retrieval configs share: the common public recipe for fine-grained images.
 
-ResNet-50, an embedding straight from the pooled features, 224x224 crops out of a 256-pixel side, mirrored at
-random, Adam at 1e-5.
+ResNet-50 from ImageNet's weights with the statistics of its batch normalisation kept, an embedding of length 1 straight
+from the pooled features, 224x224 crops out of a 256-pixel side, mirrored at random, Adam at 1e-5 for the trunk. That
+the new layer learns ten times as fast is ours.
 """
 
 from __future__ import annotations
 
 from configs import common
-from configs.reid import shrink
+from configs.reid import IMAGENET, shrink, start_at_random
 from hap2s_jax.config import Config
 
 
@@ -16,13 +17,15 @@ def recipe(name: str, arg: str | None, *, steps: int, classes: int, images_per_c
 
     Args:
       name: as in hap2s_jax.data.registry.
-      arg: comma-separated: ``loss=NAME`` (any of hap2s_jax.losses.names()), ``tiny`` (a few steps of a small
-        encoder on whatever data there is).
+      arg: comma-separated: ``loss=NAME`` (any of hap2s_jax.losses.names()), ``autoaugment`` (half of the images by
+        AutoAugment's policy), ``ema`` (evaluate a moving average of the weights), ``scratch`` (weights start at
+        random), ``tiny`` (a few steps of a small encoder on whatever data there is).
       steps: updates.
       classes: P.
       images_per_class: K.
     """
-    chosen = common.parse_arg(arg, loss="hap2s_e", tiny=False)
+    switches = dict.fromkeys(("autoaugment", "ema", "scratch", "tiny"), False)
+    chosen = common.parse_arg(arg, loss="hap2s_e", **switches)
     config = common.get_config()
     config.name = name
     config.steps = steps
@@ -39,14 +42,23 @@ def recipe(name: str, arg: str | None, *, steps: int, classes: int, images_per_c
     config.encoder.name = "resnet50"
     config.encoder.embedding_dim = 128
     config.encoder.normalize = True
+    config.encoder.freeze_bn_stats = True
+    config.pretrained.source = IMAGENET
     common.set_loss(config, chosen.loss)
 
     config.optimizer.name = "adam"
-    config.optimizer.learning_rate = 1e-5
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.trunk_factor = 0.1
     config.optimizer.weight_decay = 5e-4
     config.schedule.name = "constant"
     # Without cameras there is no mAP of the re-identification kind to choose by.
     config.checkpoint.best_metric = "map@r"
+    if chosen.autoaugment:
+        config.augment.auto_augment = 0.5
+    if chosen.ema:
+        config.ema_decay = 0.999
+    if chosen.scratch:
+        start_at_random(config)
     if chosen.tiny:
         shrink(config, (64, 64))
     return config

@@ -8,7 +8,8 @@ camera, and x1, y1, x2, y2 of a box. Where there is no split, --config.data.opti
 test. `python -m hap2s_jax.check_data --name=folder --data_dir=FOLDER_OR_CSV` shows what is there.
 
 Change what your images call for: the size, --config.augment.flip (never for what its mirror image is not), the batch
-(at most as many classes as you have), the encoder. The weights start at random.
+(at most as many classes as you have), the encoder. The weights start from ImageNet's; at random with
+configs/folder.py:scratch.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ def get_config(arg: str | None = None) -> Config:
     """The config; for `arg` see configs/fine_grained.py."""
     config = fine_grained.recipe("folder", arg, steps=8_000, classes=16, images_per_class=4)
     config.optimizer.learning_rate = 3e-4
+    # Nobody knows how far these images are from ImageNet's: let batch normalisation follow them.
+    config.encoder.freeze_bn_stats = False
     config.schedule.name = "cosine"
     config.schedule.warmup_steps = 0 if config.steps < 1_000 else 500
     config.data.options = ml_collections.ConfigDict({"test_fraction": 0.5})

@@ -5,7 +5,8 @@
 DIR holds MSMT17_V1/ or MSMT17_V2/; `python -m hap2s_jax.check_data --name=msmt17 --data_dir=DIR` tells
 whether it is found and whole. The images of list_val.txt join the training images with
 --config.data.options.with_val=true.
-The weights start at random. No figure of this config on the real data has been measured here.
+Other recipes, as configs/msmt17.py:bot, stand in configs/reid.py; all start from ImageNet's
+weights. No figure of this config on the real data has been measured here.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
 DIR holds Stanford_Online_Products/, or what `tfds build stanford_online_products` has prepared; `python -m
 hap2s_jax.check_data --name=sop --data_dir=DIR` tells whether it is found and whole. 50,000 updates of 112
 images; many products have only two pictures.
-The weights start at random. No figure of this config on the real data has been measured here.
+The recipe stands in configs/fine_grained.py; it starts from ImageNet's weights.
+No figure of this config on the real data has been measured here.
 """
 
 from __future__ import annotations

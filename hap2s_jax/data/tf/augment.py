@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from hap2s_jax.data.pixels import centre_part, fit, resize
+from hap2s_jax.data.tf import auto_augment
 from hap2s_jax.errors import UserError
 
 __all__ = ["CROPS", "DRAWS", "IMAGENET_MEAN", "Augmentation", "centre_part", "resize"]
@@ -43,9 +44,11 @@ class _Draw(enum.IntEnum):
     ERASE_TOP = 14
     ERASE_LEFT = 15
     COLOR = 16  # and the eight after it
+    AUTO = 25
+    AUTO_POLICY = 26  # and the four after it
 
 
-DRAWS = 25
+DRAWS = 31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Augmentation:
       brightness: largest change, as a share of full scale.
       contrast: largest relative change, about mid-grey.
       color_mix: largest change of an entry of the 3x3 matrix that mixes the colour channels.
+      auto_augment: share of the images that AutoAugment's policy for ImageNet changes besides (Cubuk et al. 2019).
       erase_probability: share of the images in which a random rectangle is erased (Zhong et al. 2017).
       erase_area: smallest and largest share of the area that is erased.
       erase_ratio: smallest and largest height / width of the rectangle.
@@ -93,6 +97,7 @@ class Augmentation:
     brightness: float = 0.0
     contrast: float = 0.0
     color_mix: float = 0.0
+    auto_augment: float = 0.0
     erase_probability: float = 0.0
     erase_area: tuple[float, float] = (0.02, 0.4)
     erase_ratio: tuple[float, float] = (0.3, 3.3333)
@@ -117,7 +122,7 @@ class Augmentation:
                 raise UserError(
                     f"augment.{name}: must be (smallest, largest) above {low} and up to {high}, found {pair}"
                 )
-        for name in ("shift", "brightness", "contrast", "color_mix", "erase_probability"):
+        for name in ("shift", "brightness", "contrast", "color_mix", "auto_augment", "erase_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"augment.{name}: must lie in [0, 1], found {getattr(self, name)}")
         for name in ("pad", "rotate"):
@@ -169,6 +174,8 @@ class Augmentation:
                 image = self._shifted(image, u)
         if self.brightness or self.contrast or self.color_mix:
             image = cv2.transform(image, self._color_matrix(u), dst=out)
+        if u[_Draw.AUTO] < self.auto_augment:
+            image = auto_augment.auto_augment(image, u[_Draw.AUTO_POLICY :], self.fill)
         if not np.may_share_memory(image, out):
             out[...] = image
         if u[_Draw.ERASE] < self.erase_probability:
