@@ -38,7 +38,7 @@ ROOMS = {
     "tensorflow_datasets": ("hap2s_jax.data.tf", "hap2s_jax.data.builders"),
     "orbax": ("hap2s_jax.training.checkpoint",),
     "flax": ("hap2s_jax.models", "hap2s_jax.training"),
-    "optax": ("hap2s_jax.training", "hap2s_jax.job"),
+    "optax": ("hap2s_jax.training", "hap2s_jax.program", "hap2s_jax.job"),
     "ml_collections": ("hap2s_jax.config", "hap2s_jax.main", "hap2s_jax.job"),
 }
 # Inside functions only, so that the module itself can be imported without them.

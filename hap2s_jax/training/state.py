@@ -59,6 +59,18 @@ def create_state(
       memory: initial memory of past embeddings, or None.
     """
     variables = models.initialize(encoder, key, images)
+    return assemble_state(variables, optimizer, loss_params=loss_params, use_ema=use_ema, memory=memory)
+
+
+def assemble_state(
+    variables: PyTree,
+    optimizer: optax.GradientTransformation,
+    *,
+    loss_params: PyTree = None,
+    use_ema: bool = False,
+    memory: PyTree = None,
+) -> TrainState:
+    """The state before the first update around an encoder's `variables`; see `create_state`."""
     params = {"encoder": variables["params"], "loss": {} if loss_params is None else loss_params}
     return TrainState(
         step=jnp.zeros((), jnp.int32),

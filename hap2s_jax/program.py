@@ -1,0 +1,130 @@
+"""What a config computes, without data and without devices: encoder, losses, optimiser and the training step."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from hap2s_jax import losses, models
+from hap2s_jax.config import Config
+from hap2s_jax.parallel import AXIS
+from hap2s_jax.training import objective, optimizer, step
+from hap2s_jax.training.state import TrainState, assemble_state, create_state
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A config's pure functions and what they are made of.
+
+    Attributes:
+      config: the config, locked.
+      encoder: the flax module.
+      losses: the metric loss as "metric" and the second one, if any, as "auxiliary".
+      objective: what is minimised, see `hap2s_jax.training.objective`.
+      optimizer: the optax optimiser.
+      schedule: step -> learning rate.
+      train_step: ``(state, a device's batch) -> (state, metrics)``, over the axis `parallel.AXIS`.
+    """
+
+    config: Config
+    encoder: Any
+    losses: dict[str, losses.Loss]
+    objective: step.Objective
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    train_step: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
+
+    @classmethod
+    def create(cls, config: Config) -> Program:
+        """Builds everything.
+
+        Raises:
+          UserError: naming the key that is wrong.
+        """
+        named = {"metric": losses.create(**config.loss)}
+        if config.auxiliary.name:
+            named["auxiliary"] = losses.create(**_without(config.auxiliary, "weight"))
+        bound = functools.partial(
+            objective.objective,
+            loss=named["metric"],
+            schedule=losses.create_schedule(named["metric"], steps=config.steps, **config.loss_schedule),
+            auxiliary=named.get("auxiliary"),
+            auxiliary_weight=config.auxiliary.weight,
+        )
+        encoder = models.create(**config.encoder, axis_name=AXIS)
+        schedule = optimizer.create_schedule(
+            learning_rate=config.optimizer.learning_rate, steps=config.steps, **config.schedule
+        )
+        transform = optimizer.create_optimizer(
+            schedule=schedule,
+            **{
+                **_without(config.optimizer, "learning_rate"),
+                "frozen": (*config.optimizer.frozen, *(f"encoder/{p}" for p in encoder.frozen_parameters)),
+            },
+        )
+        train_step = functools.partial(
+            step.train_step,
+            encoder=encoder,
+            objective=bound,
+            optimizer=transform,
+            axis_name=AXIS,
+            ema_decay=config.ema_decay or None,
+            pieces=config.batch.pieces,
+        )
+        return cls(config, encoder, named, bound, transform, schedule, train_step)
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a global batch."""
+        return self.config.batch.classes * self.config.batch.images_per_class
+
+    @property
+    def _images(self) -> np.ndarray:
+        return np.zeros((2, *self.config.data.image_size, 3), np.uint8)
+
+    def initial_state(self, num_classes: int) -> TrainState:
+        """The state before the first update, for labels 0 to `num_classes` - 1, not yet placed on devices."""
+        encoder_key, loss_params = self._loss_params(num_classes)
+        return create_state(
+            encoder_key,
+            self.encoder,
+            self._images,
+            self.optimizer,
+            loss_params=loss_params,
+            use_ema=bool(self.config.ema_decay),
+        )
+
+    def abstract_state(self, num_classes: int) -> TrainState:
+        """Shapes and dtypes of `initial_state`, without computing it."""
+
+        def draw() -> TrainState:
+            key, loss_params = self._loss_params(num_classes)
+            variables = self.encoder.init(key, self._images, train=False)
+            return assemble_state(
+                variables, self.optimizer, loss_params=loss_params, use_ema=bool(self.config.ema_decay)
+            )
+
+        return jax.eval_shape(draw)
+
+    def _loss_params(self, num_classes: int) -> tuple[jax.Array, dict[str, PyTree]]:
+        """The key of the encoder's weights, and the losses' own initial arrays."""
+        encoder_key, loss_key = jax.random.split(jax.random.key(self.config.seed))
+        loss_params = {}
+        for name, loss in self.losses.items():
+            if loss.has_params:
+                init = functools.partial(self.encoder.init_with_output, train=False)
+                output, _ = jax.eval_shape(init, encoder_key, self._images)
+                loss_params[name] = loss.init_params(loss_key, num_classes, output.embedding.shape[-1])
+        return encoder_key, loss_params
+
+
+def _without(config: Config, key: str) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k != key}
