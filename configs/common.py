@@ -180,6 +180,14 @@ def get_config() -> Config:
     config.evaluate.keep_aspect = False
     # How embeddings are compared: "euclidean" or "cosine".
     config.evaluate.distance = "euclidean"
+    # What is compared: "retrieval" (after BNNeck where there is one), "embedding" (before it), "features" (pooled,
+    # before the head).
+    config.evaluate.feature = "retrieval"
+    # Embeddings as means over views of an image: with its mirror image, over the centre and the corners.
+    config.evaluate.flip = False
+    config.evaluate.five_crops = False
+    # Side of those crops, as a share of the image's.
+    config.evaluate.crop = 0.875
     # Whether to measure the untrained encoder too.
     config.evaluate.untrained = True
     # Which weights the final figures on the test classes are of: "best" (on validation) or "last".

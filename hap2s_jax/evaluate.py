@@ -3,6 +3,7 @@
     python -m hap2s_jax.evaluate --embeddings=mine.npz
     python -m hap2s_jax.evaluate --embeddings=market.npz --distance=cosine --rerank --confidence=0.95
     python -m hap2s_jax.evaluate --workdir=runs/emoji --by=camera
+    python -m hap2s_jax.evaluate --workdir=runs/market1501 --views=flip --feature=embedding --distance=cosine
 
 An .npz file holds `embeddings [n, d]` and `labels [n]`, and where there are any `cameras [n]` and `split [n]`,
 the latter text: "query", "gallery", "both" or "views" (images that multi-query pools from). Label -1 is junk.
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, unknown_name
 from hap2s_jax.evaluation import protocols as definitions
 from hap2s_jax.evaluation.archive import Inputs, from_npz
 from hap2s_jax.evaluation.expansion import expand
@@ -35,20 +36,49 @@ _SHOWN_TABLES = 30  # on the terminal; --json has all
 _WORST_SHOWN, _NEIGHBORS_SHOWN = 12, 10
 
 
-def from_workdir(workdir: str, step: int | None) -> Inputs:
-    """Embeds the test images of a run with its best checkpoint, or with that of `step`."""
+def from_workdir(
+    workdir: str,
+    step: int | None = None,
+    *,
+    views: Sequence[str] | None = None,
+    feature: str | None = None,
+    distance: str | None = None,
+) -> Inputs:
+    """Embeds the test images of a run with its best checkpoint, without changing anything in `workdir`.
+
+    Args:
+      workdir: of a run that may still be going on.
+      step: another checkpoint than the best.
+      views, feature, distance: other values than the run's own `evaluate.flip` and `evaluate.five_crops`,
+        `evaluate.feature`, `evaluate.distance`; () for no views.
+
+    Raises:
+      UserError: there is no run, no checkpoint, or no data.
+    """
     # Everything heavy is loaded here and not before: whoever brings embeddings needs none of it.
     from hap2s_jax import config as configs
+    from hap2s_jax.evaluation.test_time import VIEWS
     from hap2s_jax.job import Job, use_compilation_cache
+    from hap2s_jax.training.checkpoint import FOLDER
 
     config: Any = configs.load(workdir)
+    if not any((pathlib.Path(workdir) / FOLDER).glob("[0-9]*")):
+        raise UserError(f"--workdir: {workdir} holds no checkpoint yet; train first.")
+    with config.unlocked():
+        if views is not None:
+            if unknown := set(views) - set(VIEWS):
+                raise unknown_name("view (--views)", min(unknown), VIEWS)
+            for name in VIEWS:
+                config.evaluate[name] = name in views
+        config.evaluate.feature = feature or config.evaluate.feature
+        config.evaluate.distance = distance or config.evaluate.distance
     use_compilation_cache(config)
     job = Job.create(config)
-    checkpointer = job.checkpointer(workdir)
+    checkpointer = job.checkpointer(workdir, read_only=True)
     best = checkpointer.best_step if config.evaluate.weights == "best" else None
     chosen = step or best or checkpointer.latest_step
     if chosen is None:
-        raise UserError(f"--workdir: {workdir} holds no checkpoint yet; train first.")
+        raise UserError(f"--workdir: {workdir} holds no whole checkpoint yet; train first.")
     state = job.parallel.replicate(checkpointer.restore(job.initial_state(), chosen))
     checkpointer.close()
     test = job.dataset.test
@@ -61,7 +91,7 @@ def from_workdir(workdir: str, step: int | None) -> Inputs:
         test.cameras,
         query,
         gallery,
-        None,
+        job.dataset.views,
         job.dataset.protocols,
         config.evaluate.distance,
         functools.partial(job.images, test),
@@ -72,16 +102,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        inputs = (
-            from_npz(options.embeddings)
-            if options.embeddings
-            else from_workdir(options.workdir, options.step)
-        )
-        _run(inputs, options)
+        _run(_inputs(options), options)
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _inputs(options: argparse.Namespace) -> Inputs:
+    chosen = {name: getattr(options, name) for name in ("step", "views", "feature")}
+    if options.workdir:
+        return from_workdir(options.workdir, **chosen, distance=options.distance)
+    if given := [name for name, value in chosen.items() if value is not None]:
+        raise UserError(f"--{given[0]} needs the encoder and the images: use it with --workdir.")
+    return from_npz(options.embeddings)
 
 
 def _run(inputs: Inputs, options: argparse.Namespace) -> None:
@@ -232,6 +266,14 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--workdir", help="the workdir of a run")
     parser.add_argument("--step", type=int, help="checkpoint of --workdir; the best one unless given")
     parser.add_argument(
+        "--views",
+        type=_names,
+        help="of each image of --workdir, averaged: flip, five_crops, both with a comma, or none; as the run had it",
+    )
+    parser.add_argument(
+        "--feature", help="of --workdir: retrieval, embedding (before BNNeck) or features; as the run had it"
+    )
+    parser.add_argument(
         "--protocols", type=_names, help=f"comma-separated: {', '.join(definitions.PROTOCOLS)}"
     )
     parser.add_argument("--distance", choices=("euclidean", "cosine"))
@@ -261,7 +303,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")]
+    return [] if text == "none" else [part.strip() for part in text.split(",")]
 
 
 def _integers(text: str) -> list[int]:

@@ -18,7 +18,8 @@ from hap2s_jax.config import Config
 from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.source import Dataset, Source, Subset
-from hap2s_jax.evaluation import protocols
+from hap2s_jax.errors import UserError, unknown_name
+from hap2s_jax.evaluation import protocols, test_time
 from hap2s_jax.evaluation.embed import embed_dataset
 from hap2s_jax.parallel import AXIS, DataParallel
 from hap2s_jax.training import objective, optimizer, step
@@ -26,6 +27,8 @@ from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.state import TrainState, create_state
 
 PyTree = Any
+
+_OF_ANY_SOURCE = ("class", "query_gallery")
 
 
 def use_compilation_cache(config: Config) -> None:
@@ -127,7 +130,7 @@ class Job:
                 ema_decay=config.ema_decay or None,
             )
         )
-        embed = parallel.compile_map(functools.partial(step.embed_step, encoder=encoder))
+        embed = parallel.compile_map(embedding_function(encoder, config.evaluate))
         return cls(config, parallel, dataset, plan, encoder, named, transform, schedule, update, embed, noise)
 
     @property
@@ -219,14 +222,15 @@ class Job:
             cache_bytes=self.config.data.cache_bytes,
         )
 
-    def checkpointer(self, workdir: str | os.PathLike[str]) -> Checkpointer:
-        """Opens the checkpoints of the run in `workdir`, as the config keeps them."""
+    def checkpointer(self, workdir: str | os.PathLike[str], *, read_only: bool = False) -> Checkpointer:
+        """Opens the checkpoints of the run in `workdir`, as the config keeps them; `read_only` changes nothing."""
         settings = self.config.checkpoint
         return Checkpointer(
             pathlib.Path(workdir).absolute() / FOLDER,
             keep_last=settings.keep_last,
             keep_best=settings.keep_best,
             best_metric=settings.best_metric if self.dataset.validation is not None else None,
+            read_only=read_only,
         )
 
     def variables(self, state: TrainState) -> PyTree:
@@ -250,6 +254,7 @@ class Job:
 
     def measure(self, embeddings: np.ndarray, present: np.ndarray, source: Source) -> dict[str, float]:
         """The retrieval metrics of a source's embeddings under the data set's protocols."""
+        data, is_test = self.dataset, source is self.dataset.test
         query, gallery = self.query_and_gallery(source)
         return protocols.evaluate(
             embeddings,
@@ -257,7 +262,9 @@ class Job:
             source.cameras,
             query=query,
             gallery=gallery,
-            protocols=self.dataset.protocols,
+            # The special protocols are about how the test images were put together.
+            protocols=data.protocols if is_test else [p for p in data.protocols if p in _OF_ANY_SOURCE],
+            views=data.views if is_test else None,
             distance=self.config.evaluate.distance,
         )
 
@@ -272,6 +279,26 @@ class Job:
             on_unreadable="skip",
         )
         return np.concatenate([batch["image"][: len(indices)] for batch in batches])
+
+
+def embedding_function(encoder: Any, settings: Config) -> Callable[[PyTree, Any], jax.Array]:
+    """The function that evaluation embeds images with, not yet compiled.
+
+    Args:
+      encoder: flax module.
+      settings: `config.evaluate`: the feature, the views of an image, and the distance.
+
+    Raises:
+      UserError: for a feature that there is not, or a crop out of range.
+    """
+    if settings.feature not in step.FEATURES:
+        raise unknown_name("feature (evaluate.feature)", settings.feature, step.FEATURES)
+    embed = functools.partial(step.embed_step, encoder=encoder, feature=settings.feature)
+    views = [name for name in test_time.VIEWS if settings[name]]
+    try:
+        return test_time.over_views(embed, views, crop=settings.crop, normalize=settings.distance == "cosine")
+    except ValueError as error:
+        raise UserError(f"evaluate: {error}") from None
 
 
 def _without(config: Config, key: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -34,6 +35,10 @@ COLUMNS = (
     "map@r",
     "r_precision",
     "nmi",
+    "in_shop_recall@1",
+    "multi_query_mAP",
+    "multi_query_rank-1",
+    "single_gallery_shot_rank-1",
 )
 SHOWN_QUERIES = 12
 SHOWN_NEIGHBOURS = 10
@@ -96,8 +101,9 @@ def finish(
         "environment": environment.describe(),
         "config": job.config.to_dict(),
     }
+    results = _without_nan(results)
     with replacing(workdir / RESULTS) as temporary:
-        temporary.write_text(json.dumps(results, indent=2, default=list) + "\n")
+        temporary.write_text(json.dumps(results, indent=2, default=list, allow_nan=False) + "\n")
     draw(job, embeddings, present, workdir)
     print_results(results)
     say(f"results and pictures: {workdir}")
@@ -122,7 +128,8 @@ def print_results(results: Mapping[str, Any]) -> None:
         "untrained": results["untrained"],
         f"trained, step {results['weights_of_step']}": results["test"],
     }
-    rows = {name: values for name, values in rows.items() if values}
+    known = {name: {k: v for k, v in values.items() if v is not None} for name, values in rows.items()}
+    rows = {name: values for name, values in known.items() if values}
     columns = [c for c in COLUMNS if any(c in values for values in rows.values())]
     print_metrics(rows, columns=columns, title="Retrieval on the test classes")
 
@@ -173,6 +180,15 @@ def _draw_retrievals(job: Job, embeddings: np.ndarray, present: np.ndarray, path
         query_captions=[test.class_names[label] for label in test.labels[queries]],
         title=f"Test queries of {data.name} and what the encoder finds nearest",
     )
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON knows no NaN; a mean over no query at all becomes null."""
+    if isinstance(value, Mapping):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _last(records: list[dict[str, float]], prefix: str, step: int) -> dict[str, float]:

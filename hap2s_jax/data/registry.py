@@ -76,13 +76,6 @@ class Entry:
         )
 
 
-def _market(name: str) -> Callable[..., Parts]:
-    def read(root: Path) -> Parts:
-        return person.read_market(root, name)
-
-    return read
-
-
 _BOXES_AND_QUERY = (person.TRAIN, person.QUERY, person.GALLERY)
 
 _ENTRIES = (
@@ -148,7 +141,7 @@ _ENTRIES = (
             ("Eval/list_eval_partition.txt", "img"),
             ("list_eval_partition.txt", "Img/img"),
         ),
-        protocols=_REID,
+        protocols=("query_gallery", "in_shop"),
         counts={"train": 25882, "query": 14218, "gallery": 12612, "classes": 3997},
         tfds="inshop",
         aliases=("in_shop", "deepfashion_inshop"),
@@ -158,7 +151,7 @@ _ENTRIES = (
         "Market-1501",
         "https://zheng-lab.cecs.anu.edu.au/Project/project_reid.html",
         "research",
-        _market("market1501"),
+        person.read_market1501,
         folders=(
             "market1501/Market-1501-v15.09.15",
             "Market-1501-v15.09.15",
@@ -177,7 +170,7 @@ _ENTRIES = (
         "DukeMTMC-reID",
         "https://exposing.ai/duke_mtmc/",
         "withdrawn by its makers in 2019; use what your institution allows",
-        _market("dukemtmc"),
+        person.read_dukemtmc,
         folders=(
             "dukemtmc/DukeMTMC-reID",
             "DukeMTMC-reID",

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-PROTOCOLS = ("class", "query_gallery")
+PROTOCOLS = ("class", "query_gallery", "in_shop", "single_gallery_shot", "multi_query")
 
 
 @runtime_checkable
@@ -126,10 +126,13 @@ class Dataset:
       test: the images of the unseen classes.
       query: int64 `[Q]` indices into `test`, or None when every test image queries all the others.
       gallery: int64 `[G]` indices into `test`; None exactly when `query` is.
-      protocols: which evaluations apply: "class" (every test image queries all others) and "query_gallery"
-        (query against gallery; where there are cameras, same-class same-camera images are removed).
+      protocols: which evaluations apply: "class" (every test image queries all others), "query_gallery"
+        (query against gallery; where there are cameras, same-class same-camera images are removed), and the
+        special ones of `hap2s_jax.evaluation.protocols`.
       baselines: figures on `test` of systems that need no training ("raw pixels"), by the names of the
         evaluation's metrics, to be shown beside a run's own.
+      views: int64 `[V]` indices into `test` of the images that "multi_query" pools a query from, neither queries
+        nor gallery; None without any.
     """
 
     name: str
@@ -140,12 +143,13 @@ class Dataset:
     gallery: np.ndarray | None = None
     protocols: tuple[str, ...] = ("class",)
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    views: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no evaluation could read."""
         if (self.query is None) != (self.gallery is None):
             raise ValueError("query and gallery: must be given together, or both be None")
-        for name, value in (("query", self.query), ("gallery", self.gallery)):
+        for name, value in (("query", self.query), ("gallery", self.gallery), ("views", self.views)):
             if value is not None and value.size and (value.min() < 0 or value.max() >= len(self.test)):
                 raise ValueError(f"{name}: must hold indices 0..{len(self.test) - 1} into test")
         unknown = sorted(set(self.protocols) - set(PROTOCOLS))

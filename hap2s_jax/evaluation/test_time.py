@@ -22,8 +22,9 @@ def over_views(
 
     Args:
       embed: a pure function, compiled or not.
-      views: "flip" adds every view's mirror image, "five_crops" takes the centre and the four corners instead of
-        the whole image; both together are ten views, none is `embed` itself.
+      views: "flip" adds every view's mirror image, "five_crops" takes the centre and the four corners, enlarged to
+        the size that the encoder knows, instead of the whole image; both together are ten views, none is `embed`
+        itself.
       crop: side of the crops as a share of the image's.
       normalize: whether every view's embedding is scaled to length 1 before the mean (for the cosine distance).
 
@@ -35,6 +36,9 @@ def over_views(
         raise ValueError(f"views must be among {', '.join(VIEWS)}, but holds {unknown[0]!r}.")
     if not 0 < crop <= 1:
         raise ValueError(f"crop must lie between 0 and 1, but is {crop}.")
+
+    if not views:
+        return embed
 
     def embed_views(variables: Any, images: jax.Array) -> jax.Array:
         parts = _five_crops(images, crop) if "five_crops" in views else [images]
@@ -57,4 +61,7 @@ def _five_crops(images: jax.Array, crop: float) -> list[jax.Array]:
     h, w = max(1, round(height * crop)), max(1, round(width * crop))
     top, left = height - h, width - w
     corners = [(top // 2, left // 2), (0, 0), (0, left), (top, 0), (top, left)]
-    return [images[:, y : y + h, x : x + w] for y, x in corners]
+    crops = [images[:, y : y + h, x : x + w] for y, x in corners]
+    if (h, w) == (height, width):
+        return crops
+    return [jax.image.resize(crop.astype(jnp.float32), images.shape, "linear") for crop in crops]

@@ -14,6 +14,7 @@ from hap2s_jax.data.readers import cuhk03, own, person, retrieval
 from hap2s_jax.data.readers.files import FileSource, list_images, number_identities
 from hap2s_jax.data.splits import split_by_class, validation_classes
 from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation import evaluate
 
 
 def is_sound(parts):
@@ -29,7 +30,7 @@ def is_sound(parts):
 
 
 def test_market_with_its_traps(tmp_path):
-    parts = person.read_market(trees.market(tmp_path))
+    parts = person.read_market1501(trees.market(tmp_path))
     is_sound(parts)
     # Sorted by number: 2, 4, 6, 8; the first person has a single image.
     assert parts.train.class_names == ("2", "4", "6", "8")
@@ -44,11 +45,47 @@ def test_market_with_its_traps(tmp_path):
     assert set(parts.test.cameras[parts.query]) == {0}
 
 
+def test_market_multi_query_pools_the_hand_drawn_boxes_of_the_queries(tmp_path):
+    root = trees.market(tmp_path)
+    with pytest.raises(UserError, match=r"data.options.multi_query: needs .*gt_bbox/, which the full"):
+        person.read_market1501(root, multi_query=True)
+    for person_number in (2, 3, 5, 7, 9):  # 2 is a training identity
+        for camera in (1, 2):  # no query is of camera 2
+            for number in range(2):
+                trees.put(root / "gt_bbox" / f"{person_number:04d}_c{camera}s1_00000{number}_00.jpg")
+    parts = person.read_market1501(root, multi_query=True)
+    assert parts.protocols == ("query_gallery", "multi_query")
+    assert len(parts.views) == 4 * 2
+    assert not set(parts.views) & {*parts.query, *parts.gallery}
+    assert sorted([*parts.query, *parts.gallery, *parts.views]) == list(range(len(parts.test)))
+    assert all("gt_bbox" in parts.test.describe(i) for i in parts.views)
+    of_query = set(zip(parts.test.labels[parts.query], parts.test.cameras[parts.query], strict=True))
+    assert set(zip(parts.test.labels[parts.views], parts.test.cameras[parts.views], strict=True)) == of_query
+    # What is judged is the same as without.
+    plain = person.read_market1501(root)
+    assert (len(plain.query), len(plain.gallery), plain.views) == (len(parts.query), len(parts.gallery), None)
+    figures = evaluate(
+        np.eye(10)[parts.test.labels],
+        parts.test.labels,
+        parts.test.cameras,
+        query=parts.query,
+        gallery=parts.gallery,
+        views=parts.views,
+        protocols=parts.protocols,
+        ranks=(1,),
+    )
+    assert figures["multi_query_mAP"] == figures["mAP"] == 1
+    for path in (root / "gt_bbox").glob("0005_c1*"):
+        path.unlink()
+    with pytest.raises(UserError, match="gt_bbox: has no image of person 5 by camera 1, whom a query shows"):
+        person.read_market1501(root, multi_query=True)
+
+
 def test_market_without_a_usable_name_says_what_it_wants(tmp_path):
     for folder in ("bounding_box_train", "query", "bounding_box_test"):
         trees.put(tmp_path / folder / "image.jpg")
     with pytest.raises(UserError, match="bounding_box_train: no image is named like 0002_c1s1"):
-        person.read_market(tmp_path)
+        person.read_market1501(tmp_path)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -70,7 +107,7 @@ def test_a_malformed_list_is_named(tmp_path):
 
 
 def test_cuhk03_new_protocol_from_the_mat_files(tmp_path):
-    root = trees.cuhk03_mat(tmp_path)
+    root = trees.cuhk03_mat(tmp_path / "cuhk03_release")
     parts = cuhk03.read_cuhk03(root)
     is_sound(parts)
     assert parts.train.class_names == ("1", "3", "101")
@@ -82,6 +119,13 @@ def test_cuhk03_new_protocol_from_the_mat_files(tmp_path):
     image = np.asarray(trees.Image.open(trees.io.BytesIO(parts.train.read(9))))
     np.testing.assert_array_equal(image, trees.picture(20, 22, 11))
     assert parts.train.describe(9).endswith("cuhk-03.mat:detected{1}{3,1}")
+    # Other toolboxes want the new protocol's files one folder higher.
+    for path in root.glob("cuhk03_new_protocol_config_*.mat"):
+        path.rename(root.parent / path.name)
+    assert len(cuhk03.read_cuhk03(root).train) == 9 + 10 + 10
+    (root.parent / "cuhk03_new_protocol_config_detected.mat").unlink()
+    with pytest.raises(UserError, match="the new protocol needs "):
+        cuhk03.read_cuhk03(root)
 
 
 def test_cuhk03_old_protocol(tmp_path):
@@ -93,6 +137,7 @@ def test_cuhk03_old_protocol(tmp_path):
     assert len(parts.query) == len(parts.gallery) == 10
     assert set(parts.test.cameras[parts.query]) == {0, 2}
     assert set(parts.test.cameras[parts.gallery]) == {1, 3}
+    assert parts.protocols == ("query_gallery", "single_gallery_shot")
     with pytest.raises(UserError, match=r"data.options.split: must lie in 0..1"):
         cuhk03.read_cuhk03(root, protocol="old", split=2)
 
@@ -217,10 +262,10 @@ def test_a_malformed_csv_is_named(tmp_path, text, message):
 
 def test_listings_do_not_depend_on_the_file_system(tmp_path, monkeypatch):
     root = trees.market(tmp_path)
-    before = person.read_market(root)
+    before = person.read_market1501(root)
     listdir = os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path), reverse=True))
-    after = person.read_market(root)
+    after = person.read_market1501(root)
     assert before.test.paths == after.test.paths
     np.testing.assert_array_equal(before.train.labels, after.train.labels)
     assert "Thumbs.db" not in list_images(root / "query")
@@ -273,9 +318,9 @@ def test_every_set_is_found_by_its_markers(tmp_path):
 
 def test_counts_that_are_right_are_silent(tmp_path):
     entry = registry.Entry(
-        "x", "X", "", "", person.read_market, counts={"train": (10, 11), "query": 4, "classes": 4}
+        "x", "X", "", "", person.read_market1501, counts={"train": (10, 11), "query": 4, "classes": 4}
     )
-    assert registry.count_warnings(entry, person.read_market(trees.market(tmp_path))) == []
+    assert registry.count_warnings(entry, person.read_market1501(trees.market(tmp_path))) == []
 
 
 def test_unknown_names_and_options_are_answered_with_the_nearest(tmp_path):

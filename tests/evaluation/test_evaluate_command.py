@@ -110,6 +110,7 @@ def test_expansion_changes_what_is_evaluated(file, tmp_path):
         ({}, ["--protocols=in_shop", "--rerank"], "--rerank, .* need class or query_gallery"),
         ({}, ["--worst=x.png"], "--worst: an .npz file holds no images"),
         ({}, ["--protocols=cub"], "protocols must be a list out of"),
+        ({}, ["--views=flip"], "--views needs the encoder and the images: use it with --workdir"),
     ],
 )
 def test_a_user_s_mistake_is_one_line(tmp_path, arrays, capsys, change, arguments, message):
@@ -134,7 +135,7 @@ def test_the_worst_queries_are_drawn(tmp_path, arrays, monkeypatch):
         "distance": "cosine",
     }
     inputs = command.Inputs(x, labels, **rest, images=lambda rows: pictures[rows])
-    monkeypatch.setattr(command, "from_workdir", lambda workdir, step: inputs)
+    monkeypatch.setattr(command, "from_workdir", lambda workdir, **choices: inputs)
     assert command.main(["--workdir=somewhere", "--no_cluster", f"--worst={tmp_path / 'worst.png'}"]) == 0
     assert image.open(tmp_path / "worst.png").size[0] > 100
 

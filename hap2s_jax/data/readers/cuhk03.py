@@ -27,7 +27,8 @@ def read_cuhk03(root: Path, *, detection: str = "detected", protocol: str = "new
       root: the folder with the .mat files, or with `labeled/` and `detected/`.
       detection: "detected" boxes or hand-"labeled" ones.
       protocol: "new" has 767 training and 700 test identities; "old" one of the 20 official test sets of 100
-        identities, where the first camera of a pair queries the second.
+        identities, where the first camera of a pair queries the second; judged with one image of each in the
+        gallery too.
       split: which of the 20 test sets, from 0 ("old" only).
 
     Raises:
@@ -132,10 +133,12 @@ class _Cells:
 def _new_protocol(root: Path, detection: str, cells: _Cells) -> Parts:
     from scipy.io import loadmat
 
-    path = root / f"cuhk03_new_protocol_config_{detection}.mat"
-    if not path.is_file():
+    name = f"cuhk03_new_protocol_config_{detection}.mat"
+    # Some toolboxes ask for it beside the folder of the official archive.
+    path = next((p for p in (root / name, root.parent / name) if p.is_file()), None)
+    if path is None:
         raise UserError(
-            f"cuhk03: the new protocol needs {path}, from https://github.com/zhunzhong07/person-re-ranking "
+            f"cuhk03: the new protocol needs {root / name}, from https://github.com/zhunzhong07/person-re-ranking "
             "(evaluation/data/CUHK03)"
         )
     config = loadmat(path, squeeze_me=True)
@@ -172,7 +175,13 @@ def _old_protocol(detection: str, cells: _Cells, split: int) -> Parts:
         cameras = [2 * pair + cell // _CELLS_PER_CAMERA for pair, _, cell in keys]
         sources.append(MatSource(f"cuhk03 {detection} {part}", cells, keys, identities, cameras))
     second = sources[1].cameras % 2
-    return Parts(sources[0], sources[1], np.flatnonzero(second == 0), np.flatnonzero(second == 1))
+    return Parts(
+        sources[0],
+        sources[1],
+        np.flatnonzero(second == 0),
+        np.flatnonzero(second == 1),
+        protocols=("query_gallery", "single_gallery_shot"),
+    )
 
 
 def encode_bmp(image: np.ndarray) -> bytes:

@@ -25,6 +25,8 @@ class Parts:
       query: int64 indices into `test`, or None when every test image queries all the others.
       gallery: int64 indices into `test`; None exactly when `query` is.
       validation: validation images, where the data set itself names them.
+      views: int64 indices into `test`, see `Dataset.views`.
+      protocols: how this variant of the data set is judged, where it differs from the usual.
     """
 
     train: Source
@@ -32,6 +34,8 @@ class Parts:
     query: np.ndarray | None = None
     gallery: np.ndarray | None = None
     validation: Source | None = None
+    views: np.ndarray | None = None
+    protocols: tuple[str, ...] | None = None
 
 
 class FileSource:

@@ -11,12 +11,32 @@ from hap2s_jax.data.readers.files import FileSource, Parts, list_images, read_li
 from hap2s_jax.errors import UserError
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
+# Hand-drawn boxes of all people; those of the queries' are what Market-1501's multi-query pools.
+VIEWS = "gt_bbox"
 _NAME = re.compile(r"([-\d]+)_c(\d+)")
 _JUNK = -1
 
 
-def read_market(root: Path, name: str = "market1501") -> Parts:
-    """Market-1501 (Zheng et al. 2015) and all that copied its layout: DukeMTMC-reID, CUHK03 in ready folders.
+def read_market1501(root: Path, *, multi_query: bool = False) -> Parts:
+    """Market-1501 (Zheng et al. 2015).
+
+    Args:
+      root: the folder with bounding_box_train/.
+      multi_query: whether queries are also pooled from all the images in gt_bbox/ of their person by their camera.
+
+    Raises:
+      UserError: a folder is missing, or has no file of the usual name pattern.
+    """
+    return read_market(root, "market1501", multi_query=multi_query)
+
+
+def read_dukemtmc(root: Path) -> Parts:
+    """DukeMTMC-reID (Zheng et al. 2017; Ristani et al. 2016), which copied Market-1501's layout."""
+    return read_market(root, "dukemtmc")
+
+
+def read_market(root: Path, name: str, *, multi_query: bool = False) -> Parts:
+    """The layout of Market-1501, as others have it too: DukeMTMC-reID, CUHK03 in ready folders.
 
     Files are named IDENTITY_cCAMERA...; identity -1 is junk and dropped. Identity 0, the distractors of the
     gallery, stays as an identity like any other: no query has it, so it can only be retrieved wrongly.
@@ -27,16 +47,30 @@ def read_market(root: Path, name: str = "market1501") -> Parts:
     train_paths, train_ids, train_cameras = _scan(root, TRAIN)
     query_paths, query_ids, query_cameras = _scan(root, QUERY)
     gallery_paths, gallery_ids, gallery_cameras = _scan(root, GALLERY)
-    return _parts(
-        FileSource(f"{name} train", root, train_paths, train_ids, train_cameras),
-        FileSource(
-            f"{name} test",
-            root,
-            query_paths + gallery_paths,
-            query_ids + gallery_ids,
-            query_cameras + gallery_cameras,
-        ),
-        len(query_paths),
+    paths, ids = query_paths + gallery_paths, query_ids + gallery_ids
+    cameras, views, protocols = query_cameras + gallery_cameras, None, None
+    if multi_query:
+        if not (root / VIEWS).is_dir():
+            raise UserError(f"data.options.multi_query: needs {root / VIEWS}/, which the full archive has")
+        # The folder has the training identities too.
+        asked = set(zip(query_ids, query_cameras, strict=True))
+        seen = [row for row in zip(*_scan(root, VIEWS), strict=True) if row[1:] in asked]
+        if lacking := sorted(asked - {row[1:] for row in seen}):
+            identity, camera = lacking[0]
+            raise UserError(
+                f"{root / VIEWS}: has no image of person {identity} by camera {camera + 1}, whom a query shows; the "
+                "folder is not whole"
+            )
+        views = np.arange(len(paths), len(paths) + len(seen))
+        paths += [row[0] for row in seen]
+        ids += [row[1] for row in seen]
+        cameras += [row[2] for row in seen]
+        protocols = ("query_gallery", "multi_query")
+    train = FileSource(f"{name} train", root, train_paths, train_ids, train_cameras)
+    test = FileSource(f"{name} test", root, paths, ids, cameras)
+    ends = np.cumsum([len(query_paths), len(gallery_paths)])
+    return Parts(
+        train, test, np.arange(ends[0]), np.arange(ends[0], ends[1]), views=views, protocols=protocols
     )
 
 

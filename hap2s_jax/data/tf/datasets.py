@@ -54,10 +54,12 @@ def load(
     if registry.num_classes(parts.test) < 2:
         raise UserError(f"{found.name}: retrieval needs at least two test classes")
     # Own images with queries are judged in both ways; validation classes have none.
-    protocols = found.protocols
+    protocols = parts.protocols or found.protocols
     if found.name == "folder" and parts.query is not None:
         protocols = ("class", "query_gallery")
-    return Dataset(found.name, train, validation, parts.test, parts.query, parts.gallery, protocols)
+    return Dataset(
+        found.name, train, validation, parts.test, parts.query, parts.gallery, protocols, views=parts.views
+    )
 
 
 def with_noise(

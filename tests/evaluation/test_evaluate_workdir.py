@@ -1,0 +1,126 @@
+"""`python -m hap2s_jax.evaluate` on a run: which weights, features and views, and that it leaves the run alone."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from hap2s_jax import config as configs
+from hap2s_jax import evaluate as command
+from hap2s_jax.errors import UserError
+from hap2s_jax.job import Job
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 64, 32, 3)).astype(np.uint8)
+
+
+def create(root, **changes):
+    config = importlib.import_module("configs.folder").get_config("tiny")
+    config.data.data_dir = str(root)
+    config.num_devices = 1
+    config.compilation_cache = ""
+    config.encoder.bnneck = True
+    config.evaluate.enlarge = 1.0
+    config.evaluate.keep_aspect = False
+    config.update_from_flattened_dict(changes)
+    return Job.create(ml_collections.FrozenConfigDict(config))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A job over few images and a workdir with its untrained weights, as if trained for 0 and 1 steps."""
+    root = tmp_path_factory.mktemp("own")
+    for number in range(24):
+        image = np.random.default_rng(number).integers(0, 256, (8, 4, 3)).astype(np.uint8)
+        path = root / f"class {number % 8}" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).resize((32, 64)).save(path)
+    workdir = tmp_path_factory.mktemp("run")
+    job = create(root)
+    configs.save(job.config, workdir)
+    state = job.initial_state()
+    # The running statistics of a trained neck are not those of an untrained one.
+    state.batch_stats["head"]["neck_bn"]["mean"] = state.batch_stats["head"]["neck_bn"]["mean"] + 0.5
+    checkpointer = job.checkpointer(workdir)
+    checkpointer.save(state, {"mAP": 0.5, "map@r": 0.5})
+    checkpointer.close()
+    return root, workdir, job, state
+
+
+def test_figures_are_those_of_the_run(run, tmp_path):
+    _, workdir, job, state = run
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    assert command.main([f"--workdir={workdir}", f"--json={tmp_path / 'out.json'}", "--by=class"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before  # a run may be going on in there
+    written = json.loads((tmp_path / "out.json").read_text())
+    expected = job.measure(*job.embeddings(state, job.dataset.test), job.dataset.test)
+    assert written["figures"] == pytest.approx(expected)
+
+
+def test_views_and_feature_are_chosen_at_the_command_line(run):
+    _, workdir, job, state = run
+    plain = command.from_workdir(str(workdir)).embeddings
+    flipped = command.from_workdir(str(workdir), views=("flip",)).embeddings
+    images = job.images(job.dataset.test, np.arange(len(plain)))
+    variables = job.variables(state)
+    mirrored = np.asarray(job.embed(variables, images[:, :, ::-1]))
+    np.testing.assert_allclose(flipped, (plain + mirrored) / 2, atol=1e-5)
+    before_neck = command.from_workdir(str(workdir), feature="embedding").embeddings
+    neck = before_neck - state.batch_stats["head"]["neck_bn"]["mean"]
+    neck /= np.linalg.norm(neck, axis=1, keepdims=True)
+    np.testing.assert_allclose(
+        plain, neck, atol=1e-3
+    )  # the neck's scale is 1, its variance 1, but for epsilon
+    assert np.abs(before_neck - plain).max() > 0.1
+
+
+def test_views_and_feature_of_the_config_are_those_of_training_s_own_evaluation(run):
+    root, _, job, state = run
+    variables = job.variables(state)
+    changed = create(
+        root, **{"evaluate.flip": True, "evaluate.five_crops": True, "evaluate.feature": "features"}
+    )
+    found = np.asarray(changed.embed(variables, IMAGES))
+    assert found.shape == (4, 64)  # eight times the width, not the embedding
+    mirrored = np.asarray(changed.embed(variables, IMAGES[:, :, ::-1]))
+    # The corners change places and the centre stays, so the mirror image has the same views.
+    np.testing.assert_allclose(found, mirrored, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluate.feature": "necks"}, "unknown feature .evaluate.feature. 'necks'"),
+        ({"evaluate.crop": 1.5}, "evaluate: crop must lie between 0 and 1, but is 1.5"),
+    ],
+)
+def test_a_mistake_in_the_config_is_named(run, changes, message):
+    with pytest.raises(UserError, match=message):
+        create(run[0], **changes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--views=flop"], "unknown view (--views) 'flop'; did you mean 'flip'"),
+        (["--feature=embeding"], "did you mean 'embedding'"),
+        (["--step=7"], "no checkpoint of step 7"),
+    ],
+)
+def test_a_mistake_at_the_command_line_is_one_line(run, capsys, arguments, message):
+    assert command.main([f"--workdir={run[1]}", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_a_workdir_without_a_checkpoint_is_one_line(run, tmp_path, capsys):
+    configs.save(run[2].config, tmp_path)
+    assert command.main([f"--workdir={tmp_path}"]) == 1
+    assert "holds no checkpoint yet; train first" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
