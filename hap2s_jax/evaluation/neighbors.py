@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from hap2s_jax.evaluation.inputs import check_distance, check_embeddings, space
+
 _TILE_BYTES = 96 * 2**20
 _PAIR_BYTES = 64 * 2**20
+_QUERIES_AT_ONCE = 256
 
 
 def all_neighbors(vectors: np.ndarray, k: int, *, cosine: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -85,3 +88,88 @@ def _cross(a: jax.Array, b: jax.Array, *, cosine: bool) -> jax.Array:
         return 1 - product
     squares = jnp.einsum("nd,nd->n", a, a)[:, None] + jnp.einsum("nd,nd->n", b, b)
     return jnp.maximum(squares - 2 * product, 0)
+
+
+class ExactIndex:
+    """The nearest of many rows to any vectors, exactly: every distance is formed, on the device, block by block.
+
+    Args:
+      embeddings: float `[n, d]`, finite.
+      distance: "euclidean", "squared_euclidean" or "cosine".
+    """
+
+    def __init__(self, embeddings: Any, distance: str = "euclidean"):
+        self._rows = check_embeddings(embeddings)
+        self._space, self._distance = space(self._rows, distance), distance
+        count = len(self._rows)
+        # Rows in powers of two, so that galleries of other sizes find their programs compiled.
+        self._block = min(1 << (count - 1).bit_length(), _TILE_BYTES // 4 // _QUERIES_AT_ONCE)
+        self._blocks = []
+        for begin in range(0, count, self._block):
+            rows = np.arange(begin, min(begin + self._block, count))
+            keys = jnp.asarray(self._space(self._rows, rows, self._block))
+            squares = jnp.einsum("nd,nd->n", keys, keys, precision="highest")
+            # What fills up the last block is infinitely far away.
+            self._blocks.append((keys, jnp.where(jnp.arange(self._block) < len(rows), squares, jnp.inf)))
+
+    def search(self, queries: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` nearest rows to each query.
+
+        Args:
+          queries: float `[q, d]`.
+          k: how many, at most n.
+
+        Returns:
+          Distances `[q, k]`, formed by differences, and row numbers int64 `[q, k]`, nearest first; ties: the lower row
+          first.
+        """
+        asked = check_embeddings(queries, "queries").astype(self._rows.dtype, copy=False)
+        if asked.shape[1] != self._rows.shape[1] or not 1 <= k <= len(self._rows):
+            raise ValueError(
+                f"queries are {list(asked.shape)} and k is {k}, where the rows are {list(self._rows.shape)}."
+            )
+        distances, rows = [], []
+        for begin in range(0, len(asked), _QUERIES_AT_ONCE):
+            part = asked[begin : begin + _QUERIES_AT_ONCE]
+            found = self._nearest(part, k)
+            rows.append(found)
+            # One query at a time: float64 copies of all neighbours may be large.
+            distances += [
+                distances_between(one[None], self._rows[near], self._distance)
+                for one, near in zip(part, found, strict=True)
+            ]
+        return np.stack(distances), np.concatenate(rows)
+
+    def _nearest(self, asked: np.ndarray, k: int) -> np.ndarray:
+        placed = self._space(asked, np.arange(len(asked)), 1 << (len(asked) - 1).bit_length())
+        scores, rows = [], []
+        for number, (keys, squares) in enumerate(self._blocks):
+            values, places = _nearest_keys(
+                placed, keys, squares, k=min(k, self._block), cosine=self._space.cosine
+            )
+            scores.append(np.asarray(values)[: len(asked)])
+            rows.append(np.asarray(places)[: len(asked)].astype(np.int64) + number * self._block)
+        order = np.argsort(np.concatenate(scores, axis=1), axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(np.concatenate(rows, axis=1), order, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "cosine"))
+def _nearest_keys(
+    queries: jax.Array, keys: jax.Array, squares: jax.Array, *, k: int, cosine: bool
+) -> tuple[jax.Array, jax.Array]:
+    product = jnp.matmul(queries, keys.T, precision="highest")
+    # A query's own square changes nothing in its order.
+    score = jnp.where(jnp.isinf(squares), jnp.inf, -product if cosine else squares - 2 * product)
+    values, places = lax.top_k(-score, k)
+    return -values, places
+
+
+def distances_between(a: np.ndarray, b: np.ndarray, distance: str) -> np.ndarray:
+    """Distances between vectors that stand opposite each other, `[..., d]` to `[...]`, by differences, in float64."""
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if check_distance(distance) == "cosine":
+        lengths = [np.linalg.norm(x, axis=-1, keepdims=True) for x in (first, second)]
+        first, second = (x / np.where(n == 0, 1, n) for x, n in zip((first, second), lengths, strict=True))
+        return 1 - np.sum(first * second, axis=-1)
+    squared = np.sum((first - second) ** 2, axis=-1)
+    return squared if distance == "squared_euclidean" else np.sqrt(squared)

@@ -64,11 +64,8 @@ class TrainedEncoder:
         self.module, self.variables = module, variables
         self.image_size: tuple[int, int] = (int(config.data.image_size[0]), int(config.data.image_size[1]))
         self.distance: str = config.evaluate.distance
-        self._transform = {
-            "enlarge": float(config.evaluate.enlarge),
-            "keep_aspect": bool(config.evaluate.keep_aspect),
-        }
-        self.fingerprint = _fingerprint(variables, {"size": self.image_size, **self._transform})
+        self._transform = _transform(config)
+        self.fingerprint = fingerprint(variables, config)
         self._parallel = DataParallel(tuple(jax.local_devices()))
         self._placed = self._parallel.replicate(variables)
         self._embed = self._parallel.compile_map(functools.partial(steps.embed_step, encoder=module))
@@ -199,14 +196,24 @@ class TrainedEncoder:
         return self._round_up(1 << (rows - 1).bit_length())
 
 
-def _fingerprint(variables: PyTree, preprocessing: dict[str, Any]) -> str:
-    digest = hashlib.sha256(repr(sorted(preprocessing.items())).encode())
+def fingerprint(variables: PyTree, config: Any) -> str:
+    """Sixteen hexadecimal digits that tell these weights, with this preprocessing, from all others."""
+    size = [int(side) for side in config.data.image_size]
+    digest = hashlib.sha256(repr((size, sorted(_transform(config).items()))).encode())
     for path, leaf in sorted(
         (jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
     ):
         digest.update(path.encode())
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _transform(config: Any) -> dict[str, Any]:
+    """The arguments of `pixels.for_evaluation` besides the size."""
+    return {
+        "enlarge": float(config.evaluate.enlarge),
+        "keep_aspect": bool(config.evaluate.keep_aspect),
+    }
 
 
 def _fetch(embedded: Any, failures: list[Exception | None]) -> Embedded:

@@ -1,0 +1,61 @@
+"""The picture of a calibration: what a threshold costs on either side."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy.typing as npt
+
+from hap2s_jax.reporting.plots import _STYLE, _figure, _save
+
+
+def error_rates(
+    path: str | os.PathLike[str],
+    thresholds: npt.ArrayLike,
+    false_accepts: npt.ArrayLike,
+    false_rejects: npt.ArrayLike,
+    *,
+    chosen: float,
+    distance: str,
+    title: str,
+) -> None:
+    """Draws false accepts and false rejects over the threshold, and against one another.
+
+    Args:
+      path: the PNG file to write.
+      thresholds: `[p]` distances, ascending.
+      false_accepts, false_rejects: `[p]` shares, 0 to 1.
+      chosen: the threshold that is marked.
+      distance: what it is of, for the axis.
+      title: the heading.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    import matplotlib
+    import numpy as np
+
+    at = np.asarray(thresholds, float)
+    accepts, rejects = np.asarray(false_accepts, float), np.asarray(false_rejects, float)
+    place = max(0, int(np.searchsorted(at, chosen, side="right")) - 1)
+    with matplotlib.rc_context(rc=_STYLE):
+        figure = _figure(11, 4.4)
+        left, right = figure.subplots(1, 2)
+        left.set_title("Shares over the threshold")
+        left.plot(at, accepts, color="#D55E00", linewidth=1.9, label="false accepts (unknown class answered)")
+        left.plot(at, rejects, color="#0072B2", linewidth=1.9, label="false rejects (known class missed)")
+        left.axvline(at[place], color="#6e7781", linewidth=1, linestyle="--")
+        left.text(at[place], 1.0, f" {at[place]:.3f}", color="#6e7781", va="top")
+        left.set_xlabel(f"threshold on the {distance} distance")
+        left.legend(frameon=False, fontsize=9)
+        right.set_title("Against one another")
+        right.plot(accepts, rejects, color="#1f2328", linewidth=1.9)
+        right.plot(accepts[place], rejects[place], "o", color="#6e7781")
+        right.set_xlabel("false accepts")
+        right.set_ylabel("false rejects")
+        for axes in (left, right):
+            axes.set_ylim(-0.02, 1.02)
+        right.set_xlim(-0.02, 1.02)
+        figure.suptitle(title, x=0.012, ha="left", fontsize=13)
+        _save(figure, Path(path))

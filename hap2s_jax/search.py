@@ -1,0 +1,273 @@
+"""Finds the images of a gallery that are most like a query, or says that there is no match.
+
+    python -m hap2s_jax.embed --workdir=runs/emoji --images=photos --output=gallery.npz
+    python -m hap2s_jax.search --gallery=gallery.npz --query a.jpg b.jpg --picture=found.png
+    python -m hap2s_jax.search --gallery=gallery.npz --query a.jpg --false_accepts=0.01
+    python -m hap2s_jax.search --workdir=runs/emoji --calibrate
+
+A query has no match when its nearest image lies beyond a threshold. It comes from the run's validation classes: where
+false accepts and false rejects are equal, or where at most --false_accepts are made. Training leaves it in the working
+directory; --calibrate makes it again (which needs the run's data set).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hap2s_jax.errors import UserError
+from hap2s_jax.serving import calibration, commands, index, vectors
+from hap2s_jax.serving.listing import list_images
+from hap2s_jax.serving.trained import Image, TrainedEncoder
+
+_MISSING = np.uint8(225)  # grey of a gallery image that is no longer there
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """One answer: its rank from 1, its row and path in the gallery, its class ("" without one) and its distance."""
+
+    rank: int
+    row: int
+    path: str
+    label: str
+    distance: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a query found.
+
+    Attributes:
+      hits: nearest first, also those beyond the threshold.
+      threshold: None where there is none.
+    """
+
+    hits: list[Hit]
+    threshold: float | None
+
+    @property
+    def accepted(self) -> list[Hit]:
+        """The hits within the threshold; all of them without one. None: no match."""
+        return [hit for hit in self.hits if self.threshold is None or hit.distance <= self.threshold]
+
+
+class Searcher:
+    """A gallery that can be asked with images.
+
+    Args:
+      encoder: the one that embedded the gallery.
+      gallery: its vectors.
+      threshold: the greatest distance of an answer, None for any.
+      kind: see `index.open_index`; cache likewise.
+
+    Raises:
+      UserError: the gallery was embedded with other weights.
+    """
+
+    def __init__(
+        self,
+        encoder: TrainedEncoder,
+        gallery: vectors.Vectors,
+        *,
+        threshold: float | None = None,
+        kind: str = "auto",
+        cache: pathlib.Path | None = None,
+    ):
+        if gallery.model.get("fingerprint") != encoder.fingerprint:
+            raise UserError(
+                f"the gallery was embedded with other weights (step {gallery.model.get('step')} of "
+                f"{gallery.model.get('workdir')}) than those of step {encoder.step} of {encoder.workdir}; embed it "
+                "again, or give the --workdir and --checkpoint that it was made with"
+            )
+        self.encoder, self.gallery, self.threshold = encoder, gallery, threshold
+        self._index = index.open_index(gallery.embeddings, encoder.distance, kind=kind, cache=cache)
+
+    def search(self, images: Sequence[Image] | Image, k: int = 10) -> list[Answer]:
+        """The `k` nearest gallery images (all, where there are fewer) to each query; errors are `TrainedEncoder`'s."""
+        queries = self.encoder(images)
+        if not len(queries):
+            return []
+        distances, rows = self._index.search(queries, min(k, len(self.gallery.embeddings)))
+        return [
+            Answer(
+                [
+                    Hit(rank, int(row), str(self.gallery.paths[row]), self.gallery.class_of(row), float(far))
+                    for rank, (far, row) in enumerate(zip(*pair, strict=True), 1)
+                    if row >= 0
+                ],
+                self.threshold,
+            )
+            for pair in zip(distances, rows, strict=True)
+        ]
+
+    def picture_of(self, hit: Hit) -> np.ndarray:
+        """A gallery image as the encoder sees it, uint8 `[h, w, 3]`; grey where it can no longer be read."""
+        try:
+            return self.encoder.preprocess(pathlib.Path(self.gallery.model["images"]) / hit.path)
+        except (OSError, ValueError):
+            return np.full((*self.encoder.image_size, 3), _MISSING)
+
+
+def choose_threshold(
+    encoder: TrainedEncoder, wanted: str = "auto", false_accepts: float | None = None
+) -> tuple[float | None, str]:
+    """The threshold for an encoder, and in words where it comes from.
+
+    Args:
+      encoder: whose working directory may hold a calibration.
+      wanted: "auto" takes the calibration if there is one, "none" does without, a number is taken as it is.
+      false_accepts: the share that is tolerated; by default the threshold of equal errors.
+
+    Raises:
+      UserError: a share or number that makes no sense, or a share without calibration.
+    """
+    if wanted == "none":
+        return None, "no threshold"
+    if wanted != "auto":
+        try:
+            return float(wanted), "threshold as given"
+        except ValueError:
+            raise UserError(f"--threshold must be auto, none or a number, but is {wanted!r}") from None
+    rates = calibration.read(encoder.workdir, encoder.fingerprint)
+    if rates is None:
+        if false_accepts is not None:
+            raise UserError(
+                f"--false_accepts: {encoder.workdir} holds no calibration of these weights; make it with "
+                f"python -m hap2s_jax.search --calibrate --workdir={encoder.workdir}"
+            )
+        return None, "no threshold: these weights are not calibrated (--calibrate)"
+    if false_accepts is not None and not 0 <= false_accepts <= 1:
+        raise UserError(f"--false_accepts must lie between 0 and 1, but is {false_accepts}")
+    threshold = rates.equal() if false_accepts is None else rates.for_false_accepts(false_accepts)
+    accepts, rejects = rates.at(threshold)
+    return threshold, (
+        f"threshold {threshold:.4f}: on the validation classes ({rates.gallery:,} images) {accepts:.1%} false accepts, "
+        f"{rejects:.1%} false rejects"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = commands.parser("hap2s_jax.search", __doc__)
+    commands.add_encoder(parser, required=False, where="; by default the one that embedded the gallery")
+    parser.add_argument("--gallery", help="a file that hap2s_jax.embed made")
+    parser.add_argument(
+        "--query", nargs="+", action="extend", metavar="IMAGE", help="images, or folders of them"
+    )
+    parser.add_argument("--k", type=int, default=10, help="answers per query")
+    parser.add_argument("--threshold", default="auto", help="auto, none or a distance")
+    parser.add_argument("--false_accepts", type=float, metavar="SHARE", help="how many are tolerated, 0 to 1")
+    parser.add_argument("--index", choices=index.KINDS, default="auto")
+    parser.add_argument("--images", help="where the gallery's images are now, for the picture")
+    parser.add_argument("--picture", metavar="FILE", help="draw queries and answers as a PNG file")
+    parser.add_argument("--json", metavar="FILE", help="write the answers to a JSON file")
+    parser.add_argument("--calibrate", action="store_true", help="make the run's threshold again")
+    return commands.guarded(_run, parser.parse_args(arguments))
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.calibrate:
+        _calibrate(options)
+        if options.gallery is None:
+            return
+    if options.gallery is None or not options.query:
+        raise UserError("give --gallery=FILE and --query IMAGE..., or --calibrate with --workdir")
+    searcher, words = open_searcher(options)
+    queries: list[str] = []
+    for name in options.query:
+        if pathlib.Path(name).is_dir():
+            found = list_images(name)
+            queries += [str(found.root / path) for path in found.paths]
+        else:
+            queries.append(name)
+    if options.k < 1:
+        raise UserError(f"--k must be at least 1, but is {options.k}")
+    answers = searcher.search(queries, options.k)
+    _print(queries, answers, words)
+    if options.json:
+        record = [
+            {"query": query, "match": bool(answer.accepted), **dataclasses.asdict(answer)}
+            for query, answer in zip(queries, answers, strict=True)
+        ]
+        pathlib.Path(options.json).write_text(json.dumps(record, indent=2) + "\n")
+    if options.picture:
+        _draw(searcher, queries, answers, options.picture)
+
+
+def open_searcher(options: argparse.Namespace) -> tuple[Searcher, str]:
+    """The searcher that the flags of this command (or of the demo) describe, and its threshold in words."""
+    gallery = vectors.read(options.gallery)
+    if options.images:
+        gallery.model["images"] = str(pathlib.Path(options.images).absolute())
+    if options.checkpoint is None and options.average is None:
+        options.checkpoint, options.average = gallery.model["step"], gallery.model["average"]
+    workdir = options.workdir or gallery.model["workdir"]
+    if not pathlib.Path(workdir).is_dir():
+        raise UserError(
+            f"{options.gallery} was made by the run in {workdir}, which is not there; give --workdir"
+        )
+    encoder = commands.open_encoder(options, workdir)
+    threshold, words = choose_threshold(encoder, options.threshold, options.false_accepts)
+    cache = pathlib.Path(f"{options.gallery}.faiss")
+    return Searcher(encoder, gallery, threshold=threshold, kind=options.index, cache=cache), words
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    if options.workdir is None:
+        raise UserError("--calibrate needs --workdir, whose validation classes it is made on")
+    from hap2s_jax.job import Job
+
+    encoder = commands.open_encoder(options)
+    job = Job.create(encoder.config)
+    rates = calibration.calibrate(job, encoder.variables, encoder.workdir, encoder.step)
+    accepts, rejects = rates.at(rates.equal())
+    print(
+        f"threshold {rates.equal():.4f}: {accepts:.1%} false accepts, {rejects:.1%} false rejects; "
+        f"{encoder.workdir / calibration.FILE_NAME}, {calibration.PICTURE}"
+    )
+
+
+def describe(answer: Answer) -> str:
+    """The answer in a few words."""
+    if answer.accepted:
+        return f"match, {answer.accepted[0].label or answer.accepted[0].path}"
+    return "no match" + (f" (the nearest is at {answer.hits[0].distance:.4f})" if answer.hits else "")
+
+
+def _print(queries: Sequence[str], answers: Sequence[Answer], words: str) -> None:
+    for query, answer in zip(queries, answers, strict=True):
+        print(f"{query}: {describe(answer)}")
+        width = max((len(hit.label) for hit in answer.hits), default=0)
+        for hit in answer.hits:
+            mark = " " if hit in answer.accepted else "x"
+            print(f"  {hit.rank:>3} {mark} {hit.distance:>9.4f}  {hit.label:<{width}}  {hit.path}")
+    print(words + ("; x: beyond it" if any(a.threshold is not None for a in answers) else ""))
+
+
+def _draw(searcher: Searcher, queries: Sequence[str], answers: Sequence[Answer], path: str) -> None:
+    from hap2s_jax.reporting.pictures import retrievals
+
+    hits = [answer.hits for answer in answers]
+    within: Any = [[hit in answer.accepted for hit in answer.hits] for answer in answers]
+    retrievals(
+        path,
+        np.stack([searcher.encoder.preprocess(query) for query in queries]),
+        np.stack([[searcher.picture_of(hit) for hit in row] for row in hits]),
+        within,
+        query_captions=[pathlib.Path(query).name for query in queries],
+        neighbour_captions=[[f"{hit.distance:.3f} {hit.label}".strip() for hit in row] for row in hits],
+        title="Queries and the nearest images of the gallery",
+        legend=("within the threshold", "beyond it"),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

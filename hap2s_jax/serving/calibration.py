@@ -1,0 +1,106 @@
+"""The threshold of a run: calibrated on its validation classes, kept beside its checkpoints.
+
+``thresholds.json`` holds the error rates over thresholds, and which weights they are of; ``thresholds.png`` draws them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation.thresholds import ErrorRates, error_rates
+from hap2s_jax.reporting.atomic import replacing
+from hap2s_jax.serving.trained import fingerprint
+
+FILE_NAME = "thresholds.json"
+PICTURE = "thresholds.png"
+
+
+def calibrate(job: Any, variables: Any, workdir: str | os.PathLike[str], step: int) -> ErrorRates:
+    """Embeds the validation classes of a job and writes their error rates to `workdir`.
+
+    Args:
+      job: the run's `Job`.
+      variables: of the encoder, ``{"params", "batch_stats"}``.
+      workdir: where to write.
+      step: of the checkpoint that the variables are of, for the record.
+
+    Raises:
+      UserError: the run set no validation classes aside, or they are too few.
+    """
+    from hap2s_jax.evaluation.embed import embed_dataset
+
+    source = job.dataset.validation
+    if source is None:
+        raise UserError(
+            "thresholds are calibrated on validation classes, and this run has none; set data.validation_fraction, or "
+            "give --threshold=NUMBER"
+        )
+    placed = job.parallel.replicate(variables)
+    embeddings, present = embed_dataset(
+        job.embed, placed, job.eval_batches(source), len(source), job.parallel
+    )
+    return from_embeddings(job, variables, embeddings, present, workdir, step)
+
+
+def from_embeddings(
+    job: Any,
+    variables: Any,
+    embeddings: np.ndarray,
+    present: np.ndarray,
+    workdir: str | os.PathLike[str],
+    step: int,
+) -> ErrorRates:
+    """As `calibrate`, where the validation classes are embedded already."""
+    from hap2s_jax.reporting.error_rates import error_rates as draw
+
+    source, distance = job.dataset.validation, job.config.evaluate.distance
+    labels = np.where(present, source.labels, -1)
+    cameras = source.cameras if "query_gallery" in job.dataset.protocols else None
+    try:
+        rates = error_rates(embeddings, labels, cameras, distance=distance)
+    except ValueError as error:
+        raise UserError(f"{source.name}: {error}") from error
+    record = {
+        "weights": fingerprint(variables, job.config),
+        "step": step,
+        "distance": distance,
+        "data": source.name,
+        **rates.to_json(),
+    }
+    path = pathlib.Path(workdir)
+    with replacing(path / FILE_NAME) as temporary:
+        temporary.write_text(json.dumps(record) + "\n")
+    draw(
+        path / PICTURE,
+        rates.thresholds,
+        rates.false_accepts,
+        rates.false_rejects,
+        chosen=rates.equal(),
+        distance=distance,
+        title=f"Validation classes of {job.dataset.name}: {rates.known:,} queries, {rates.gallery:,} images",
+    )
+    return rates
+
+
+def read(workdir: str | os.PathLike[str], weights: str) -> ErrorRates | None:
+    """The error rates in a working directory, None where there are none of these `weights` (a fingerprint).
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = pathlib.Path(workdir) / FILE_NAME
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        return ErrorRates.from_json(record) if record["weights"] == weights else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); make it again with python -m hap2s_jax.search --calibrate"
+        ) from error

@@ -1,0 +1,126 @@
+"""Searching a gallery: exactly, on the device; or by faiss, approximately, where the gallery is large."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+from typing import Any, Protocol
+
+import numpy as np
+
+from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation.neighbors import ExactIndex, distances_between
+from hap2s_jax.reporting.atomic import replacing
+
+KINDS = ("auto", "exact", "faiss")
+# Below it, exact search answers before faiss has learnt its cells.
+LARGE = 1_000_000
+_PROBES = 32
+
+
+class Index(Protocol):
+    """Finds the nearest rows of a gallery."""
+
+    def search(self, queries: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Distances `[q, k]` and row numbers int64 `[q, k]` of the `k` nearest rows to queries `[q, d]`."""
+        ...
+
+
+def open_index(
+    embeddings: np.ndarray,
+    distance: str,
+    *,
+    kind: str = "auto",
+    cache: str | os.PathLike[str] | None = None,
+) -> Index:
+    """Makes the index for a gallery.
+
+    Args:
+      embeddings: float32 `[n, d]`.
+      distance: "euclidean" or "cosine".
+      kind: "exact"; "faiss" (approximate, needs the extra of that name); "auto" takes faiss where it is installed and
+        the gallery holds at least a million images.
+      cache: a file that a faiss index is kept in, and taken from while it is of the same embeddings.
+
+    Raises:
+      UserError: an unknown kind, or faiss is missing.
+    """
+    if kind not in KINDS:
+        raise UserError(f"--index must be one of {', '.join(KINDS)}, but is {kind!r}")
+    if kind == "exact" or (kind == "auto" and (len(embeddings) < LARGE or not _has_faiss())):
+        return ExactIndex(embeddings, distance)
+    if not _has_faiss():
+        raise UserError("--index=faiss needs faiss: pip install 'hap2s_jax[faiss]', or leave --index out")
+    return FaissIndex(embeddings, distance, None if cache is None else pathlib.Path(cache))
+
+
+def _has_faiss() -> bool:
+    return importlib.util.find_spec("faiss") is not None
+
+
+class FaissIndex:
+    """Cells of nearby images (faiss's IndexIVFFlat), of which the nearest few are searched.
+
+    What lies in another cell is not found: with the cells probed here about 99 % of the true neighbours are.
+    """
+
+    def __init__(self, embeddings: np.ndarray, distance: str, cache: pathlib.Path | None):
+        import faiss
+
+        self._rows, self._distance = embeddings, distance
+        cells = max(1, min(int(4 * np.sqrt(len(embeddings))), len(embeddings) // 40))
+        identity = [len(embeddings), embeddings.shape[1], distance, cells, float(embeddings[::997].sum())]
+        self._index: Any = _read_cache(cache, identity)
+        if self._index is None:
+            vectors = self._unit(embeddings)
+            self._index = faiss.index_factory(embeddings.shape[1], f"IVF{cells},Flat")
+            self._index.train(vectors[:: max(1, len(vectors) // (64 * cells))])
+            self._index.add(vectors)
+            _write_cache(cache, identity, self._index)
+        self._index.nprobe = min(cells, _PROBES)
+
+    def search(self, queries: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Distances `[q, k]` and row numbers int64 `[q, k]`; -1 and infinity where the cells hold fewer."""
+        asked = np.asarray(queries, np.float32)
+        _, rows = self._index.search(self._unit(asked), k)
+        distances = np.stack(
+            [
+                distances_between(one[None], self._rows[near], self._distance)
+                for one, near in zip(asked, rows, strict=True)
+            ]
+        )
+        distances = np.where(rows < 0, np.inf, distances)
+        order = np.argsort(distances, axis=1, kind="stable")
+        return np.take_along_axis(distances, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+    def _unit(self, vectors: np.ndarray) -> np.ndarray:
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        if self._distance != "cosine":
+            return vectors
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors / np.where(lengths == 0, 1, lengths)
+
+
+def _read_cache(cache: pathlib.Path | None, identity: list[Any]) -> Any:
+    import faiss
+
+    if cache is None or not cache.is_file():
+        return None
+    try:
+        if json.loads(cache.with_name(cache.name + ".json").read_text()) != identity:
+            return None
+        return faiss.read_index(str(cache))
+    except (OSError, ValueError, RuntimeError):
+        return None  # it is made again
+
+
+def _write_cache(cache: pathlib.Path | None, identity: list[Any], index: Any) -> None:
+    import faiss
+
+    if cache is not None:
+        with replacing(cache) as temporary:
+            faiss.write_index(index, str(temporary))
+        with replacing(cache.with_name(cache.name + ".json")) as temporary:
+            temporary.write_text(json.dumps(identity))

@@ -1,0 +1,114 @@
+"""Thresholds and exact search, against float64 loops."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from hap2s_jax.evaluation import neighbors
+from hap2s_jax.evaluation.neighbors import ExactIndex, distances_between
+from hap2s_jax.evaluation.thresholds import ErrorRates, error_rates, nearest_right_and_wrong
+
+
+def _data(seed=0, count=90, classes=8):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, count)
+    embeddings = rng.normal(size=(classes, 5))[labels] + 0.6 * rng.normal(size=(count, 5)) + 40
+    return embeddings.astype(np.float32), labels, rng.integers(0, 3, count)
+
+
+def _one(a, b, distance):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if distance == "cosine":
+        return 1 - a @ b / np.sqrt(a @ a) / np.sqrt(b @ b)
+    return np.sqrt(((a - b) ** 2).sum()) ** (2 if distance == "squared_euclidean" else 1)
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+@pytest.mark.parametrize("with_cameras", [False, True])
+def test_nearest_right_and_wrong_by_a_loop(monkeypatch, distance, with_cameras):
+    from hap2s_jax.evaluation import thresholds
+
+    monkeypatch.setattr(thresholds, "_ROWS", 32)
+    embeddings, labels, cameras = _data()
+    labels[5:8] = -1
+    labels[40] = 77  # alone in its class
+    cameras = cameras if with_cameras else None
+    right, wrong = nearest_right_and_wrong(embeddings, labels, cameras, distance=distance)
+    kept = np.flatnonzero(labels >= 0)
+    for place, i in enumerate(kept):
+        best = {True: np.inf, False: np.inf}
+        for j in kept:
+            same = labels[i] == labels[j]
+            if i == j or (same and cameras is not None and cameras[i] == cameras[j]):
+                continue
+            best[bool(same)] = min(best[bool(same)], _one(embeddings[i], embeddings[j], distance))
+        assert right[place] == pytest.approx(best[True], rel=1e-6)
+        assert wrong[place] == pytest.approx(best[False], rel=1e-6)
+
+
+def test_shares_by_counting():
+    embeddings, labels, cameras = _data(1)
+    rates = error_rates(embeddings, labels, cameras)
+    right, wrong = nearest_right_and_wrong(embeddings, labels, cameras)
+    right = right[np.isfinite(right)]
+    for threshold, accepts, rejects in zip(
+        rates.thresholds, rates.false_accepts, rates.false_rejects, strict=True
+    ):
+        assert accepts == pytest.approx(np.mean([w <= threshold for w in wrong]))
+        assert rejects == pytest.approx(np.mean([r > threshold for r in right]))
+    assert (np.diff(rates.false_accepts) >= 0).all()
+    assert (np.diff(rates.false_rejects) <= 0).all()
+    assert (rates.known, rates.unknown, rates.gallery) == (len(right), 90, 89)
+    equal = rates.at(rates.equal())
+    assert abs(equal[0] - equal[1]) < 0.05
+    threshold = rates.for_false_accepts(0.1)
+    assert np.mean(wrong <= threshold) <= 0.1
+    assert (wrong <= rates.for_false_accepts(0.0)).sum() == 0
+    again = ErrorRates.from_json(json.loads(json.dumps(rates.to_json())))
+    np.testing.assert_array_equal(again.thresholds, rates.thresholds)
+    assert again.at(threshold) == rates.at(threshold)
+
+
+def test_classes_far_apart_have_a_threshold_without_errors():
+    labels = np.repeat(np.arange(5), 4)
+    embeddings = np.eye(5)[labels] + 0.01 * np.random.default_rng(0).normal(size=(20, 5))
+    rates = error_rates(embeddings.astype(np.float32), labels)
+    assert rates.at(rates.equal()) == (0.0, 0.0)
+
+
+def test_one_class_cannot_be_calibrated_on():
+    with pytest.raises(ValueError, match="two classes"):
+        error_rates(np.eye(3, dtype=np.float32), [0, 0, 0])
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "squared_euclidean", "cosine"])
+def test_exact_search_by_sorting(monkeypatch, distance):
+    monkeypatch.setattr(neighbors, "_QUERIES_AT_ONCE", 8)
+    monkeypatch.setattr(neighbors, "_TILE_BYTES", 32 * 4 * 8)  # blocks of 32 rows
+    keys, queries = _data(2)[0], _data(3, 20)[0]
+    distances, rows = ExactIndex(keys, distance).search(queries, 70)
+    table = np.array([[_one(q, k, distance) for k in keys] for q in queries])
+    order = np.argsort(table, axis=1, kind="stable")[:, :70]
+    np.testing.assert_allclose(distances, np.take_along_axis(table, rows, axis=1), rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(distances, np.take_along_axis(table, order, axis=1), rtol=1e-4, atol=1e-5)
+    assert np.mean(rows == order) > 0.95  # float32 cannot tell some apart
+    assert all(len(set(line)) == 70 for line in rows.tolist())
+
+
+def test_copies_are_found_at_distance_zero_the_lower_row_first():
+    keys = _data(4)[0]
+    keys[[3, 50]] = keys[80]
+    distances, rows = ExactIndex(keys).search(keys[[80]], 4)
+    assert rows[0, :3].tolist() == [3, 50, 80]
+    assert distances[0, :3].tolist() == [0, 0, 0]
+    assert distances_between(keys[:1], keys[:1], "cosine") == pytest.approx(0, abs=1e-12)
+
+
+def test_questions_that_do_not_fit():
+    index = ExactIndex(_data()[0])
+    for queries, k in ((np.zeros((1, 4), np.float32), 1), (np.zeros((1, 5), np.float32), 91)):
+        with pytest.raises(ValueError, match="k is"):
+            index.search(queries, k)

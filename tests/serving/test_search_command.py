@@ -1,0 +1,174 @@
+"""`python -m hap2s_jax.search`: ranks, thresholds and "no match"."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import hap2s_jax
+from hap2s_jax import embed, search
+from hap2s_jax.errors import UserError
+from hap2s_jax.serving import calibration, vectors
+from hap2s_jax.serving.index import FaissIndex, open_index
+
+
+@pytest.fixture(scope="module")
+def encoder(run):
+    return hap2s_jax.load(run.workdir)
+
+
+@pytest.fixture(scope="module")
+def gallery(encoder, folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gallery") / "gallery.npz"
+    embed.embed_images(encoder, folder[0], path, show_progress=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def calibrated(run, tmp_path_factory):
+    """A copy of the working directory, calibrated by the command."""
+    workdir = shutil.copytree(run.workdir, tmp_path_factory.mktemp("calibrated") / "run")
+    assert search.main([f"--workdir={workdir}", "--calibrate"]) == 0
+    return workdir
+
+
+def _asked(gallery, tmp_path, *arguments):
+    assert search.main([f"--gallery={gallery}", f"--json={tmp_path / 'out.json'}", *arguments]) == 0
+    return json.loads((tmp_path / "out.json").read_text())
+
+
+def test_every_gallery_image_finds_itself_first_and_the_rest_by_distance(
+    gallery, folder, reference, tmp_path, capsys
+):
+    queries = [str(path) for path in folder[1][:4]]
+    answers = _asked(gallery, tmp_path, "--query", *queries, "--k=45", f"--picture={tmp_path / 'p.png'}")
+    table = np.linalg.norm(reference[:4, None].astype(np.float64) - reference[None], axis=2)
+    by_path = {path.relative_to(folder[0]).as_posix(): n for n, path in enumerate(folder[1])}
+    for n, answer in enumerate(answers):
+        assert answer["query"] == queries[n]
+        assert answer["hits"][0]["path"] == folder[1][n].relative_to(folder[0]).as_posix()
+        distances = [hit["distance"] for hit in answer["hits"]]
+        assert distances == sorted(distances)
+        np.testing.assert_allclose(
+            distances, [table[n, by_path[h["path"]]] for h in answer["hits"]], atol=2e-5
+        )
+        assert [hit["rank"] for hit in answer["hits"]] == list(range(1, 46))
+        assert answer["match"]
+    printed = capsys.readouterr().out
+    assert f"{queries[0]}: match, {folder[1][0].parent.name}" in printed
+    assert "these weights are not calibrated" in printed
+    assert Image.open(tmp_path / "p.png").size[0] > 1000
+
+
+def test_the_calibration_is_what_a_loop_over_the_validation_classes_gives(run, calibrated, encoder):
+    rates = calibration.read(calibrated, encoder.fingerprint)
+    source = run.job.dataset.validation
+    embeddings = encoder([source.read(n) for n in range(len(source))]).astype(np.float64)
+    threshold = rates.equal()
+    accepted, rejected = [], []
+    for n in range(len(source)):
+        far = np.linalg.norm(embeddings - embeddings[n], axis=1)
+        same = source.labels == source.labels[n]
+        accepted.append((far[~same] <= threshold).any())
+        others = same & (source.cameras != source.cameras[n])
+        if others.any():
+            rejected.append(not (far[others] <= threshold).any())
+    assert rates.at(threshold) == pytest.approx((np.mean(accepted), np.mean(rejected)), abs=0.02)
+    assert (calibrated / "thresholds.png").stat().st_size > 0
+    assert calibration.read(calibrated, "other weights") is None
+    (calibrated / "copy").mkdir(exist_ok=True)
+    (calibrated / "copy" / "thresholds.json").write_text('{"weights": ')
+    with pytest.raises(UserError, match="damaged"):
+        calibration.read(calibrated / "copy", "x")
+
+
+def test_no_match_beyond_the_threshold(gallery, calibrated, folder, tmp_path, capsys):
+    noise = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(noise)
+    arguments = [f"--workdir={calibrated}", "--query", str(folder[1][0]), str(noise)]
+    for extra in ([], ["--false_accepts=0"], ["--threshold=1e-9"]):
+        known, unknown = _asked(gallery, tmp_path, *arguments, *extra)
+        # Two drawings of different classes may be the same picture: then no threshold is without false accepts.
+        assert known["match"] or extra == ["--false_accepts=0"]
+        assert unknown["match"] == (unknown["hits"][0]["distance"] <= unknown["threshold"])
+    assert not unknown["match"]
+    printed = capsys.readouterr().out
+    assert f"{noise}: no match (the nearest is at" in printed
+    assert "false rejects" in printed
+    assert known["threshold"] == 1e-9
+
+
+def test_parquet_a_folder_of_queries_and_images_that_moved(encoder, folder, tmp_path, capsys):
+    pytest.importorskip("pyarrow")
+    root = shutil.copytree(folder[0], tmp_path / "here")
+    embed.embed_images(encoder, root, tmp_path / "g.parquet", show_progress=False)
+    some = sorted(path for path in root.iterdir() if path.is_dir())[0]
+    shutil.copytree(some, tmp_path / "asked")
+    root.rename(tmp_path / "there")
+    arguments = ["--query", str(tmp_path / "asked"), "--k=2", "--threshold=none"]
+    answers = _asked(tmp_path / "g.parquet", tmp_path, *arguments, f"--picture={tmp_path / 'grey.png'}")
+    assert len(answers) == len(list((tmp_path / "asked").iterdir()))
+    arguments += [f"--images={tmp_path / 'there'}", f"--picture={tmp_path / 'found.png'}"]
+    _asked(tmp_path / "g.parquet", tmp_path, *arguments)
+    grey, found = (np.asarray(Image.open(tmp_path / f"{n}.png").convert("RGB")) for n in ("grey", "found"))
+    assert not np.array_equal(grey, found)
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_faiss_finds_what_exact_search_finds(tmp_path, distance):
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(50, 16))
+    rows = (centres[rng.integers(0, 50, 5000)] + 0.3 * rng.normal(size=(5000, 16))).astype(np.float32)
+    queries = rows[::100] + 0.01
+    cache = tmp_path / "g.faiss"
+    exact = open_index(rows, distance, kind="exact").search(queries, 10)
+    for _ in range(2):  # the second time from the file
+        index = open_index(rows, distance, kind="faiss", cache=cache)
+        assert isinstance(index, FaissIndex)
+        distances, found = index.search(queries, 10)
+        shared = [len(set(a) & set(b)) for a, b in zip(found.tolist(), exact[1].tolist(), strict=True)]
+        assert np.mean(shared) > 9.5
+        same = found == exact[1]
+        np.testing.assert_allclose(distances[same], exact[0][same], rtol=1e-6)
+        before = cache.stat().st_mtime_ns
+    assert cache.stat().st_mtime_ns == before
+    cache.write_bytes(b"damaged")
+    assert len(open_index(rows, distance, kind="faiss", cache=cache).search(queries[:1], 3)[1][0]) == 3
+
+
+def test_without_faiss(monkeypatch):
+    monkeypatch.setattr("hap2s_jax.serving.index._has_faiss", lambda: False)
+    rows = np.eye(4, dtype=np.float32)
+    assert open_index(rows, "cosine").search(rows[:1], 1)[1].tolist() == [[0]]
+    with pytest.raises(UserError, match="pip install"):
+        open_index(rows, "cosine", kind="faiss")
+
+
+def test_mistakes_are_one_line(run, gallery, folder, tmp_path, capsys):
+    query = str(folder[1][0])
+    other = vectors.read(gallery)
+    moved = tmp_path / "moved.npz"
+    model = {**other.model, "workdir": str(tmp_path / "gone")}
+    np.savez(moved, **{**vars(other), "model": np.array(json.dumps(model))})
+    cases = [
+        ([], "give --gallery"),
+        (["--calibrate"], "needs --workdir"),
+        ([f"--gallery={tmp_path / 'none.npz'}", f"--query={query}"], "there is no file"),
+        ([f"--gallery={moved}", f"--query={query}"], "which is not there; give --workdir"),
+        ([f"--gallery={gallery}", f"--query={query}", "--checkpoint=6"], "embedded with other weights"),
+        ([f"--gallery={gallery}", "--query=nothing.png"], "nothing.png cannot be read"),
+        ([f"--gallery={gallery}", f"--query={query}", "--threshold=low"], "must be auto, none or a number"),
+        ([f"--gallery={gallery}", f"--query={query}", "--false_accepts=0.1"], "--calibrate --workdir="),
+        ([f"--gallery={gallery}", f"--query={query}", "--k=0"], "--k must be at least 1"),
+    ]
+    for arguments, says in cases:
+        assert search.main(arguments) == 1
+        printed = capsys.readouterr().err
+        assert printed.startswith("error: ")
+        assert says in printed
+        assert printed.count("\n") == 1
