@@ -177,6 +177,21 @@ def test_cars_in_both_releases(tmp_path, old):
     assert parts.test.boxes[0].tolist() == [2, 4, 12, 30]
 
 
+def test_cars_as_kaggle_nests_them(tmp_path):
+    root = trees.cars(tmp_path, old=False)
+    expected = retrieval.read_cars(root)
+    for folder in ("cars_train", "cars_test"):
+        (root / folder).rename(root / "aside")
+        (root / folder).mkdir()
+        (root / "aside").rename(root / folder / folder)
+    (root / "car_devkit").mkdir()
+    (root / "devkit").rename(root / "car_devkit" / "devkit")
+    parts = retrieval.read_cars(registry.entry("cars196").find([root]))
+    is_sound(parts)
+    assert parts.train.labels.tolist() == expected.train.labels.tolist()
+    assert parts.train.read(0) == (root / "cars_train" / parts.train.paths[0].split("/", 1)[1]).read_bytes()
+
+
 def test_cars_without_test_labels_says_where_they_are(tmp_path):
     with pytest.raises(UserError, match=r"cars_test_annos_withlabels\.mat"):
         retrieval.read_cars(trees.cars(tmp_path, old=False, with_labels=False))

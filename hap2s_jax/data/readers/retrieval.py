@@ -45,7 +45,8 @@ def read_cars(root: Path, *, boxes: bool = False) -> Parts:
     """Cars196 (Krause et al. 2013): the first half of the classes trains, the second tests.
 
     Args:
-      root: the folder with `car_ims/` and `cars_annos.mat`, or with `cars_train/`, `cars_test/` and `devkit/`.
+      root: the folder with `car_ims/` and `cars_annos.mat`, or with `cars_train/`, `cars_test/` and `devkit/`; also
+        as Kaggle's copy nests them, `cars_train/cars_train/` and `car_devkit/devkit/`.
       boxes: whether to cut every image to the car's box.
 
     Raises:
@@ -60,7 +61,8 @@ def read_cars(root: Path, *, boxes: bool = False) -> Parts:
             ("cars_train", "cars_train_annos.mat"),
             ("cars_test", "cars_test_annos_withlabels.mat"),
         ):
-            place = next((p for p in (root / "devkit" / file, root / file) if p.is_file()), None)
+            devkits = (root / "devkit", root, root / "car_devkit" / "devkit")
+            place = next((d / file for d in devkits if (d / file).is_file()), None)
             if place is None:
                 raise UserError(
                     f"cars196: {root / 'devkit' / file} is missing; the test labels are a download of their own, "
@@ -68,7 +70,8 @@ def read_cars(root: Path, *, boxes: bool = False) -> Parts:
                 )
             part = _annotations(place)
             rows += part
-            paths += [f"{folder}/{row['fname']}" for row in part]
+            nested = f"{folder}/{folder}" if (root / folder / folder).is_dir() else folder
+            paths += [f"{nested}/{row['fname']}" for row in part]
     corners = None
     if boxes:
         # MATLAB counts pixels from 1 and includes the last.
