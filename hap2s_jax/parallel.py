@@ -98,8 +98,7 @@ class DataParallel:
 
     def replicate(self, tree: PyTree) -> PyTree:
         """Places `tree` whole on every local device, as the donated state of `compile_step` must be."""
-        mesh = Mesh(np.asarray(self.local_devices), (AXIS,))
-        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+        return jax.device_put(tree, self._local_sharding(PartitionSpec()))
 
     def split(self, batch: PyTree) -> PyTree:
         """Reshapes this process's arrays ``[b, ...]`` to ``[local devices, b / local devices, ...]``."""
@@ -130,11 +129,18 @@ class DataParallel:
         There is no communication, so that processes need not call it equally often. The batch's leading
         dimension must divide over the local devices; the result is a NumPy-like array ``[b, ...]``.
         """
-        mesh = Mesh(np.asarray(self.local_devices), (AXIS,))
-        whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
-        compiled = jax.jit(function, in_shardings=(whole, rows), out_shardings=rows)
+        rows = self._local_sharding(PartitionSpec(AXIS))
+        compiled = self.map_program(function)
         # Among several processes jit takes no NumPy rows: it cannot know that each process brings its own.
         return lambda variables, batch: compiled(variables, jax.device_put(batch, rows))
+
+    def map_program(self, function: Callable[[PyTree, PyTree], PyTree]) -> Any:
+        """What `compile_map` runs, as `jax.jit` makes it."""
+        whole, rows = self._local_sharding(PartitionSpec()), self._local_sharding(PartitionSpec(AXIS))
+        return jax.jit(function, in_shardings=(whole, rows), out_shardings=rows)
+
+    def _local_sharding(self, spec: PartitionSpec) -> NamedSharding:
+        return NamedSharding(Mesh(np.asarray(self.local_devices), (AXIS,)), spec)
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Concatenates the ``[b, ...]`` of all processes, equal in shape, to ``[processes * b, ...]``."""

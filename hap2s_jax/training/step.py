@@ -45,8 +45,8 @@ def train_step(
         same gradient and the memory of one piece; see `gradients_in_pieces`.
 
     Returns:
-      The new state, and float32 scalars: ``loss``, ``grad_norm`` (before clipping), ``param_norm``,
-      ``embedding_spread``, and the objective's stats.
+      The new state, and float32 scalars (float64 where they were computed so): ``loss``, ``grad_norm`` (before
+      clipping), ``param_norm``, ``embedding_spread``, and the objective's stats.
     """
 
     differentiate = gradients if pieces == 1 else functools.partial(gradients_in_pieces, pieces=pieces)
@@ -73,7 +73,10 @@ def train_step(
         opt_state=opt_state,
         ema_params=ema_params,
     )
-    return new_state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+    # Narrower than float32 would not do for a log; float64 stays what it is.
+    return new_state, {
+        k: jnp.asarray(v, jnp.promote_types(jnp.result_type(v), jnp.float32)) for k, v in metrics.items()
+    }
 
 
 def gradients(
