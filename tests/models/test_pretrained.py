@@ -127,6 +127,31 @@ def test_every_stage_agrees_with_torch(name, train):
         assert relative_error(found[path], leaf) < 1e-4, path
 
 
+@pytest.mark.slow
+def test_in_float64_training_agrees_with_torch_to_ten_digits():
+    """What float32 cannot show: the formulas are the same, only the rounding differs."""
+    model = torch_resnet("resnet50").double()
+    torch = pytest.importorskip("torch")
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 32, 3)).astype(np.uint8)
+    with jax.enable_x64(True):
+        encoder = models.create("resnet50", embedding_dim=0, dtype="float64")
+        doubles = jax.tree.map(lambda leaf: leaf.astype(np.float64), shapes_of(encoder))
+        variables, _ = pretrained.from_tensors(arrays(model), encoder, doubles)
+        normalised = np.array(models.normalize_images(images, np.float64)).transpose(0, 3, 1, 2)
+        compiled = jax.jit(lambda v: encoder.apply(v, images, train=True, mutable=["batch_stats"])).lower(
+            variables
+        )
+        output, state = compiled.compile(compiler_options={"xla_backend_optimization_level": "1"})(variables)
+        found = traverse_util.flatten_dict(jax.device_get(state["batch_stats"]))
+    with torch.no_grad():
+        theirs = model.train()(torch.from_numpy(normalised)).pooler_output.numpy()[:, :, 0, 0]
+    assert output.features.dtype == np.float64
+    assert relative_error(output.features, theirs) < 1e-10
+    after, _ = pretrained.from_tensors(arrays(model), encoder, doubles)
+    for path, leaf in traverse_util.flatten_dict(after["batch_stats"]).items():
+        assert relative_error(found[path], leaf) < 1e-10, path
+
+
 def test_each_tensor_lands_where_it_belongs():
     encoder = models.create("resnet18", embedding_dim=0, num_classes=1000)
     state = small_state()
