@@ -244,6 +244,17 @@ class Job:
             self.embed, self.variables(state), self.eval_batches(source), len(source), self.parallel
         )
 
+    def evaluate(self, state: TrainState, source: Source) -> dict[str, float]:
+        """The metrics of the weights that `variables` takes; where these are a moving average, those of the weights
+        that it averages stand beside them under "live/".
+        """
+        measured = self.measure(*self.embeddings(state, source), source)
+        if state.ema_params is None:
+            return measured
+        live = dataclasses.replace(state, ema_params=None)
+        beside = self.measure(*self.embeddings(live, source), source)
+        return measured | {f"live/{name}": value for name, value in beside.items()}
+
     def query_and_gallery(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Rows of `source` that ask and that answer: the data set's for its test images, else all of them."""
         data = self.dataset

@@ -158,7 +158,7 @@ def _train(
         def evaluate_on(source: Source) -> Callable[[TrainState], dict[str, float]]:
             def evaluate(state: TrainState) -> dict[str, float]:
                 with bar.paused():
-                    return job.measure(*job.embeddings(state, source), source)
+                    return job.evaluate(state, source)
 
             return evaluate
 
