@@ -67,6 +67,9 @@ def get_config() -> Config:
     config.batch = ml_collections.ConfigDict()
     config.batch.classes = 16
     config.batch.images_per_class = 4
+    # Pieces in which a device's share goes through the encoder one after another, with the gradient of the whole batch
+    # and the memory of one piece, for one forward pass more. Unfrozen BN takes its statistics from a piece.
+    config.batch.pieces = 1
 
     # Random changes to training images; what each field means stands at the class.
     config.augment = ml_collections.ConfigDict(dataclasses.asdict(Augmentation()))

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from hap2s_jax import first_weights, losses, models
+from hap2s_jax import first_weights
 from hap2s_jax.config import Config
 from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.pk import PKPlan
@@ -21,10 +21,11 @@ from hap2s_jax.data.source import Dataset, Source, Subset
 from hap2s_jax.errors import UserError, unknown_name
 from hap2s_jax.evaluation import protocols, test_time
 from hap2s_jax.evaluation.embed import embed_dataset
-from hap2s_jax.parallel import AXIS, DataParallel
-from hap2s_jax.training import objective, optimizer, step
+from hap2s_jax.parallel import DataParallel
+from hap2s_jax.program import Program
+from hap2s_jax.training import step
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
-from hap2s_jax.training.state import TrainState, create_state
+from hap2s_jax.training.state import TrainState
 
 PyTree = Any
 
@@ -51,10 +52,7 @@ class Job:
       parallel: the devices.
       dataset: the data set.
       plan: which images make the batch of which step.
-      encoder: the flax module.
-      losses: the metric loss as "metric" and the second one, if any, as "auxiliary".
-      optimizer: the optax optimiser.
-      schedule: step -> learning rate.
+      program: encoder, losses, optimiser and step.
       update: compiled ``(state, split batch) -> (state, metrics)``.
       embed: compiled ``(variables, images [b, h, w, 3]) -> [b, d]``.
       noise: which training images were made wrong on purpose, None without noise.
@@ -64,10 +62,7 @@ class Job:
     parallel: DataParallel
     dataset: Dataset
     plan: PKPlan
-    encoder: Any
-    losses: dict[str, losses.Loss]
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
+    program: Program
     update: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
     embed: Callable[[PyTree, Any], jax.Array]
     noise: NoiseRecord | None = None
@@ -80,22 +75,8 @@ class Job:
           UserError: naming the key that is wrong, or the data that is missing.
         """
         parallel = DataParallel.create(config.num_devices)
-        parallel.check_batch(config.batch.classes * config.batch.images_per_class)
-        named = {"metric": losses.create(**config.loss)}
-        if config.auxiliary.name:
-            named["auxiliary"] = losses.create(**_without(config.auxiliary, "weight"))
-        loss_schedule = losses.create_schedule(named["metric"], steps=config.steps, **config.loss_schedule)
-        encoder = models.create(**config.encoder, axis_name=AXIS)
-        schedule = optimizer.create_schedule(
-            learning_rate=config.optimizer.learning_rate, steps=config.steps, **config.schedule
-        )
-        transform = optimizer.create_optimizer(
-            schedule=schedule,
-            **{
-                **_without(config.optimizer, "learning_rate"),
-                "frozen": (*config.optimizer.frozen, *(f"encoder/{p}" for p in encoder.frozen_parameters)),
-            },
-        )
+        program = Program.create(config)
+        parallel.check_batch(program.batch_size, config.batch.pieces)
 
         # TensorFlow is loaded here and not before: a mistake above is reported at once.
         from hap2s_jax.data.tf import datasets
@@ -114,54 +95,34 @@ class Job:
             images_per_class=config.batch.images_per_class,
             seed=config.seed,
         )
-        update = parallel.compile_step(
-            functools.partial(
-                step.train_step,
-                encoder=encoder,
-                objective=functools.partial(
-                    objective.objective,
-                    loss=named["metric"],
-                    schedule=loss_schedule,
-                    auxiliary=named.get("auxiliary"),
-                    auxiliary_weight=config.auxiliary.weight,
-                ),
-                optimizer=transform,
-                axis_name=AXIS,
-                ema_decay=config.ema_decay or None,
-            )
-        )
-        embed = parallel.compile_map(embedding_function(encoder, config.evaluate))
-        return cls(config, parallel, dataset, plan, encoder, named, transform, schedule, update, embed, noise)
+        update = parallel.compile_step(program.train_step)
+        embed = parallel.compile_map(embedding_function(program.encoder, config.evaluate))
+        return cls(config, parallel, dataset, plan, program, update, embed, noise)
+
+    @property
+    def encoder(self) -> Any:
+        """The flax module."""
+        return self.program.encoder
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optax optimiser."""
+        return self.program.optimizer
+
+    @property
+    def schedule(self) -> optax.Schedule:
+        """Step -> learning rate."""
+        return self.program.schedule
 
     @property
     def batch_size(self) -> int:
         """Images in a global batch."""
-        return self.config.batch.classes * self.config.batch.images_per_class
+        return self.program.batch_size
 
     def initial_state(self) -> TrainState:
         """The state before the first update, not yet placed on the devices."""
-        images = np.zeros((2, *self.config.data.image_size, 3), np.uint8)
-        encoder_key, loss_key = jax.random.split(jax.random.key(self.config.seed))
-        loss_params = {}
-        for name, loss in self.losses.items():
-            if loss.has_params:
-                init = functools.partial(self.encoder.init_with_output, train=False)
-                output, _ = jax.eval_shape(init, encoder_key, images)
-                width = output.embedding.shape[-1]
-                loss_params[name] = loss.init_params(
-                    # Not the plan's: flipped labels may leave a class in the middle without images.
-                    loss_key,
-                    len(self.dataset.train.class_names),
-                    width,
-                )
-        return create_state(
-            encoder_key,
-            self.encoder,
-            images,
-            self.optimizer,
-            loss_params=loss_params,
-            use_ema=bool(self.config.ema_decay),
-        )
+        # The classes are not the plan's: flipped labels may leave a class in the middle without images.
+        return self.program.initial_state(len(self.dataset.train.class_names))
 
     def with_first_weights(self, state: TrainState) -> tuple[TrainState, str]:
         """The state with `config.pretrained`'s weights in place of the random ones, and a line that says what came."""
@@ -310,7 +271,3 @@ def embedding_function(encoder: Any, settings: Config) -> Callable[[PyTree, Any]
         return test_time.over_views(embed, views, crop=settings.crop, normalize=settings.distance == "cosine")
     except ValueError as error:
         raise UserError(f"evaluate: {error}") from None
-
-
-def _without(config: Config, key: str) -> dict[str, Any]:
-    return {k: v for k, v in config.items() if k != key}

@@ -80,7 +80,9 @@ def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, An
 
         with _closing(job.checkpointer(path)) as checkpointer:
             start = checkpointer.latest_step or 0
-            cluster.check_same(lambda: {**cluster.data_facts(job.dataset), "the newest checkpoint": str(start)})
+            cluster.check_same(
+                lambda: {**cluster.data_facts(job.dataset), "the newest checkpoint": str(start)}
+            )
             stop.check_before(start)
             if start >= config.steps and (path / report.RESULTS).is_file():
                 return report.already_finished(path, start, is_lead=is_lead)
@@ -190,7 +192,9 @@ def _chosen_weights(job: Job, last: TrainState, checkpointer: Checkpointer) -> T
 def _facts(config: configs.Config) -> dict[str, str]:
     """What must be the same on all processes before any data is read."""
     return {
-        **{f"config.{k}": repr(v) for k, v in configs.flatten(config).items() if k not in configs.OF_ONE_HOST},
+        **{
+            f"config.{k}": repr(v) for k, v in configs.flatten(config).items() if k not in configs.OF_ONE_HOST
+        },
         **cluster.code_facts(),
     }
 
