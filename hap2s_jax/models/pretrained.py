@@ -27,7 +27,8 @@ from hap2s_jax.models import torch_names
 Tensors = Mapping[str, np.ndarray]
 Path = tuple[str, ...]
 
-_HUB = "hf://"
+# How names on the Hugging Face hub begin.
+HUB = "hf://"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def load(
         encoder, with those missing, left over and of another shape.
     """
     name = os.fspath(source)
-    path = _from_hub(name, cache_dir, offline) if name.startswith(_HUB) else pathlib.Path(name)
+    path = _from_hub(name, cache_dir, offline) if name.startswith(HUB) else pathlib.Path(name)
     return from_tensors(read_tensors(path), encoder, variables, source=name)
 
 
@@ -247,7 +248,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _from_hub(name: str, cache_dir: str | None, offline: bool) -> pathlib.Path:
-    parts = name.removeprefix(_HUB).split("/", 2)
+    parts = name.removeprefix(HUB).split("/", 2)
     if len(parts) < 2 or not all(parts):
         raise UserError(f"pretrained {name!r} should read hf://owner/repository[/file.safetensors].")
     file = parts[2] if len(parts) == 3 else "model.safetensors"

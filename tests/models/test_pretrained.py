@@ -290,6 +290,44 @@ def test_hub_names(tmp_path):
         pretrained.load("hf://nobody/nothing", encoder, {}, cache_dir=str(tmp_path), offline=True)
 
 
+def test_hub_files_come_from_the_cache(tmp_path):
+    """A cache laid out as huggingface_hub lays it out; no network is there to help."""
+    pytest.importorskip("huggingface_hub")
+    repository = tmp_path / "models--somebody--resnet18"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    encoder = models.create("resnet18")
+    for name, file in (("", "model.safetensors"), ("/other.safetensors", "other.safetensors")):
+        pretrained.write_safetensors(small_state(seed=len(file)), snapshot / file)
+        variables, report = pretrained.load(
+            f"hf://somebody/resnet18{name}",
+            encoder,
+            shapes_of(encoder),
+            cache_dir=str(tmp_path),
+            offline=True,
+        )
+        assert report.source == f"hf://somebody/resnet18{name}"
+        np.testing.assert_array_equal(
+            variables["params"]["trunk"]["stem_bn1"]["bias"], small_state(seed=len(file))["bn1.bias"]
+        )
+
+
+def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def fail(*arguments, **settings):
+        assert arguments == ("timm/resnet18.tv_in1k", "model.safetensors")
+        assert settings == {"cache_dir": None, "local_files_only": False}
+        raise ConnectionError("no route to host\nand much more")
+
+    monkeypatch.setattr(hub, "hf_hub_download", fail)
+    encoder = models.create("resnet18")
+    with pytest.raises(UserError, match="cannot be had from the hub: no route to host"):
+        pretrained.load("hf://timm/resnet18.tv_in1k", encoder, {})
+
+
 def test_own_variables_with_another_head():
     source = models.create("resnet10", width=8, num_classes=5)
     target = models.create("resnet10", width=8, num_classes=7)
