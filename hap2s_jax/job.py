@@ -21,6 +21,7 @@ from hap2s_jax.data.source import Dataset, Source, Subset
 from hap2s_jax.errors import UserError, unknown_name
 from hap2s_jax.evaluation import protocols, test_time
 from hap2s_jax.evaluation.embed import embed_dataset
+from hap2s_jax.models import pretrained
 from hap2s_jax.parallel import DataParallel
 from hap2s_jax.program import Program
 from hap2s_jax.training import step
@@ -128,14 +129,21 @@ class Job:
         """The state with `config.pretrained`'s weights in place of the random ones, and a line that says what came."""
         settings = self.config.pretrained
         if not settings.source:
-            return state, "weights start at random"
-        encoder, report = first_weights.load(
-            settings.source,
-            self.encoder,
-            {"params": state.params["encoder"], "batch_stats": state.batch_stats},
-            cache_dir=settings.cache_dir,
-            offline=settings.offline,
-        )
+            frozen = self.config.encoder.get("freeze_bn_stats")
+            warning = ", and batch normalisation keeps its first statistics: unfreeze encoder.freeze_bn_stats"
+            return state, "weights start at random" + (warning if frozen else "")
+        try:
+            encoder, report = first_weights.load(
+                settings.source,
+                self.encoder,
+                {"params": state.params["encoder"], "batch_stats": state.batch_stats},
+                cache_dir=settings.cache_dir,
+                offline=settings.offline,
+            )
+        except UserError as e:
+            # Most configs name a hub; who has none should learn the way around.
+            around = "; --config.pretrained.source=FILE takes a file, the argument scratch starts at random"
+            raise UserError(f"{e}{around if settings.source.startswith(pretrained.HUB) else ''}") from None
         params = {**state.params, "encoder": encoder["params"]}
         state = dataclasses.replace(
             state,
