@@ -11,6 +11,7 @@ import trees
 from etils import epath
 
 from hap2s_jax.data.tf import datasets, tfds_source
+from hap2s_jax.data.tf.quiet import tf
 from hap2s_jax.errors import UserError
 
 
@@ -178,3 +179,42 @@ def test_a_truncated_record_file_is_named(prepared):
 
 def test_nothing_prepared_is_none(tmp_path):
     assert tfds_source.read_tfds("caltech_birds2011", tmp_path) is None
+
+
+@pytest.mark.parametrize("prepared", ["tfrecord"], indirect=True)
+def test_records_are_read_from_a_file_system_that_is_no_disk(prepared, monkeypatch):
+    # TensorFlow keeps what is under ram:// in memory; Python's own open knows nothing of it.
+    local = tfds_source.read_tfds("tiny", prepared)
+    files = sorted(prepared.rglob("*train.tfrecord*"))
+    folder = f"ram://{prepared.name}/tiny"
+    tf.io.gfile.makedirs(folder)
+    paths = [f"{folder}/{path.name}" for path in files]
+    for path, remote in zip(files, paths, strict=True):
+        tf.io.gfile.copy(str(path), remote)
+    builder = tfds.builder("tiny", data_dir=prepared)
+
+    def source():
+        records = tfds_source._TfRecords(builder, "train", paths)
+        return tfds_source.TfdsSource("tiny train", [records], tfds_source.LAYOUTS["tiny"])
+
+    first = source()
+    expected = local.train.source  # train and test joined; train comes first
+    assert [first.read(i) for i in range(len(first))] == [expected.read(i) for i in range(len(first))]
+    assert first.describe(0).startswith("ram://")
+    assert tf.io.gfile.listdir(folder).count("hap2s_index_train.npz") == 1
+    assert len(tf.io.gfile.listdir(folder)) == len(paths) + 1  # and nothing half written
+    monkeypatch.setattr(tfds_source._TfRecords, "_scan", None)  # would fail if it were called
+    assert source().read(5) == expected.read(5)
+
+
+def test_a_bucket_is_asked_for_prepared_data_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(datasets, "read_tfds", lambda *arguments: asked.append(arguments))
+    with pytest.raises(UserError, match=r"gs://bucket/data holds no CUHK03 prepared with TFDS; prepare it"):
+        datasets.load("cuhk03", data_dir="gs://bucket/data", detection="labeled")
+    assert asked == [("cuhk03/labeled", "gs://bucket/data")]
+    with pytest.raises(UserError, match="is not on a disk, and folder cannot be prepared"):
+        datasets.load("folder", data_dir="gs://bucket/mine")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="xy://bucket cannot be read"):
+        datasets.load("sop", data_dir="xy://bucket")

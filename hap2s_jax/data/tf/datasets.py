@@ -11,6 +11,8 @@ from hap2s_jax.data import noise, registry
 from hap2s_jax.data.readers.files import Parts
 from hap2s_jax.data.source import Dataset
 from hap2s_jax.data.splits import split_by_class
+from hap2s_jax.data.tf.quiet import tf
+from hap2s_jax.data.tf.tfds_source import LAYOUTS, is_remote, read_tfds
 from hap2s_jax.errors import UserError, unknown_name
 
 _LOG = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ def load(
     Args:
       name: as in `hap2s_jax.data.registry`.
       data_dir: where to look; by default $TFDS_DATA_DIR or ~/tensorflow_datasets, then ./data. For "folder", the
-        folder of class folders or the CSV itself.
+        folder of class folders or the CSV itself. Data prepared with TFDS may lie in a bucket (gs://bucket/folder).
       validation_fraction: share of the training classes to validate on, 0 for none; of no effect where the data
         itself names validation images.
       seed: which classes those are.
@@ -114,6 +116,8 @@ def with_noise(
 def _parts(
     found: registry.Entry, data_dir: str | os.PathLike[str] | None, seed: int, options: dict[str, Any]
 ) -> Parts:
+    if data_dir is not None and is_remote(data_dir):
+        return _remote_parts(found, os.fspath(data_dir), options)
     bases = registry.search_directories(data_dir)
     if found.name == "folder":
         if data_dir is None or not bases[0].exists():
@@ -128,19 +132,39 @@ def _parts(
         return registry.read_parts(found, root, options, seed)
     hint = ""
     if found.tfds is not None:
-        from hap2s_jax.data.tf.tfds_source import LAYOUTS, read_tfds
-
         builder = found.tfds.format(**{**found.options, **options})
         for base in bases:
             parts = read_tfds(builder, base)
             if parts is not None:
-                if builder == found.tfds and any(v != found.options.get(k) for k, v in options.items()):
-                    raise UserError(
-                        f"data.options: need {found.title} as its official folder, not as TFDS data"
-                    )
+                _check_options_of_tfds(found, builder, options)
                 return parts
         if builder in LAYOUTS:
             hint = (
                 f"; or prepare it with: tfds build {builder} --file_format=array_record --data_dir={bases[0]}"
             )
     raise UserError(found.where_to_get(bases) + hint)
+
+
+def _remote_parts(found: registry.Entry, data_dir: str, options: dict[str, Any]) -> Parts:
+    """From a bucket come data sets that TFDS prepared; folders of small files would be read far too slowly."""
+    if found.tfds is None:
+        raise UserError(
+            f"data.data_dir: {data_dir} is not on a disk, and {found.name} cannot be prepared with TFDS; copy it to one"
+        )
+    builder = found.tfds.format(**{**found.options, **options})
+    try:
+        parts = read_tfds(builder, data_dir)
+    except (OSError, RuntimeError, tf.errors.OpError) as error:  # TFDS wraps what is not an OSError
+        raise UserError(f"data.data_dir: {data_dir} cannot be read: {str(error).splitlines()[0]}") from None
+    if parts is None:
+        raise UserError(
+            f"data.data_dir: {data_dir} holds no {found.title} prepared with TFDS; prepare it on a disk "
+            f"(tfds build {builder} --file_format=array_record) and copy the folder {builder}/ there"
+        )
+    _check_options_of_tfds(found, builder, options)
+    return parts
+
+
+def _check_options_of_tfds(found: registry.Entry, builder: str, options: dict[str, Any]) -> None:
+    if builder == found.tfds and any(v != found.options.get(k) for k, v in options.items()):
+        raise UserError(f"data.options: need {found.title} as its official folder, not as TFDS data")

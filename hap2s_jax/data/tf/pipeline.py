@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import itertools
 import logging
-import os
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
@@ -25,6 +24,7 @@ from hap2s_jax.data.tf.augment import DRAWS, Augmentation, centre_part, resize
 from hap2s_jax.data.tf.images import CACHE_BYTES, DecodedImages
 from hap2s_jax.data.tf.quiet import tf
 from hap2s_jax.errors import UserError
+from hap2s_jax.reporting.environment import usable_cores
 
 _LOG = logging.getLogger(__name__)
 _UNREADABLE = ("error", "skip")
@@ -266,12 +266,6 @@ def _made_ahead(
     finally:
         work.clear()
         failures.clear()
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    # A container or a scheduler often grants fewer than the machine has; not every system can tell.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check(
