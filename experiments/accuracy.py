@@ -1,0 +1,149 @@
+"""The paper's first claim: HAP2S retrieves better than other losses.
+
+    python experiments/accuracy.py                                  # the headline table, about four hours of two cores
+    python experiments/accuracy.py --losses=others --seeds=0,1,2    # the other losses
+    python experiments/accuracy.py --minutes=50                     # as far as it comes; again to go on
+    python experiments/accuracy.py --dataset=emoji:gpu              # the GPU-sized study
+    python experiments/accuracy.py --dataset=market1501
+
+All losses train the same encoder on the same batches for the same number of steps. Each gets seven trials on one half
+of the training classes, judged on the other half: four learning rates at the loss's defaults, then three other values
+of its own hyperparameters at the best rate. The winner trains on all training classes with every seed and is measured
+on the test classes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import study_report
+from study import METRICS, OutOfTime, Setting, Study, parser, search, start
+
+_MARGINS = ({"margin": 0.1}, {"margin": 0.6}, {"soft_margin": True, "margin": 0.0})
+# Embeddings have length 1 here, so the identification loss is a softmax over scaled cosines.
+_SOFTMAX = Setting("softmax", "arcface", {"margin": 0.0, "scale": 16.0})
+_SCALES = ({"scale": 8.0}, {"scale": 24.0}, {"scale": 32.0})
+Entry = tuple[Setting, Sequence[Mapping[str, Any]]]
+
+# The losses that the paper names, the uniform mean, and HAP2S beside an identification loss. Three alternatives each.
+HEADLINE: dict[str, Entry] = {
+    "softmax": (_SOFTMAX, _SCALES),
+    "contrastive": (Setting("contrastive", "contrastive"), ({"margin": 0.7}, {"margin": 1.3}, {"power": 1})),
+    "triplet (semi-hard)": (
+        Setting("triplet (semi-hard)", "semi_hard"),
+        ({"margin": 0.1}, {"margin": 0.4}, {"distance": "euclidean"}),
+    ),
+    "quadruplet": (
+        Setting("quadruplet", "quadruplet"),
+        (
+            {"margin": 0.1, "second_margin": 0.05},
+            {"margin": 0.6, "second_margin": 0.3},
+            {"second_margin": 0.05},
+        ),
+    ),
+    "batch_hard": (Setting("batch_hard", "batch_hard"), _MARGINS),
+    "point_to_set_mean": (Setting("point_to_set_mean", "point_to_set_mean"), _MARGINS),
+    "hap2s_e": (Setting("hap2s_e", "hap2s_e"), ({"sigma": 0.1}, {"margin": 0.6}, _MARGINS[2])),
+    "hap2s_p": (Setting("hap2s_p", "hap2s_p"), ({"alpha": 30.0}, {"margin": 0.6}, _MARGINS[2])),
+    "hap2s_p + softmax": (
+        Setting("hap2s_p + softmax", "hap2s_p", identification=0.1),
+        ({"alpha": 30.0}, {"margin": 0.6}, _MARGINS[2]),
+    ),
+}
+OTHERS: dict[str, Entry] = {
+    "triplet (random)": (
+        Setting("triplet (random)", "random_triplet"),
+        ({"margin": 0.1}, {"margin": 0.6}, {"margin": 1.0}),
+    ),
+    "triplet (batch all)": (
+        Setting("triplet (batch all)", "batch_all"),
+        ({"margin": 0.1}, {"margin": 0.6}, {"margin": 1.0}),
+    ),
+    "msml": (Setting("msml", "msml"), ({"margin": 0.1}, {"margin": 0.6}, {"margin": 1.0})),
+    "lifted_structure": (
+        Setting("lifted_structure", "lifted_structure"),
+        ({"margin": 0.5}, {"margin": 1.5}, {"distance": "squared_euclidean"}),
+    ),
+    # On unit vectors inner products need a temperature, which makes it NT-Xent.
+    "n_pair": (
+        Setting("n_pair", "nt_xent"),
+        ({"temperature": 0.05}, {"temperature": 0.2}, {"temperature": 0.5}),
+    ),
+    "margin": (Setting("margin", "margin"), ({"alpha": 0.1}, {"alpha": 0.3}, {"nu": 0.01})),
+    "multi_similarity": (
+        Setting("multi_similarity", "multi_similarity"),
+        ({"base": 0.3}, {"beta": 20.0}, {"alpha": 10.0}),
+    ),
+    "circle": (Setting("circle", "circle"), ({"gamma": 32.0}, {"gamma": 64.0}, {"margin": 0.4})),
+}
+
+
+def chosen_setting(study: Study, name: str) -> Setting | None:
+    """The setting that a loss's search has chosen, on the options' data set."""
+    return search(study, *{**HEADLINE, **OTHERS}[name])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Searches, trains, and writes the table."""
+    options = parser("Accuracy of the losses under equal budgets.", "0,1,2,3,4")
+    options.add_argument(
+        "--losses", default="headline", help="headline, others, all, or names, comma-separated"
+    )
+    study = Study(options.parse_args(arguments))
+    names = _names(study.options.losses, study.options.tiny)
+    seeds = [int(seed) for seed in study.options.seeds.split(",")]
+    settings: dict[str, Setting | None] = {}
+    rows: dict[str, study_report.Row] = {}
+    try:
+        for name in names:
+            settings[name] = chosen_setting(study, name)
+        # Seed by seed, so that a study that is cut short has all losses.
+        for count in range(1, len(seeds) + 1):
+            for name in names:
+                rows[name] = study_report.collect(study, name, settings[name], seeds[:count])
+    except OutOfTime:
+        print("out of time; the same command goes on")
+    study.options.report_only = True
+    # What was not reached, and what earlier calls have left.
+    for name in {**HEADLINE, **OTHERS}:
+        rows[name] = study_report.collect(
+            study, name, settings.get(name) or chosen_setting(study, name), seeds
+        )
+    shown = {t: [rows[n] for n in e if n in names or rows[n].outcomes] for t, e in _TABLES.items()}
+    tables = {t: (found, rows[study_report.BASELINE]) for t, found in shown.items() if found}
+    figure = study_report.dots(
+        [r for found, _ in tables.values() for r in found], _metric(rows), "Equal budgets"
+    )
+    study_report.write(study, "accuracy" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
+
+
+_TABLES = {"The losses that the paper names": HEADLINE, "Other losses": OTHERS}
+
+
+def suffix(study: Study) -> str:
+    """What keeps the files of other data sets apart from emoji's."""
+    name = study.options.dataset.replace(":", "-")
+    return "" if name == "emoji" else f"-{name}"
+
+
+def _metric(rows: Mapping[str, study_report.Row]) -> str:
+    return next((m for m in METRICS if any(row.values(m) for row in rows.values())), METRICS[0])
+
+
+def _names(losses: str, tiny: bool) -> list[str]:
+    if tiny:
+        return ["batch_hard", "hap2s_e"]
+    groups = {"headline": list(HEADLINE), "others": list(OTHERS), "all": [*HEADLINE, *OTHERS]}
+    names = groups.get(losses) or losses.split(",")
+    unknown = sorted(set(names) - {*HEADLINE, *OTHERS})
+    if unknown:
+        raise SystemExit(
+            f"error: --losses {unknown[0]!r} is unknown; known: {', '.join([*HEADLINE, *OTHERS])}"
+        )
+    return names
+
+
+if __name__ == "__main__":
+    start(main)

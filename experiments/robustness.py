@@ -1,0 +1,98 @@
+"""The paper's second claim: outliers hurt HAP2S less than other losses.
+
+    python experiments/glyphs.py                                # the foreign images, once
+    python experiments/robustness.py
+    python experiments/robustness.py --kinds=labels --minutes=50
+
+How the paper made its outliers is not known. Here a share of the training images gets the label of another class
+("labels"), or is swapped for images that belong to no class ("images": glyphs among emoji, emoji among all others).
+Every loss keeps the setting that accuracy.py has chosen on clean data; validation and test stay clean.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import study_report
+from accuracy import chosen_setting, suffix
+from study import METRICS, OutOfTime, Setting, Study, parser, start
+
+from hap2s_jax.errors import UserError
+
+LOSSES = (
+    "batch_hard",
+    "point_to_set_mean",
+    "hap2s_e",
+    "hap2s_p",
+    "triplet (semi-hard)",
+    "contrastive",
+    "softmax",
+)
+FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3)
+TITLES = {"labels": "Flipped labels", "images": "Foreign images"}
+GLYPHS = pathlib.Path("data/glyphs/glyphs.csv")
+
+
+def noisy(setting: Setting, kind: str, fraction: float, seed: int, dataset: str) -> Setting:
+    """The setting under noise; without any it is the very cell of accuracy.py."""
+    if not fraction:
+        return setting
+    noise: dict[str, Any] = {"kind": kind, "fraction": fraction, "seed": seed}
+    if kind == "images" and dataset.startswith("emoji"):
+        if not GLYPHS.is_file():
+            raise UserError(
+                f"{GLYPHS} is not there; make it with: python experiments/glyphs.py, or give --kinds=labels"
+            )
+        noise |= {"foreign": "folder", "foreign_dir": str(GLYPHS)}
+    return setting.but(overrides={f"data.noise.{name}": value for name, value in noise.items()})
+
+
+def row(study: Study, name: str, setting: Setting | None, kind: str, fraction: float, seeds: list[int]):
+    """One loss at one fraction."""
+    outcomes = {}
+    if setting is not None:
+        for seed in seeds:
+            outcome = study.run(noisy(setting, kind, fraction, seed, study.options.dataset), seed)
+            if outcome is not None:
+                outcomes[seed] = outcome
+    return study_report.Row(name, setting, outcomes, tuple(seeds))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains under noise, and writes tables and curves."""
+    options = parser("Accuracy of the losses against outliers in training.", "0,1,2")
+    options.add_argument("--kinds", default="labels,images", help="kinds of noise, comma-separated")
+    study = Study(options.parse_args(arguments))
+    kinds = study.options.kinds.split(",")
+    seeds = [int(seed) for seed in study.options.seeds.split(",")]
+    names, fractions = (("batch_hard", "hap2s_e"), (0.0, 0.3)) if study.options.tiny else (LOSSES, FRACTIONS)
+    try:
+        settings = {name: chosen_setting(study, name) for name in names}
+        for kind in kinds:
+            for count in range(1, len(seeds) + 1):
+                for fraction in fractions:
+                    for name in names:
+                        row(study, name, settings[name], kind, fraction, seeds[:count])
+    except OutOfTime:
+        print("out of time; the same command goes on")
+    study.options.report_only = True
+    settings = {name: chosen_setting(study, name) for name in names}
+    tables, lines = {}, {}
+    for kind in kinds:
+        for fraction in fractions:
+            rows = [row(study, name, settings[name], kind, fraction, seeds) for name in names]
+            tables[f"{TITLES[kind]}, {fraction:.0%}"] = (rows, rows[0])
+            if kind == kinds[0]:
+                for found in rows:
+                    lines.setdefault(found.label, {})[100 * fraction] = found
+    figure = study_report.curves(
+        lines, METRICS[0], f"{TITLES[kinds[0]].lower()}, % of the training images", ""
+    )
+    study_report.write(study, "robustness" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
+
+
+if __name__ == "__main__":
+    start(main)

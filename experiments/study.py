@@ -1,0 +1,328 @@
+"""The cells of which every study consists: one setting trained with one seed and measured, kept in one file.
+
+A cell is finished when its file is there, so that a study is stopped and started at will and studies share cells.
+Cells of a study run in one process, where those that differ in seed or data alone share their compiled programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import collections
+import dataclasses
+import hashlib
+import importlib
+import json
+import math
+import pathlib
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from configs import common
+from hap2s_jax import parallel
+from hap2s_jax.config import Config
+from hap2s_jax.data.pk import PKPlan
+from hap2s_jax.data.source import Source
+from hap2s_jax.data.splits import split_by_class
+from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation import protocols
+from hap2s_jax.evaluation.retrieval import rank_matches
+from hap2s_jax.job import Job, use_compilation_cache
+from hap2s_jax.reporting import environment
+from hap2s_jax.reporting.atomic import replacing
+from hap2s_jax.training.loop import train
+from hap2s_jax.training.watch import DivergedError
+
+# What the CPU-sized study changes in a data set's config; other configs run as they are.
+SIZES: dict[str, dict[str, Any]] = {
+    "emoji": {"steps": 1200, "schedule.warmup_steps": 75},
+    "glyphs": {"steps": 1200, "schedule.warmup_steps": 75},
+}
+TINY = {
+    "steps": 3,
+    "schedule.warmup_steps": 1,
+    "encoder.width": 4,
+    "batch.classes": 4,
+    "batch.images_per_class": 4,
+}
+TINY |= {"num_devices": 1, "data.image_size": (32, 32), "encoder.stem": "small32"}
+METRICS = ("mAP", "rank-1", "recall@1", "map@r")
+LEARNING_RATE_FACTORS = (0.25, 0.5, 1.0, 2.0)
+# Which half of the training classes the search validates on; one draw for all losses.
+SEARCH_SPLIT = 0
+_PROGRAMS_KEPT = 12
+_PROGRAMS: collections.OrderedDict[str, tuple[Any, Any]] = collections.OrderedDict()
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is trained: a loss, and what else differs from the data set's config.
+
+    Attributes:
+      label: its name in tables.
+      loss: name in `hap2s_jax.losses`.
+      hyperparameters: of the loss, those that differ from its defaults.
+      identification: weight of an identification loss beside it, 0 for none.
+      rate: factor of the config's learning rate.
+      overrides: further config keys, dotted, and their values.
+    """
+
+    label: str
+    loss: str
+    hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    identification: float = 0.0
+    rate: float = 1.0
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def but(self, **changes: Any) -> Setting:
+        """The same with other fields, hyperparameters and overrides added to its own."""
+        for name in ("hyperparameters", "overrides"):
+            changes[name] = {**getattr(self, name), **changes.get(name, {})}
+        return dataclasses.replace(self, **changes)
+
+    def describe(self) -> str:
+        """Its hyperparameters and rate in one line."""
+        parts = [f"{name} {value}" for name, value in self.hyperparameters.items()]
+        return ", ".join([*parts, f"rate x {self.rate:g}"])
+
+
+class OutOfTime(Exception):
+    """The study's minutes are over."""
+
+
+class Study:
+    """Runs cells, or takes them from their files.
+
+    Args:
+      options: of `parser`.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.folder = pathlib.Path(options.results)
+        self.failed: list[str] = []
+        self._deadline = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
+
+    def run(
+        self, setting: Setting, seed: int, *, dataset: str | None = None, part: str = "test"
+    ) -> dict | None:
+        """The outcome of one cell, or None where it failed (and is to be run again).
+
+        Args:
+          setting: what to train.
+          seed: of the weights and the batches.
+          dataset: config to train on; by default that of the options.
+          part: "test" (trained on all training classes, measured on the test classes) or "search" (trained on
+            one half of the training classes, measured on the other).
+
+        Raises:
+          OutOfTime: the cell is not there and no time is left for it.
+        """
+        chosen: str = dataset or self.options.dataset
+        cell: dict[str, Any] = {"dataset": chosen, "set": sorted(self.options.set), "tiny": self.options.tiny}
+        cell |= {**dataclasses.asdict(setting), "seed": seed, "part": part}
+        # Not the label: a study that calls a setting otherwise shares its cells.
+        key = {name: value for name, value in cell.items() if name != "label"}
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=list).encode()).hexdigest()[:10]
+        name = f"{setting.loss}-{part}-seed{seed}-{digest}.json"
+        path = self.folder / "cells" / chosen.replace(":", "-").replace(",", "-") / name
+        if path.is_file():
+            return json.loads(path.read_text())
+        if self.options.report_only:
+            return None
+        if time.monotonic() > self._deadline:
+            raise OutOfTime
+        try:
+            outcome: dict[str, Any] = self._train(setting, seed, chosen, part)
+        except DivergedError as e:
+            outcome = {"diverged": str(e)}
+        except UserError:
+            raise
+        except Exception:
+            self.failed.append(f"{name}: {traceback.format_exc().strip().splitlines()[-1]}")
+            traceback.print_exc()
+            print(f"FAILED {name}; the next call runs it again", file=sys.stderr, flush=True)
+            return None
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({"cell": cell, **outcome}, default=list) + "\n")
+        shown = {k: round(v, 4) for k, v in outcome.get("metrics", {}).items()} or outcome
+        print(f"{chosen} {part} {setting.label} ({setting.describe()}), seed {seed}: {shown}", flush=True)
+        return json.loads(path.read_text())
+
+    def config(self, setting: Setting, seed: int, dataset: str) -> Config:
+        """The resolved config of a cell."""
+        name, _, argument = dataset.partition(":")
+        try:
+            module = importlib.import_module(f"configs.{name}")
+        except ModuleNotFoundError as e:
+            raise UserError(f"--dataset {name!r}: there is no configs/{name}.py") from e
+        config = module.get_config(argument or None)
+        config.auxiliary = {"name": "", "weight": 1.0}
+        # All training classes are for training: the search has a split of its own.
+        config.data.validation_fraction = 0.0
+        common.set_loss(config, setting.loss, **setting.hyperparameters)
+        if setting.identification:
+            common.set_auxiliary(config, "arcface", weight=setting.identification, margin=0.0, scale=16.0)
+        config.update_from_flattened_dict({} if argument else SIZES.get(name, {}))
+        if self.options.tiny:
+            config.update_from_flattened_dict(TINY)
+        for item in self.options.set:
+            key, _, value = item.partition("=")
+            config.update_from_flattened_dict({key: _literal(value)})
+        config.optimizer.learning_rate *= setting.rate
+        config.update_from_flattened_dict(setting.overrides)
+        config.seed = seed
+        return config.lock()
+
+    def _train(self, setting: Setting, seed: int, dataset: str, part: str) -> dict:
+        began = time.perf_counter()
+        config = self.config(setting, seed, dataset)
+        parallel.use_cores(config.batch.classes * config.batch.images_per_class, config.num_devices)
+        use_compilation_cache(config)
+        job = self._with_programs(Job.create(config))
+        measured = job.dataset.test
+        if part == "search":
+            trained, measured = split_by_class(job.dataset.train, 0.5, SEARCH_SPLIT)
+            plan = PKPlan(
+                trained.labels,
+                classes_per_batch=config.batch.classes,
+                images_per_class=config.batch.images_per_class,
+                seed=seed,
+            )
+            job = dataclasses.replace(job, dataset=dataclasses.replace(job.dataset, train=trained), plan=plan)
+        last: dict[str, float] = {}
+        state = train(
+            job.parallel.replicate(job.with_first_weights(job.initial_state())[0]),
+            job.train_batches(0),
+            update=job.update,
+            total_steps=config.steps,
+            log_every=max(config.steps // 10, 1),
+            evaluate_every=config.steps,
+            save_every=config.steps,
+            log=lambda step, metrics: last.update(metrics),
+            evaluate=None,
+            save=lambda state, metrics: None,
+            wait_each_step=job.parallel.must_wait,
+        )
+        assert measured is not None
+        by_class = measure(job, *job.embeddings(state, measured), measured)
+        facts = environment.describe()
+        return {
+            "metrics": {name: float(np.sum(v["sums"]) / np.sum(v["counts"])) for name, v in by_class.items()},
+            "training": {k: last[k] for k in ("loss", "active_fraction") if k in last},
+            "seconds": round(time.perf_counter() - began, 1),
+            "environment": {k: facts[k] for k in ("commit", "packages", "devices", "cpu", "cpus")},
+            # The search needs no more than its figures.
+            **({"by_class": by_class} if part == "test" else {}),
+        }
+
+    def _with_programs(self, job: Job) -> Job:
+        """The job with the compiled functions of an earlier one that differs in seed and data alone."""
+        same = {k: v for k, v in job.config.to_dict().items() if k not in ("data", "seed", "name")}
+        key = json.dumps(same, sort_keys=True, default=list)
+        update, embed = _PROGRAMS.pop(key, (job.update, job.embed))
+        _PROGRAMS[key] = (update, embed)
+        while len(_PROGRAMS) > _PROGRAMS_KEPT:
+            _PROGRAMS.popitem(last=False)
+        return dataclasses.replace(job, update=update, embed=embed)
+
+
+def measure(
+    job: Job, embeddings: np.ndarray, present: np.ndarray, source: Source
+) -> dict[str, dict[str, list]]:
+    """Figures by class: name -> ``sums`` and ``counts`` over the class's queries, in the order of the labels."""
+    labels = np.where(present, source.labels, -1)
+    distance = job.config.evaluate.distance
+    values: dict[str, dict[str, list]] = {}
+
+    def add(rows: np.ndarray, figures: Mapping[str, np.ndarray]) -> None:
+        for name in METRICS:
+            if name in figures:
+                known = ~np.isnan(figures[name])
+                size = len(source.class_names)
+                sums = np.bincount(labels[rows[known]], figures[name][known], size)
+                counts = np.bincount(labels[rows[known]], minlength=size)
+                values[name] = {"sums": np.round(sums, 4).tolist(), "counts": counts.tolist()}
+
+    if "query_gallery" in job.dataset.protocols:
+        query, gallery = job.query_and_gallery(source)
+        found = rank_matches(
+            embeddings, labels, cameras=source.cameras, query=query, gallery=gallery, distance=distance
+        )
+        add(found.query, protocols.query_gallery_values(found))
+    if "class" in job.dataset.protocols:
+        found = rank_matches(embeddings, labels, distance=distance)
+        add(found.query, protocols.class_values(found))
+    return values
+
+
+def primary(outcome: Mapping[str, Any]) -> float:
+    """The figure that settings are chosen by: cross-camera mAP where there is one, else MAP@R; -inf if diverged."""
+    metrics = outcome.get("metrics", {})
+    return next((metrics[name] for name in ("mAP", "map@r") if name in metrics), -math.inf)
+
+
+def search(study: Study, base: Setting, alternatives: Iterable[Mapping[str, Any]]) -> Setting | None:
+    """The best of the learning rates, then of some hyperparameters at that rate, on held-out training classes.
+
+    Args:
+      study: runs the cells, all with seed 0.
+      base: the loss with its defaults.
+      alternatives: hyperparameters to try in turn; every loss has equally many.
+
+    Returns:
+      The setting, or None where a cell failed.
+    """
+    rates = (1.0,) if study.options.tiny else LEARNING_RATE_FACTORS
+    best = _best(study, [base.but(rate=base.rate * factor) for factor in rates])
+    if best is None:
+        return None
+    tried = [best.but(hyperparameters=changes) for changes in alternatives]
+    return _best(study, [best, *(tried[:1] if study.options.tiny else tried)])
+
+
+def _best(study: Study, settings: list[Setting]) -> Setting | None:
+    outcomes = [study.run(setting, 0, part="search") for setting in settings]
+    if any(outcome is None for outcome in outcomes):
+        return None
+    scores = [primary(outcome) for outcome in outcomes if outcome is not None]
+    return settings[int(np.argmax(scores))]
+
+
+def parser(description: str, seeds: str) -> argparse.ArgumentParser:
+    """The options of every study."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument(
+        "--dataset", default="emoji", help="a config's name, with its argument: emoji, emoji:gpu, cub"
+    )
+    made.add_argument("--seeds", default=seeds, help="seeds, comma-separated")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
+    made.add_argument("--minutes", type=float, default=0.0, help="begin no cell after these; 0 for no limit")
+    made.add_argument(
+        "--report-only", action="store_true", help="write the tables from the cells that are there"
+    )
+    made.add_argument("--results", default="experiments/results", help="where cells and tables go")
+    made.add_argument("--tiny", action="store_true", help="seconds a cell: only shows that it runs")
+    return made
+
+
+def start(main: Callable[[], None]) -> None:
+    """Calls `main`; what a user can mend is one line."""
+    try:
+        main()
+    except UserError as e:
+        raise SystemExit(f"error: {e}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on with the cell that was running") from None
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

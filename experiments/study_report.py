@@ -1,0 +1,199 @@
+"""What a study shows: means over seeds, comparisons paired by seed, a Markdown table, a figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from study import METRICS, Setting, Study
+
+from hap2s_jax.reporting import environment
+from hap2s_jax.reporting.atomic import replacing
+from hap2s_jax.reporting.table import to_markdown
+
+RESAMPLES = 2000
+BASELINE = "batch_hard"
+
+
+@dataclasses.dataclass
+class Row:
+    """A line of a study's table: one setting on one data set over its seeds.
+
+    Attributes:
+      label: its name.
+      setting: what was trained; None where its search has not finished.
+      outcomes: seed -> the cell's outcome; seeds that failed or have not run are missing.
+      wanted: the seeds asked for.
+    """
+
+    label: str
+    setting: Setting | None
+    outcomes: dict[int, dict[str, Any]]
+    wanted: tuple[int, ...]
+
+    @property
+    def diverged(self) -> list[int]:
+        """Seeds whose training diverged."""
+        return [seed for seed, outcome in self.outcomes.items() if "diverged" in outcome]
+
+    def values(self, metric: str) -> list[float]:
+        """A metric of every seed, none at all where one diverged: it must not be averaged away."""
+        if self.diverged:
+            return []
+        return [o["metrics"][metric] for o in self.outcomes.values() if metric in o["metrics"]]
+
+
+def collect(study: Study, label: str, setting: Setting | None, seeds: Sequence[int], **where: Any) -> Row:
+    """Runs a setting's cells and makes a row of them."""
+    outcomes = {}
+    if setting is not None:
+        for seed in seeds:
+            outcome = study.run(setting, seed, **where)
+            if outcome is not None:
+                outcomes[seed] = outcome
+    return Row(label, setting, outcomes, tuple(seeds))
+
+
+def difference(row: Row, other: Row, metric: str) -> tuple[float, float, float] | None:
+    """How much `row` is better than `other`: mean over common seeds, and the 95 % interval of a bootstrap over test
+    classes, each drawn for all seeds and both losses at once; None without common seeds."""
+    seeds = [s for s in row.outcomes if s in other.outcomes]
+    if not seeds or row.diverged or other.diverged:
+        return None
+    if any(metric not in r.outcomes[s].get("by_class", {}) for s in seeds for r in (row, other)):
+        return None
+
+    def table(r: Row) -> tuple[np.ndarray, np.ndarray]:
+        parts = [r.outcomes[s]["by_class"][metric] for s in seeds]
+        return np.array([p["sums"] for p in parts]), np.array([p["counts"] for p in parts], float)
+
+    (sums, counts), (other_sums, other_counts) = table(row), table(other)
+    classes = sums.shape[1]
+    draws = np.random.default_rng(0).multinomial(classes, np.full(classes, 1 / classes), RESAMPLES)
+
+    def means(times: np.ndarray) -> np.ndarray:
+        ours = (times @ sums.T) / (times @ counts.T)
+        return np.mean(ours - (times @ other_sums.T) / (times @ other_counts.T), axis=1)
+
+    low, high = np.percentile(means(draws), [2.5, 97.5])
+    return float(means(np.ones((1, classes)))[0]), float(low), float(high)
+
+
+def table(rows: Sequence[Row], baseline: Row | None, metrics: Sequence[str] = METRICS) -> str:
+    """The Markdown table of some rows, with the difference of the first metric to the baseline."""
+    shown = [m for m in metrics if any(row.values(m) for row in rows)]
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        cells = {"seeds": f"{len(row.outcomes)} of {len(row.wanted)}"}
+        if row.diverged:
+            cells["seeds"] += f", diverged: {', '.join(map(str, row.diverged))}"
+        for metric in shown:
+            cells[metric] = spread(row.values(metric))
+        if baseline is not None and shown and row is not baseline:
+            found = difference(row, baseline, shown[0])
+            if found:
+                cells[f"{shown[0]} over {baseline.label}"] = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*found)
+        cells["setting"] = "search unfinished" if row.setting is None else row.setting.describe()
+        lines[row.label] = cells
+    columns = list(dict.fromkeys(name for cells in lines.values() for name in cells if name != "setting"))
+    return to_markdown(lines, columns=[*columns, "setting"])
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    if not values:
+        return "-"
+    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{deviation}"
+
+
+def write(
+    study: Study, name: str, tables: Mapping[str, tuple[Sequence[Row], Row | None]], figure: Any, command: str
+) -> None:
+    """Writes ``results/<name>.json``, ``.md`` and ``.png``.
+
+    Args:
+      study: for its folder and its failures.
+      name: of the study.
+      tables: title -> rows and the one that the others are compared with.
+      figure: of matplotlib.
+      command: what makes all this.
+    """
+    folder: pathlib.Path = study.folder
+    text = [
+        f"`{command}`, data set `{study.options.dataset}`. Mean ± standard deviation over seeds; differences are"
+    ]
+    text += [
+        "means over seeds with the 95 % interval of a bootstrap over test classes, paired by class and seed.\n"
+    ]
+    summary: dict[str, Any] = {"command": command, "environment": environment.describe(), "tables": {}}
+    missing = 0
+    for title, (rows, baseline) in tables.items():
+        text += [f"\n## {title}\n", table(rows, baseline)]
+        missing += sum(len(row.wanted) - len(row.outcomes) for row in rows)
+        summary["tables"][title] = {
+            row.label: {
+                "setting": None if row.setting is None else dataclasses.asdict(row.setting),
+                "seeds": {seed: o.get("metrics", o) for seed, o in row.outcomes.items()},
+                "diverged": row.diverged,
+                "seconds": [o["seconds"] for o in row.outcomes.values() if "seconds" in o],
+                "over_baseline": None if baseline is None else difference(row, baseline, METRICS[0]),
+            }
+            for row in rows
+        }
+    summary["unfinished_cells"], summary["failed_cells"] = missing, study.failed
+    text += [f"\n{missing} cells have not run." if missing else "\nAll cells have run."]
+    text += [f"Failed, to be run again: {failure}" for failure in study.failed]
+    with replacing(folder / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=1, default=list) + "\n")
+    (folder / f"{name}.md").write_text("\n".join(text) + "\n")
+    figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
+    print(
+        f"written: {folder / name}.json, .md and .png; {missing} cells have not run, {len(study.failed)} failed"
+    )
+
+
+def dots(rows: Sequence[Row], metric: str, title: str) -> Any:
+    """A figure with one line a row: a dot for every seed and a bar at their mean."""
+    from matplotlib.figure import Figure
+
+    shown = [row for row in rows if row.values(metric)]
+    shown = sorted(shown, key=lambda row: statistics.fmean(row.values(metric)))
+    figure = Figure(figsize=(7, 1.2 + 0.3 * len(shown)))
+    axes = figure.add_subplot()
+    for place, row in enumerate(shown):
+        values = row.values(metric)
+        colour = "tab:red" if row.label.startswith("hap2s") else "tab:blue"
+        axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.5, markersize=4)
+        axes.plot([statistics.fmean(values)], [place], "|", color=colour, markersize=14, markeredgewidth=2)
+    axes.set_yticks(range(len(shown)), [row.label for row in shown])
+    axes.set_xlabel(f"{metric} on test classes")
+    axes.set_title(title, fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def curves(lines: Mapping[str, Mapping[float, Row]], metric: str, xlabel: str, title: str) -> Any:
+    """A figure with one curve a label: the mean over seeds, its standard deviation as a bar."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.add_subplot()
+    for label, rows in lines.items():
+        points = [(x, row.values(metric)) for x, row in sorted(rows.items()) if row.values(metric)]
+        if points:
+            means = [statistics.fmean(v) for _, v in points]
+            deviations = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
+            axes.errorbar([x for x, _ in points], means, deviations, label=label, capsize=3, marker="o")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(f"{metric} on test classes")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=8)
+    return figure

@@ -1,0 +1,216 @@
+"""The studies: their cells, what they do with failures, their statistics, and that all of them run."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "experiments"), str(ROOT)]
+
+import accuracy  # noqa: E402 - scripts, which lie on no path but their own
+import flexibility  # noqa: E402
+import robustness  # noqa: E402
+import study  # noqa: E402
+import study_report  # noqa: E402
+
+from hap2s_jax import hap2s_loss, losses  # noqa: E402
+from hap2s_jax.errors import UserError  # noqa: E402
+from hap2s_jax.training.watch import DivergedError  # noqa: E402
+
+SETTING = study.Setting("hap2s_e", "hap2s_e")
+
+
+def new_study(folder, monkeypatch, outcome=None, *arguments):
+    """A study whose cells are not trained but given, or raise what is given; and the list of those that ran."""
+    ran = []
+
+    def train(self, setting, seed, dataset, part):
+        ran.append((setting, seed, part))
+        result = outcome(setting, seed) if callable(outcome) else outcome
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    monkeypatch.setattr(study.Study, "_train", train)
+    options = study.parser("", "0,1").parse_args([f"--results={folder}", *arguments])
+    return study.Study(options), ran
+
+
+def by_class(*means):
+    return {"mAP": {"sums": [2 * m for m in means], "counts": [2] * len(means)}}
+
+
+def scored(value):
+    return {"metrics": {"mAP": value}, "by_class": by_class(value, value), "seconds": 1.0}
+
+
+def test_a_finished_cell_is_not_run_again_whatever_it_is_called(tmp_path, monkeypatch):
+    first, ran = new_study(tmp_path, monkeypatch, scored(0.5))
+    assert first.run(SETTING, 0)["metrics"] == {"mAP": 0.5}
+    again, ran_again = new_study(tmp_path, monkeypatch, scored(0.7))
+    assert again.run(SETTING.but(label="other name"), 0)["metrics"] == {"mAP": 0.5}
+    assert (len(ran), len(ran_again)) == (1, 0)
+    assert again.run(SETTING, 1)["metrics"] == {"mAP": 0.7}
+    assert again.run(SETTING.but(rate=0.5), 0)["metrics"] == {"mAP": 0.7}
+    assert again.run(SETTING, 0, part="search")["metrics"] == {"mAP": 0.7}
+
+
+def test_a_crash_is_reported_and_run_again(tmp_path, monkeypatch, capsys):
+    crashed, _ = new_study(
+        tmp_path, monkeypatch, lambda s, seed: MemoryError("full") if seed else scored(0.5)
+    )
+    row = study_report.collect(crashed, "hap2s_e", SETTING, [0, 1])
+    assert list(row.outcomes) == [0]
+    assert "MemoryError: full" in crashed.failed[0]
+    assert "FAILED" in capsys.readouterr().err
+    assert "1 of 2" in study_report.table([row], None)
+    again, ran = new_study(tmp_path, monkeypatch, scored(0.7))
+    row = study_report.collect(again, "hap2s_e", SETTING, [0, 1])
+    assert row.values("mAP") == [0.5, 0.7]
+    assert len(ran) == 1
+
+
+def test_a_mistake_of_the_users_ends_the_study(tmp_path, monkeypatch):
+    broken, _ = new_study(tmp_path, monkeypatch, UserError("no data"))
+    with pytest.raises(UserError, match="no data"):
+        broken.run(SETTING, 0)
+
+
+def test_divergence_is_kept_and_never_averaged_away(tmp_path, monkeypatch):
+    def outcome(setting, seed):
+        return DivergedError("not finite") if seed == 1 else scored(0.5)
+
+    found, _ = new_study(tmp_path, monkeypatch, outcome)
+    row = study_report.collect(found, "hap2s_e", SETTING, [0, 1])
+    assert row.diverged == [1]
+    assert row.values("mAP") == []
+    assert "diverged: 1" in study_report.table([row], None)
+    assert study.primary(row.outcomes[1]) == -np.inf
+
+
+def test_no_cell_begins_when_time_is_over(tmp_path, monkeypatch):
+    short, ran = new_study(tmp_path, monkeypatch, scored(0.5), "--minutes=1e-9")
+    with pytest.raises(study.OutOfTime):
+        short.run(SETTING, 0)
+    assert not ran
+
+
+def test_search_takes_the_best_rate_and_then_the_best_hyperparameters(tmp_path, monkeypatch):
+    def outcome(setting, seed):
+        if setting.rate == 2.0:
+            return DivergedError("not finite")
+        return scored(0.3 - abs(setting.rate - 0.5) + 0.1 * (setting.hyperparameters.get("margin") == 0.6))
+
+    found, ran = new_study(tmp_path, monkeypatch, outcome)
+    best = study.search(found, SETTING, ({"margin": 0.1}, {"margin": 0.6}, {"sigma": 1.0}))
+    assert (best.rate, best.hyperparameters) == (0.5, {"margin": 0.6})
+    assert len(ran) == 7
+    assert all((seed, part) == (0, "search") for _, seed, part in ran)
+
+
+def test_every_loss_has_as_many_trials_of_values_that_it_knows():
+    for setting, alternatives in {**accuracy.HEADLINE, **accuracy.OTHERS}.values():
+        assert len(alternatives) == 3
+        for changes in ({}, *alternatives):
+            losses.create(setting.loss, **setting.but(hyperparameters=changes).hyperparameters)
+
+
+def test_the_difference_and_its_interval():
+    random = np.random.default_rng(0)
+    base = random.uniform(size=(2, 60))
+    gain = 0.05 + 0.02 * random.normal(size=60)
+
+    def row(label, values):
+        outcomes = {s: {"metrics": {"mAP": v.mean()}, "by_class": by_class(*v)} for s, v in enumerate(values)}
+        return study_report.Row(label, SETTING, outcomes, (0, 1))
+
+    mean, low, high = study_report.difference(row("a", base + gain), row("b", base), "mAP")
+    np.testing.assert_allclose(mean, gain.mean(), rtol=1e-9)
+    # Paired by class: the spread of the gains counts, not the far larger one of the classes.
+    half = 1.96 * gain.std() / 60**0.5
+    np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.2 * half)
+    alone = study_report.Row("c", SETTING, {}, (0, 1))
+    assert study_report.difference(alone, row("b", base), "mAP") is None
+
+
+def test_configs_differ_in_what_the_setting_says(tmp_path, monkeypatch):
+    found, _ = new_study(tmp_path, monkeypatch, None, "--set", "steps=77")
+    setting = SETTING.but(hyperparameters={"sigma": 0.1}, rate=0.5, identification=0.2)
+    setting = robustness.noisy(setting, "labels", 0.2, 3, "emoji")
+    config, plain = found.config(setting, 3, "emoji"), found.config(SETTING, 0, "emoji")
+    assert (config.steps, config.seed, config.loss.sigma, config.auxiliary.weight) == (77, 3, 0.1, 0.2)
+    assert config.optimizer.learning_rate == plain.optimizer.learning_rate / 2
+    assert (config.data.noise.kind, config.data.noise.fraction, config.data.noise.seed) == ("labels", 0.2, 3)
+    assert plain.auxiliary.name == ""
+    assert robustness.noisy(SETTING, "labels", 0.0, 3, "emoji") is SETTING
+    with pytest.raises(UserError, match=r"no configs/nothing\.py"):
+        found.config(SETTING, 0, "nothing")
+
+
+def test_weight_functions_favour_the_hard():
+    distances = np.array([0.2, 0.5, 0.9, 1.4, 1.1], np.float32)
+    mask = np.array([True, True, True, True, False])
+    for name in ("gaussian", "proportional", "halving", "three_hardest"):
+        weighting = flexibility._hardness(getattr(flexibility, name))
+        rising = np.asarray(weighting.positive(distances, mask))[:4]
+        assert np.all(np.diff(rising) >= 0), name
+        assert rising[3] > rising[0], name
+        falling = np.asarray(weighting.negative(distances, mask))[:4]
+        assert np.all(np.diff(falling) <= 0), name
+        assert falling[0] > falling[3], name
+    labels = np.array([0, 0, 1, 1, 1])
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    assert losses.create("hap2s_e detached")(x, labels, with_stats=False) == hap2s_loss(x, labels)
+    named = flexibility.without_defaults(study.Setting("sigma 0.5", "hap2s_e", {"sigma": 0.5, "margin": 0.1}))
+    assert named.hyperparameters == {"margin": 0.1}
+
+
+def test_glyphs(tmp_path):
+    pytest.importorskip("pymupdf_fonts")
+    import glyphs
+
+    from hap2s_jax.data.readers.own import read_folder
+
+    counts = glyphs.build(tmp_path, every=25)
+    parts = read_folder(tmp_path / "glyphs.csv")
+    assert (len(parts.train), len(parts.test)) == (counts["train"], counts["query"] + counts["gallery"])
+    assert not set(parts.train.class_names) & set(parts.test.class_names)
+    assert counts["families"] == 11
+    assert len(np.unique(parts.test.cameras)) >= glyphs.MIN_FAMILIES
+
+
+@pytest.mark.slow
+def test_all_studies_run_and_share_their_cells(tmp_path):
+    arguments = ["--tiny", "--seeds=0", f"--results={tmp_path}"]
+    lines = ["import accuracy, flexibility, generality, robustness", f"a = {arguments}", "accuracy.main(a)"]
+    lines += ["robustness.main([*a, '--kinds=labels'])", "flexibility.main(a)"]
+    lines += ["generality.main([*a, '--datasets=emoji,nothing'])"]
+    # Machine code that is not optimised, since there are only a few steps to run.
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'experiments'}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nothing is left out" in done.stderr
+    for name in ("accuracy", "robustness", "flexibility", "generality"):
+        summary = json.loads((tmp_path / f"{name}.json").read_text())
+        assert (summary["unfinished_cells"], summary["failed_cells"]) == (0, [])
+        assert "batch_hard" in (tmp_path / f"{name}.md").read_text()
+        assert (tmp_path / f"{name}.png").stat().st_size > 0
+    # 4 of the search, and 2 clean, 2 noisy, 1 of another weight function, 1 of another backbone.
+    assert len(list((tmp_path / "cells" / "emoji").glob("*.json"))) == 10
