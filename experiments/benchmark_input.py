@@ -36,7 +36,7 @@ from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.readers.files import FileSource
 from hap2s_jax.data.tf.augment import DRAWS, Augmentation
 from hap2s_jax.data.tf.images import DecodedImages
-from hap2s_jax.data.tf.pipeline import train_batches, usable_cores
+from hap2s_jax.data.tf.pipeline import train_batches
 from hap2s_jax.data.tf.quiet import tf
 from hap2s_jax.reporting import environment
 
@@ -108,7 +108,7 @@ def rate(batches: Iterator[Any], count: int, batch: int) -> tuple[float, float]:
 def throughput(source: FileSource, setting: dict[str, Any], turns: int, count: int) -> dict[str, Any]:
     """The pipeline against bare decoding, in turns of `count` batches; only one of them lives at a time."""
     p, k = setting["batch"]
-    cores = usable_cores()
+    cores = environment.usable_cores()
     plan = PKPlan(source.labels, classes_per_batch=p, images_per_class=k, seed=0)
     arguments = {"augmentation": setting["augmentation"], "image_size": setting["size"], "seed": 0}
     first = rate(train_batches(source, plan, **arguments), count, p * k)

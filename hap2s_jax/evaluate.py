@@ -57,6 +57,7 @@ def from_workdir(
     """
     # Everything heavy is loaded here and not before: whoever brings embeddings needs none of it.
     from hap2s_jax import config as configs
+    from hap2s_jax import parallel
     from hap2s_jax.evaluation.test_time import VIEWS
     from hap2s_jax.job import Job, use_compilation_cache
     from hap2s_jax.training.checkpoint import FOLDER
@@ -73,6 +74,7 @@ def from_workdir(
         config.evaluate.feature = feature or config.evaluate.feature
         config.evaluate.distance = distance or config.evaluate.distance
     use_compilation_cache(config)
+    parallel.use_cores(config.batch.classes * config.batch.images_per_class, config.num_devices)
     job = Job.create(config)
     checkpointer = job.checkpointer(workdir, read_only=True)
     best = checkpointer.best_step if config.evaluate.weights == "best" else None

@@ -68,7 +68,8 @@ def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, An
     """
     config = cast(configs.Config, ml_collections.FrozenConfigDict(config))
     path = pathlib.Path(workdir).absolute()
-    parallel.use_cores(config.batch.classes * config.batch.images_per_class, config.num_devices)
+    batch_size = config.batch.classes * config.batch.images_per_class
+    parallel.use_cores(batch_size // max(config.batch.pieces, 1), config.num_devices)
     with cluster.StopRequests() as stop:
         cluster.check_same(lambda: _facts(config))
         _open(path, config)

@@ -36,9 +36,11 @@ def add_encoder(parser: argparse.ArgumentParser, *, required: bool = True, where
 
 def open_encoder(options: argparse.Namespace, workdir: str | None = None) -> TrainedEncoder:
     """The encoder that the flags name; programs compiled for it are kept between commands."""
+    from hap2s_jax import parallel
     from hap2s_jax.job import use_compilation_cache
     from hap2s_jax.serving.loading import load
 
+    parallel.use_cores(getattr(options, "batch_size", None) or 64)
     encoder = load(workdir or options.workdir, checkpoint=options.checkpoint, average=options.average)
     use_compilation_cache(encoder.config)
     return encoder

@@ -18,6 +18,7 @@ import numpy as np
 from hap2s_jax.data import pixels
 from hap2s_jax.errors import UserError
 from hap2s_jax.parallel import DataParallel
+from hap2s_jax.reporting.environment import usable_cores
 from hap2s_jax.training import step as steps
 
 PyTree = Any
@@ -152,7 +153,7 @@ class TrainedEncoder:
         """
         size = self._round_up(batch_size or int(self.config.evaluate.batch_size))
         read = read or self.preprocess
-        with concurrent.futures.ThreadPoolExecutor(workers or _usable_cores()) as pool:
+        with concurrent.futures.ThreadPoolExecutor(workers or usable_cores()) as pool:
             source = iter(images)
             waiting: collections.deque[list[concurrent.futures.Future]] = collections.deque()
             queued: tuple[Any, list] | None = None
@@ -224,7 +225,3 @@ def _fetch(embedded: Any, failures: list[Exception | None]) -> Embedded:
 
 def _describe(image: Any, place: int) -> str:
     return str(image) if isinstance(image, str | os.PathLike) else f"number {place}"
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
