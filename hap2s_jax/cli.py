@@ -17,6 +17,7 @@ from absl import app, flags, logging
 
 from hap2s_jax import config as configs
 from hap2s_jax.errors import Preempted, UserError
+from hap2s_jax.parallel import expect_no_tpu
 
 EXIT_PREEMPTED = 75  # "try again later" of sysexits.h
 
@@ -42,6 +43,7 @@ def start(main: Callable[[], object]) -> None:
         except KeyboardInterrupt:
             fail("interrupted; the same command goes on from the last checkpoint", code=130)
 
+    expect_no_tpu()
     app.run(guarded, flags_parser=_parse)
 
 

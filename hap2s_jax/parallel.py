@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import os
 import sys
 import threading
@@ -173,6 +174,22 @@ def use_cores(batch_size: int, num_devices: int | None = None) -> None:
     # What is too late is harmless.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", max(num_devices, 1))
+
+
+def expect_no_tpu() -> None:
+    """Where libtpu is installed without a TPU, for rehearsals, keeps it from searching Google's servers for one.
+
+    It would take many seconds of every start, and end in complaints. Nothing happens where there is a TPU.
+    """
+    # Device files of TPU VMs: /dev/accel0 up to v4, /dev/vfio/0 later.
+    if glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"):
+        return
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+    ):
+        os.environ.setdefault(name, value)
 
 
 def initialize_processes(
