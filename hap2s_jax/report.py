@@ -12,13 +12,16 @@ import jax
 import numpy as np
 
 from hap2s_jax.data.source import Source
+from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.retrieval import nearest
 from hap2s_jax.job import Job
-from hap2s_jax.reporting import environment, plots, selection
+from hap2s_jax.reporting import card, environment, plots, selection
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.reporting.metric_log import MetricLog, read_metrics
 from hap2s_jax.reporting.pictures import retrievals
 from hap2s_jax.reporting.table import print_metrics
+from hap2s_jax.serving import calibration
+from hap2s_jax.serving.trained import fingerprint
 from hap2s_jax.training.state import TrainState
 
 RESULTS = "results.json"
@@ -85,6 +88,7 @@ def finish(
     embeddings, present = job.embeddings(state, test)
     measured = job.measure(embeddings, present, test)
     log.write(last_step, {f"test/{name}": value for name, value in measured.items()})
+    held_out = None if job.dataset.validation is None else job.embeddings(state, job.dataset.validation)
     if not job.parallel.is_lead:
         return {"test": measured}
 
@@ -104,10 +108,51 @@ def finish(
     results = _without_nan(results)
     with replacing(workdir / RESULTS) as temporary:
         temporary.write_text(json.dumps(results, indent=2, default=list, allow_nan=False) + "\n")
+    _write_card(job, state, results, held_out, workdir)
     draw(job, embeddings, present, workdir)
     print_results(results)
     say(f"results and pictures: {workdir}")
     return results
+
+
+def _write_card(
+    job: Job,
+    state: TrainState,
+    results: Mapping[str, Any],
+    held_out: tuple[np.ndarray, np.ndarray] | None,
+    workdir: pathlib.Path,
+) -> None:
+    """Calibrates the threshold on the embedded validation classes, and writes the model card."""
+    variables, threshold = job.variables(state), None
+    if held_out is not None:
+        try:
+            rates = calibration.from_embeddings(job, variables, *held_out, workdir, int(state.step))
+            accepts, rejects = rates.at(rates.equal())
+            threshold = {
+                "threshold": rates.equal(),
+                "false_accepts": accepts,
+                "false_rejects": rejects,
+                "distance": job.config.evaluate.distance,
+                "gallery": rates.gallery,
+                "weights": fingerprint(variables, job.config),
+            }
+        except UserError as error:
+            say(f"no threshold for searching: {error}")
+    data = job.dataset
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    text = card.model_card(
+        results,
+        data={
+            name: {"images": len(source), "classes": _num_classes(source)}
+            for name, source in parts.items()
+            if source is not None
+        },
+        protocols=data.protocols,
+        parameters=sum(x.size for x in jax.tree.leaves(variables["params"])),
+        threshold=threshold,
+    )
+    with replacing(workdir / card.FILE_NAME) as temporary:
+        temporary.write_text(text)
 
 
 def already_finished(workdir: pathlib.Path, steps: int, *, is_lead: bool) -> dict[str, Any]:

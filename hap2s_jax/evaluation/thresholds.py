@@ -72,7 +72,8 @@ class ErrorRates:
         """Undoes `to_json`; a KeyError or ValueError for anything else."""
         curve = ("thresholds", "false_accepts", "false_rejects")
         found: dict[str, Any] = {name: np.asarray(values[name], float) for name in curve}
-        return cls(**found, **{name: int(values[name]) for name in ("known", "unknown", "gallery")})
+        found |= {name: int(values[name]) for name in ("known", "unknown", "gallery")}
+        return cls(**found)
 
 
 def error_rates(

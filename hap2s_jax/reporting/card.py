@@ -1,0 +1,127 @@
+"""The model card of a run: what was trained on what, how good it is by which measure, and where that came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from hap2s_jax.reporting import environment
+from hap2s_jax.reporting.table import to_markdown
+
+FILE_NAME = "model_card.md"
+
+# By the part of a metric's name before "@", "-" or "_" and a number; `docs/evaluation.md` has them in full.
+_DEFINITIONS = {
+    "recall": "recall@k: share of queries with a match among the k nearest images (every other test image is asked)",
+    "rank": "rank-k: share of queries with a match among the k nearest gallery images (those without any are left out)",
+    "mAP": "mAP: mean over queries of the mean over matches of the precision at the match",
+    "mAP_trapezoid": "mAP_trapezoid: as mAP, with the precision averaged before and at the match (Market-1501's)",
+    "mINP": "mINP: mean over queries of matches / rank of the last match",
+    "map@r": "map@r: as mAP, but only matches among the r nearest count, r being how many there are",
+    "r_precision": "r_precision: share of matches among the r nearest, r being how many there are",
+    "mrr": "mrr: mean of 1 / rank of the first match",
+    "nmi": "nmi: normalised mutual information of k-means clusters (as many as classes) and the classes",
+    "ami": "ami: the same adjusted for chance",
+    "f1": "f1: F1 over pairs of images, same cluster against same class",
+}
+_RULES = {
+    "class": "class: every test image queries all the others",
+    "query_gallery": "query_gallery: queries against the gallery; matches seen by the query's own camera are removed",
+    "in_shop": "in_shop: query images against gallery images",
+}
+
+
+def model_card(
+    results: Mapping[str, Any],
+    *,
+    data: Mapping[str, Mapping[str, int]],
+    protocols: tuple[str, ...],
+    parameters: int,
+    threshold: Mapping[str, Any] | None = None,
+) -> str:
+    """The card as Markdown.
+
+    Args:
+      results: what ``results.json`` holds.
+      data: part of the data set ("train", "validation", "test") -> ``{"images", "classes"}``.
+      protocols: which evaluations the figures are of.
+      parameters: of the encoder.
+      threshold: ``threshold``, ``false_accepts``, ``false_rejects``, ``distance``, ``gallery`` and ``weights`` of the
+        calibration, None without one.
+    """
+    config, facts = results["config"], results["environment"]
+    sections = [
+        f"# {config['name']}: {config['encoder']['name']} trained with {config['loss']['name']}",
+        _what_it_is(results, parameters),
+        "```python\nimport hap2s_jax\n\nembeddings = hap2s_jax.load(WORKDIR)(PATHS_OF_IMAGES)\n```",
+        "## Data",
+        _data(config["data"]["name"], data),
+        "## Figures on the test classes",
+        _figures(results),
+        "\n".join(f"- {line}" for line in _definitions(results["test"], protocols)),
+    ]
+    if threshold is not None:
+        sections += ["## Threshold", _threshold(threshold)]
+    text = json.dumps(config, indent=2, default=list)
+    sections += [
+        "## How it was made",
+        _origin(results, facts),
+        f"<details><summary>Config</summary>\n\n```json\n{text}\n```\n\n</details>",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _what_it_is(results: Mapping[str, Any], parameters: int) -> str:
+    config = results["config"]
+    dim = config["encoder"].get("embedding_dim") or "as many as pooled features of"
+    weights = ", the moving average" if config.get("ema_decay") else ""
+    height, width = config["data"]["image_size"]
+    return (
+        f"Maps an image to {dim} numbers, so that images of one class lie close by {config['evaluate']['distance']} "
+        f"distance. Weights of step {results['weights_of_step']} of {results['steps']}{weights}; {parameters:,} "
+        f"parameters. Images are resized to {height} x {width} (height x width) and normalised by the encoder itself."
+    )
+
+
+def _data(name: str, data: Mapping[str, Mapping[str, int]]) -> str:
+    parts = "; ".join(
+        f"{part} {sizes['images']:,} images of {sizes['classes']:,} classes" for part, sizes in data.items()
+    )
+    return (
+        f"{name}: {parts}. The test classes occur neither in training nor in the choice of weights. The encoder is as "
+        "good as this data: on images of another kind, measure before you rely on it."
+    )
+
+
+def _threshold(found: Mapping[str, Any]) -> str:
+    return (
+        f"A query has no match beyond a {found['distance']} distance of {found['threshold']:.4f}. On the validation "
+        f"classes, against {found['gallery']:,} images: {found['false_accepts']:.1%} false accepts, "
+        f"{found['false_rejects']:.1%} false rejects. Larger galleries have more false accepts. Fingerprint of the "
+        f"weights: {found['weights']}."
+    )
+
+
+def _origin(results: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    return (
+        f"Seed {results['config']['seed']}; {results['seconds_of_this_process']:,} s in the last process; "
+        f"{environment.summary(dict(facts))}; hap2s_jax {facts['hap2s_jax']}, commit {facts['commit'] or 'unknown'}; "
+        f"{versions}."
+    )
+
+
+def _figures(results: Mapping[str, Any]) -> str:
+    rows = {
+        **results.get("baselines", {}),
+        "untrained": results.get("untrained"),
+        "trained": results["test"],
+    }
+    return to_markdown({name: row for name, row in rows.items() if row}).strip()
+
+
+def _definitions(test: Mapping[str, Any], protocols: tuple[str, ...]) -> list[str]:
+    lines = [_RULES[name] for name in protocols if name in _RULES]
+    wanted = {name if name in _DEFINITIONS else name.split("@")[0].split("-")[0] for name in test}
+    return lines + [text for name, text in _DEFINITIONS.items() if name in wanted]

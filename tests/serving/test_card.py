@@ -1,0 +1,60 @@
+"""A whole tiny run leaves a model card and a threshold that belong to the weights that `load` finds."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pathlib
+
+import pytest
+
+import hap2s_jax
+from hap2s_jax import main
+from hap2s_jax.reporting.card import model_card
+from hap2s_jax.serving import calibration
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        config = importlib.import_module("configs.emoji").get_config("tiny")
+    config.log.tensorboard = False
+    config.steps = 2
+    config.num_devices = 1
+    config.evaluate.untrained = False
+    config.evaluate.weights = "best"
+    config.ema_decay = 0.5
+    workdir = tmp_path_factory.mktemp("card") / "run"
+    return workdir, main.run(config, workdir)
+
+
+def test_the_card_says_what_the_results_say(finished):
+    workdir, results = finished
+    text = (workdir / "model_card.md").read_text()
+    assert f"{results['test']['mAP']:.3f}" in text
+    for said in ("raw pixels", "## Threshold", "Seed 0", "class: every test image", "jax ", "moving average"):
+        assert said in text
+    assert json.loads(text.split("```json\n")[1].split("\n```")[0])["seed"] == 0
+
+
+def test_every_metric_that_is_measured_is_defined(finished):
+    _, results = finished
+    text = model_card(results, data={}, protocols=("class", "query_gallery"), parameters=1)
+    defined = {line[2:].split(":")[0] for line in text.splitlines() if line.startswith("- ")}
+    kinds = {
+        "recall@k" if n.startswith("recall@") else "rank-k" if n.startswith("rank-") else n
+        for n in results["test"]
+    }
+    assert {name for name in kinds if "queries" not in name} <= defined
+
+
+def test_the_threshold_is_of_the_weights_that_load_finds(finished):
+    workdir, results = finished
+    encoder = hap2s_jax.load(workdir)
+    assert encoder.step == results["weights_of_step"]
+    assert calibration.read(workdir, encoder.fingerprint) is not None
+    assert encoder.fingerprint in (workdir / "model_card.md").read_text()
+    assert (workdir / "thresholds.png").stat().st_size > 0
