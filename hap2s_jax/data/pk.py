@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hap2s_jax.data.draws import permutation
+from hap2s_jax.data.draws import hash_words, permutation
 from hap2s_jax.errors import UserError
 
 # Words that keep the different uses of the seed apart.
@@ -94,7 +94,14 @@ class PKPlan:
         epoch, position = divmod(int(step), self.steps_per_epoch)
         p = self.classes_per_batch
         classes = self._class_order(epoch)[position * p : (position + 1) * p]
-        return np.concatenate([self._images(int(c), self._visits(int(c), epoch)) for c in classes])
+        visits = np.array([self._visits(int(c), epoch) for c in classes])
+        indices = np.empty((p, self.images_per_class), np.int64)
+        enough = self._counts[classes] >= self.images_per_class
+        if enough.any():
+            indices[enough] = self._distinct_images(classes[enough], visits[enough])
+        for row in np.flatnonzero(~enough):
+            indices[row] = self._repeated_images(int(classes[row]), int(visits[row]))
+        return indices.reshape(-1)
 
     def _class_order(self, epoch: int) -> np.ndarray:
         # Kept for one epoch only; a tuple, so that threads see the number and the order change together.
@@ -110,17 +117,43 @@ class PKPlan:
         absences = -((int(self._ring_position[c]) - epoch * left_over) // self.num_classes)
         return epoch - max(0, absences)
 
-    def _images(self, c: int, visit: int) -> np.ndarray:
-        """The K images of class `c` when it is drawn for the time number `visit`."""
+    def _distinct_images(self, classes: np.ndarray, visits: np.ndarray) -> np.ndarray:
+        """K images each of classes that have so many, `[c, K]`, when they are drawn for the time number `visits` `[c]`.
+
+        All classes at once, since a class by itself has so few images that NumPy's calls would cost more than its work.
+        """
+        k, n = self.images_per_class, self._counts[classes]
+        turn, position = np.divmod(visits, n // k)
+        row, place = np.repeat(np.arange(len(n)), n), _counted(n)
+        # Out of a class's ring, the n mod K images that sit out this turn, others each time.
+        ring = _shuffled(row, hash_words(self.seed, _IMAGE_RING, classes[row], place))
+        out = (place - (turn * (n % k) % n)[row]) % n[row] < (n % k)[row]
+        kept = np.ones(len(row), bool)
+        kept[ring[out]] = False
+        row, place = row[kept], place[kept]
+        left = n - n % k
+        words = hash_words(self.seed, _IMAGE_ORDER, classes[row], turn[row], _counted(left))
+        order = place[_shuffled(row, words)]
+        first = np.cumsum(left) - left + position * k
+        chosen = order[first[:, None] + np.arange(k)]
+        return self._by_class[self._offsets[classes][:, None] + chosen]
+
+    def _repeated_images(self, c: int, visit: int) -> np.ndarray:
+        """K images of class `c`, which has fewer, when it is drawn for the time number `visit`."""
         n, k = int(self._counts[c]), self.images_per_class
-        if n >= k:
-            turn, position = divmod(visit, n // k)
-            ring = permutation(n, self.seed, _IMAGE_RING, c) if n % k else np.arange(n)
-            order = _deal(ring, k, turn, (self.seed, _IMAGE_ORDER, c))[position * k : (position + 1) * k]
-        else:
-            ring = permutation(n, self.seed, _IMAGE_RING, c)
-            order = np.concatenate([np.tile(ring, k // n), _window(ring, visit, k % n)])
+        ring = permutation(n, self.seed, _IMAGE_RING, c)
+        order = np.concatenate([np.tile(ring, k // n), _window(ring, visit, k % n)])
         return self._by_class[self._offsets[c] + order]
+
+
+def _counted(sizes: np.ndarray) -> np.ndarray:
+    """0, 1, ... up to each size in turn."""
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
+def _shuffled(rows: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """The order of all entries by row and, within a row, by random words; as `permutation` does for a single row."""
+    return np.lexsort((words, rows))
 
 
 def _window(ring: np.ndarray, turn: int, size: int) -> np.ndarray:
