@@ -34,7 +34,8 @@ def train_step(
     Args:
       state: the current state, equal on all devices.
       batch: this device's share: ``image [b, h, w, 3]`` and ``label [b]``.
-      encoder: flax module whose batch normalisation is synchronised over `axis_name`.
+      encoder: flax module whose batch normalisation is synchronised over `axis_name`; if it is not, each device
+        normalises by its own share, and the running statistics are the devices' mean.
       objective: ``objective(output, labels, loss_params, axis_name, step) -> (loss, stats)``, both being those
         of the **global** batch. Its loss must be the global mean on every device: the mean over devices of the
         gradients of a global mean is the gradient of the global batch.
@@ -52,6 +53,10 @@ def train_step(
     differentiate = gradients if pieces == 1 else functools.partial(gradients_in_pieces, pieces=pieces)
     loss, stats, batch_stats, embedding, grads = differentiate(state, batch, encoder, objective, axis_name)
     grads = jax.lax.pmean(grads, axis_name)
+    # Equal on all devices already, unless the encoder is somebody's own that does not synchronise them.
+    batch_stats = jax.tree.map(
+        lambda s: jax.lax.pmean(s, axis_name) if jnp.issubdtype(s.dtype, jnp.floating) else s, batch_stats
+    )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
