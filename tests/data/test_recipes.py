@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import re
 
+import jax
+import numpy as np
 import pytest
 import trees
 
 from hap2s_jax import main
 from hap2s_jax.errors import UserError
 from hap2s_jax.job import Job
+from hap2s_jax.program import Program
 from hap2s_jax.reporting.metric_log import read_metrics
+from hap2s_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +46,33 @@ def test_a_recipe_makes_three_updates(data_dir, name, arg):
         state, metrics = job.update(state, batch)
         assert 0 < float(metrics["loss"]) < 1e4
     assert int(state.step) == 3
+
+
+@pytest.mark.parametrize("own", ["Tiny", "tiny_nnx"])
+def test_an_encoder_of_ones_own_trains_by_config(data_dir, own, monkeypatch, request):
+    monkeypatch.syspath_prepend(str(request.config.rootpath))
+    config = tiny("market1501", "trinet", data_dir)
+    config.encoder = {"name": f"tests.models.my_encoders:{own}", "embedding_dim": 8}
+    config.num_devices = 2
+    job = Job.create(config.lock())
+    before = jax.device_get(job.initial_state())
+    state, _ = job.update(job.parallel.replicate(before), next(job.train_batches(0)))
+    assert job.embeddings(state, job.dataset.test)[0].shape[1] == 8
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), jax.device_get(state), before)
+    assert any(jax.tree.leaves(moved.params))
+    assert all(jax.tree.leaves(moved.batch_stats))
+
+
+def test_the_recipe_of_the_page_is_a_config(monkeypatch, request):
+    monkeypatch.syspath_prepend(str(request.config.rootpath))
+    page = (request.config.rootpath / "docs" / "recipes.md").read_text()
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "recipes.md", "exec"), names)
+    program = Program.create(names["get_config"]().lock())
+    assert set(program.losses) == {"metric", "auxiliary"}
+    for name in (*OPTIMIZERS, *SCHEDULES):
+        assert name in page
 
 
 @pytest.mark.slow
