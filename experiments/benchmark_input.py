@@ -21,6 +21,7 @@ import itertools
 import json
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -35,10 +36,11 @@ from hap2s_jax.data.pixels import Window, cut, decode_whole, image_shape, reduct
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.readers.files import FileSource
 from hap2s_jax.data.tf.augment import DRAWS, Augmentation
-from hap2s_jax.data.tf.images import DecodedImages
+from hap2s_jax.data.tf.images import CACHE_BYTES, DecodedImages
 from hap2s_jax.data.tf.pipeline import train_batches
 from hap2s_jax.data.tf.quiet import tf
 from hap2s_jax.reporting import environment
+from hap2s_jax.reporting.table import to_markdown
 
 # Name: files of (height, width), images and classes of the training set, P, K, (height, width) of the encoder.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -106,27 +108,40 @@ def rate(batches: Iterator[Any], count: int, batch: int) -> tuple[float, float]:
 
 
 def throughput(source: FileSource, setting: dict[str, Any], turns: int, count: int) -> dict[str, Any]:
-    """The pipeline against bare decoding, in turns of `count` batches; only one of them lives at a time."""
+    """The pipeline against bare decoding, in turns of `count` batches; only one of them lives at a time.
+
+    Returns:
+      "decoding" (every image anew each time) and, where the default cache holds the whole set, "kept" (as it is after
+      the first epochs), each with the figures of both and their ratios.
+    """
     p, k = setting["batch"]
-    cores = environment.usable_cores()
     plan = PKPlan(source.labels, classes_per_batch=p, images_per_class=k, seed=0)
-    arguments = {"augmentation": setting["augmentation"], "image_size": setting["size"], "seed": 0}
-    first = rate(train_batches(source, plan, **arguments), count, p * k)
-    kept = DecodedImages(source).cached
-    if kept:
-        # After the first epochs nothing is decoded any more.
-        for _ in itertools.islice(train_batches(source, plan, **arguments), 3 * len(source) // (p * k)):
+
+    def batches(cache_bytes: int, start: int = 0) -> Iterator[Any]:
+        options = {"augmentation": setting["augmentation"], "image_size": setting["size"], "seed": 0}
+        return train_batches(source, plan, **options, start_step=start, cache_bytes=cache_bytes)
+
+    sizes = {"decoding": 0}
+    if DecodedImages(source).cached:
+        sizes["kept"] = CACHE_BYTES
+        for _ in itertools.islice(batches(CACHE_BYTES), 3 * len(source) // (p * k)):
             pass
-    taken = []
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ("bare", *sizes)}
     for turn in range(turns):
-        pipeline = rate(train_batches(source, plan, **arguments, start_step=1000 * turn), count, p * k)
-        taken.append((pipeline, rate(bare_batches(source, p * k, cores), count, p * k)))
-    figures: dict[str, Any] = {"cores": cores, "decoded_images_kept": kept}
-    for place, unit in enumerate(("per_second", "per_processor_second")):
-        figures[f"pipeline_images_{unit}"] = round(statistics.median(a[place] for a, _ in taken))
-        figures[f"bare_decode_images_{unit}"] = round(statistics.median(b[place] for _, b in taken))
-        figures[f"ratio_{unit}"] = round(statistics.median(a[place] / b[place] for a, b in taken), 2)
-        figures[f"first_turn_images_{unit}"] = round(first[place])
+        taken["bare"].append(rate(bare_batches(source, p * k, environment.usable_cores()), count, p * k))
+        for name, size in sizes.items():
+            taken[name].append(rate(batches(size, 1000 * turn), count, p * k))
+    figures: dict[str, Any] = {}
+    for name in sizes:
+        figures[name] = {}
+        for place, unit in enumerate(("second", "processor second")):
+            ours, bare = ([pair[place] for pair in taken[who]] for who in (name, "bare"))
+            ratio = statistics.median(a / b for a, b in zip(ours, bare, strict=True))
+            figures[name] |= {
+                f"images per {unit}": round(statistics.median(ours)),
+                f"bare decoding, images per {unit}": round(statistics.median(bare)),
+                f"ratio per {unit}": round(ratio, 2),
+            }
     return figures
 
 
@@ -190,23 +205,39 @@ def scale(folder: Path, names: list[str], images: int, classes: int) -> dict[str
     return figures
 
 
+def to_tables(results: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    facts = results["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    text = f"`{results['command']}`\n\n{facts['cpu']}, {facts['cpus']} cores; Python {facts['python']}, {versions}.\n\n"
+    rates = {f"{n}, {kind}": row for n in SETTINGS for kind, row in results[n]["throughput"].items()}
+    text += f"Whole pipeline and bare decoding:\n\n{to_markdown(rates)}\n"
+    stages = {name: results[name]["microseconds_per_image"] for name in SETTINGS}
+    text += f"Microseconds of processor time per image, by stage:\n\n{to_markdown(stages)}\n"
+    return text + f"Scale:\n\n{to_markdown({name: results[name] for name in ('sop', 'million')})}"
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes, for tests")
-    parser.add_argument("--output", default="results/benchmark_input.json", help="JSON file to write")
+    results_file = Path(__file__).parent / "results" / "benchmark_input.json"
+    parser.add_argument("--output", default=str(results_file), help="JSON file; tables go beside it")
     args = parser.parse_args()
     files, turns, count, shrink = (16, 1, 1, 50) if args.tiny else (512, 5, 20, 1)
-    results: dict[str, Any] = {"machine": environment.describe()}
+    command = " ".join(["python experiments/benchmark_input.py", *sys.argv[1:]])
+    results: dict[str, Any] = {"command": command, "environment": environment.describe()}
     with tempfile.TemporaryDirectory() as temporary:
         for name, setting in SETTINGS.items():
             folder = Path(temporary) / name
             names = write_files(folder, setting["files"], files)
             source = source_of(folder, names, max(setting["images"] // shrink, 800), setting["classes"])
-            results[name] = throughput(source, setting, turns, count)
-            results[name]["microseconds_per_image"] = profile(source, setting, len(names))
+            results[name] = {
+                "throughput": throughput(source, setting, turns, count),
+                "microseconds_per_image": profile(source, setting, len(names)),
+            }
             print(name, json.dumps(results[name]))
         folder = Path(temporary) / "cub"
         for name, images, classes in (("sop", 59_551, 11_318), ("million", 1_000_000, 100_000)):
@@ -217,6 +248,7 @@ def main() -> None:
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=2) + "\n")
+    output.with_suffix(".md").write_text(to_tables(results))
 
 
 if __name__ == "__main__":
