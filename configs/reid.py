@@ -95,7 +95,7 @@ def bot(config: Config) -> None:
     config.encoder.embedding_dim = 0
     config.encoder.bnneck = True
     common.set_loss(config, "hap2s_e")
-    common.set_auxiliary(config, "softmax", weight=1.0, label_smoothing=0.1)
+    common.set_auxiliary(config, "softmax", weight=1.0, label_smoothing=0.1, use_bias=False)
     config.optimizer.learning_rate = 3.5e-4
     config.optimizer.weight_decay = 5e-4
     config.schedule.name = "step"

@@ -88,6 +88,7 @@ def softmax_loss(
     *,
     params: Any,
     label_smoothing: Scalar = 0.1,
+    use_bias: bool = True,
     axis_name: Axis = None,
     ignore_label: int | None = -1,
     sample_weights: Any = None,
@@ -103,11 +104,14 @@ def softmax_loss(
         labels: `[n]`, 0 to c - 1; any other label than `ignore_label` makes the loss NaN.
         params: {"kernel": `[d, c]`, "bias": `[c]`}.
         label_smoothing: s, 0.1 in the paper.
+        use_bias: False leaves the bias out, as after BNNeck (Luo et al. 2019), whose features lie about the origin.
         axis_name: as in `mean_over_anchors`, and so are `ignore_label`, `sample_weights`, `reduction` and
             `with_stats` (here: accuracy).
     """
     embeddings, labels, kernel, valid = _inputs(embeddings, labels, params["kernel"], 1, ignore_label)
-    logits = _dot(embeddings, kernel) + params["bias"]
+    logits = _dot(embeddings, kernel)
+    if use_bias:
+        logits = logits + params["bias"]
     values, stats = _cross_entropy(logits, labels, label_smoothing)
     settings = {"axis_name": axis_name, "sample_weights": sample_weights, "reduction": reduction}
     return reduce_samples(values, valid, stats, with_stats=with_stats, **settings)

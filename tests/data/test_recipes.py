@@ -105,6 +105,7 @@ def test_recipes_differ_as_their_papers_do():
             0,
         )
         assert (config.auxiliary.name, config.auxiliary.label_smoothing) == ("softmax", 0.1)
+        assert not config.auxiliary.use_bias
         assert config.evaluate.distance == "cosine"
     assert (agw.encoder.pooling, agw.loss.sigma, agw.loss.soft_margin) == ("gem", 1.0, True)
     cub = importlib.import_module("configs.cub").get_config()
