@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import functools
 import hashlib
 import itertools
 import os
@@ -17,9 +16,9 @@ import numpy as np
 
 from hap2s_jax.data import pixels
 from hap2s_jax.errors import UserError
+from hap2s_jax.job import embedding_function
 from hap2s_jax.parallel import DataParallel
 from hap2s_jax.reporting.environment import usable_cores
-from hap2s_jax.training import step as steps
 
 PyTree = Any
 # A path, an encoded image, or uint8 [H, W, 3].
@@ -69,13 +68,20 @@ class TrainedEncoder:
         self.fingerprint = fingerprint(variables, config)
         self._parallel = DataParallel(tuple(jax.local_devices()))
         self._placed = self._parallel.replicate(variables)
-        self._embed = self._parallel.compile_map(functools.partial(steps.embed_step, encoder=module))
+        self._function = embedding_function(module, config.evaluate)
+        self._embed = self._parallel.compile_map(self._function)
         sample = jax.ShapeDtypeStruct((1, *self.image_size, 3), np.uint8)
         self.dim = int(jax.eval_shape(self.function, sample).shape[1])
 
     def function(self, images: Any) -> jax.Array:
         """The bare pure function ``uint8 [n, h, w, 3] -> [n, d]``, the weights closed over; for `jax.export`."""
-        return steps.embed_step(self.variables, images, encoder=self.module)
+        return self._function(self.variables, images)
+
+    def embed_pixels(self, images: np.ndarray) -> np.ndarray:
+        """Embeds what `preprocess` gave, uint8 `[n, *image_size, 3]`, in one batch to float32 `[n, d]`."""
+        batch = np.zeros((self._bucket(len(images)), *self.image_size, 3), np.uint8)
+        batch[: len(images)] = images
+        return _fetch(self._embed(self._placed, batch), [None] * len(images)).embeddings
 
     def __call__(self, images: Sequence[Image] | Image, *, batch_size: int | None = None) -> np.ndarray:
         """Embeds images.
@@ -200,7 +206,8 @@ class TrainedEncoder:
 def fingerprint(variables: PyTree, config: Any) -> str:
     """Sixteen hexadecimal digits that tell these weights, with this preprocessing, from all others."""
     size = [int(side) for side in config.data.image_size]
-    digest = hashlib.sha256(repr((size, sorted(_transform(config).items()))).encode())
+    settings = [config.evaluate[key] for key in ("feature", "flip", "five_crops", "crop", "distance")]
+    digest = hashlib.sha256(repr((size, settings, sorted(_transform(config).items()))).encode())
     for path, leaf in sorted(
         (jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
     ):

@@ -38,6 +38,7 @@ def run(tmp_path_factory):
     config.evaluate.batch_size = 32
     config.evaluate.enlarge = 1.1
     config.evaluate.keep_aspect = True
+    config.evaluate.flip = True
     workdir = tmp_path_factory.mktemp("serving") / "run"
     workdir.mkdir()
     configs.save(config, workdir)

@@ -1,0 +1,41 @@
+"""Writing TensorFlow's SavedModel; here because TensorFlow is imported in this package alone."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+from hap2s_jax.data.tf.quiet import tf
+from hap2s_jax.reporting.atomic import cannot_write
+
+
+def save(function: Callable[[Any], Any], path: pathlib.Path, image_size: tuple[int, int]) -> None:
+    """Saves ``function: uint8 [b, h, w, 3] -> [b, d]``, for any b, to the folder `path`, whole or not at all.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    module: Any = tf.Module()
+    signature = [tf.TensorSpec([None, *image_size, 3], tf.uint8, name="images")]
+    module.__call__ = tf.function(function, autograph=False, input_signature=signature)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        tf.saved_model.save(
+            module, str(partial), signatures={"serving_default": _named(module.__call__, signature)}
+        )
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _named(function: Callable[[Any], Any], signature: list[Any]) -> Any:
+    """Servers want outputs by name."""
+    return tf.function(
+        lambda images: {"embeddings": function(images)}, autograph=False, input_signature=signature
+    )

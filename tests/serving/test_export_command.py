@@ -1,0 +1,180 @@
+"""Exports give the original embeddings without this project."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import hap2s_jax
+from hap2s_jax import export, models
+from hap2s_jax.data import pixels
+from hap2s_jax.errors import UserError
+from hap2s_jax.serving import exports
+from hap2s_jax.serving.trained import TrainedEncoder
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    assert export.main([f"--workdir={run.workdir}", f"--output={folder}"]) == 0
+    encoder = hap2s_jax.load(run.workdir)
+    images = np.stack([encoder.preprocess(run.source.read(n)) for n in range(7)])
+    np.save(folder / "images.npy", images)
+    return folder
+
+
+# An import of the project fails, as where it is not installed.
+_ALONE = """
+import sys
+sys.modules["hap2s_jax"] = None
+import numpy as np
+images = np.load("images.npy")
+"""
+_STABLEHLO = """
+import jax, jax.export
+encoder = jax.export.deserialize(bytearray(open("encoder.stablehlo", "rb").read()))
+assert encoder.platforms == ("cpu", "cuda", "tpu"), encoder.platforms
+embed = lambda images: encoder.call(images)
+assert "tensorflow" not in sys.modules
+"""
+_SAVED_MODEL = """
+import tensorflow as tf
+encoder = tf.saved_model.load("saved_model")
+embed = lambda images: encoder(images).numpy()
+named = encoder.signatures["serving_default"](images=tf.constant(images))["embeddings"].numpy()
+np.testing.assert_allclose(named, embed(images), atol=1e-6)
+"""
+_SAVE = """
+np.save(sys.argv[1], np.concatenate([embed(images[:1]), embed(images[1:3]), embed(images[3:])]))
+"""
+
+
+@pytest.mark.parametrize("code", [_STABLEHLO, _SAVED_MODEL], ids=["stablehlo", "saved_model"])
+def test_runs_without_this_project(exported, reference, tmp_path, code):
+    command = [sys.executable, "-c", _ALONE + code + _SAVE, str(tmp_path / "out.npy")]
+    done = subprocess.run(command, cwd=exported, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), reference[:7], atol=1e-5)
+
+
+def test_the_preprocessing_is_written_down(exported, run):
+    record = json.loads((exported / "preprocessing.json").read_text())
+    assert record["image_size"] == [64, 64]
+    assert record["enlarge"] == 1.1
+    assert record["fingerprint"] == hap2s_jax.load(run.workdir).fingerprint
+    # By its words alone: the largest centred square, over 1.1.
+    image = pixels.decode_whole(run.source.read(0))
+    side = round(min(image.shape[:2]) / record["enlarge"])
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    import cv2
+
+    expected = cv2.resize(image[top : top + side, left : left + side], (64, 64))
+    np.testing.assert_array_equal(expected, np.load(exported / "images.npy")[0])
+
+
+def _with_stem(run, stem):
+    """An encoder whose trunk is torchvision's, or nearly, with weights and statistics drawn at random."""
+    config = run.job.config.copy_and_resolve_references()
+    config.unlock()
+    config.evaluate.flip = False
+    config.encoder.update(name="resnet18", width=8, stem=stem, pooling="gap", embedding_dim=16)
+    module = models.create(**config.encoder)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.uint8))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: (0.3 * rng.random(x.shape) + 0.05).astype(np.float32), shapes)
+    return TrainedEncoder(config, 1, False, module, variables, pathlib.Path("nowhere"))
+
+
+def test_torch_users_load_the_backbone_by_torchvisions_names(run, tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    encoder = _with_stem(run, "imagenet")
+    tensors = load_file(exports.write_safetensors(encoder, tmp_path))
+    model = _torchvision_resnet18(torch, width=8)
+    missing, left = model.load_state_dict(tensors, strict=False)
+    assert not [name for name in missing if not name.endswith("num_batches_tracked")]
+    assert all(name.startswith("head.") for name in left)
+    images = np.stack([encoder.preprocess(run.source.read(n)) for n in range(5)])
+    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        inputs = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
+        x = model.eval()(inputs) @ tensors["head.embedding.weight"].T
+        norm = {key: tensors[f"head.embedding_bn.{key}"] for key in ("running_mean", "running_var", "weight")}
+        x = torch.nn.functional.batch_norm(x, **norm)
+        x = torch.nn.functional.normalize(x)
+    np.testing.assert_allclose(x.numpy(), encoder.embed_pixels(images), atol=1e-5)
+
+
+def _torchvision_resnet18(torch, width):
+    """As torchvision's module tree has it, up to the pooled features."""
+    nn = torch.nn
+
+    class Block(nn.Module):
+        def __init__(self, inside, outside, stride):
+            super().__init__()
+            self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(outside)
+            self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+            self.bn2 = nn.BatchNorm2d(outside)
+            self.downsample = None
+            if stride > 1 or inside != outside:
+                self.downsample = nn.Sequential(
+                    nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
+                )
+
+        def forward(self, x):
+            y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+            return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+    class ResNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+            self.bn1 = nn.BatchNorm2d(width)
+            self.maxpool = nn.MaxPool2d(3, 2, 1)
+            inside = width
+            for stage in range(4):
+                outside = width * 2**stage
+                blocks = [Block(inside, outside, 2 if stage else 1), Block(outside, outside, 1)]
+                setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+                inside = outside
+
+        def forward(self, x):
+            x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+            for stage in range(4):
+                x = getattr(self, f"layer{stage + 1}")(x)
+            return x.mean(dim=(2, 3))
+
+    return ResNet()
+
+
+def test_another_stem_does_not_go_by_torchvisions_name(run, exported):
+    from safetensors.numpy import load_file
+
+    tensors = load_file(exported / "encoder.safetensors")
+    assert {"stem.conv1.weight", "stem.bn2.running_var", "layer1.0.conv1.weight"} <= set(tensors)
+    assert not [name for name in tensors if name.startswith(("conv1", "bn1"))]
+    assert tensors["stem.conv1.weight"].shape[1:] == (3, 3, 3)
+    count = sum(x.size for x in jax.tree.leaves(hap2s_jax.load(run.workdir).variables))
+    assert sum(x.size for x in tensors.values()) == count
+
+
+def test_mistakes_are_one_line(run, tmp_path, capsys, monkeypatch):
+    arguments = [f"--workdir={run.workdir}", f"--output={tmp_path}"]
+    assert export.main([*arguments, "--formats=stablhlo"]) == 1
+    assert "did you mean 'stablehlo'?" in capsys.readouterr().err
+
+    def refuse(encoder, folder):
+        raise UserError("needs TensorFlow")
+
+    monkeypatch.setattr(exports, "FORMATS", {"saved_model": refuse})
+    assert export.main(arguments) == 0
+    assert "not written: needs TensorFlow" in capsys.readouterr().out
+    assert export.main([*arguments, "--formats=saved_model"]) == 1
