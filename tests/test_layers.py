@@ -39,7 +39,7 @@ ROOMS = {
     "orbax": ("hap2s_jax.training.checkpoint",),
     "flax": ("hap2s_jax.models", "hap2s_jax.training"),
     "optax": ("hap2s_jax.training", "hap2s_jax.program", "hap2s_jax.job"),
-    "ml_collections": ("hap2s_jax.config", "hap2s_jax.main", "hap2s_jax.job"),
+    "ml_collections": ("hap2s_jax.config", "hap2s_jax.main", "hap2s_jax.job", "hap2s_jax.rehearse"),
 }
 # Inside functions only, so that the module itself can be imported without them.
 INSIDE_FUNCTIONS = {

@@ -1,0 +1,342 @@
+"""Compiles a config's very programs for TPUs that are not there, and says what they need and may reach.
+
+    python -m hap2s_jax.rehearse --config=configs/cub.py --topology=v5e:4x4
+    python -m hap2s_jax.rehearse --config=configs/cub.py --topology=v5p:2x2x2 --scaling
+
+The extra ``tpu`` brings the compiler; no TPU, no data and no weights are needed. ``--scaling`` adds the loss on every
+slice of the generation, from 8 chips on, each with as many images a chip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from ml_collections import config_flags
+
+from hap2s_jax import cli, rehearsal
+from hap2s_jax.config import Config
+from hap2s_jax.data import registry
+from hap2s_jax.errors import UserError
+from hap2s_jax.job import embedding_function
+from hap2s_jax.parallel import AXIS
+from hap2s_jax.program import Program
+from hap2s_jax.rehearsal import Compiled, DoesNotFitError, Topology
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, as configs/cub.py.")
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "TPU slice; a wrong name lists those that there are.")
+_LARGEST = flags.DEFINE_bool("largest", True, "Find the largest batch that fits (several compilations).")
+_SCALING = flags.DEFINE_bool("scaling", False, "Compile the loss for all slices from 8 chips on.")
+_EFFORT = flags.DEFINE_float(
+    "effort", -1.0, "How hard the compiler tries: 0 is what training gets, -1 takes a fraction of the time."
+)
+_CLASSES = flags.DEFINE_integer("classes", None, "Training classes, where the registry does not know them.")
+_JSON = flags.DEFINE_string("json", None, "Also write all figures to this file.")
+
+REMARK = (
+    "Memory is the compiler's own plan and binding. Times are its estimates: no program has run, and nobody has "
+    "waited for data, for other chips or for the host. Trust ratios more than values."
+)
+_SMALLEST_SLICE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Rehearsal:
+    """A config, its programs and the slice that they are compiled for."""
+
+    program: Program
+    topology: Topology
+    num_classes: int
+    effort: float
+
+    @property
+    def step_unit(self) -> int:
+        """Images by which a global batch can grow: one class on every device."""
+        return self.program.config.batch.images_per_class * len(self.topology.devices)
+
+    def train_step(self, batch_size: int) -> Compiled:
+        """The training step for a global batch."""
+        shares = (len(self.topology.devices), batch_size // len(self.topology.devices))
+        batch = {
+            "image": jax.ShapeDtypeStruct((*shares, *self.program.config.data.image_size, 3), jnp.uint8),
+            "label": jax.ShapeDtypeStruct(shares, jnp.int32),
+        }
+        step = self.topology.parallel.compile_step(self.program.train_step)
+        state = self.program.abstract_state(self.num_classes)
+        return rehearsal.compile_for(self.topology, step, state, batch, effort=self.effort)
+
+    def embed_step(self) -> tuple[int, Compiled]:
+        """The evaluation's program on one host: images in its batch, and what the compiler says."""
+        host = rehearsal.topology(self.topology.name.partition(":")[0] + ":" + self.topology.chip.shapes[0])
+        config, devices = self.program.config, len(host.devices)
+        images = -(-config.evaluate.batch_size // devices) * devices
+        state = self.program.abstract_state(self.num_classes)
+        variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
+        batch = jax.ShapeDtypeStruct((images, *config.data.image_size, 3), jnp.uint8)
+        program = host.parallel.map_program(embedding_function(self.program.encoder, config.evaluate))
+        return images, rehearsal.compile_for(host, program, variables, batch, effort=self.effort)
+
+    def loss(self, topology: Topology, share: int, **settings: Any) -> Compiled:
+        """The loss with its gradient by the embeddings, for `share` images a device; `settings` of the engine's."""
+        state = self.program.abstract_state(self.num_classes)
+        images = jax.ShapeDtypeStruct((share, *self.program.config.data.image_size, 3), jnp.uint8)
+        apply = functools.partial(self.program.encoder.apply, train=False)
+        output = jax.eval_shape(
+            apply, {"params": state.params["encoder"], "batch_stats": state.batch_stats}, images
+        )
+        objective = self.program.objective
+        if settings:
+            objective = functools.partial(
+                objective, loss=functools.partial(self.program.losses["metric"], **settings)
+            )
+
+        def step(loss_params: Any, batch: Any) -> tuple[Any, Any]:
+            def of(output: Any, params: Any) -> Any:
+                return objective(output, batch["label"], params, AXIS, 0)[0]
+
+            loss, grads = jax.value_and_grad(of, argnums=(0, 1))(batch["output"], loss_params)
+            used = sum(jnp.sum(g) for g in jax.tree.leaves(grads))
+            return loss_params, (loss, jax.lax.pmean(used, AXIS))
+
+        n = len(topology.devices)
+        batch = {
+            "output": jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), output),
+            "label": jax.ShapeDtypeStruct((n, share), jnp.int32),
+        }
+        compiled = topology.parallel.compile_step(step)
+        return rehearsal.compile_for(topology, compiled, state.params["loss"], batch, effort=self.effort)
+
+
+def rehearse(
+    config: Config,
+    topology_name: str,
+    *,
+    num_classes: int | None = None,
+    effort: float = -1.0,
+    largest: bool = True,
+    scaling: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Compiles a config's programs for a TPU slice, says what comes out and returns it.
+
+    Args:
+      config: as `configs/common.py` describes it.
+      topology_name: one of `rehearsal.names()`.
+      num_classes: training classes, where the registry of data sets does not know them.
+      effort: see `rehearsal.compile_for`.
+      largest: whether to find the largest batch that fits.
+      scaling: whether to compile the loss for all slices of the generation.
+      say: gets each line as it comes.
+
+    Raises:
+      UserError: an unknown topology, no compiler, or a config that does not suit the slice.
+    """
+    topology = rehearsal.topology(topology_name)
+    program = Program.create(config)
+    subject = Rehearsal(program, topology, _training_classes(config, num_classes), effort)
+    n, batch = len(topology.devices), program.batch_size
+    topology.parallel.check_batch(batch, config.batch.pieces)
+    say(
+        f"{config.name} on {topology.name}: {n} chips ({topology.devices[0].device_kind}), {topology.hosts} hosts"
+    )
+    say(
+        f"global batch {batch:,} ({config.batch.classes} classes x {config.batch.images_per_class} images), "
+        f"{batch // n:,} images a chip, {config.encoder.name} in {config.encoder.dtype}, loss {config.loss.name}"
+    )
+    figures: dict[str, Any] = {"topology": topology.name, "chips": n, "hosts": topology.hosts, "batch": batch}
+    try:
+        step = subject.train_step(batch)
+    except DoesNotFitError as e:
+        say(f"train step: {e}")
+        step = None
+    if step is not None:
+        figures |= _report_step(subject, step, batch, say)
+    images, embed = subject.embed_step()
+    say(
+        f"embed step, {images} images a host: {_memory(embed, topology)}; "
+        f"{embed.seconds * 1e3:.3g} ms, {images * topology.hosts / embed.seconds:,.0f} images/s"
+    )
+    figures["embed"] = dataclasses.asdict(embed)
+    if largest:
+        figures["largest_batch"] = _report_largest(subject, batch if step else None, step, say)
+    if scaling:
+        figures["scaling"] = _report_scaling(subject, step, say)
+    say(REMARK)
+    return figures
+
+
+def _report_step(
+    subject: Rehearsal, step: Compiled, batch: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    topology = subject.topology
+    n, chip = len(topology.devices), topology.chip
+    loss = subject.loss(topology, batch // n)
+    link = step.link_seconds(chip, n)
+    say(f"train step, per chip: {_memory(step, topology)}")
+    say(
+        f"  {step.flops / 1e9:,.1f} GFLOP and {step.bytes_accessed / 1e9:,.2f} GB of memory traffic a step; "
+        f"{step.seconds * 1e3:.3g} ms by the compiler's estimate, {batch / step.seconds:,.0f} images/s in all, "
+        f"{step.flops / step.seconds / chip.flops:.0%} of the chip's bfloat16 peak"
+    )
+    say(
+        f"  the loss and its gradient alone: {loss.seconds * 1e3:.3g} ms, {loss.seconds / step.seconds:.2%} of the "
+        f"time, {loss.flops / step.flops:.2%} of the FLOPs"
+    )
+    moved = ", ".join(
+        f"{count} {kind} of {size / 1e6:,.2f} MB" for kind, (count, size) in sorted(step.collectives.items())
+    )
+    say(
+        f"  collectives: {moved or 'none'}; {link * 1e3:.3g} ms at the links' full speed, "
+        f"{link / step.seconds:.1%} of the time where nothing hides them"
+    )
+    return {
+        "train": dataclasses.asdict(step),
+        "loss": dataclasses.asdict(loss),
+        "link_seconds": link,
+        "images_per_second": batch / step.seconds,
+    }
+
+
+def _report_largest(
+    subject: Rehearsal, known: int | None, step: Compiled | None, say: Callable[[str], None]
+) -> int:
+    """The largest multiple of K times chips that compiles."""
+    config, unit, hbm = subject.program.config, subject.step_unit, subject.topology.chip.hbm
+    # A share must divide into the pieces.
+    pieces = config.batch.pieces
+    unit *= pieces // math.gcd(pieces, config.batch.images_per_class)
+    tried: dict[int, int | None] = {}
+
+    def fits(units: int) -> tuple[bool, float | None]:
+        try:
+            done = step if step and units * unit == known else subject.train_step(units * unit)
+        except DoesNotFitError as e:
+            tried[units] = None
+            return False, e.needed
+        tried[units] = done.hbm
+        return True, done.hbm
+
+    start = max((known or unit) // unit, 1)
+    if step is not None and step.temporaries > 0:
+        # Temporaries grow with the batch; the state does not.
+        start = max(int(start * (0.9 * hbm - step.arguments - step.code) / step.temporaries), 1)
+    units = rehearsal.largest(fits, start, hbm)
+    if units == 0:
+        say(f"not even a global batch of {unit:,} images fits; set batch.pieces or encoder.remat_stages")
+        return 0
+    say(
+        f"largest batch that fits: {units * unit:,} images, {units * unit // len(subject.topology.devices):,} a chip; "
+        f"{(units + 1) * unit:,} does not ({len(tried)} compilations)"
+    )
+    classes = units * unit // config.batch.images_per_class
+    if classes > subject.num_classes:
+        say(
+            f"  but the data has {subject.num_classes} classes: raise batch.images_per_class for more than "
+            f"{subject.num_classes * config.batch.images_per_class:,} images"
+        )
+    return units * unit
+
+
+def _report_scaling(
+    subject: Rehearsal, step: Compiled | None, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """The loss of ever larger global batches, the share of a chip staying what it is."""
+    generation = subject.topology.name.partition(":")[0]
+    share = subject.program.batch_size // len(subject.topology.devices)
+    say(
+        f"the loss when the slice grows, {share} images a chip: time and memory of the loss, with its matrix whole, "
+        "and in blocks"
+    )
+    say(
+        f"{'slice':>14}{'chips':>7}{'batch':>11}{'whole ms':>11}{'MB':>9}{'blocks ms':>11}{'MB':>9}{'of step':>9}"
+    )
+    rows = []
+    alone = subject.loss(subject.topology, share) if step else None
+    for name in rehearsal.names(generation):
+        topology = rehearsal.topology(name)
+        n = len(topology.devices)
+        if n < _SMALLEST_SLICE:
+            continue
+        row: dict[str, Any] = {"topology": name, "chips": n, "batch": n * share}
+        cells = []
+        for kind, size in (("whole", "never"), ("blocks", max(share // 8, 1))):
+            try:
+                done = subject.loss(topology, share, block_size=size)
+            except DoesNotFitError:
+                row[kind] = None
+                cells.append(f"{'does not':>11}{'fit':>9}")
+            else:
+                row[kind] = dataclasses.asdict(done)
+                cells.append(f"{done.seconds * 1e3:>11.4g}{done.temporaries / 1e6:>9,.1f}")
+        best = min((row[k]["seconds"] for k in ("whole", "blocks") if row[k]), default=math.nan)
+        part = best / (step.seconds - alone.seconds + best) if step and alone else math.nan
+        row["share_of_step"] = part
+        say(f"{name:>14}{n:>7,}{n * share:>11,}{cells[0]}{cells[1]}{part:>9.2%}")
+        rows.append(row)
+    return rows
+
+
+def _memory(compiled: Compiled, topology: Topology) -> str:
+    """One clause on memory, for people."""
+    parts = ", ".join(
+        f"{name} {size / 2**30:,.2f}"
+        for name, size in (
+            ("arguments", compiled.arguments),
+            ("temporaries", compiled.temporaries),
+            ("program", compiled.code),
+        )
+    )
+    return f"{compiled.hbm / 2**30:,.2f} of {topology.chip.hbm / 2**30:,.0f} GiB, fits ({parts})"
+
+
+def _training_classes(config: Config, given: int | None) -> int:
+    """How many classes training sees, without reading any data but what is shipped."""
+    if given is not None:
+        return given
+    entry = registry.entry(config.data.name)
+    if entry.name == "emoji":
+        from hap2s_jax.data import emoji
+
+        total = registry.num_classes(emoji.load().train)
+    else:
+        counted = entry.counts.get("classes")
+        if not isinstance(counted, int):
+            raise UserError(f"how many classes {entry.name} has is not known beforehand; give --classes")
+        total = counted
+    return max(round(total * (1 - config.data.validation_fraction)), 1)
+
+
+def _main() -> None:
+    if _CONFIG.value is None:
+        cli.fail("which experiment? give --config=FILE, as --config=configs/cub.py", code=2)
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")  # a TPU or GPU of this machine is none of our business
+    figures = rehearse(
+        _CONFIG.value,
+        _TOPOLOGY.value,
+        num_classes=_CLASSES.value,
+        effort=_EFFORT.value,
+        largest=_LARGEST.value,
+        scaling=_SCALING.value,
+        say=functools.partial(print, flush=True),
+    )
+    if _JSON.value:
+        try:
+            pathlib.Path(_JSON.value).write_text(json.dumps(figures, indent=2) + "\n")
+        except OSError as e:
+            raise UserError(f"--json={_JSON.value} cannot be written: {e.strerror}") from e
+
+
+if __name__ == "__main__":
+    cli.start(_main)
