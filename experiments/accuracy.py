@@ -18,8 +18,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import study_report
-from study import METRICS, OutOfTime, Setting, Study, parser, search, start
+from study import report
+from study.cells import METRICS, OutOfTime, Setting, Study, parser, search, start
 
 _MARGINS = ({"margin": 0.1}, {"margin": 0.6}, {"soft_margin": True, "margin": 0.0})
 # Embeddings have length 1 here, so the identification loss is a softmax over scaled cosines.
@@ -95,28 +95,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = _names(study.options.losses, study.options.tiny)
     seeds = [int(seed) for seed in study.options.seeds.split(",")]
     settings: dict[str, Setting | None] = {}
-    rows: dict[str, study_report.Row] = {}
+    rows: dict[str, report.Row] = {}
     try:
         for name in names:
             settings[name] = chosen_setting(study, name)
         # Seed by seed, so that a study that is cut short has all losses.
         for count in range(1, len(seeds) + 1):
             for name in names:
-                rows[name] = study_report.collect(study, name, settings[name], seeds[:count])
+                rows[name] = report.collect(study, name, settings[name], seeds[:count])
     except OutOfTime:
         print("out of time; the same command goes on")
     study.options.report_only = True
     # What was not reached, and what earlier calls have left.
     for name in {**HEADLINE, **OTHERS}:
-        rows[name] = study_report.collect(
-            study, name, settings.get(name) or chosen_setting(study, name), seeds
-        )
+        rows[name] = report.collect(study, name, settings.get(name) or chosen_setting(study, name), seeds)
     shown = {t: [rows[n] for n in e if n in names or rows[n].outcomes] for t, e in _TABLES.items()}
-    tables = {t: (found, rows[study_report.BASELINE]) for t, found in shown.items() if found}
-    figure = study_report.dots(
-        [r for found, _ in tables.values() for r in found], _metric(rows), "Equal budgets"
-    )
-    study_report.write(study, "accuracy" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
+    tables = {t: (found, rows[report.BASELINE]) for t, found in shown.items() if found}
+    figure = report.dots([r for found, _ in tables.values() for r in found], _metric(rows), "Equal budgets")
+    report.write(study, "accuracy" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
 
 
 _TABLES = {"The losses that the paper names": HEADLINE, "Other losses": OTHERS}
@@ -128,7 +124,7 @@ def suffix(study: Study) -> str:
     return "" if name == "emoji" else f"-{name}"
 
 
-def _metric(rows: Mapping[str, study_report.Row]) -> str:
+def _metric(rows: Mapping[str, report.Row]) -> str:
     return next((m for m in METRICS if any(row.values(m) for row in rows.values())), METRICS[0])
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import study_report
 from accuracy import chosen_setting, suffix
-from study import METRICS, OutOfTime, Setting, Study, parser, start
+from study import report
+from study.cells import METRICS, OutOfTime, Setting, Study, parser, start
 
 from hap2s_jax import exponential, hap2s_loss, losses, polynomial
 from hap2s_jax.losses import Weighting, detached
@@ -135,12 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if study.options.tiny:
         groups = {"Weight functions": _named("batch_hard", "hap2s halving")}
 
-    def rows(seeds: Sequence[int]) -> dict[str, list[study_report.Row]]:
+    def rows(seeds: Sequence[int]) -> dict[str, list[report.Row]]:
         chosen = chosen_setting(study, "hap2s_e")
         rate = {} if chosen is None else {"rate": chosen.rate}
         return {
             title: [
-                study_report.collect(
+                report.collect(
                     study, s.label, None if chosen is None else without_defaults(s).but(**rate), seeds
                 )
                 for s in settings
@@ -156,8 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     study.options.report_only = True
     finished = rows(seeds)
     tables = {title: (found, found[0]) for title, found in finished.items()}
-    figure = study_report.dots(finished["Weight functions"], METRICS[0], "Weight functions")
-    study_report.write(study, "flexibility" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
+    figure = report.dots(finished["Weight functions"], METRICS[0], "Weight functions")
+    report.write(study, "flexibility" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
 
 
 if __name__ == "__main__":

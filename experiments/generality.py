@@ -15,9 +15,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import study_report
 from accuracy import chosen_setting, suffix
-from study import METRICS, OutOfTime, Study, parser, start
+from study import report
+from study.cells import METRICS, OutOfTime, Study, parser, start
 
 from hap2s_jax.errors import UserError
 
@@ -44,13 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     absent = set()
 
-    def rows(title: str, seeds: Sequence[int]) -> list[study_report.Row]:
+    def rows(title: str, seeds: Sequence[int]) -> list[report.Row]:
         dataset, overrides = places[title]
         found = []
         for name in names:
             setting = chosen_setting(study, name)
             setting = None if setting is None else setting.but(overrides=overrides)
-            found.append(study_report.collect(study, name, setting, seeds, dataset=dataset))
+            found.append(report.collect(study, name, setting, seeds, dataset=dataset))
         return found
 
     try:
@@ -71,8 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = rows(title, seeds)
             tables[title] = (found, found[0])
     first = next(iter(tables.values()), ([], None))[0]
-    figure = study_report.dots(first, METRICS[0], next(iter(tables), ""))
-    study_report.write(study, "generality" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
+    figure = report.dots(first, METRICS[0], next(iter(tables), ""))
+    report.write(study, "generality" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
 
 
 if __name__ == "__main__":

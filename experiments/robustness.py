@@ -16,9 +16,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import study_report
 from accuracy import chosen_setting, suffix
-from study import METRICS, OutOfTime, Setting, Study, parser, start
+from study import report
+from study.cells import METRICS, OutOfTime, Setting, Study, parser, start
 
 from hap2s_jax.errors import UserError
 
@@ -58,7 +58,7 @@ def row(study: Study, name: str, setting: Setting | None, kind: str, fraction: f
             outcome = study.run(noisy(setting, kind, fraction, seed, study.options.dataset), seed)
             if outcome is not None:
                 outcomes[seed] = outcome
-    return study_report.Row(name, setting, outcomes, tuple(seeds))
+    return report.Row(name, setting, outcomes, tuple(seeds))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -88,10 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if kind == kinds[0]:
                 for found in rows:
                     lines.setdefault(found.label, {})[100 * fraction] = found
-    figure = study_report.curves(
-        lines, METRICS[0], f"{TITLES[kinds[0]].lower()}, % of the training images", ""
-    )
-    study_report.write(study, "robustness" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
+    figure = report.curves(lines, METRICS[0], f"{TITLES[kinds[0]].lower()}, % of the training images", "")
+    report.write(study, "robustness" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
 
 
 if __name__ == "__main__":

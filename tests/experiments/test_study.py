@@ -15,14 +15,13 @@ sys.path[:0] = [str(ROOT / "experiments"), str(ROOT)]
 import accuracy  # noqa: E402 - scripts, which lie on no path but their own
 import flexibility  # noqa: E402
 import robustness  # noqa: E402
-import study  # noqa: E402
-import study_report  # noqa: E402
+from study import cells, report  # noqa: E402
 
 from hap2s_jax import hap2s_loss, losses  # noqa: E402
 from hap2s_jax.errors import UserError  # noqa: E402
 from hap2s_jax.training.watch import DivergedError  # noqa: E402
 
-SETTING = study.Setting("hap2s_e", "hap2s_e")
+SETTING = cells.Setting("hap2s_e", "hap2s_e")
 
 
 def new_study(folder, monkeypatch, outcome=None, *arguments):
@@ -36,9 +35,9 @@ def new_study(folder, monkeypatch, outcome=None, *arguments):
             raise result
         return result
 
-    monkeypatch.setattr(study.Study, "_train", train)
-    options = study.parser("", "0,1").parse_args([f"--results={folder}", *arguments])
-    return study.Study(options), ran
+    monkeypatch.setattr(cells.Study, "_train", train)
+    options = cells.parser("", "0,1").parse_args([f"--results={folder}", *arguments])
+    return cells.Study(options), ran
 
 
 def by_class(*means):
@@ -64,13 +63,13 @@ def test_a_crash_is_reported_and_run_again(tmp_path, monkeypatch, capsys):
     crashed, _ = new_study(
         tmp_path, monkeypatch, lambda s, seed: MemoryError("full") if seed else scored(0.5)
     )
-    row = study_report.collect(crashed, "hap2s_e", SETTING, [0, 1])
+    row = report.collect(crashed, "hap2s_e", SETTING, [0, 1])
     assert list(row.outcomes) == [0]
     assert "MemoryError: full" in crashed.failed[0]
     assert "FAILED" in capsys.readouterr().err
-    assert "1 of 2" in study_report.table([row], None)
+    assert "1 of 2" in report.table([row], None)
     again, ran = new_study(tmp_path, monkeypatch, scored(0.7))
-    row = study_report.collect(again, "hap2s_e", SETTING, [0, 1])
+    row = report.collect(again, "hap2s_e", SETTING, [0, 1])
     assert row.values("mAP") == [0.5, 0.7]
     assert len(ran) == 1
 
@@ -86,16 +85,16 @@ def test_divergence_is_kept_and_never_averaged_away(tmp_path, monkeypatch):
         return DivergedError("not finite") if seed == 1 else scored(0.5)
 
     found, _ = new_study(tmp_path, monkeypatch, outcome)
-    row = study_report.collect(found, "hap2s_e", SETTING, [0, 1])
+    row = report.collect(found, "hap2s_e", SETTING, [0, 1])
     assert row.diverged == [1]
     assert row.values("mAP") == []
-    assert "diverged: 1" in study_report.table([row], None)
-    assert study.primary(row.outcomes[1]) == -np.inf
+    assert "diverged: 1" in report.table([row], None)
+    assert cells.primary(row.outcomes[1]) == -np.inf
 
 
 def test_no_cell_begins_when_time_is_over(tmp_path, monkeypatch):
     short, ran = new_study(tmp_path, monkeypatch, scored(0.5), "--minutes=1e-9")
-    with pytest.raises(study.OutOfTime):
+    with pytest.raises(cells.OutOfTime):
         short.run(SETTING, 0)
     assert not ran
 
@@ -107,7 +106,7 @@ def test_search_takes_the_best_rate_and_then_the_best_hyperparameters(tmp_path, 
         return scored(0.3 - abs(setting.rate - 0.5) + 0.1 * (setting.hyperparameters.get("margin") == 0.6))
 
     found, ran = new_study(tmp_path, monkeypatch, outcome)
-    best = study.search(found, SETTING, ({"margin": 0.1}, {"margin": 0.6}, {"sigma": 1.0}))
+    best = cells.search(found, SETTING, ({"margin": 0.1}, {"margin": 0.6}, {"sigma": 1.0}))
     assert (best.rate, best.hyperparameters) == (0.5, {"margin": 0.6})
     assert len(ran) == 7
     assert all((seed, part) == (0, "search") for _, seed, part in ran)
@@ -127,15 +126,15 @@ def test_the_difference_and_its_interval():
 
     def row(label, values):
         outcomes = {s: {"metrics": {"mAP": v.mean()}, "by_class": by_class(*v)} for s, v in enumerate(values)}
-        return study_report.Row(label, SETTING, outcomes, (0, 1))
+        return report.Row(label, SETTING, outcomes, (0, 1))
 
-    mean, low, high = study_report.difference(row("a", base + gain), row("b", base), "mAP")
+    mean, low, high = report.difference(row("a", base + gain), row("b", base), "mAP")
     np.testing.assert_allclose(mean, gain.mean(), rtol=1e-9)
     # Paired by class: the spread of the gains counts, not the far larger one of the classes.
     half = 1.96 * gain.std() / 60**0.5
     np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.2 * half)
-    alone = study_report.Row("c", SETTING, {}, (0, 1))
-    assert study_report.difference(alone, row("b", base), "mAP") is None
+    alone = report.Row("c", SETTING, {}, (0, 1))
+    assert report.difference(alone, row("b", base), "mAP") is None
 
 
 def test_configs_differ_in_what_the_setting_says(tmp_path, monkeypatch):
@@ -166,7 +165,7 @@ def test_weight_functions_favour_the_hard():
     labels = np.array([0, 0, 1, 1, 1])
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     assert losses.create("hap2s_e detached")(x, labels, with_stats=False) == hap2s_loss(x, labels)
-    named = flexibility.without_defaults(study.Setting("sigma 0.5", "hap2s_e", {"sigma": 0.5, "margin": 0.1}))
+    named = flexibility.without_defaults(cells.Setting("sigma 0.5", "hap2s_e", {"sigma": 0.5, "margin": 0.1}))
     assert named.hyperparameters == {"margin": 0.1}
 
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from study import METRICS, Setting, Study
 
 from hap2s_jax.reporting import environment
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.reporting.table import to_markdown
+from study.cells import METRICS, Setting, Study
 
 RESAMPLES = 2000
 BASELINE = "batch_hard"
