@@ -92,7 +92,13 @@ class Searcher:
 
     def search(self, images: Sequence[Image] | Image, k: int = 10) -> list[Answer]:
         """The `k` nearest gallery images (all, where there are fewer) to each query; errors are `TrainedEncoder`'s."""
-        queries = self.encoder(images)
+        return self._search(self.encoder(images), k)
+
+    def search_pixels(self, images: np.ndarray, k: int = 10) -> list[Answer]:
+        """As `search`, for what the encoder's `preprocess` gave, uint8 `[n, *image_size, 3]`."""
+        return self._search(self.encoder.embed_pixels(images), k)
+
+    def _search(self, queries: np.ndarray, k: int) -> list[Answer]:
         if not len(queries):
             return []
         distances, rows = self._index.search(queries, min(k, len(self.gallery.embeddings)))

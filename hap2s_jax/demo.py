@@ -1,0 +1,146 @@
+"""A local web page: drop a picture, see the most similar images of a gallery, or that there is no match.
+
+    python -m hap2s_jax.embed --workdir=runs/emoji --images=photos --output=gallery.npz
+    python -m hap2s_jax.demo --gallery=gallery.npz
+
+Needs the extra "demo" (gradio). The page is served to this machine alone, unless --host says otherwise; nothing is sent
+anywhere. Files that are no images, or promise too many pixels, are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hap2s_jax import search
+from hap2s_jax.data import pixels
+from hap2s_jax.errors import UserError
+from hap2s_jax.serving import commands, index
+
+MAX_FILE = 32 * 2**20
+MAX_PIXELS = 50_000_000
+_SHOWN_SIDE = 256
+_AT_ONCE = 4
+
+
+def answer(
+    searcher: search.Searcher, path: str | os.PathLike[str] | None, k: int
+) -> tuple[str, np.ndarray | None, list[tuple[np.ndarray, str]]]:
+    """What the page shows of an uploaded file: the verdict, the query and the gallery images with captions.
+
+    Whatever is wrong with the file is said in the verdict; nothing is raised.
+    """
+    if path is None:
+        return "", None, []
+    try:
+        file = pathlib.Path(path)
+        if file.stat().st_size > MAX_FILE:
+            raise pixels.UnreadableImageError(f"it is larger than {MAX_FILE // 2**20} MiB")
+        data = file.read_bytes()
+        if pixels.header_shape(data) is None:
+            raise pixels.UnreadableImageError("it is no JPEG, PNG, GIF, BMP or WebP")
+        seen = searcher.encoder.preprocess(data, max_pixels=MAX_PIXELS)
+        (found,) = searcher.search_pixels(seen[None], k)
+    except (OSError, ValueError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return f"**This file cannot be used:** {reason}", None, []
+    hits = [(_enlarged(searcher.picture_of(hit)), _caption(hit, hit in found.accepted)) for hit in found.hits]
+    return f"### {search.describe(found)}", _enlarged(seen), hits
+
+
+def build(searcher: search.Searcher, words: str, k: int = 10) -> Any:
+    """The page, as gradio's Blocks.
+
+    Raises:
+      UserError: gradio is not installed.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        import gradio
+    except ImportError as error:
+        raise UserError("the demo needs gradio: pip install 'hap2s_jax[demo]'") from error
+    count = len(searcher.gallery.paths)
+    with gradio.Blocks(title="hap2s_jax", analytics_enabled=False) as page:
+        gradio.Markdown(f"## Which of {count:,} images are most like yours?")
+        with gradio.Row():
+            with gradio.Column(scale=1):
+                upload = gradio.File(label="Drop a picture", file_types=["image"], elem_id="upload")
+                number = gradio.Slider(1, min(50, count), value=min(k, count), step=1, label="Answers")
+                query = gradio.Image(
+                    label="As the encoder sees it", interactive=False, buttons=["fullscreen"]
+                )
+            with gradio.Column(scale=3):
+                verdict = gradio.Markdown(elem_id="verdict")
+                gallery = gradio.Gallery(
+                    label="Nearest first", columns=5, elem_id="gallery", object_fit="contain"
+                )
+        gradio.Markdown(words + ("" if searcher.threshold is None else "; ✗: beyond it"))
+        gradio.on(
+            [upload.change, number.release],
+            lambda path, wanted: answer(searcher, path, int(wanted)),
+            [upload, number],
+            [verdict, query, gallery],
+            api_name="search",
+            concurrency_limit=_AT_ONCE,
+        )
+    return page.queue(max_size=64)
+
+
+def launch(page: Any, *, host: str = "127.0.0.1", port: int | None = None, block: bool = True) -> Any:
+    """Serves the page; returns what gradio's launch does: (app, local address, None)."""
+    import gradio
+
+    return page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        inbrowser=False,
+        max_file_size=MAX_FILE,
+        prevent_thread_lock=not block,
+        quiet=not block,
+        show_error=True,
+        # The machine's own letters: the default theme fetches some from the network.
+        theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+    )
+
+
+def _caption(hit: search.Hit, accepted: bool) -> str:
+    # What is long is cut off at its end.
+    return f"{'' if accepted else '✗ '}{hit.distance:.3f} {hit.label or hit.path}"
+
+
+def _enlarged(image: np.ndarray) -> np.ndarray:
+    times = max(1, _SHOWN_SIDE // max(image.shape[:2]))
+    return image.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = commands.parser("hap2s_jax.demo", __doc__)
+    commands.add_encoder(parser, required=False, where="; by default the one that embedded the gallery")
+    parser.add_argument("--gallery", required=True, help="a file that hap2s_jax.embed made")
+    parser.add_argument("--images", help="where the gallery's images are now")
+    parser.add_argument("--threshold", default="auto", help="auto, none or a distance")
+    parser.add_argument("--false_accepts", type=float, metavar="SHARE", help="how many are tolerated, 0 to 1")
+    parser.add_argument("--index", choices=index.KINDS, default="auto")
+    parser.add_argument("--k", type=int, default=10, help="answers at first")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 lets everybody in who can reach this machine"
+    )
+    parser.add_argument("--port", type=int, help="by default the first free one from 7860 on")
+    return commands.guarded(_run, parser.parse_args(arguments))
+
+
+def _run(options: argparse.Namespace) -> None:
+    searcher, words = search.open_searcher(options)
+    launch(build(searcher, words, options.k), host=options.host, port=options.port)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
