@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import itertools
 import logging
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -101,7 +100,7 @@ def train_batches(
             augmentation.finish(part, image, u)
         return out, labels[indices].astype(np.int32)
 
-    batches = _run(load, start_step, _FOREVER, (tf.uint8, tf.int32), num_workers)
+    batches = _run(load, start_step, _FOREVER, num_workers)
     return ({"image": image, "label": label} for image, label in batches)
 
 
@@ -161,7 +160,7 @@ def eval_batches(
                 out[slot], mask[slot] = resize(part, size), True
         return out, np.pad(indices, (0, batch_size - len(indices))), mask
 
-    batches = _run(load, 0, -(-share // batch_size), (tf.uint8, tf.int32, tf.bool), num_workers)
+    batches = _run(load, 0, -(-share // batch_size), num_workers)
     return ({"image": image, "index": index, "mask": mask} for image, index, mask in batches)
 
 
@@ -207,14 +206,10 @@ class _Reader:
 
 
 def _run(
-    load: Callable[[int], tuple[np.ndarray, ...]],
-    start: int,
-    stop: int,
-    dtypes: tuple[Any, ...],
-    num_workers: int | None,
+    load: Callable[[int], tuple[np.ndarray, ...]], start: int, stop: int, num_workers: int | None
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """load(start), load(start + 1), ... in order, made ahead of time on `num_workers` threads."""
-    batches = _made_ahead(load, start, stop, dtypes, num_workers or usable_cores())
+    batches = _made_ahead(load, start, stop, num_workers or usable_cores())
     _RUNNING.add(batches)
     return batches
 
@@ -229,28 +224,27 @@ def _end_running() -> None:
 
 
 def _made_ahead(
-    load: Callable[[int], tuple[np.ndarray, ...]],
-    start: int,
-    stop: int,
-    dtypes: tuple[Any, ...],
-    workers: int,
+    load: Callable[[int], tuple[np.ndarray, ...]], start: int, stop: int, workers: int
 ) -> Generator[tuple[np.ndarray, ...], None, None]:
     # Our own threads are the parallelism; OpenCV's would only fight them, and the encoder, for the cores.
     cv2.setNumThreads(1)
-    failures: dict[int, Exception] = {}
+    # Only the numbers of the steps go through tf.data, which would copy the arrays, and turn an exception into one of
+    # its own with a traceback in the message.
+    made: dict[int, tuple[np.ndarray, ...] | Exception] = {}
     # TensorFlow never frees a Python function it was given; what hangs on it must be cut off at the end.
     work = [load]
 
-    def attempt(step: np.ndarray) -> tuple[Any, ...]:
+    def make(step: np.ndarray) -> np.ndarray:
         try:
-            return (np.bool_(True), *work[0](int(step)))
+            batch = work[0](int(step))
         except Exception as error:
-            # TensorFlow would turn it into one of its own, with a traceback in the message.
-            failures[int(step)] = error
-            return (np.bool_(False), *(np.zeros(0, dtype.as_numpy_dtype) for dtype in dtypes))
+            batch = error
+        if work:
+            made[int(step)] = batch
+        return step
 
     dataset = tf.data.Dataset.range(start, stop).map(
-        lambda step: tf.numpy_function(attempt, [step], (tf.bool, *dtypes)),
+        lambda step: tf.numpy_function(make, [step], tf.int64),
         num_parallel_calls=workers,
         deterministic=True,
     )
@@ -259,13 +253,14 @@ def _made_ahead(
     options.threading.private_threadpool_size = workers
     dataset = dataset.prefetch(2).with_options(options)
     try:
-        for step, (fine, *arrays) in zip(itertools.count(start), dataset.as_numpy_iterator(), strict=False):
-            if not fine:
-                raise failures[step]
-            yield tuple(arrays)
+        for step in dataset.as_numpy_iterator():
+            batch = made.pop(int(step))
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
     finally:
         work.clear()
-        failures.clear()
+        made.clear()
 
 
 def _check(
