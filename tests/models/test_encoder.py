@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from hap2s_jax import models
+from hap2s_jax.training.optimizer import create_optimizer, matches
 
 SMALL = {"width": 8, "embedding_dim": 16, "last_stride": 1}
 
@@ -182,15 +184,20 @@ def test_zero_init_residual_starts_each_block_as_its_shortcut():
     np.testing.assert_array_equal(block["bn1"]["scale"], 1.0)
 
 
-def test_frozen_batch_norm_stays_over_ten_steps():
+def test_frozen_batch_norm_stays_over_ten_steps_of_an_optimizer_that_decays_everything():
     model, variables = build(freeze_bn_stats=True, freeze_bn_affine=True)
+    optimizer = create_optimizer(
+        "adamw", lambda _: 0.1, weight_decay=0.5, decay_biases=True, frozen=model.frozen_parameters
+    )
 
     def ten_steps(variables):
-        def step(_, variables):
+        def step(_, carry):
+            variables, opt_state = carry
             _, state, gradients = loss_and_gradients(model, variables, pixels(2))
-            return {"params": jax.tree.map(lambda p, g: p - g, variables["params"], gradients), **state}
+            updates, opt_state = optimizer.update(gradients, opt_state, variables["params"])
+            return {"params": optax.apply_updates(variables["params"], updates), **state}, opt_state
 
-        return jax.lax.fori_loop(0, 10, step, variables)
+        return jax.lax.fori_loop(0, 10, step, (variables, optimizer.init(variables["params"])))[0]
 
     trained = run(ten_steps, variables)
     for path, before in jax.tree_util.tree_leaves_with_path(variables):
@@ -199,6 +206,16 @@ def test_frozen_batch_norm_stays_over_ten_steps():
             after = after[key.key]
         frozen = path[0].key == "batch_stats" or "bn" in path[-2].key
         assert np.array_equal(before, after) == frozen, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_what_is_frozen_is_the_trunks_scales_and_biases(name):
+    model = models.create(name, hidden_dim=16, bnneck=True, freeze_bn_affine=True)
+    params = jax.eval_shape(model.init, jax.random.key(0), pixels(1, 32))["params"]
+    frozen = matches(params, model.frozen_parameters)
+    for path, is_frozen in jax.tree_util.tree_leaves_with_path(frozen):
+        assert is_frozen == (path[0].key == "trunk" and path[-1].key in ("scale", "bias")), path
+    assert models.create(name, freeze_bn_stats=True).frozen_parameters == ()
 
 
 @pytest.mark.parametrize("kind", ["gap", "gem", "gap+gmp"])

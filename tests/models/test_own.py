@@ -7,6 +7,7 @@ import pytest
 
 from hap2s_jax import models
 from hap2s_jax.errors import UserError
+from hap2s_jax.training.optimizer import matches
 
 HERE = "tests.models.my_encoders"
 
@@ -57,6 +58,13 @@ def test_mistakes_are_one_line(name, options, message):
         models.create(name, **options)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_what_it_wants_frozen_is_found_in_its_parameters():
+    encoder = models.create(f"{HERE}:Careful")
+    params = jax.eval_shape(encoder.init, jax.random.key(0), IMAGES)["params"]
+    frozen = matches(params, encoder.frozen_parameters)["module"]
+    assert frozen == {"Conv_0": {"bias": True, "kernel": True}, "Dense_0": {"bias": False, "kernel": False}}
 
 
 def test_an_encoder_that_returns_maps_is_told_so():
