@@ -154,7 +154,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, help="images at a time; by default as the run evaluated")
     parser.add_argument("--workers", type=int, help="threads that read and decode; by default all cores")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished file of something else")
-    return commands.guarded(_run, parser.parse_args(arguments))
+    return commands.guarded(
+        _run,
+        parser.parse_args(arguments),
+        interrupted="interrupted; the same command goes on where it stopped",
+    )
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -46,7 +46,12 @@ def open_encoder(options: argparse.Namespace, workdir: str | None = None) -> Tra
     return encoder
 
 
-def guarded(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+def guarded(
+    run: Callable[[argparse.Namespace], None],
+    options: argparse.Namespace,
+    *,
+    interrupted: str = "interrupted",
+) -> int:
     """Runs a command; what the user can mend becomes one line and exit code 1."""
     try:
         run(options)
@@ -54,6 +59,6 @@ def guarded(run: Callable[[argparse.Namespace], None], options: argparse.Namespa
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print(f"error: {interrupted}", file=sys.stderr)
         return 130
     return 0

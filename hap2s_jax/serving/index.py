@@ -63,7 +63,7 @@ def _has_faiss() -> bool:
 class FaissIndex:
     """Cells of nearby images (faiss's IndexIVFFlat), of which the nearest few are searched.
 
-    What lies in another cell is not found: with the cells probed here about 99 % of the true neighbours are.
+    What lies in a cell that is not searched is not found: nearly all true neighbours are, not all.
     """
 
     def __init__(self, embeddings: np.ndarray, distance: str, cache: pathlib.Path | None):
