@@ -32,9 +32,11 @@ def get_config(arg: str | None = None) -> Config:
     chosen = common.parse_arg(arg, loss="hap2s_p", identification=True, tiny=False, gpu=False)
     config = common.get_config()
     config.name = "emoji"
-    config.steps = 1600
+    config.steps = 3000
     config.data.name = "emoji"
     config.data.image_size = (64, 64)
+    # Classes are few, and upright is part of what a drawing shows: a turned one is another class.
+    config.data.quarter_turns = True
 
     # No mirror images: an arrow, a moon or a magnifying glass would become another class.
     config.augment.scale = (0.65, 1.3)
@@ -51,13 +53,13 @@ def get_config(arg: str | None = None) -> Config:
     config.encoder.stem = "small64"
     # Drawings fill the picture alike, so where a part lies says something: keep the quarters apart.
     config.encoder.pooling = "grid2"
-    config.encoder.embedding_dim = 128
+    config.encoder.embedding_dim = 512
     config.encoder.embedding_bn = True
     config.encoder.normalize = True
 
     common.set_loss(config, chosen.loss)
     if chosen.identification:
-        # ArcFace without margin: softmax over cosines, with the scale that suits 482 classes.
+        # ArcFace without margin: softmax over cosines, with the scale that suits some 2,000 classes.
         common.set_auxiliary(config, "arcface", weight=0.1, margin=0.0, scale=16.0)
 
     config.optimizer.name = "adamw"
@@ -65,9 +67,9 @@ def get_config(arg: str | None = None) -> Config:
     config.optimizer.weight_decay = 0.2
     config.schedule.name = "cosine"
     config.schedule.warmup_steps = 100
-    config.evaluate.every_steps = 400
+    config.evaluate.every_steps = 600
     config.evaluate.weights = "last"
-    config.checkpoint.every_steps = 400
+    config.checkpoint.every_steps = 600
 
     if chosen.gpu:
         config.name = "emoji-gpu"

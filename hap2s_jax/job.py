@@ -18,6 +18,7 @@ from hap2s_jax.config import Config
 from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.source import Dataset, Source, Subset
+from hap2s_jax.data.turns import QuarterTurns
 from hap2s_jax.errors import UserError, unknown_name
 from hap2s_jax.evaluation import protocols, test_time
 from hap2s_jax.evaluation.embed import embed_dataset
@@ -90,6 +91,8 @@ class Job:
             **config.data.options,
         )
         dataset, noise = datasets.with_noise(dataset, data_dir=config.data.data_dir, **config.data.noise)
+        if config.data.quarter_turns:
+            dataset = dataclasses.replace(dataset, train=QuarterTurns(dataset.train))
         plan = PKPlan(
             dataset.train.labels,
             classes_per_batch=config.batch.classes,
