@@ -128,22 +128,19 @@ class Checkpointer:
         except Exception as e:
             raise self._save_error(e) from e
 
-    def restore(self, template: PyTree | None, step: int) -> PyTree:
+    def restore(self, template: PyTree, step: int) -> PyTree:
         """Reads the state of `step` as NumPy arrays.
 
         Args:
-          template: a state of the same structure, whose arrays give the expected shapes and dtypes; None reads
-            whatever is there, as nested dictionaries.
+          template: a state of the same structure, whose arrays give the expected shapes and dtypes.
           step: one of `steps`.
 
         Raises:
           UserError: if the checkpoint is not there, is damaged, or does not fit the template.
         """
         with self._reading(step):
-            abstract = None
-            if template is not None:
-                self._check_fits(template, step)
-                abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
+            self._check_fits(template, step)
+            abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )
