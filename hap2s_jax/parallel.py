@@ -164,7 +164,7 @@ def use_cores(batch_size: int, num_devices: int | None = None) -> None:
     """
     if (
         "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-        or jax.config.jax_num_cpu_devices > 0
+        or getattr(jax.config, "jax_num_cpu_devices", 0) > 0
         or jax.distributed.is_initialized()
     ):
         return

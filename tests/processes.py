@@ -48,7 +48,10 @@ class Worker:
 
 def start(commands, folder, devices=4):
     """Starts every command with that many fake devices."""
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(ROOT / "tests"),
+    }
     return [Worker(command, environment, folder) for command in commands]
 
 

@@ -50,6 +50,10 @@ def test_a_map_keeps_rows_in_order(devices):
 def test_uneven_batches_and_missing_devices_are_refused():
     with pytest.raises(UserError, match=r"60 images does not divide over 8 devices.*= 56 or 64"):
         DataParallel.create(8).check_batch(60)
+    with pytest.raises(
+        UserError, match=r"batch.pieces is 3, but a device's share is 8 images \(64 over 8 devices\)"
+    ):
+        DataParallel.create(8).check_batch(64, pieces=3)
     with pytest.raises(UserError, match="num_devices is 9, but there are 8 cpu devices"):
         DataParallel.create(9)
     with pytest.raises(UserError, match="num_devices is 0"):
