@@ -1,0 +1,68 @@
+"""What a config's keys make of the training step, read off its shapes and operations without compiling it."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from hap2s_jax.parallel import AXIS
+from hap2s_jax.program import Program
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+
+    def trace(**changes):
+        """Shapes of state and metrics after a step, and the step's operations as text."""
+        config = importlib.import_module("configs.emoji").get_config("tiny")
+        config.update_from_flattened_dict(changes)
+        program = Program.create(config)
+        state = program.abstract_state(482)
+        batch = {
+            "image": jax.ShapeDtypeStruct((1, 32, 64, 64, 3), jnp.uint8),
+            "label": jax.ShapeDtypeStruct((1, 32), jnp.int32),
+        }
+        step = jax.vmap(program.train_step, in_axes=(None, 0), out_axes=None, axis_name=AXIS)
+        operations, (after, metrics) = jax.make_jaxpr(step, return_shape=True)(state, batch)
+        return state, after, metrics, str(operations)
+
+    return trace
+
+
+def _dtypes(tree):
+    return {x.dtype.name for x in jax.tree.leaves(tree)}
+
+
+def test_bfloat16_computes_and_everything_that_lasts_is_float32(traced):
+    state, after, metrics, operations = traced(**{"encoder.dtype": "bfloat16"})
+    for part in (state, after):
+        assert _dtypes((part.params, part.batch_stats)) == {"float32"}
+    assert _dtypes(metrics) == {"float32"}
+    convolutions = [line for line in operations.splitlines() if "conv_general_dilated" in line]
+    assert convolutions
+    assert all("bf16" in line for line in convolutions)
+    # The distances and what follows stay in float32.
+    assert "f32[1,32,32]" in operations or "f32[32,32]" in operations
+    assert "bf16[1,32,32]" not in operations
+    assert "bf16[32,32]" not in operations
+
+
+def test_rematerialisation_and_pieces_change_the_program_and_not_the_state(traced):
+    state, _, _, plain = traced()
+    remat_state, _, _, remat = traced(**{"encoder.remat_stages": (1, 2)})
+    pieces_state, _, _, pieces = traced(**{"batch.pieces": 4})
+    # What jax.checkpoint's operation is called has changed before.
+    assert any(word in remat and word not in plain for word in ("remat", "checkpoint"))
+    assert re.search(r"u8\[(1,)?4,(1,)?8,64,64,3\]", pieces)
+    assert not re.search(r"u8\[(1,)?4,(1,)?8,64,64,3\]", plain)
+    assert jax.tree.structure(state) == jax.tree.structure(remat_state) == jax.tree.structure(pieces_state)
+    for other in (remat_state, pieces_state):
+        assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, state, other))
