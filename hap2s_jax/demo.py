@@ -27,6 +27,8 @@ MAX_FILE = 32 * 2**20
 MAX_PIXELS = 50_000_000
 _SHOWN_SIDE = 256
 _AT_ONCE = 4
+# Captions are cut to two thirds of the picture otherwise.
+_CSS = "#gallery .caption-label { max-width: 100% !important; white-space: normal !important; }"
 
 
 def answer(
@@ -105,13 +107,13 @@ def launch(page: Any, *, host: str = "127.0.0.1", port: int | None = None, block
         prevent_thread_lock=not block,
         quiet=not block,
         show_error=True,
+        css=_CSS,
         # The machine's own letters: the default theme fetches some from the network.
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     )
 
 
 def _caption(hit: search.Hit, accepted: bool) -> str:
-    # What is long is cut off at its end.
     return f"{'' if accepted else '✗ '}{hit.distance:.3f} {hit.label or hit.path}"
 
 

@@ -232,7 +232,12 @@ def _calibrate(options: argparse.Namespace) -> None:
     from hap2s_jax.job import Job
 
     encoder = commands.open_encoder(options)
-    job = Job.create(encoder.config)
+    try:
+        job = Job.create(encoder.config)
+    except (KeyError, AttributeError) as error:
+        raise UserError(
+            f"the config in {encoder.workdir} is of another version of hap2s_jax: {error}; calibrate with that version"
+        ) from error
     rates = calibration.calibrate(job, encoder.variables, encoder.workdir, encoder.step)
     accepts, rejects = rates.at(rates.equal())
     print(

@@ -48,7 +48,6 @@ def error_rates(
         left.axvline(at[place], color="#6e7781", linewidth=1, linestyle="--")
         left.text(at[place], 1.0, f" {at[place]:.3f}", color="#6e7781", va="top")
         left.set_xlabel(f"threshold on the {distance} distance")
-        left.legend(frameon=False, fontsize=9)
         right.set_title("Against one another")
         right.plot(accepts, rejects, color="#1f2328", linewidth=1.9)
         right.plot(accepts[place], rejects[place], "o", color="#6e7781")
@@ -57,5 +56,6 @@ def error_rates(
         for axes in (left, right):
             axes.set_ylim(-0.02, 1.02)
         right.set_xlim(-0.02, 1.02)
+        figure.legend(loc="outside lower left", frameon=False, fontsize=9, ncols=2)
         figure.suptitle(title, x=0.012, ha="left", fontsize=13)
         _save(figure, Path(path))
