@@ -115,6 +115,8 @@ def encode_png(image: np.ndarray) -> bytes:
 def _opencv() -> Any:
     import cv2
 
+    # Whoever asks does so from threads of his own; OpenCV's would only fight them, and the encoder, for the cores.
+    cv2.setNumThreads(1)
     # What cannot be read is reported by whoever asked for it, in one line.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2
