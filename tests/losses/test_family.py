@@ -39,7 +39,7 @@ def test_split_over_devices_and_blocks_changes_nothing(name):
         out = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(matrix, params)
         return out if axis_name is None else (out[0], jax.lax.pmean(out[1], axis_name))
 
-    expected = step(matrix, params, X, labels, None)
+    expected = jax.jit(step, static_argnums=4)(matrix, params, X, labels, None)
     split = jax.jit(
         jax.vmap(
             lambda m, p, x, y: step(m, p, x, y, "devices", **blocks),
@@ -59,13 +59,15 @@ OFF_ENGINE = {"msml", "quadruplet", "softmax", "arcface", "proxy_nca", "centre"}
 
 @pytest.mark.parametrize("name", losses.names())
 def test_odd_batches_stay_finite(name):
-    for batch, x, labels in odd_batches()[:-1]:
-        loss, params = prepared(name, num_classes=len(x), dim=x.shape[1])
+    batches = odd_batches()[:-1]  # all of one shape, so that each loss is compiled once
+    loss, params = prepared(name, num_classes=len(batches[0][1]), dim=batches[0][1].shape[1])
 
-        def value(x, loss=loss, params=params, labels=labels):
-            return run(loss, params, x, labels, with_stats=False)
+    @jax.jit
+    def value_and_grad(x, labels):
+        return jax.value_and_grad(lambda x: run(loss, params, x, labels, with_stats=False))(x)
 
-        got, gradient = jax.value_and_grad(value)(x)
+    for batch, x, labels in batches:
+        got, gradient = value_and_grad(x, labels)
         assert np.isfinite(got), batch
         assert np.isfinite(gradient).all(), batch
         if batch == "all ignored":
@@ -97,7 +99,7 @@ def test_random_triplet_draws_evenly():
     # draws.
     gaps, positive, negative = pairs_of(X, LABELS, "euclidean")
     expected = [gaps[a, positive[a]].mean() - gaps[a, negative[a]].mean() for a in range(16) if positive[a]]
-    values = jax.vmap(lambda key: losses.random_triplet_loss(X, LABELS, margin=100.0, key=key))(
+    values = jax.jit(jax.vmap(lambda key: losses.random_triplet_loss(X, LABELS, margin=100.0, key=key)))(
         jax.random.split(jax.random.key(0), 500)
     )
     np.testing.assert_allclose(np.mean(values) - 100, np.mean(expected), atol=0.02)
@@ -118,7 +120,7 @@ def test_margin_draws_by_the_inverse_density():
     loss = losses.triplets.Margin(
         jnp.asarray(1.2), 0.2, 0.0, 0.5, jax.random.key_data(jax.random.key(0)), DIM
     )
-    draws = np.concatenate([loss.draw(rows._replace(index=jnp.asarray(i))) for i in range(400)])
+    draws = np.concatenate(jax.jit(jax.vmap(lambda i: loss.draw(rows._replace(index=i))))(jnp.arange(400)))
     candidates = [n for n in negative[0] if gaps[0, n] < 1.4]
     near = np.maximum(gaps[0, candidates], 0.5)
     weights = 1 / (near ** (DIM - 2) * (1 - near**2 / 4) ** ((DIM - 3) / 2))
