@@ -32,6 +32,11 @@ def run(tmp_path_factory):
     """Checkpoints 3 (the best) and 6 (the latest) of a run on the emoji data with a moving average."""
     sys.path.insert(0, str(ROOT))
     config = importlib.import_module("configs.emoji").get_config("tiny")
+    # What these tests say of it must not change when the recipe does.
+    config.data.image_size = (64, 64)
+    config.encoder.update(name="resnet10", width=8, stem="small64", embedding_dim=128, hidden_dim=0)
+    config.encoder.update(embedding_bn=True, normalize=True, bnneck=False)
+    config.evaluate.update(distance="euclidean", five_crops=False, feature="retrieval")
     config.num_devices = 1
     config.ema_decay = 0.9
     config.evaluate.weights = "best"
