@@ -32,10 +32,10 @@ def get_config(arg: str | None = None) -> Config:
     chosen = common.parse_arg(arg, loss="hap2s_p", identification=True, tiny=False, gpu=False)
     config = common.get_config()
     config.name = "emoji"
-    config.steps = 3000
+    config.steps = 2400
     config.data.name = "emoji"
     config.data.image_size = (64, 64)
-    # Classes are few, and upright is part of what a drawing shows: a turned one is another class.
+    # Classes are few, and upright is part of what a drawing shows: a turned one is nearly always another class.
     config.data.quarter_turns = True
 
     # No mirror images: an arrow, a moon or a magnifying glass would become another class.
@@ -53,7 +53,7 @@ def get_config(arg: str | None = None) -> Config:
     config.encoder.stem = "small64"
     # Drawings fill the picture alike, so where a part lies says something: keep the quarters apart.
     config.encoder.pooling = "grid2"
-    config.encoder.embedding_dim = 512
+    config.encoder.embedding_dim = 256
     config.encoder.embedding_bn = True
     config.encoder.normalize = True
 
