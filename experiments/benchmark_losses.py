@@ -9,7 +9,7 @@ peers.
     python experiments/benchmark_losses.py tiny           # seconds: only shows that it runs
 
 A mode takes less than five minutes of an idle machine; each adds its rows to
-``experiments/results/benchmark_losses.json`` and writes the table of all modes beside it. The peers need the bench
+``experiments/results/benchmark_losses.json`` and writes the tables of all modes beside it. The peers need the bench
 extra; ``--peers=`` leaves them out.
 
 What is compared, in one process, in turn, so that a noisy machine disturbs all alike; ratios are medians over
@@ -214,27 +214,31 @@ def environment(peers: bool) -> dict[str, Any]:
 
 
 def write(path: Path, mode: str, record: dict[str, Any]) -> None:
-    """Adds a mode's rows to the file of results, and writes the table of all modes beside it."""
+    """Adds a mode's rows to the file of results, and writes the tables of all modes beside it."""
     from hap2s_jax.reporting.table import to_markdown
 
     modes = json.loads(path.read_text()) if path.is_file() else {}
     modes[mode] = record
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(modes, indent=1) + "\n")
-    table: dict[str, dict[str, Any]] = {}
+    text = ""
+    # Modes may have run on different machines: each stands under its own.
     for name in (name for name in MODES if name in modes):
-        for row in modes[name]["rows"]:
-            figures = {key: value for key, value in row.items() if key not in ("n", "d", "method")}
-            table.setdefault(f"{row['n']:,} x {row['d']}, {row['method']}", {}).update(figures)
-    facts = record["environment"]
-    for other in modes.values():
-        facts["packages"] |= other["environment"]["packages"]
-    versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
-    devices = ", ".join(f"{count} x {kind}" for kind, count in facts["devices"].items())
-    lines = (
-        f"{facts['cpu']}, {record['threads']} threads, {devices}; Python {facts['python']}, {versions}.\n\n"
-    )
-    path.with_suffix(".md").write_text(lines + to_markdown(table))
+        known = modes[name]
+        facts = known["environment"]
+        versions = ", ".join(f"{package} {version}" for package, version in facts["packages"].items())
+        devices = ", ".join(f"{count} x {kind}" for kind, count in facts["devices"].items())
+        rows = {
+            f"{row['n']:,} x {row['d']}, {row['method']}": {
+                key: value for key, value in row.items() if key not in ("n", "d", "method")
+            }
+            for row in known["rows"]
+        }
+        text += (
+            f"## {name}\n\n`{known['command']}`\n\n{facts['cpu']}, {known['threads']} threads, {devices}; "
+        )
+        text += f"Python {facts['python']}, {versions}.\n\n{to_markdown(rows)}\n"
+    path.with_suffix(".md").write_text(text.rstrip() + "\n")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The losses' benchmark runs, and its modes add up to one table."""
+"""The losses' benchmark runs, and its modes add up, each under its own machine."""
 
 import json
 import pathlib
@@ -11,7 +11,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 def test_tiny_mode_adds_its_rows(tmp_path):
     output = tmp_path / "out.json"
     earlier = {
-        "environment": {"packages": {"torch": "2.6"}},
+        "command": "benchmark_losses.py large",
+        "environment": {"cpu": "Other", "devices": {"tpu": 4}, "python": "3.9", "packages": {"torch": "2.6"}},
+        "threads": 7,
         "rows": [{"n": 8192, "d": 128, "method": "hap2s", "ms": 5.0}],
     }
     output.write_text(json.dumps({"large": earlier}))
@@ -23,4 +25,7 @@ def test_tiny_mode_adds_its_rows(tmp_path):
     table = output.with_suffix(".md").read_text()
     assert "8,192 x 128, hap2s | 5.000" in table
     assert "16 x 8, matmul" in table
-    assert "torch 2.6" in table
+    tiny, large = (table.split(f"## {mode}\n")[1].split("\n## ")[0] for mode in ("tiny", "large"))
+    assert "Other, 7 threads, 4 x tpu; Python 3.9, torch 2.6." in large
+    assert "Other" not in tiny
+    assert "torch" not in tiny
