@@ -1,7 +1,7 @@
 """A second real data set, of another kind than emoji: characters as free type families draw them.
 
     pip install -e ".[train,study]"
-    python experiments/glyphs.py                     # writes data/glyphs, 28,000 small PNGs
+    python experiments/glyphs.py                     # writes data/glyphs, 31,000 small PNGs
     python -m hap2s_jax.main --config=configs/glyphs.py
 
 A class is a character, an image one style's drawing of it, a camera the family; the fonts are those that the packages
