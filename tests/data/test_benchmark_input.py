@@ -18,7 +18,7 @@ def test_the_tiny_benchmark_runs(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["cub"]["throughput"]["decoding"]["ratio per processor second"] > 0
+    assert results["cub"]["throughput"]["decoding"]["images per processor second"] > 0
     assert set(results["market"]["throughput"]) == {"decoding", "kept"}
     assert "first_batch_seconds_at_step_1000000" in results["million"]
     assert "| market, kept |" in (tmp_path / "results.md").read_text()
