@@ -77,7 +77,7 @@ def paper(config: Config) -> None:
 def trinet(config: Config) -> None:
     """Hermans et al. 2017, "In Defense of the Triplet Loss": batch-hard with the soft margin."""
     paper(config)
-    common.set_loss(config, "batch_hard", soft_margin=True)
+    common.set_loss(config, "batch_hard", soft_margin=True, margin=0.0)
 
 
 def bot(config: Config) -> None:
@@ -110,7 +110,7 @@ def agw(config: Config) -> None:
     non-local blocks are left out."""
     bot(config)
     config.encoder.pooling = "gem"
-    common.set_loss(config, "hap2s_e", sigma=1.0, soft_margin=True)
+    common.set_loss(config, "hap2s_e", sigma=1.0, soft_margin=True, margin=0.0)
 
 
 RECIPES = {"paper": paper, "trinet": trinet, "bot": bot, "agw": agw}

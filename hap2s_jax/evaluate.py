@@ -74,11 +74,13 @@ def from_workdir(
         config.evaluate.feature = feature or config.evaluate.feature
         config.evaluate.distance = distance or config.evaluate.distance
     use_compilation_cache(config)
-    parallel.use_cores(config.batch.classes * config.batch.images_per_class, config.num_devices)
+    parallel.expect_no_tpu()
+    batch_size = config.batch.classes * config.batch.images_per_class
+    parallel.use_cores(batch_size // max(config.batch.pieces, 1), config.num_devices)
     job = Job.create(config)
     checkpointer = job.checkpointer(workdir, read_only=True)
     best = checkpointer.best_step if config.evaluate.weights == "best" else None
-    chosen = step or best or checkpointer.latest_step
+    chosen = next((s for s in (step, best, checkpointer.latest_step) if s is not None), None)
     if chosen is None:
         raise UserError(f"--workdir: {workdir} holds no whole checkpoint yet; train first.")
     state = job.parallel.replicate(checkpointer.restore(job.initial_state(), chosen))

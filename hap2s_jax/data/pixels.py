@@ -47,7 +47,8 @@ def header_shape(data: bytes) -> tuple[int, int] | None:
         elif data[:4] == b"GIF8":
             width, height = struct.unpack_from("<HH", data, 6)
         elif data[:2] == b"BM":
-            width, height = struct.unpack_from("<ii", data, 18)
+            # OS/2's header of 12 bytes has sides of 16 bits.
+            width, height = struct.unpack_from("<HH" if data[14:18] == b"\x0c\0\0\0" else "<ii", data, 18)
         elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _webp_shape(data)
         else:

@@ -121,10 +121,11 @@ def nearest_right_and_wrong(
     for begin in range(0, len(array), block):
         start = min(begin, len(array) - block)  # the last block overlaps, so that one program serves all
         places = _nearest_places(keys, label, seen, start, block=block, cosine=to_space.cosine)
-        found.append(np.stack(places, axis=1)[begin - start :])
-    places = np.concatenate(found)
-    distances = distances_between(array[:, None], array[np.maximum(places, 0)], distance)
-    right, wrong = np.where(places < 0, np.inf, distances).T
+        near = np.stack(places, axis=1)[begin - start :]
+        asking = array[begin : begin + len(near), None]
+        distances = distances_between(asking, array[np.maximum(near, 0)], distance)
+        found.append(np.where(near < 0, np.inf, distances))
+    right, wrong = np.concatenate(found).T
     return right, wrong
 
 

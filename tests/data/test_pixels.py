@@ -132,3 +132,10 @@ def test_nothing_is_printed_about_what_cannot_be_read(capfd):
         with pytest.raises(pixels.UnreadableImageError):
             pixels.decode_whole(data)
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_old_bitmap_header_of_16_bits_tells_the_shape():
+    header = b"BM" + struct.pack("<IHHI", 26 + 3 * 4 * 2, 0, 0, 26) + struct.pack("<IHHHH", 12, 3, 2, 1, 24)
+    rows = np.arange(2 * 12, dtype=np.uint8).tobytes()  # rows of 9 bytes, padded to 12
+    assert pixels.image_shape(header + rows) == (2, 3)
+    assert pixels.decode_whole(header + rows).shape == (2, 3, 3)

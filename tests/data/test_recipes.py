@@ -91,7 +91,7 @@ def test_recipes_differ_as_their_papers_do():
     market = importlib.import_module("configs.market1501").get_config
     paper, trinet, bot, agw = map(market, (None, "trinet", "bot", "agw"))
     assert (paper.loss.name, paper.encoder.hidden_dim, paper.encoder.embedding_dim) == ("hap2s_e", 1024, 128)
-    assert (trinet.loss.name, trinet.loss.soft_margin) == ("batch_hard", True)
+    assert (trinet.loss.name, trinet.loss.soft_margin, trinet.loss.margin) == ("batch_hard", True, 0)
     assert not paper.auxiliary.name
     for config in (bot, agw):
         # 120 passes over 12,936 images, 64 at a time.
@@ -107,7 +107,8 @@ def test_recipes_differ_as_their_papers_do():
         assert (config.auxiliary.name, config.auxiliary.label_smoothing) == ("softmax", 0.1)
         assert not config.auxiliary.use_bias
         assert config.evaluate.distance == "cosine"
-    assert (agw.encoder.pooling, agw.loss.sigma, agw.loss.soft_margin) == ("gem", 1.0, True)
+    assert (agw.encoder.pooling, agw.loss.sigma) == ("gem", 1.0)
+    assert (agw.loss.soft_margin, agw.loss.margin) == (True, 0)
     cub = importlib.import_module("configs.cub").get_config()
     assert cub.encoder.freeze_bn_stats
     assert cub.optimizer.learning_rate * cub.optimizer.trunk_factor == pytest.approx(1e-5)

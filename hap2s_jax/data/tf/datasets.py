@@ -16,6 +16,7 @@ from hap2s_jax.data.tf.tfds_source import LAYOUTS, is_remote, read_tfds
 from hap2s_jax.errors import UserError, unknown_name
 
 _LOG = logging.getLogger(__name__)
+_TEST_SEED = 0
 
 
 def load(
@@ -34,7 +35,7 @@ def load(
         folder of class folders or the CSV itself. Data prepared with TFDS may lie in a bucket (gs://bucket/folder).
       validation_fraction: share of the training classes to validate on, 0 for none; of no effect where the data
         itself names validation images.
-      seed: which classes those are.
+      seed: which classes those are. (Test classes, where the data names none, never depend on it.)
       **options: of the data set, see `registry.Entry.options`.
 
     Raises:
@@ -47,7 +48,8 @@ def load(
         from hap2s_jax.data import emoji
 
         return emoji.load()
-    parts = _parts(found, data_dir, seed, options)
+    # Test classes are the same in every run: only validation classes, chosen among the others, follow the seed.
+    parts = _parts(found, data_dir, _TEST_SEED, options)
     for line in registry.count_warnings(found, parts):
         _LOG.warning("%s", line)
     train, validation = parts.train, parts.validation
@@ -136,7 +138,7 @@ def _parts(
         for base in bases:
             parts = read_tfds(builder, base)
             if parts is not None:
-                _check_options_of_tfds(found, builder, options)
+                _check_options_of_tfds(found, options)
                 return parts
         if builder in LAYOUTS:
             hint = (
@@ -161,10 +163,12 @@ def _remote_parts(found: registry.Entry, data_dir: str, options: dict[str, Any])
             f"data.data_dir: {data_dir} holds no {found.title} prepared with TFDS; prepare it on a disk "
             f"(tfds build {builder} --file_format=array_record) and copy the folder {builder}/ there"
         )
-    _check_options_of_tfds(found, builder, options)
+    _check_options_of_tfds(found, options)
     return parts
 
 
-def _check_options_of_tfds(found: registry.Entry, builder: str, options: dict[str, Any]) -> None:
-    if builder == found.tfds and any(v != found.options.get(k) for k, v in options.items()):
+def _check_options_of_tfds(found: registry.Entry, options: dict[str, Any]) -> None:
+    # Those that the builder's name holds are obeyed by choosing it.
+    fixed = {k: v for k, v in options.items() if f"{{{k}}}" not in (found.tfds or "")}
+    if any(v != found.options.get(k) for k, v in fixed.items()):
         raise UserError(f"data.options: need {found.title} as its official folder, not as TFDS data")
