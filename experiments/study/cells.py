@@ -7,11 +7,9 @@ Cells of a study run in one process, where those that differ in seed or data alo
 from __future__ import annotations
 
 import argparse
-import ast
 import collections
 import dataclasses
 import hashlib
-import importlib
 import json
 import math
 import pathlib
@@ -23,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from configs import common
 from hap2s_jax import parallel
 from hap2s_jax.config import Config
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.source import Source
 from hap2s_jax.data.splits import split_by_class
+from hap2s_jax.data.turns import QuarterTurns
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import protocols
 from hap2s_jax.evaluation.retrieval import rank_matches
@@ -37,58 +35,17 @@ from hap2s_jax.reporting import environment
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.training.loop import train
 from hap2s_jax.training.watch import DivergedError
+from study.settings import Setting, identity, resolve
 
-# What the CPU-sized study changes in a data set's config; other configs run as they are.
-SIZES: dict[str, dict[str, Any]] = {
-    "emoji": {"steps": 1200, "schedule.warmup_steps": 75},
-    "glyphs": {"steps": 1200, "schedule.warmup_steps": 75},
-}
-TINY = {
-    "steps": 3,
-    "schedule.warmup_steps": 1,
-    "encoder.width": 4,
-    "batch.classes": 4,
-    "batch.images_per_class": 4,
-}
-TINY |= {"num_devices": 1, "data.image_size": (32, 32), "encoder.stem": "small32"}
 METRICS = ("mAP", "rank-1", "recall@1", "map@r")
+# What settings are chosen and compared by: the first that a data set has.
+FIRST_METRICS = ("mAP", "map@r")
 LEARNING_RATE_FACTORS = (0.25, 0.5, 1.0, 2.0)
+RESULTS, TINY_RESULTS = "experiments/results", "runs/tiny_studies"
 # Which half of the training classes the search validates on; one draw for all losses.
 SEARCH_SPLIT = 0
 _PROGRAMS_KEPT = 12
 _PROGRAMS: collections.OrderedDict[str, tuple[Any, Any]] = collections.OrderedDict()
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What is trained: a loss, and what else differs from the data set's config.
-
-    Attributes:
-      label: its name in tables.
-      loss: name in `hap2s_jax.losses`.
-      hyperparameters: of the loss, those that differ from its defaults.
-      identification: weight of an identification loss beside it, 0 for none.
-      rate: factor of the config's learning rate.
-      overrides: further config keys, dotted, and their values.
-    """
-
-    label: str
-    loss: str
-    hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    identification: float = 0.0
-    rate: float = 1.0
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def but(self, **changes: Any) -> Setting:
-        """The same with other fields, hyperparameters and overrides added to its own."""
-        for name in ("hyperparameters", "overrides"):
-            changes[name] = {**getattr(self, name), **changes.get(name, {})}
-        return dataclasses.replace(self, **changes)
-
-    def describe(self) -> str:
-        """Its hyperparameters and rate in one line."""
-        parts = [f"{name} {value}" for name, value in self.hyperparameters.items()]
-        return ", ".join([*parts, f"rate x {self.rate:g}"])
 
 
 class OutOfTime(Exception):
@@ -100,12 +57,17 @@ class Study:
 
     Args:
       options: of `parser`.
+
+    Raises:
+      UserError: for a data set that has no config, or a `--set` that does not fit it.
     """
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
-        self.folder = pathlib.Path(options.results)
+        self.folder = pathlib.Path(options.results or (TINY_RESULTS if options.tiny else RESULTS))
         self.failed: list[str] = []
+        # A mistake in the command line is reported before hours of cells, and before tables are written.
+        self.config(Setting("hap2s_e", "hap2s_e"), 0, options.dataset)
         self._deadline = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
 
     def run(
@@ -126,8 +88,8 @@ class Study:
         chosen: str = dataset or self.options.dataset
         cell: dict[str, Any] = {"dataset": chosen, "set": sorted(self.options.set), "tiny": self.options.tiny}
         cell |= {**dataclasses.asdict(setting), "seed": seed, "part": part}
-        # Not the label: a study that calls a setting otherwise shares its cells.
-        key = {name: value for name, value in cell.items() if name != "label"}
+        # What is trained, by whatever names: studies share cells, and a changed recipe never finds the old ones.
+        key = {"part": part, "config": identity(self.config(setting, seed, chosen))}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=list).encode()).hexdigest()[:10]
         name = f"{setting.loss}-{part}-seed{seed}-{digest}.json"
         path = self.folder / "cells" / chosen.replace(":", "-").replace(",", "-") / name
@@ -149,35 +111,16 @@ class Study:
             print(f"FAILED {name}; the next call runs it again", file=sys.stderr, flush=True)
             return None
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps({"cell": cell, **outcome}, default=list) + "\n")
+            temporary.write_text(
+                json.dumps({"cell": cell, "config": key["config"], **outcome}, default=list) + "\n"
+            )
         shown = {k: round(v, 4) for k, v in outcome.get("metrics", {}).items()} or outcome
         print(f"{chosen} {part} {setting.label} ({setting.describe()}), seed {seed}: {shown}", flush=True)
         return json.loads(path.read_text())
 
     def config(self, setting: Setting, seed: int, dataset: str) -> Config:
         """The resolved config of a cell."""
-        name, _, argument = dataset.partition(":")
-        try:
-            module = importlib.import_module(f"configs.{name}")
-        except ModuleNotFoundError as e:
-            raise UserError(f"--dataset {name!r}: there is no configs/{name}.py") from e
-        config = module.get_config(argument or None)
-        config.auxiliary = {"name": "", "weight": 1.0}
-        # All training classes are for training: the search has a split of its own.
-        config.data.validation_fraction = 0.0
-        common.set_loss(config, setting.loss, **setting.hyperparameters)
-        if setting.identification:
-            common.set_auxiliary(config, "arcface", weight=setting.identification, margin=0.0, scale=16.0)
-        config.update_from_flattened_dict({} if argument else SIZES.get(name, {}))
-        if self.options.tiny:
-            config.update_from_flattened_dict(TINY)
-        for item in self.options.set:
-            key, _, value = item.partition("=")
-            config.update_from_flattened_dict({key: _literal(value)})
-        config.optimizer.learning_rate *= setting.rate
-        config.update_from_flattened_dict(setting.overrides)
-        config.seed = seed
-        return config.lock()
+        return resolve(self.options, setting, seed, dataset)
 
     def _train(self, setting: Setting, seed: int, dataset: str, part: str) -> dict:
         began = time.perf_counter()
@@ -187,10 +130,11 @@ class Study:
         job = self._with_programs(Job.create(config))
         measured = job.dataset.test
         if part == "search":
-            trained, measured = split_by_class(job.dataset.train, 0.5, SEARCH_SPLIT)
+            trained, measured = search_parts(job.dataset.train)
+            shares = len(job.parallel.devices) * config.batch.pieces
             plan = PKPlan(
                 trained.labels,
-                classes_per_batch=config.batch.classes,
+                classes_per_batch=classes_that_fit(config.batch, trained.labels, shares),
                 images_per_class=config.batch.images_per_class,
                 seed=seed,
             )
@@ -232,6 +176,31 @@ class Study:
         return dataclasses.replace(job, update=update, embed=embed)
 
 
+def search_parts(train: Source) -> tuple[Source, Source]:
+    """Two halves of the training classes, one to train on in the search and one to measure on.
+
+    Where the training set holds turned copies, only the half that is trained on does: a copy of a measured class
+    must not be trained on, and the test has no turned images either.
+    """
+    turned = isinstance(train, QuarterTurns)
+    trained, measured = split_by_class(train.source if turned else train, 0.5, SEARCH_SPLIT)
+    assert measured is not None
+    return QuarterTurns(trained) if turned else trained, measured
+
+
+def classes_that_fit(batch: Config, labels: np.ndarray, shares: int) -> int:
+    """P of the search: the config's, or as many as half of the classes allow and `shares` equal parts of a batch.
+
+    Args:
+      batch: `config.batch`.
+      labels: `[N]` of the images to train on.
+      shares: devices times pieces.
+    """
+    most = min(batch.classes, len(np.unique(labels[labels >= 0])))
+    fitting = (p for p in range(most, 0, -1) if p * batch.images_per_class % shares == 0)
+    return next(fitting, batch.classes)
+
+
 def measure(
     job: Job, embeddings: np.ndarray, present: np.ndarray, source: Source
 ) -> dict[str, dict[str, list]]:
@@ -264,7 +233,7 @@ def measure(
 def primary(outcome: Mapping[str, Any]) -> float:
     """The figure that settings are chosen by: cross-camera mAP where there is one, else MAP@R; -inf if diverged."""
     metrics = outcome.get("metrics", {})
-    return next((metrics[name] for name in ("mAP", "map@r") if name in metrics), -math.inf)
+    return next((metrics[name] for name in FIRST_METRICS if name in metrics), -math.inf)
 
 
 def search(study: Study, base: Setting, alternatives: Iterable[Mapping[str, Any]]) -> Setting | None:
@@ -306,7 +275,9 @@ def parser(description: str, seeds: str) -> argparse.ArgumentParser:
     made.add_argument(
         "--report-only", action="store_true", help="write the tables from the cells that are there"
     )
-    made.add_argument("--results", default="experiments/results", help="where cells and tables go")
+    made.add_argument(
+        "--results", help=f"where cells and tables go; by default {RESULTS}, with --tiny {TINY_RESULTS}"
+    )
     made.add_argument("--tiny", action="store_true", help="seconds a cell: only shows that it runs")
     return made
 
@@ -319,10 +290,3 @@ def start(main: Callable[[], None]) -> None:
         raise SystemExit(f"error: {e}") from None
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command goes on with the cell that was running") from None
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

@@ -1,0 +1,155 @@
+"""What a cell trains: a setting, the config that it resolves to, and what makes two configs the same cell."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from configs import common
+from hap2s_jax.config import Config, flatten
+from hap2s_jax.errors import UserError, unknown_name
+
+# What the CPU-sized study changes in a data set's config; other configs run as they are.
+SIZES: dict[str, dict[str, Any]] = {
+    "emoji": {"steps": 1200, "schedule.warmup_steps": 75},
+    "glyphs": {"steps": 1200, "schedule.warmup_steps": 75},
+}
+TINY = {
+    "steps": 3,
+    "schedule.warmup_steps": 1,
+    "encoder.width": 4,
+    "batch.classes": 4,
+    "batch.images_per_class": 4,
+}
+TINY |= {"num_devices": 1, "data.image_size": (32, 32), "encoder.stem": "small32"}
+# What a study chooses for every cell, so that --set cannot.
+_CHOSEN = ("loss", "auxiliary", "seed")
+# What says where and how fast a cell runs, not what comes out. A path is one of these only beside a name that says
+# which data lie there.
+_NOT_OF_THE_OUTCOME = (
+    "name",
+    "num_devices",
+    "compilation_cache",
+    "log",
+    "checkpoint",
+    "evaluate.every_steps",
+    "evaluate.batch_size",
+    "evaluate.untrained",
+    "evaluate.weights",
+    "data.cache_bytes",
+    "data.num_workers",
+    "pretrained.offline",
+    "pretrained.cache_dir",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is trained: a loss, and what else differs from the data set's config.
+
+    Attributes:
+      label: its name in tables.
+      loss: name in `hap2s_jax.losses`.
+      hyperparameters: of the loss, those that differ from its defaults.
+      identification: weight of an identification loss beside it, 0 for none.
+      rate: factor of the config's learning rate.
+      overrides: further config keys, dotted, and their values.
+    """
+
+    label: str
+    loss: str
+    hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    identification: float = 0.0
+    rate: float = 1.0
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def but(self, **changes: Any) -> Setting:
+        """The same with other fields, hyperparameters and overrides added to its own."""
+        for name in ("hyperparameters", "overrides"):
+            changes[name] = {**getattr(self, name), **changes.get(name, {})}
+        return dataclasses.replace(self, **changes)
+
+    def describe(self) -> str:
+        """Its hyperparameters and rate in one line."""
+        parts = [f"{name} {value}" for name, value in self.hyperparameters.items()]
+        return ", ".join([*parts, f"rate x {self.rate:g}"])
+
+
+def resolve(options: argparse.Namespace, setting: Setting, seed: int, dataset: str) -> Config:
+    """The config of a cell, locked.
+
+    Args:
+      options: `set` and `tiny` of the study's command line.
+      setting: what to train.
+      seed: of the weights and the batches.
+      dataset: a config's name, with its argument after a colon.
+
+    Raises:
+      UserError: there is no such config, or `set` names no key of it, a value of another type, or what a study
+        chooses itself.
+    """
+    name, _, argument = dataset.partition(":")
+    try:
+        module = importlib.import_module(f"configs.{name}")
+    except ModuleNotFoundError as e:
+        raise UserError(f"--dataset {name!r}: there is no configs/{name}.py") from e
+    config = module.get_config(argument or None)
+    config.auxiliary = {"name": "", "weight": 1.0}
+    # All training classes are for training: the search has a split of its own.
+    config.data.validation_fraction = 0.0
+    common.set_loss(config, setting.loss, **setting.hyperparameters)
+    if setting.identification:
+        common.set_auxiliary(config, "arcface", weight=setting.identification, margin=0.0, scale=16.0)
+    config.update_from_flattened_dict({} if argument else SIZES.get(name, {}))
+    if options.tiny:
+        config.update_from_flattened_dict(TINY)
+    for item in options.set:
+        _set(config, item)
+    config.optimizer.learning_rate *= setting.rate
+    config.update_from_flattened_dict(setting.overrides)
+    config.seed = seed
+    return config.lock()
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The config's leaves that decide what comes out of a cell."""
+    dropped: list[str] = [*_NOT_OF_THE_OUTCOME]
+    if config.data.name != "folder":
+        dropped.append("data.data_dir")
+    if config.data.noise.foreign != "folder":
+        dropped.append("data.noise.foreign_dir")
+    return {key: value for key, value in flatten(config).items() if not _below(key, dropped)}
+
+
+def _set(config: Config, item: str) -> None:
+    key, given, text = item.partition("=")
+    if _below(key, _CHOSEN):
+        raise UserError(
+            f"--set {item}: {key} is what the study chooses; set another key, or change the study"
+        )
+    known = flatten(config)
+    if key not in known:
+        raise unknown_name("config key in --set", key, known)
+    if not given:
+        raise UserError(f"--set {item}: has no value; give --set {key}=VALUE, as in {key}={known[key]}")
+    try:
+        config.update_from_flattened_dict({key: _literal(text)})
+    except (TypeError, ValueError) as e:
+        raise UserError(
+            f"--set {item}: {text} is not of the type of {known[key]!r}, the value of {key}"
+        ) from e
+
+
+def _below(key: str, names: list[str] | tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
