@@ -14,12 +14,14 @@ on the test classes.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from study import report
-from study.cells import METRICS, OutOfTime, Setting, Study, parser, search, start
+from study.cells import OutOfTime, Setting, Study, parser, search, start
 
 _MARGINS = ({"margin": 0.1}, {"margin": 0.6}, {"soft_margin": True, "margin": 0.0})
 # Embeddings have length 1 here, so the identification loss is a softmax over scaled cosines.
@@ -111,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows[name] = report.collect(study, name, settings.get(name) or chosen_setting(study, name), seeds)
     shown = {t: [rows[n] for n in e if n in names or rows[n].outcomes] for t, e in _TABLES.items()}
     tables = {t: (found, rows[report.BASELINE]) for t, found in shown.items() if found}
-    figure = report.dots([r for found, _ in tables.values() for r in found], _metric(rows), "Equal budgets")
+    drawn = [row for found, _ in tables.values() for row in found]
+    figure = report.dots(drawn, report.first_metric(drawn), "Equal budgets")
     report.write(study, "accuracy" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
 
 
@@ -119,13 +122,12 @@ _TABLES = {"The losses that the paper names": HEADLINE, "Other losses": OTHERS}
 
 
 def suffix(study: Study) -> str:
-    """What keeps the files of other data sets apart from emoji's."""
+    """What keeps the files of other data sets and of overridden configs apart from emoji's."""
     name = study.options.dataset.replace(":", "-")
-    return "" if name == "emoji" else f"-{name}"
-
-
-def _metric(rows: Mapping[str, report.Row]) -> str:
-    return next((m for m in METRICS if any(row.values(m) for row in rows.values())), METRICS[0])
+    text = "" if name == "emoji" else f"-{name}"
+    if study.options.set:
+        text += "-set-" + hashlib.sha256(json.dumps(sorted(study.options.set)).encode()).hexdigest()[:6]
+    return text
 
 
 def _names(losses: str, tiny: bool) -> list[str]:

@@ -17,13 +17,10 @@ import jax
 import jax.numpy as jnp
 from accuracy import chosen_setting, suffix
 from study import report
-from study.cells import METRICS, OutOfTime, Setting, Study, parser, start
+from study.cells import OutOfTime, Setting, Study, parser, start
 
 from hap2s_jax import exponential, hap2s_loss, losses, polynomial
 from hap2s_jax.losses import Weighting, detached
-
-# Embeddings of batch normalisation in 128 dimensions lie this much farther apart than those of length 1.
-_UNIT = 11.0
 
 
 def _hardness(function: Callable[[jax.Array, jax.Array], jax.Array]) -> Weighting:
@@ -98,25 +95,34 @@ def _unnormalised(loss: str, same: dict[str, float], larger: dict[str, float]) -
     ]
 
 
-GROUPS: dict[str, list[Setting]] = {
-    "Weight functions": _named(
-        "batch_hard", "point_to_set_mean", "hap2s_e", "hap2s_p", "hap2s gaussian", "hap2s proportional",
-        "hap2s halving", "hap2s three_hardest",
-    ),
-    "Sigma": [*_named("batch_hard"), *_values("hap2s_e", "sigma", (0.01, 0.1, 0.5, 1.0, 10.0))],
-    "Alpha": [*_named("batch_hard"), *_values("hap2s_p", "alpha", (0.1, 1.0, 10.0, 100.0, 1000.0))],
-    "Hinge or soft margin": [
-        *_named("batch_hard"),
-        *_values("hap2s_e", "margin", (0.1, 0.3, 0.6)),
-        Setting("hap2s_e, soft margin", "hap2s_e", {"soft_margin": True, "margin": 0.0}),
-        Setting("batch_hard, soft margin", "batch_hard", {"soft_margin": True, "margin": 0.0}),
-    ],
-    "Embeddings of length 1 or not": [
-        *_unnormalised("batch_hard", {}, {"margin": 0.3 * _UNIT}),
-        *_unnormalised("hap2s_e", {}, {"margin": 0.3 * _UNIT, "sigma": 0.5 * _UNIT}),
-    ],
-    "Gradient through the weights": _named("batch_hard", "hap2s_e", "hap2s_e detached", "hap2s_p", "hap2s_p detached"),
-}  # fmt: skip
+def settings(unit: float) -> dict[str, list[Setting]]:
+    """Title of a table -> its rows.
+
+    Args:
+      unit: how much farther apart embeddings lie that are not normalised. Those of batch normalisation have a length
+        of about the root of their dimensions.
+    """
+    return {
+        "Weight functions": _named(
+            "batch_hard", "point_to_set_mean", "hap2s_e", "hap2s_p", "hap2s gaussian", "hap2s proportional",
+            "hap2s halving", "hap2s three_hardest",
+        ),
+        "Sigma": [*_named("batch_hard"), *_values("hap2s_e", "sigma", (0.01, 0.1, 0.5, 1.0, 10.0))],
+        "Alpha": [*_named("batch_hard"), *_values("hap2s_p", "alpha", (0.1, 1.0, 10.0, 100.0, 1000.0))],
+        "Hinge or soft margin": [
+            *_named("batch_hard"),
+            *_values("hap2s_e", "margin", (0.1, 0.3, 0.6)),
+            Setting("hap2s_e, soft margin", "hap2s_e", {"soft_margin": True, "margin": 0.0}),
+            Setting("batch_hard, soft margin", "batch_hard", {"soft_margin": True, "margin": 0.0}),
+        ],
+        "Embeddings of length 1 or not": [
+            *_unnormalised("batch_hard", {}, {"margin": 0.3 * unit}),
+            *_unnormalised("hap2s_e", {}, {"margin": 0.3 * unit, "sigma": 0.5 * unit}),
+        ],
+        "Gradient through the weights": _named(
+            "batch_hard", "hap2s_e", "hap2s_e detached", "hap2s_p", "hap2s_p detached",
+        ),
+    }  # fmt: skip
 
 
 def without_defaults(setting: Setting) -> Setting:
@@ -131,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser("HAP2S with other weight functions and parameters.", "0,1,2")
     study = Study(options.parse_args(arguments))
     seeds = [int(seed) for seed in study.options.seeds.split(",")]
-    groups = GROUPS
+    dimensions = study.config(Setting("hap2s_e", "hap2s_e"), 0, study.options.dataset).encoder.embedding_dim
+    groups = settings(dimensions**0.5)
     if study.options.tiny:
         groups = {"Weight functions": _named("batch_hard", "hap2s halving")}
 
@@ -143,9 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 report.collect(
                     study, s.label, None if chosen is None else without_defaults(s).but(**rate), seeds
                 )
-                for s in settings
+                for s in group
             ]
-            for title, settings in groups.items()
+            for title, group in groups.items()
         }
 
     try:
@@ -156,7 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     study.options.report_only = True
     finished = rows(seeds)
     tables = {title: (found, found[0]) for title, found in finished.items()}
-    figure = report.dots(finished["Weight functions"], METRICS[0], "Weight functions")
+    drawn = finished["Weight functions"]
+    figure = report.dots(drawn, report.first_metric(drawn), "Weight functions")
     report.write(study, "flexibility" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from accuracy import chosen_setting, suffix
 from study import report
-from study.cells import METRICS, OutOfTime, Study, parser, start
+from study.cells import OutOfTime, Study, parser, start
 
 from hap2s_jax.errors import UserError
 
@@ -53,25 +53,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found.append(report.collect(study, name, setting, seeds, dataset=dataset))
         return found
 
+    def rows_if_there(title: str, seeds: Sequence[int]) -> list[report.Row]:
+        if title in absent:
+            return []
+        try:
+            return rows(title, seeds)
+        except UserError as e:
+            print(f"{title} is left out: {e}", file=sys.stderr)
+            absent.add(title)
+            return []
+
     try:
         for count in range(1, len(seeds) + 1):
             for title in places:
-                if title not in absent:
-                    try:
-                        rows(title, seeds[:count])
-                    except UserError as e:
-                        print(f"{title} is left out: {e}", file=sys.stderr)
-                        absent.add(title)
+                rows_if_there(title, seeds[:count])
     except OutOfTime:
         print("out of time; the same command goes on")
     study.options.report_only = True
     tables = {}
     for title in places:
-        if title not in absent:
-            found = rows(title, seeds)
+        if found := rows_if_there(title, seeds):
             tables[title] = (found, found[0])
     first = next(iter(tables.values()), ([], None))[0]
-    figure = report.dots(first, METRICS[0], next(iter(tables), ""))
+    figure = report.dots(first, report.first_metric(first), next(iter(tables), ""))
     report.write(study, "generality" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
 
 

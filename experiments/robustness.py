@@ -18,7 +18,7 @@ from typing import Any
 
 from accuracy import chosen_setting, suffix
 from study import report
-from study.cells import METRICS, OutOfTime, Setting, Study, parser, start
+from study.cells import OutOfTime, Setting, Study, parser, start
 
 from hap2s_jax.errors import UserError
 
@@ -89,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if kind == kinds[0]:
                 for found in rows:
                     lines.setdefault(found.label, {})[100 * fraction] = found
-    figure = report.curves(lines, METRICS[0], f"{TITLES[kinds[0]].lower()}, % of the training images", "")
+    metric = report.first_metric(found for points in lines.values() for found in points.values())
+    figure = report.curves(lines, metric, f"{TITLES[kinds[0]].lower()}, % of the training images", "")
     report.write(study, "robustness" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from hap2s_jax.reporting import environment
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.reporting.table import to_markdown
-from study.cells import METRICS, Setting, Study
+from study.cells import FIRST_METRICS, LEARNING_RATE_FACTORS, METRICS, Setting, Study
 
 RESAMPLES = 2000
 BASELINE = "batch_hard"
@@ -84,8 +84,20 @@ def difference(row: Row, other: Row, metric: str) -> tuple[float, float, float] 
     return float(means(np.ones((1, classes)))[0]), float(low), float(high)
 
 
+def first_metric(rows: Iterable[Row]) -> str:
+    """What rows are compared by, as their settings were chosen: "mAP", or "map@r" where there is none."""
+    rows = list(rows)
+    return next((m for m in FIRST_METRICS if any(row.values(m) for row in rows)), FIRST_METRICS[0])
+
+
+def at_edge(setting: Setting) -> bool:
+    """Whether the search took the lowest or the highest rate, beyond which a better one may lie."""
+    return setting.rate in (min(LEARNING_RATE_FACTORS), max(LEARNING_RATE_FACTORS))
+
+
 def table(rows: Sequence[Row], baseline: Row | None, metrics: Sequence[str] = METRICS) -> str:
-    """The Markdown table of some rows, with the difference of the first metric to the baseline."""
+    """The Markdown table of some rows, with the difference of their first metric to the baseline."""
+    first = first_metric(rows)
     shown = [m for m in metrics if any(row.values(m) for row in rows)]
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
@@ -94,11 +106,13 @@ def table(rows: Sequence[Row], baseline: Row | None, metrics: Sequence[str] = ME
             cells["seeds"] += f", diverged: {', '.join(map(str, row.diverged))}"
         for metric in shown:
             cells[metric] = spread(row.values(metric))
-        if baseline is not None and shown and row is not baseline:
-            found = difference(row, baseline, shown[0])
+        if baseline is not None and row is not baseline:
+            found = difference(row, baseline, first)
             if found:
-                cells[f"{shown[0]} over {baseline.label}"] = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*found)
+                cells[f"{first} over {baseline.label}"] = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*found)
         cells["setting"] = "search unfinished" if row.setting is None else row.setting.describe()
+        if row.setting is not None and at_edge(row.setting):
+            cells["setting"] += " (edge of the grid)"
         lines[row.label] = cells
     columns = list(dict.fromkeys(name for cells in lines.values() for name in cells if name != "setting"))
     return to_markdown(lines, columns=[*columns, "setting"])
@@ -135,6 +149,7 @@ def write(
     missing = 0
     for title, (rows, baseline) in tables.items():
         text += [f"\n## {title}\n", table(rows, baseline)]
+        first = first_metric(rows)
         missing += sum(len(row.wanted) - len(row.outcomes) for row in rows)
         summary["tables"][title] = {
             row.label: {
@@ -142,7 +157,7 @@ def write(
                 "seeds": {seed: o.get("metrics", o) for seed, o in row.outcomes.items()},
                 "diverged": row.diverged,
                 "seconds": [o["seconds"] for o in row.outcomes.values() if "seconds" in o],
-                "over_baseline": None if baseline is None else difference(row, baseline, METRICS[0]),
+                "over_baseline": None if baseline is None else difference(row, baseline, first),
             }
             for row in rows
         }
