@@ -6,11 +6,17 @@ import contextlib
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+
+# A test run that is killed cannot end its workers; the kernel then does (PR_SET_PDEATHSIG, SIGKILL). Set by a process
+# in between, which becomes the worker: a function run after the fork would run in a copy of JAX's threads.
+_TIE = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
+_TIED = [sys.executable, "-I", "-S", "-c", _TIE] if sys.platform == "linux" else []
 
 
 @contextlib.contextmanager
@@ -29,9 +35,12 @@ class Worker:
     """A started command, whose output goes to files: a pipe that nobody reads while a test waits would stop it."""
 
     def __init__(self, command, environment, folder):
-        self._files = [Path(tempfile.mkstemp(dir=folder)[1]) for _ in range(2)]
+        own = Path(tempfile.mkdtemp(dir=folder))
+        self._files = [own / "out", own / "err"]
         with self._files[0].open("w") as out, self._files[1].open("w") as err:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err)
+            self.process = subprocess.Popen(
+                [*_TIED, *command], cwd=ROOT, env=environment, stdout=out, stderr=err
+            )
 
     @property
     def code(self):
@@ -52,7 +61,14 @@ def start(commands, folder, devices=4):
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(ROOT / "tests"),
     }
-    return [Worker(command, environment, folder) for command in commands]
+    workers = []
+    try:
+        for command in commands:
+            workers.append(Worker(command, environment, folder))
+    except BaseException:
+        kill(workers)
+        raise
+    return workers
 
 
 def wait(workers, timeout):
@@ -73,12 +89,15 @@ def kill(workers):
 
 
 def wait_until(condition, workers, timeout):
-    """Waits for `condition()`; kills all workers and fails if it takes too long or a worker ends before."""
+    """Waits for `condition()`; kills all workers and fails if it fails, takes too long or a worker ends before."""
     until = time.monotonic() + timeout
-    while not condition():
-        ended = any(worker.code is not None for worker in workers)
-        if ended or time.monotonic() > until:
-            kill(workers)
-            what = "a process ended early" if ended else "timed out"
-            raise AssertionError("\n".join([what, *(worker.err[-3000:] for worker in workers)]))
-        time.sleep(0.1)
+    try:
+        while not condition():
+            ended = any(worker.code is not None for worker in workers)
+            if ended or time.monotonic() > until:
+                what = "a process ended early" if ended else "timed out"
+                raise AssertionError("\n".join([what, *(worker.err[-3000:] for worker in workers)]))
+            time.sleep(0.1)
+    except BaseException:
+        kill(workers)
+        raise

@@ -107,7 +107,7 @@ def test_a_copied_folder_is_enough_and_tensorflow_is_not_needed(run, folder, ref
     environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(run.workdir.parent)}
     arguments = [sys.executable, "-c", _ELSEWHERE, *map(str, folder[1][:6])]
     done = subprocess.run(
-        arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""

@@ -69,5 +69,5 @@ def run(num_devices=None):
 
 
 if __name__ == "__main__":
-    parallel.initialize_processes(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), join_timeout=120)
+    parallel.initialize_processes(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), join_timeout=900)
     print(json.dumps(run()[0]))
