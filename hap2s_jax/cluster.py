@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from hap2s_jax.data.pixels import UnreadableImageError
 from hap2s_jax.data.source import Dataset, Source
 from hap2s_jax.errors import Preempted, UserError
 
@@ -92,6 +93,14 @@ def data_facts(dataset: Dataset) -> dict[str, str]:
     return facts
 
 
+def arrays_fact(*trees: Any) -> str:
+    """A fingerprint of all arrays in `trees`."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(trees):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:12]
+
+
 def _fingerprint(source: Source) -> str:
     digest = hashlib.sha256("\0".join(source.class_names).encode())
     digest.update(np.ascontiguousarray(source.labels, "<i4").tobytes())
@@ -100,7 +109,7 @@ def _fingerprint(source: Source) -> str:
     for index in np.linspace(0, len(source) - 1, min(len(source), _SAMPLED_IMAGES)).astype(int):
         try:
             digest.update(hashlib.sha256(source.read(int(index))).digest())
-        except OSError:  # what to do about it, data.on_unreadable says later
+        except (OSError, UnreadableImageError):  # what to do about it, data.on_unreadable says later
             digest.update(b"unreadable")
     return digest.hexdigest()[:12]
 
@@ -117,7 +126,12 @@ def check_shared(folder: pathlib.Path) -> None:
     token = np.asarray(multihost_utils.broadcast_one_to_all(token)).astype(np.uint8)
     file = folder / f".shared_{token.tobytes().hex()}"
     if jax.process_index() == 0:
-        file.touch()
+        try:
+            file.touch()
+        except OSError as e:
+            raise UserError(
+                f"workdir {folder} cannot be written: {e.strerror}; choose another --workdir"
+            ) from e
     multihost_utils.sync_global_devices("hap2s_jax: written")
     until = time.monotonic() + _SEEN_WITHIN
     while not (seen := file.exists()) and time.monotonic() < until:
@@ -161,7 +175,8 @@ class StopRequests:
     def check_before(self, step: int) -> None:
         """Raises `Preempted` if the signal came before the first step, here `step`, was asked about."""
         # The service counts from 0 until it is told the step; a signal of that time asks to stop at step 1.
-        if self(step) or (jax.process_count() > 1 and step > 1 and self(1)):
+        early = jax.process_count() > 1 and step > 1 and self(1)
+        if self(step) or early:  # last, since the service goes on counting from here
             raise Preempted(step)
 
     def __call__(self, step: int) -> bool:
@@ -204,5 +219,5 @@ def _leave(message: str, code: int) -> None:
     if jax.process_index() == 0:
         # The coordinator lives in this process. When it goes, JAX aborts the others with a stack trace; give
         # those that have the same error a moment to say so in their own words.
-        time.sleep(2)
+        time.sleep(5)
     os._exit(code)

@@ -81,11 +81,16 @@ def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, An
 
         with _closing(job.checkpointer(path)) as checkpointer:
             start = checkpointer.latest_step or 0
+            finished = report.is_finished(path, start)
             cluster.check_same(
-                lambda: {**cluster.data_facts(job.dataset), "the newest checkpoint": str(start)}
+                lambda: {
+                    **cluster.data_facts(job.dataset),
+                    "the newest checkpoint": str(start),
+                    "whether it is finished": str(finished),
+                }
             )
             stop.check_before(start)
-            if start >= config.steps and (path / report.RESULTS).is_file():
+            if start >= config.steps and finished:
                 return report.already_finished(path, start, is_lead=is_lead)
             return _run(job, path, checkpointer, start, stop)
 
@@ -102,6 +107,10 @@ def _run(
         state = checkpointer.restore(state, start)
     else:
         state, weights = job.with_first_weights(state)
+        if config.pretrained.source:  # of which each host may have a copy of its own
+            cluster.check_same(
+                lambda: {"the first weights": cluster.arrays_fact(state.params, state.batch_stats)}
+            )
         if is_lead:
             report.say(weights)
     state = job.parallel.replicate(state)
@@ -113,7 +122,7 @@ def _run(
         state = _train(job, state, log, checkpointer, start, stop)
         chosen = _chosen_weights(job, state, checkpointer)
         return report.finish(
-            job, chosen, path, log, last_step=config.steps, seconds=time.perf_counter() - began
+            job, chosen, path, log, last_step=int(state.step), seconds=time.perf_counter() - began
         )
 
 

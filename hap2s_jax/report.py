@@ -155,6 +155,14 @@ def _write_card(
         temporary.write_text(text)
 
 
+def is_finished(workdir: pathlib.Path, step: int) -> bool:
+    """Whether the results in `workdir` are of a run of `step` updates; older ones stay there while a run goes on."""
+    try:
+        return json.loads((workdir / RESULTS).read_text())["steps"] == step
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def already_finished(workdir: pathlib.Path, steps: int, *, is_lead: bool) -> dict[str, Any]:
     """Says that there is nothing left to do, shows the results again and returns them."""
     results = json.loads((workdir / RESULTS).read_text())

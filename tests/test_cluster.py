@@ -205,6 +205,29 @@ def test_one_process_saves_when_asked_to_stop_and_goes_on(images, tmp_path, monk
     assert list(_losses(tmp_path)) == [1, 2, 3]
 
 
+def test_the_service_goes_on_counting_from_the_step_resumed_at(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cluster.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        cluster.multihost_utils, "reached_preemption_sync_point", lambda step: asked.append(step) or False
+    )
+    cluster.StopRequests().check_before(7)
+    assert asked == [1, 7]
+
+    # Of a signal that came before anything was asked.
+    monkeypatch.setattr(cluster.multihost_utils, "reached_preemption_sync_point", lambda step: step == 1)
+    with pytest.raises(Preempted):
+        cluster.StopRequests().check_before(7)
+
+
+def test_first_weights_that_differ_are_told_apart():
+    weights = {"a": np.arange(3.0), "b": {"c": np.ones(2)}}
+    assert cluster.arrays_fact(weights, {}) == cluster.arrays_fact(weights, {})
+    assert cluster.arrays_fact(weights, {}) != cluster.arrays_fact(
+        {**weights, "a": np.arange(3.0) + 1e-9}, {}
+    )
+
+
 def test_facts_name_what_differs():
     facts = cluster.code_facts()
     assert facts["the version of jax"]

@@ -119,12 +119,28 @@ def test_stopped_and_resumed_ends_with_the_same_bits(finished, tmp_path, monkeyp
     assert resumed["test"] == results["test"]
 
 
-def test_more_steps_go_on_from_a_finished_run(tmp_path):
+def test_more_steps_go_on_from_a_finished_run(tmp_path, monkeypatch):
     config = {"schedule.name": "constant"}
     main.run(_config(**config), tmp_path)
+    # It dies between the last checkpoint and the results, beside which those of 6 steps still lie.
+    with monkeypatch.context() as patch:
+        patch.setattr(main.report, "finish", lambda *a, **k: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main.run(_config(steps=8, **config), tmp_path)
     longer = main.run(_config(steps=8, **config), tmp_path)
     assert longer["steps"] == 8
     assert [r["step"] for r in read_metrics(tmp_path) if "train/loss" in r] == [2, 3, 4, 6, 8]
+
+
+def test_fewer_steps_finish_a_run_that_is_beyond_them(tmp_path, monkeypatch):
+    config = {"schedule.name": "constant", "evaluate.untrained": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(main.report, "finish", lambda *a, **k: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main.run(_config(steps=4, **config), tmp_path)
+    assert main.run(_config(steps=3, **config), tmp_path)["steps"] == 4
+    monkeypatch.setattr(main, "train", lambda *a, **k: pytest.fail("trained again"))
+    assert main.run(_config(steps=3, **config), tmp_path)["weights_of_step"] == 4
 
 
 def test_another_config_is_refused_and_leaves_the_run_alone(finished):
