@@ -61,11 +61,14 @@ def embed_images(
     output = pathlib.Path(output)
     if output.suffix not in vectors.SUFFIXES:
         raise UserError(f"--output: {output} must end in {' or '.join(vectors.SUFFIXES)}")
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers must be at least 1, but is {workers}; leave it out for all cores")
     found = listing.list_images(images)
     model = describe(encoder) | {"images": str(found.root), "listing": found.digest()}
     if output.exists() and not overwrite:
         return _finished(output, model)
-    parts = vectors.Parts(output, {"weights": encoder.fingerprint, "images": found.digest()})
+    identity = {"weights": encoder.fingerprint, "images": found.digest(), "folder": str(found.root)}
+    parts = vectors.Parts(output, identity)
     done = parts.done
     with ProgressBar(len(found.paths), done, "embedding", images_per_step=1, enabled=show_progress) as bar:
         waiting: list[vectors.Part] = []
@@ -129,7 +132,8 @@ def _joined(parts: list[vectors.Part]) -> vectors.Part:
 
 
 def _reason(failure: Exception) -> str:
-    return (getattr(failure, "strerror", None) or str(failure)).splitlines()[0]
+    text = getattr(failure, "strerror", None) or str(failure)
+    return (text.splitlines() or [type(failure).__name__])[0]
 
 
 def _finished(output: pathlib.Path, model: dict[str, Any]) -> vectors.Outcome:
@@ -137,7 +141,7 @@ def _finished(output: pathlib.Path, model: dict[str, Any]) -> vectors.Outcome:
         there = vectors.read_model(output)
     except Exception:  # whatever it is, it is not ours to replace
         there = {}
-    if all(there.get(key) == model[key] for key in ("fingerprint", "listing")):
+    if all(there.get(key) == model[key] for key in ("fingerprint", "listing", "images")):
         print(f"{output} holds these embeddings already; --overwrite makes it again")
         return vectors.Outcome(there["count"], [])
     raise UserError(

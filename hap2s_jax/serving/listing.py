@@ -39,8 +39,10 @@ class Listing:
     def digest(self) -> str:
         """Sixteen hexadecimal digits that tell this list from every other; the folder's own place does not count."""
         digest = hashlib.sha256()
-        for path in self.paths:
-            digest.update(os.fsencode(path) + b"\0")
+        for texts in (self.paths, self.class_names):
+            for text in texts:
+                digest.update(os.fsencode(text) + b"\0")
+            digest.update(b"\0")
         for values in (self.labels, self.cameras, self.boxes):
             digest.update(b"none" if values is None else values.tobytes())
         return digest.hexdigest()[:16]
@@ -59,7 +61,10 @@ def list_images(images: str | os.PathLike[str]) -> Listing:
     """
     root = pathlib.Path(images)
     if root.is_file():
-        return _from_csv(root)
+        try:
+            return _from_csv(root)
+        except csv.Error as error:
+            raise UserError(f"--images: {root} is no CSV file: {error}") from error
     if not root.is_dir():
         raise UserError(f"--images: there is no folder or CSV file {images}")
     paths = []
@@ -95,10 +100,10 @@ def _from_csv(file: pathlib.Path) -> Listing:
             names.append((row.get("label") or "").strip())
             try:
                 if "camera" in columns:
-                    cameras.append(int(row["camera"]))
+                    cameras.append(np.int64(int(row["camera"])))
                 if set(_BOX) <= set(columns):
-                    boxes.append([round(float(row[c])) for c in _BOX])
-            except (TypeError, ValueError):
+                    boxes.append(np.array([round(float(row[c])) for c in _BOX], np.int64))
+            except (TypeError, ValueError, OverflowError):
                 raise UserError(f"--images: {file}, line {number}: camera and box must be numbers") from None
     if not paths:
         raise UserError(f"--images: {file} has no rows")

@@ -71,7 +71,7 @@ class Parts:
 
     Args:
       output: the file to be.
-      identity: what must be the same for parts to be gone on with (weights, images).
+      identity: what must be the same for parts to be gone on with (weights, images, their folder).
 
     Raises:
       UserError: parts of something else lie there, or the folder cannot be written.
@@ -85,8 +85,8 @@ class Parts:
             differing = [key for key in identity if found.get(key) != identity[key]]
             if differing:
                 raise UserError(
-                    f"{self.folder} holds an unfinished file of other {' and '.join(differing)}; remove that "
-                    "folder, or choose another --output"
+                    f"{self.folder} holds an unfinished file that differs in its {' and '.join(differing)}; remove "
+                    "what lies there, or choose another --output"
                 )
             return
         with replacing(state) as temporary:
@@ -247,7 +247,7 @@ def _read_parquet(path: pathlib.Path) -> Vectors:
     class_names = sorted({name for name in names if name is not None})
     number = {name: n for n, name in enumerate(class_names)}
     labels = np.array([-1 if name is None else number[name] for name in names], np.int64)
-    model = json.loads(table.schema.metadata[b"hap2s_jax"])
+    model = json.loads((table.schema.metadata or {})[b"hap2s_jax"])
     return Vectors(
         embeddings, np.array(table.column("path").to_pylist(), str), labels, np.array(class_names, str), model
     )

@@ -13,6 +13,7 @@ import hap2s_jax
 from hap2s_jax import embed, evaluate
 from hap2s_jax.errors import UserError
 from hap2s_jax.serving import vectors
+from hap2s_jax.serving.listing import list_images
 from hap2s_jax.serving.trained import TrainedEncoder
 
 
@@ -107,9 +108,36 @@ def test_interrupted_and_run_again(encoder, spoilt, folder, reference, tmp_path,
 
 def test_parts_of_something_else_are_not_gone_on_with(encoder, spoilt, tmp_path, run):
     output = tmp_path / "vectors.npz"
-    vectors.Parts(output, {"weights": "others", "images": "x"})
-    with pytest.raises(UserError, match="unfinished file of other weights and images"):
+    vectors.Parts(output, {"weights": "others", "images": "x", "folder": str(spoilt)})
+    with pytest.raises(UserError, match="unfinished file that differs in its weights and images;"):
         embed.embed_images(encoder, spoilt, output, show_progress=False)
+
+
+def test_another_folder_of_equal_names_is_something_else(encoder, folder, tmp_path):
+    # Two days of a camera that numbers its pictures from 1.
+    days = [tmp_path / day for day in ("monday", "tuesday")]
+    for day, source in zip(days, folder[1], strict=False):
+        day.mkdir()
+        shutil.copy(source, day / "1.png")
+    monday, tuesday = map(list_images, days)
+    assert monday.digest() == tuesday.digest()
+    output = tmp_path / "vectors.npz"
+    embed.embed_images(encoder, days[0], output, show_progress=False)
+    with pytest.raises(UserError, match="is of something else"):
+        embed.embed_images(encoder, days[1], output, show_progress=False)
+    output.unlink()
+    identity = {"weights": encoder.fingerprint, "images": monday.digest(), "folder": str(days[0])}
+    vectors.Parts(output, identity)
+    with pytest.raises(UserError, match="unfinished file that differs in its folder;"):
+        embed.embed_images(encoder, days[1], output, show_progress=False)
+
+
+def test_a_list_with_other_class_names_is_another_list(tmp_path):
+    digests = set()
+    for label in ("cat", "dog"):
+        (tmp_path / "x.csv").write_text(f"path,label\nx.png,{label}\n")
+        digests.add(list_images(tmp_path / "x.csv").digest())
+    assert len(digests) == 2
 
 
 def test_files_of_something_else_are_not_overwritten_unasked(encoder, folder, tmp_path):
@@ -147,6 +175,9 @@ def test_a_csv_with_boxes_and_cameras(encoder, folder, tmp_path):
         ({"images/x.png": "x"}, "none of the 1 images can be read, such as x.png"),
         ({"images": "name,label\n"}, "needs the column path"),
         ({"images": "path,camera\nx.png,left\n"}, "line 2: camera and box must be numbers"),
+        ({"images": "path,x1,y1,x2,y2\nx.png,0,0,inf,9\n"}, "line 2: camera and box must be numbers"),
+        ({"images": "path,x1,y1,x2,y2\nx.png,0,0,1e30,9\n"}, "line 2: camera and box must be numbers"),
+        ({"images": "path\n" + "x" * 200_000 + "\n"}, "is no CSV file"),
         ({"images": "path\n"}, "has no rows"),
     ],
 )
@@ -181,7 +212,7 @@ def test_mistakes_are_one_line(tmp_path):
         "--images=x",
         "--output=y.npz",
     ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "holds no run" in done.stderr
