@@ -26,7 +26,7 @@ from ml_collections import config_flags
 
 from hap2s_jax import cli, rehearsal
 from hap2s_jax.config import Config
-from hap2s_jax.data import registry
+from hap2s_jax.data import registry, turns
 from hap2s_jax.errors import UserError
 from hap2s_jax.program import Program
 from hap2s_jax.rehearsal import Compiled, DoesNotFitError, Topology
@@ -73,8 +73,13 @@ def rehearse(
     Raises:
       UserError: an unknown topology, no compiler, or a config that does not suit the slice.
     """
-    topology = rehearsal.topology(topology_name)
     program = Program.create(config)
+    if scaling and not program.losses["metric"].has_blocks:
+        raise UserError(
+            f"--scaling compares the loss whole and in blocks, in which {config.loss.name} cannot be computed; leave "
+            "it out"
+        )
+    topology = rehearsal.topology(topology_name)
     subject = Rehearsal(program, topology, _training_classes(config, num_classes), effort)
     n, batch = len(topology.devices), program.batch_size
     topology.parallel.check_batch(batch, config.batch.pieces)
@@ -245,7 +250,8 @@ def _training_classes(config: Config, given: int | None) -> int:
         if not isinstance(counted, int):
             raise UserError(f"how many classes {entry.name} has is not known beforehand; give --classes")
         total = counted
-    return max(round(total * (1 - config.data.validation_fraction)), 1)
+    upright = max(round(total * (1 - config.data.validation_fraction)), 1)
+    return upright * (turns.TURNS if config.data.quarter_turns else 1)
 
 
 def _main() -> None:

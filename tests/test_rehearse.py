@@ -47,6 +47,26 @@ def rehearsed():
     return config, rehearse.rehearse(config, TOPOLOGY, largest=False, say=lines.append), "\n".join(lines)
 
 
+def test_turned_classes_are_counted():
+    from hap2s_jax.rehearse import _training_classes
+
+    config = _config()
+    config.data.quarter_turns = False
+    upright = _training_classes(config, None)
+    config.data.quarter_turns = True
+    assert _training_classes(config, None) == 4 * upright
+
+
+def test_a_loss_without_blocks_is_no_subject_for_scaling(monkeypatch):
+    from hap2s_jax import rehearse
+
+    monkeypatch.setattr(rehearsal, "topology", lambda name: pytest.fail("went on"))
+    config = _config()
+    config.loss = {"name": "softmax"}
+    with pytest.raises(UserError, match="in which softmax cannot be computed; leave it out"):
+        rehearse.rehearse(config, TOPOLOGY, scaling=True)
+
+
 @needs_libtpu
 @pytest.mark.slow
 def test_the_programs_of_a_config_compile_for_a_slice(rehearsed):

@@ -70,6 +70,13 @@ class Loss:
         """Whether the loss has arrays to learn and must be called with `params=`."""
         return self._entry.init_params is not None
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether the loss can be computed a block at a time, with `block_size=`."""
+        parameters = inspect.signature(self._entry.function).parameters.values()
+        # What a loss takes without naming it, it hands to the engine.
+        return any(p.name == "block_size" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
     def init_params(self, key: jax.Array, num_classes: int, embedding_dim: int) -> Any:
         """The loss's own learnable arrays (a pytree), or None if it has none.
 
