@@ -68,12 +68,13 @@ def build(searcher: search.Searcher, words: str, k: int = 10) -> Any:
     except ImportError as error:
         raise UserError("the demo needs gradio: pip install 'hap2s_jax[demo]'") from error
     count = len(searcher.gallery.paths)
+    most = min(50, count)
     with gradio.Blocks(title="hap2s_jax", analytics_enabled=False) as page:
         gradio.Markdown(f"## Which of {count:,} images are most like yours?")
         with gradio.Row():
             with gradio.Column(scale=1):
                 upload = gradio.File(label="Drop a picture", file_types=["image"], elem_id="upload")
-                number = gradio.Slider(1, min(50, count), value=min(k, count), step=1, label="Answers")
+                number = gradio.Slider(1, most, value=max(1, min(k, most)), step=1, label="Answers")
                 query = gradio.Image(
                     label="As the encoder sees it", interactive=False, buttons=["fullscreen"]
                 )

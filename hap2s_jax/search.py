@@ -115,7 +115,10 @@ class Searcher:
         ]
 
     def picture_of(self, hit: Hit) -> np.ndarray:
-        """A gallery image as the encoder sees it, uint8 `[h, w, 3]`; grey where it can no longer be read."""
+        """A gallery image as the encoder sees it, uint8 `[h, w, 3]`; grey where it can no longer be read.
+
+        A gallery made from a CSV file with boxes keeps no boxes: the whole image is shown.
+        """
         try:
             return self.encoder.preprocess(pathlib.Path(self.gallery.model["images"]) / hit.path)
         except (OSError, ValueError):
@@ -229,14 +232,24 @@ def open_searcher(options: argparse.Namespace) -> tuple[Searcher, str]:
 def _calibrate(options: argparse.Namespace) -> None:
     if options.workdir is None:
         raise UserError("--calibrate needs --workdir, whose validation classes it is made on")
+    from hap2s_jax import config as configs
+    from hap2s_jax import parallel
     from hap2s_jax.job import Job
 
-    encoder = commands.open_encoder(options)
+    config: Any = configs.load(options.workdir)
     try:
+        # Before the encoder takes devices: the job checks its training batch against them.
+        batch_size = config.batch.classes * config.batch.images_per_class
+        parallel.use_cores(batch_size // max(config.batch.pieces, 1), config.num_devices)
+        encoder = commands.open_encoder(options)
         job = Job.create(encoder.config)
+    except ImportError as error:
+        raise UserError(
+            f'--calibrate reads the run\'s data set, which needs pip install -e ".[train]" ({error})'
+        ) from error
     except (KeyError, AttributeError) as error:
         raise UserError(
-            f"the config in {encoder.workdir} is of another version of hap2s_jax: {error}; calibrate with that version"
+            f"the config in {options.workdir} is of another version of hap2s_jax: {error}; calibrate with that version"
         ) from error
     rates = calibration.calibrate(job, encoder.variables, encoder.workdir, encoder.step)
     accepts, rejects = rates.at(rates.equal())
@@ -266,6 +279,11 @@ def _print(queries: Sequence[str], answers: Sequence[Answer], words: str) -> Non
 def _draw(searcher: Searcher, queries: Sequence[str], answers: Sequence[Answer], path: str) -> None:
     from hap2s_jax.reporting.pictures import retrievals
 
+    # An approximate index may find fewer for one query than for another.
+    shown = min(len(answer.hits) for answer in answers)
+    if not shown:
+        raise UserError("--picture: a query found nothing to draw; give --index=exact")
+    answers = [dataclasses.replace(answer, hits=answer.hits[:shown]) for answer in answers]
     hits = [answer.hits for answer in answers]
     within: Any = [[hit in answer.accepted for hit in answer.hits] for answer in answers]
     retrievals(

@@ -40,6 +40,7 @@ def open_encoder(options: argparse.Namespace, workdir: str | None = None) -> Tra
     from hap2s_jax.job import use_compilation_cache
     from hap2s_jax.serving.loading import load
 
+    parallel.expect_no_tpu()
     parallel.use_cores(getattr(options, "batch_size", None) or 64)
     encoder = load(workdir or options.workdir, checkpoint=options.checkpoint, average=options.average)
     use_compilation_cache(encoder.config)

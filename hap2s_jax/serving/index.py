@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.util
 import json
 import os
@@ -71,7 +73,8 @@ class FaissIndex:
 
         self._rows, self._distance = embeddings, distance
         cells = max(1, min(int(4 * np.sqrt(len(embeddings))), len(embeddings) // 40))
-        identity = [len(embeddings), embeddings.shape[1], distance, cells, float(embeddings[::997].sum())]
+        digest = hashlib.sha256(np.ascontiguousarray(embeddings).data).hexdigest()
+        identity = [len(embeddings), embeddings.shape[1], distance, cells, digest]
         self._index: Any = _read_cache(cache, identity)
         if self._index is None:
             vectors = self._unit(embeddings)
@@ -119,7 +122,10 @@ def _read_cache(cache: pathlib.Path | None, identity: list[Any]) -> Any:
 def _write_cache(cache: pathlib.Path | None, identity: list[Any], index: Any) -> None:
     import faiss
 
-    if cache is not None:
+    if cache is None:
+        return
+    # A gallery in a folder that is read only is searched all the same.
+    with contextlib.suppress(UserError, OSError, RuntimeError):
         with replacing(cache) as temporary:
             faiss.write_index(index, str(temporary))
         with replacing(cache.with_name(cache.name + ".json")) as temporary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -139,6 +140,30 @@ def test_faiss_finds_what_exact_search_finds(tmp_path, distance):
     assert cache.stat().st_mtime_ns == before
     cache.write_bytes(b"damaged")
     assert len(open_index(rows, distance, kind="faiss", cache=cache).search(queries[:1], 3)[1][0]) == 3
+    swapped = rows[[1, 0, *range(2, len(rows))]]
+    again = open_index(swapped, distance, kind="faiss", cache=cache)
+    assert again.search(swapped[:1], 1)[1].tolist() == [[0]], "the index in the file was of other rows"
+    nowhere = tmp_path / "a file"
+    nowhere.touch()
+    assert open_index(rows, distance, kind="faiss", cache=nowhere / "g").search(rows[:1], 1)[1].tolist() == [
+        [0]
+    ]
+
+
+def test_the_picture_shows_what_every_query_found(gallery, encoder, folder, tmp_path):
+    searcher = search.Searcher(encoder, vectors.read(gallery))
+    queries = [str(path) for path in folder[1][:2]]
+    full, other = searcher.search(queries, 3)
+    search._draw(searcher, queries, [full, search.Answer(other.hits[:1], None)], str(tmp_path / "x.png"))
+    assert (tmp_path / "x.png").stat().st_size > 0
+    with pytest.raises(UserError, match="found nothing to draw"):
+        search._draw(searcher, queries, [full, search.Answer([], None)], str(tmp_path / "y.png"))
+
+
+def test_calibrating_needs_the_training_extra(run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "hap2s_jax.data.tf", None)
+    assert search.main([f"--workdir={run.workdir}", "--calibrate"]) == 1
+    assert 'needs pip install -e ".[train]"' in capsys.readouterr().err
 
 
 def test_without_faiss(monkeypatch):
