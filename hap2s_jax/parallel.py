@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import glob
+import inspect
 import os
 import sys
 import threading
@@ -210,11 +211,16 @@ def initialize_processes(
       process_id: which of them this is.
       join_timeout: seconds in which all must have joined. After them the process says so and ends with exit
         code 1, since JAX itself would abort.
-      peer_timeout: seconds without a sign of life after which a process is given up, and with it the job.
+      peer_timeout: seconds without a sign of life after which a process is given up, and with it the job;
+        JAX's own 100 where its release takes no other.
 
     Raises:
       UserError: if the cluster cannot be found or the arguments do not fit together.
     """
+    # Older releases of JAX have their own times.
+    known = inspect.signature(jax.distributed.initialize).parameters
+    # At the end the others wait for the lead, which draws pictures.
+    times = {"heartbeat_timeout_seconds": peer_timeout, "shutdown_timeout_seconds": 900}
     watchdog = threading.Timer(join_timeout, _give_up, (coordinator, num_processes, process_id, join_timeout))
     watchdog.daemon = True
     watchdog.start()
@@ -225,9 +231,7 @@ def initialize_processes(
             process_id,
             # JAX aborts with a stack trace when its own time is up; the watchdog's line comes first.
             initialization_timeout=join_timeout + 60,
-            heartbeat_timeout_seconds=peer_timeout,
-            # At the end the others wait for the lead, which draws pictures.
-            shutdown_timeout_seconds=900,
+            **{name: seconds for name, seconds in times.items() if name in known},
         )
     except (ValueError, RuntimeError) as e:
         first_line = str(e).splitlines()[0] if str(e) else type(e).__name__

@@ -170,7 +170,8 @@ def fit(height: int, width: int, size: tuple[int, int], enlarge: float, keep_asp
 def resize(image: np.ndarray, size: tuple[int, int], out: np.ndarray | None = None) -> np.ndarray:
     """Resize uint8 `[H, W, 3]` to `size` (height, width): bilinear, averaging areas when halving or more.
 
-    The result is written into `out`, contiguous and of that size, where it is given.
+    The result is written into `out`, contiguous and of that size, where it is given; an image that has that size
+    already is returned itself, and `out` is left as it is.
     """
     if image.shape[:2] == tuple(size):
         return image

@@ -25,7 +25,8 @@ class MetricLog:
 
     A line is `{"step": 100, "train/loss": 0.25, ...}`, in strict JSON: what JSON cannot say stands there as
     one of the strings "NaN", "Infinity", "-Infinity", which `read_metrics` turns back into numbers. Lines
-    hold no times and no names of machines, so the log of a resumed run equals that of one never stopped.
+    hold no times and no names of machines, so the log of a resumed run equals that of one never stopped, unless
+    SIGTERM cut a window of averages short.
     Numbers of float32 are written with as many digits as identify them.
 
     When a run resumes, everything after `resume_step` is cut off, and so is a line that a crash left torn.

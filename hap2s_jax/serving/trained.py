@@ -24,7 +24,8 @@ PyTree = Any
 # A path, an encoded image, or uint8 [H, W, 3].
 Image = str | os.PathLike[str] | bytes | np.ndarray
 
-# Larger images are refused by their header: decoded, they would take 0.8 GB and more.
+# Larger images are refused by their header, in the formats of `pixels.header_shape`: decoded, they would take 0.8 GB
+# and more.
 MAX_PIXELS = 2**28
 _CHUNKS_AHEAD = 2
 

@@ -70,7 +70,8 @@ def train(
             raise Preempted(step - 1)
         # The order is an invariant that resuming relies on: the batch of update t, update t, the numbers of
         # all updates up to t checked and written, evaluation, and last the checkpoint that stands for all
-        # this. The window is cut at every checkpoint, so that a resumed run logs the same lines.
+        # this. The window is cut at every checkpoint, so that a resumed run logs the same lines, unless it was
+        # SIGTERM that cut one short.
         began = time.perf_counter()
         batch = next(batches)
         window.waited += time.perf_counter() - began
