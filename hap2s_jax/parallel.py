@@ -220,7 +220,7 @@ def initialize_processes(
     # Older releases of JAX have their own times.
     known = inspect.signature(jax.distributed.initialize).parameters
     # At the end the others wait for the lead, which draws pictures.
-    times = {"heartbeat_timeout_seconds": peer_timeout, "shutdown_timeout_seconds": 900}
+    times: dict[str, Any] = {"heartbeat_timeout_seconds": peer_timeout, "shutdown_timeout_seconds": 900}
     watchdog = threading.Timer(join_timeout, _give_up, (coordinator, num_processes, process_id, join_timeout))
     watchdog.daemon = True
     watchdog.start()
