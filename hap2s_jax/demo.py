@@ -97,7 +97,7 @@ def build(searcher: search.Searcher, words: str, k: int = 10) -> Any:
 
 def launch(page: Any, *, host: str = "127.0.0.1", port: int | None = None, block: bool = True) -> Any:
     """Serves the page; returns what gradio's launch does: (app, local address, None)."""
-    import gradio
+    from gradio.themes import Default
 
     return page.launch(
         server_name=host,
@@ -110,7 +110,7 @@ def launch(page: Any, *, host: str = "127.0.0.1", port: int | None = None, block
         show_error=True,
         css=_CSS,
         # The machine's own letters: the default theme fetches some from the network.
-        theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        theme=Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     )
 
 

@@ -54,7 +54,9 @@ def test_own_images_by_folder_and_by_csv(tmp_path):
     assert len(data.train.class_names) + len(data.validation.class_names) + len(data.test.class_names) == 10
     for seed in (1, 2):
         other = datasets.load("folder", data_dir=root, validation_fraction=0.4, seed=seed)
-        assert other.test.class_names == data.test.class_names  # or runs of several seeds could not be compared
+        assert (
+            other.test.class_names == data.test.class_names
+        )  # or runs of several seeds could not be compared
     (tmp_path / "mine.csv").write_text(
         "path,label,split\n"
         + "".join(f"a{i}.jpg,{i // 2},{'train' if i < 8 else 'test'}\n" for i in range(12))
