@@ -36,21 +36,6 @@ from hap2s_jax.training.loop import train
 from hap2s_jax.training.state import TrainState
 from hap2s_jax.training.watch import CollapseWatch
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, as configs/emoji.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/<config.name> by default.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or cluster.")
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of process 0, where it cannot be detected."
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "Number of processes, where it cannot be detected."
-)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, where it cannot be detected.")
-_JOIN_TIMEOUT = flags.DEFINE_integer("join_timeout", 300, "Seconds in which all processes must have joined.")
-_PEER_TIMEOUT = flags.DEFINE_integer(
-    "peer_timeout", 60, "Seconds without a sign of life after which a process, and the job, is given up."
-)
-
 
 def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Trains, or goes on training, in `workdir`, and measures the result on the test classes.
@@ -239,23 +224,39 @@ def _prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
     return {prefix + name: value for name, value in metrics.items()}
 
 
+def _define_flags() -> None:
+    """Not at import: whoever imports `run` has flags of their own."""
+    config_flags.DEFINE_config_file("config", None, "File of the experiment, as configs/emoji.py.")
+    flags.DEFINE_string("workdir", None, "Where results go; runs/<config.name> by default.")
+    flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or cluster.")
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, where it cannot be detected.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes, where it cannot be detected.")
+    flags.DEFINE_integer("process_id", None, "This process's number, where it cannot be detected.")
+    flags.DEFINE_integer("join_timeout", 300, "Seconds in which all processes must have joined.")
+    flags.DEFINE_integer(
+        "peer_timeout", 60, "Seconds without a sign of life after which a process, and the job, is given up."
+    )
+
+
 def _main() -> None:
-    if _CONFIG.value is None:
+    given = flags.FLAGS
+    if given.config is None:
         cli.fail("which experiment? give --config=FILE, as --config=configs/emoji.py", code=2)
-    workdir = _WORKDIR.value or pathlib.Path("runs") / _CONFIG.value.name
-    if not (_DISTRIBUTED.value or _COORDINATOR.value):
-        run(_CONFIG.value, workdir)
+    workdir = given.workdir or pathlib.Path("runs") / given.config.name
+    if not (given.distributed or given.coordinator):
+        run(given.config, workdir)
         return
     parallel.initialize_processes(
-        _COORDINATOR.value,
-        _NUM_PROCESSES.value,
-        _PROCESS_ID.value,
-        join_timeout=_JOIN_TIMEOUT.value,
-        peer_timeout=_PEER_TIMEOUT.value,
+        given.coordinator,
+        given.num_processes,
+        given.process_id,
+        join_timeout=given.join_timeout,
+        peer_timeout=given.peer_timeout,
     )
     with cluster.leaving_at_once():
-        run(_CONFIG.value, workdir)
+        run(given.config, workdir)
 
 
 if __name__ == "__main__":
+    _define_flags()
     cli.start(_main)

@@ -32,16 +32,6 @@ from hap2s_jax.program import Program
 from hap2s_jax.rehearsal import Compiled, DoesNotFitError, Topology
 from hap2s_jax.rehearsed import Rehearsal
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, as configs/cub.py.")
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "TPU slice; a wrong name lists those that there are.")
-_LARGEST = flags.DEFINE_bool("largest", True, "Find the largest batch that fits (several compilations).")
-_SCALING = flags.DEFINE_bool("scaling", False, "Compile the loss for all slices from 8 chips on.")
-_EFFORT = flags.DEFINE_float(
-    "effort", -1.0, "How hard the compiler tries: 0 is what training gets, -1 takes a fraction of the time."
-)
-_CLASSES = flags.DEFINE_integer("classes", None, "Training classes, where the registry does not know them.")
-_JSON = flags.DEFINE_string("json", None, "Also write all figures to this file.")
-
 REMARK = (
     "Memory is the compiler's own plan and binding. Times are its estimates: no program has run, and nobody has "
     "waited for data, for other chips or for the host. Trust ratios more than values."
@@ -254,26 +244,43 @@ def _training_classes(config: Config, given: int | None) -> int:
     return upright * (turns.TURNS if config.data.quarter_turns else 1)
 
 
+def _define_flags() -> None:
+    """Not at import: whoever imports `rehearse` has flags of their own."""
+    config_flags.DEFINE_config_file("config", None, "File of the experiment, as configs/cub.py.")
+    flags.DEFINE_string("topology", "v5e:4x4", "TPU slice; a wrong name lists those that there are.")
+    flags.DEFINE_bool("largest", True, "Find the largest batch that fits (several compilations).")
+    flags.DEFINE_bool("scaling", False, "Compile the loss for all slices from 8 chips on.")
+    flags.DEFINE_float(
+        "effort",
+        -1.0,
+        "How hard the compiler tries: 0 is what training gets, -1 takes a fraction of the time.",
+    )
+    flags.DEFINE_integer("classes", None, "Training classes, where the registry does not know them.")
+    flags.DEFINE_string("json", None, "Also write all figures to this file.")
+
+
 def _main() -> None:
-    if _CONFIG.value is None:
+    given = flags.FLAGS
+    if given.config is None:
         cli.fail("which experiment? give --config=FILE, as --config=configs/cub.py", code=2)
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")  # a TPU or GPU of this machine is none of our business
     figures = rehearse(
-        _CONFIG.value,
-        _TOPOLOGY.value,
-        num_classes=_CLASSES.value,
-        effort=_EFFORT.value,
-        largest=_LARGEST.value,
-        scaling=_SCALING.value,
+        given.config,
+        given.topology,
+        num_classes=given.classes,
+        effort=given.effort,
+        largest=given.largest,
+        scaling=given.scaling,
         say=functools.partial(print, flush=True),
     )
-    if _JSON.value:
+    if given.json:
         try:
-            pathlib.Path(_JSON.value).write_text(json.dumps(figures, indent=2) + "\n")
+            pathlib.Path(given.json).write_text(json.dumps(figures, indent=2) + "\n")
         except OSError as e:
-            raise UserError(f"--json={_JSON.value} cannot be written: {e.strerror}") from e
+            raise UserError(f"--json={given.json} cannot be written: {e.strerror}") from e
 
 
 if __name__ == "__main__":
+    _define_flags()
     cli.start(_main)

@@ -92,6 +92,7 @@ _DRIVER = """
 import io, json, os, sys, tempfile, warnings
 warnings.simplefilter("ignore")
 from hap2s_jax import cli, main
+main._define_flags()
 results = {}
 for name, arguments in json.load(sys.stdin).items():
     out = tempfile.TemporaryFile()
