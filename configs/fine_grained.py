@@ -8,7 +8,7 @@ the new layer learns ten times as fast is ours.
 from __future__ import annotations
 
 from configs import common
-from configs.reid import IMAGENET, shrink, start_at_random
+from configs.reid import IMAGENET, SWITCHES, switch
 from hap2s_jax.config import Config
 
 
@@ -24,8 +24,7 @@ def recipe(name: str, arg: str | None, *, steps: int, classes: int, images_per_c
       classes: P.
       images_per_class: K.
     """
-    switches = dict.fromkeys(("autoaugment", "ema", "scratch", "tiny"), False)
-    chosen = common.parse_arg(arg, loss="hap2s_e", **switches)
+    chosen = common.parse_arg(arg, loss="hap2s_e", **SWITCHES)
     config = common.get_config()
     config.name = name
     config.steps = steps
@@ -53,12 +52,5 @@ def recipe(name: str, arg: str | None, *, steps: int, classes: int, images_per_c
     config.schedule.name = "constant"
     # Without cameras there is no mAP of the re-identification kind to choose by.
     config.checkpoint.best_metric = "map@r"
-    if chosen.autoaugment:
-        config.augment.auto_augment = 0.5
-    if chosen.ema:
-        config.ema_decay = 0.999
-    if chosen.scratch:
-        start_at_random(config)
-    if chosen.tiny:
-        shrink(config, (64, 64))
+    switch(config, chosen, auto_augment=0.5, tiny_size=(64, 64))
     return config

@@ -18,6 +18,8 @@ from hap2s_jax.data import registry
 from hap2s_jax.errors import UserError
 
 IMAGENET = "hf://timm/resnet50.tv_in1k"
+# What any recipe can be given besides its loss, all off.
+SWITCHES = dict.fromkeys(("autoaugment", "ema", "scratch", "tiny"), False)
 
 
 def recipe(name: str, arg: str | None) -> Config:
@@ -30,8 +32,7 @@ def recipe(name: str, arg: str | None) -> Config:
         policy), ``ema`` (evaluate a moving average of the weights), ``scratch`` (weights start at random), ``tiny`` (a
         few steps of a small encoder on whatever data there is).
     """
-    switches = dict.fromkeys(("autoaugment", "ema", "scratch", "tiny"), False)
-    chosen = common.parse_arg(arg, loss="", **dict.fromkeys(RECIPES, False), **switches)
+    chosen = common.parse_arg(arg, loss="", **dict.fromkeys(RECIPES, False), **SWITCHES)
     named = [key for key in RECIPES if chosen[key]] or ["paper"]
     if len(named) > 1:
         raise UserError(f"config argument {arg!r} names several recipes; choose one of {', '.join(RECIPES)}")
@@ -47,15 +48,20 @@ def recipe(name: str, arg: str | None) -> Config:
 
     if chosen.loss:
         common.set_loss(config, chosen.loss)
+    switch(config, chosen, auto_augment=0.1, tiny_size=(64, 32))
+    return config
+
+
+def switch(config: Config, chosen: Config, *, auto_augment: float, tiny_size: tuple[int, int]) -> None:
+    """Changes a recipe as the `SWITCHES` that were given say."""
     if chosen.autoaugment:
-        config.augment.auto_augment = 0.1
+        config.augment.auto_augment = auto_augment
     if chosen.ema:
         config.ema_decay = 0.999
     if chosen.scratch:
         start_at_random(config)
     if chosen.tiny:
-        shrink(config, (64, 32))
-    return config
+        shrink(config, tiny_size)
 
 
 def paper(config: Config) -> None:

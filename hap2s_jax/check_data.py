@@ -10,7 +10,6 @@ Ends with code 1 where images cannot be read.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from hap2s_jax.data import registry
 from hap2s_jax.data.pixels import UnreadableImageError, decode_whole
 from hap2s_jax.data.source import Dataset, Source
 from hap2s_jax.errors import UserError
+from hap2s_jax.reporting.environment import usable_cores
 
 _NAME = flags.DEFINE_string("name", None, "Data set to check; without it, all are listed.")
 _DATA_DIR = flags.DEFINE_string(
@@ -120,7 +120,7 @@ def _decode_all(source: Source, report: Report) -> None:
             return f"{source.describe(index)} ({error})"
 
     shapes = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, ProgressBar(len(source), description=report.part) as bar:
+    with ThreadPoolExecutor(usable_cores()) as pool, ProgressBar(len(source), description=report.part) as bar:
         for done, found in enumerate(pool.map(shape, range(len(source)), chunksize=32), start=1):
             if isinstance(found, str):
                 report.unreadable.append(found)

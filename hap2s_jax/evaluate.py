@@ -59,7 +59,7 @@ def from_workdir(
     from hap2s_jax import config as configs
     from hap2s_jax import parallel
     from hap2s_jax.evaluation.test_time import VIEWS
-    from hap2s_jax.job import Job, use_compilation_cache
+    from hap2s_jax.job import Job, use_compilation_cache, use_devices
     from hap2s_jax.training.checkpoint import FOLDER
 
     config: Any = configs.load(workdir)
@@ -75,12 +75,10 @@ def from_workdir(
         config.evaluate.distance = distance or config.evaluate.distance
     use_compilation_cache(config)
     parallel.expect_no_tpu()
-    batch_size = config.batch.classes * config.batch.images_per_class
-    parallel.use_cores(batch_size // max(config.batch.pieces, 1), config.num_devices)
+    use_devices(config)
     job = Job.create(config)
     checkpointer = job.checkpointer(workdir, read_only=True)
-    best = checkpointer.best_step if config.evaluate.weights == "best" else None
-    chosen = next((s for s in (step, best, checkpointer.latest_step) if s is not None), None)
+    chosen = step if step is not None else checkpointer.evaluated_step(config.evaluate.weights)
     if chosen is None:
         raise UserError(f"--workdir: {workdir} holds no whole checkpoint yet; train first.")
     state = job.parallel.replicate(checkpointer.restore(job.initial_state(), chosen))

@@ -23,7 +23,7 @@ from hap2s_jax.errors import UserError, unknown_name
 from hap2s_jax.evaluation import protocols, test_time
 from hap2s_jax.evaluation.embed import embed_dataset
 from hap2s_jax.models import pretrained
-from hap2s_jax.parallel import DataParallel
+from hap2s_jax.parallel import DataParallel, use_cores
 from hap2s_jax.program import Program
 from hap2s_jax.training import step
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
@@ -43,6 +43,12 @@ def use_compilation_cache(config: Config) -> None:
         "jax_compilation_cache_dir", folder or str(pathlib.Path.home() / ".cache" / "hap2s_jax" / "xla")
     )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def use_devices(config: Config) -> None:
+    """Splits a CPU into devices that a batch, and each of its pieces, divides over; see `parallel.use_cores`."""
+    batch_size = config.batch.classes * config.batch.images_per_class
+    use_cores(batch_size // max(config.batch.pieces, 1), config.num_devices)
 
 
 @dataclasses.dataclass(frozen=True)

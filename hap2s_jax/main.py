@@ -28,7 +28,7 @@ from hap2s_jax import config as configs
 from hap2s_jax.data import noise
 from hap2s_jax.data.source import Source
 from hap2s_jax.errors import Preempted, UserError
-from hap2s_jax.job import Job, use_compilation_cache
+from hap2s_jax.job import Job, use_compilation_cache, use_devices
 from hap2s_jax.reporting.metric_log import MetricLog
 from hap2s_jax.reporting.progress import ProgressBar
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
@@ -53,8 +53,7 @@ def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, An
     """
     config = cast(configs.Config, ml_collections.FrozenConfigDict(config))
     path = pathlib.Path(workdir).absolute()
-    batch_size = config.batch.classes * config.batch.images_per_class
-    parallel.use_cores(batch_size // max(config.batch.pieces, 1), config.num_devices)
+    use_devices(config)
     with cluster.StopRequests() as stop:
         cluster.check_same(lambda: _facts(config))
         _open(path, config)

@@ -233,14 +233,12 @@ def _calibrate(options: argparse.Namespace) -> None:
     if options.workdir is None:
         raise UserError("--calibrate needs --workdir, whose validation classes it is made on")
     from hap2s_jax import config as configs
-    from hap2s_jax import parallel
-    from hap2s_jax.job import Job
+    from hap2s_jax.job import Job, use_devices
 
     config: Any = configs.load(options.workdir)
     try:
         # Before the encoder takes devices: the job checks its training batch against them.
-        batch_size = config.batch.classes * config.batch.images_per_class
-        parallel.use_cores(batch_size // max(config.batch.pieces, 1), config.num_devices)
+        use_devices(config)
         encoder = commands.open_encoder(options)
         job = Job.create(encoder.config)
     except ImportError as error:

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from hap2s_jax import parallel
 from hap2s_jax.config import Config
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.source import Source
@@ -30,7 +29,7 @@ from hap2s_jax.data.turns import QuarterTurns
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import protocols
 from hap2s_jax.evaluation.retrieval import rank_matches
-from hap2s_jax.job import Job, use_compilation_cache
+from hap2s_jax.job import Job, use_compilation_cache, use_devices
 from hap2s_jax.reporting import environment
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.training.loop import train
@@ -125,7 +124,7 @@ class Study:
     def _train(self, setting: Setting, seed: int, dataset: str, part: str) -> dict:
         began = time.perf_counter()
         config = self.config(setting, seed, dataset)
-        parallel.use_cores(config.batch.classes * config.batch.images_per_class, config.num_devices)
+        use_devices(config)
         use_compilation_cache(config)
         job = self._with_programs(Job.create(config))
         measured = job.dataset.test

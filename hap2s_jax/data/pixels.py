@@ -90,9 +90,8 @@ def decode_whole(data: bytes, ratio: int = 1) -> np.ndarray:
     else:
         ratio = 1
     cv2 = _opencv()
-    size = {1: cv2.IMREAD_COLOR} | {n: getattr(cv2, f"IMREAD_REDUCED_COLOR_{n}") for n in (2, 4, 8)}
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), size[ratio] | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _imread_flags(ratio))
     except cv2.error:  # more pixels than OpenCV's own limit, 2**30, for one
         image = None
     if image is None:
@@ -121,6 +120,13 @@ def _opencv() -> Any:
     # What cannot be read is reported by whoever asked for it, in one line.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2
+
+
+@functools.cache
+def _imread_flags(ratio: int) -> int:
+    cv2 = _opencv()
+    size = cv2.IMREAD_COLOR if ratio == 1 else getattr(cv2, f"IMREAD_REDUCED_COLOR_{ratio}")
+    return size | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 def reduction(part: tuple[int, int], size: tuple[int, int]) -> int:

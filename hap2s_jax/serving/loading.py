@@ -74,9 +74,7 @@ def load(
 
 def _choose_step(checkpointer: Checkpointer, wanted: str | int | None, config: Any) -> int:
     if wanted is None:
-        wanted = "best" if config.evaluate.weights == "best" else "latest"
-        best = checkpointer.best_step if wanted == "best" else None
-        step = checkpointer.latest_step if best is None else best
+        step = checkpointer.evaluated_step(config.evaluate.weights)
         assert step is not None
         return step
     if wanted == "latest" and checkpointer.latest_step is not None:

@@ -90,6 +90,11 @@ class Checkpointer:
         self._wait()
         return self._manager.best_step()
 
+    def evaluated_step(self, weights: str) -> int | None:
+        """The step whose figures a run reports by its `config.evaluate.weights`, "best" or "last"; None without any."""
+        best = self.best_step if weights == "best" else None
+        return self.latest_step if best is None else best
+
     @property
     def steps(self) -> list[int]:
         """The steps of all whole checkpoints, ascending."""
