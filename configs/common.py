@@ -188,9 +188,11 @@ def get_config() -> Config:
     # What is compared: "retrieval" (after BNNeck where there is one), "embedding" (before it), "features" (pooled,
     # before the head).
     config.evaluate.feature = "retrieval"
-    # Embeddings as means over views of an image: with its mirror image, over the centre and the corners.
+    # Embeddings as means over views of an image: with its mirror image, over the centre and the corners, at further
+    # sizes (see hap2s_jax.evaluation.test_time).
     config.evaluate.flip = False
     config.evaluate.five_crops = False
+    config.evaluate.zooms = False
     # Side of those crops, as a share of the image's.
     config.evaluate.crop = 0.875
     # Whether to measure the untrained encoder too.

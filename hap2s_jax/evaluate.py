@@ -49,8 +49,8 @@ def from_workdir(
     Args:
       workdir: of a run that may still be going on.
       step: another checkpoint than the best.
-      views, feature, distance: other values than the run's own `evaluate.flip` and `evaluate.five_crops`,
-        `evaluate.feature`, `evaluate.distance`; () for no views.
+      views, feature, distance: other values than the run's own `evaluate.flip`, `evaluate.five_crops` and
+        `evaluate.zooms`, `evaluate.feature`, `evaluate.distance`; () for no views.
 
     Raises:
       UserError: there is no run, no checkpoint, or no data.

@@ -283,8 +283,12 @@ def embedding_function(encoder: Any, settings: Config) -> Callable[[PyTree, Any]
     if settings.feature not in step.FEATURES:
         raise unknown_name("feature (evaluate.feature)", settings.feature, step.FEATURES)
     embed = functools.partial(step.embed_step, encoder=encoder, feature=settings.feature)
-    views = [name for name in test_time.VIEWS if settings[name]]
+    # Runs made before a view was known do not name it.
+    views = [name for name in test_time.VIEWS if settings.get(name, False)]
+    # What has length 1 keeps it as a mean over views.
+    unit = {"embedding": encoder.normalize, "retrieval": encoder.normalize or encoder.bnneck}
+    normalize = settings.distance == "cosine" or unit.get(settings.feature, False)
     try:
-        return test_time.over_views(embed, views, crop=settings.crop, normalize=settings.distance == "cosine")
+        return test_time.over_views(embed, views, crop=settings.crop, normalize=normalize)
     except ValueError as error:
         raise UserError(f"evaluate: {error}") from None

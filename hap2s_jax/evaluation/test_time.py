@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-VIEWS = ("flip", "five_crops")
+VIEWS = ("flip", "five_crops", "zooms")
+# How much larger or smaller than the whole image the further views of "zooms" are.
+ZOOMS = (0.8, 0.9, 1.1, 1.25)
 
 
 def over_views(
@@ -23,10 +25,11 @@ def over_views(
     Args:
       embed: a pure function, compiled or not.
       views: "flip" adds every view's mirror image, "five_crops" takes the centre and the four corners, enlarged to
-        the size that the encoder knows, instead of the whole image; both together are ten views, none is `embed`
-        itself.
+        the size that the encoder knows, instead of the whole image; "zooms" adds the whole image at `ZOOMS` of its
+        size about its centre, its border repeated where it becomes smaller. Together they are 18 views, none is
+        `embed` itself.
       crop: side of the crops as a share of the image's.
-      normalize: whether every view's embedding is scaled to length 1 before the mean (for the cosine distance).
+      normalize: whether every view's embedding, and their mean, are scaled to length 1.
 
     Returns:
       A function like `embed`; it holds one view at a time.
@@ -42,18 +45,22 @@ def over_views(
 
     def embed_views(variables: Any, images: jax.Array) -> jax.Array:
         parts = _five_crops(images, crop) if "five_crops" in views else [images]
+        if "zooms" in views:
+            parts = [*parts, *(_zoom(images, factor) for factor in ZOOMS)]
         if "flip" in views:
             parts = [*parts, *(part[:, :, ::-1] for part in parts)]
         total: Any = 0
         for part in parts:
             embedding = embed(variables, part)
-            if normalize:
-                length = jnp.linalg.norm(embedding, axis=1, keepdims=True)
-                embedding = embedding / jnp.where(length == 0, 1, length)
-            total = total + embedding
-        return total / len(parts)
+            total = total + (_unit(embedding) if normalize else embedding)
+        return _unit(total) if normalize else total / len(parts)
 
     return embed_views
+
+
+def _unit(rows: jax.Array) -> jax.Array:
+    length = jnp.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / jnp.where(length == 0, 1, length)
 
 
 def _five_crops(images: jax.Array, crop: float) -> list[jax.Array]:
@@ -65,3 +72,15 @@ def _five_crops(images: jax.Array, crop: float) -> list[jax.Array]:
     if (h, w) == (height, width):
         return crops
     return [jax.image.resize(crop.astype(jnp.float32), images.shape, "linear") for crop in crops]
+
+
+def _zoom(images: jax.Array, factor: float) -> jax.Array:
+    """Images `[n, h, w, 3]` at `factor` of their size about the centre, cut or edged to the size that they had."""
+    sides = images.shape[1:3]
+    beyond = [round(side * (1 / factor - 1) / 2) for side in sides]
+    if factor > 1:
+        top, left = (-margin for margin in beyond)
+        shown = images[:, top : sides[0] - top, left : sides[1] - left]
+    else:
+        shown = jnp.pad(images, ((0, 0), *((margin, margin) for margin in beyond), (0, 0)), mode="edge")
+    return jax.image.resize(shown.astype(jnp.float32), images.shape, "linear")

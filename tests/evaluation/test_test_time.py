@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hap2s_jax.evaluation.test_time import over_views
+from hap2s_jax.evaluation.test_time import ZOOMS, over_views
 
 
 def embed(variables, images):
@@ -38,17 +39,36 @@ def test_five_crops_are_the_corners_and_the_centre():
     np.testing.assert_allclose(ten, over_views(embed, ("flip",))(1.0, IMAGES), rtol=1e-6)
 
 
+def test_zooms_agree_with_opencv():
+    image = cv2.GaussianBlur(
+        np.random.default_rng(1).integers(0, 256, (40, 40, 3)).astype(np.uint8), (0, 0), 2
+    )
+    found = []
+    over_views(lambda _, x: found.append(np.asarray(x[0], np.float32)) or x[:, 0, 0], ("zooms",))(
+        None, image[None]
+    )
+    assert len(found) == 1 + len(ZOOMS)
+    np.testing.assert_array_equal(found[0], image)
+    for view, factor in zip(found[1:], ZOOMS, strict=True):
+        edge = 19.5 * (1 - factor)
+        matrix = np.array([[factor, 0, edge], [0, factor, edge]])
+        expected = cv2.warpAffine(image, matrix, (40, 40), borderMode=cv2.BORDER_REPLICATE)
+        # Cuts are of whole pixels, and what becomes smaller is smoothed first.
+        assert np.abs(view - expected).mean() < 0.3 * np.abs(view - image).mean(), factor
+
+
 def test_normalized_views_weigh_alike():
     found = np.asarray(over_views(lambda _, x: x[:, 0, 0] * 1.0, ("flip",), normalize=True)(None, IMAGES))
     sides = [IMAGES[:, 0, 0].astype(np.float64), IMAGES[:, 0, -1].astype(np.float64)]
     expected = np.mean([s / np.linalg.norm(s, axis=1, keepdims=True) for s in sides], axis=0)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("views", "crop", "message"),
     [
-        (("rotate",), 0.9, "views must be among flip, five_crops, but holds 'rotate'"),
+        (("rotate",), 0.9, "views must be among flip, five_crops, zooms, but holds 'rotate'"),
         ((), 0.0, "crop must lie"),
     ],
 )
