@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import pathlib
@@ -81,6 +82,22 @@ def load(workdir: str | pathlib.Path) -> Config:
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read: {e}") from e
     return ml_collections.ConfigDict(values).lock()
+
+
+@contextlib.contextmanager
+def written_by(workdir: str | pathlib.Path) -> Iterator[None]:
+    """Around what reads the config of a run that another version of this package may have written.
+
+    Raises:
+      UserError: instead of an error that names a missing key.
+    """
+    try:
+        yield
+    except (KeyError, AttributeError) as error:
+        raise UserError(
+            f"{pathlib.Path(workdir) / FILE_NAME} is of another version of hap2s_jax: {error}; use the version that "
+            "wrote it"
+        ) from error
 
 
 def check_resumable(config: Config, workdir: pathlib.Path) -> None:

@@ -65,7 +65,7 @@ def from_workdir(
     config: Any = configs.load(workdir)
     if not any((pathlib.Path(workdir) / FOLDER).glob("[0-9]*")):
         raise UserError(f"--workdir: {workdir} holds no checkpoint yet; train first.")
-    with config.unlocked():
+    with configs.written_by(workdir), config.unlocked():
         if views is not None:
             if unknown := set(views) - set(VIEWS):
                 raise unknown_name("view (--views)", min(unknown), VIEWS)
@@ -73,11 +73,12 @@ def from_workdir(
                 config.evaluate[name] = name in views
         config.evaluate.feature = feature or config.evaluate.feature
         config.evaluate.distance = distance or config.evaluate.distance
-    use_compilation_cache(config)
     parallel.expect_no_tpu()
-    use_devices(config)
-    job = Job.create(config)
-    checkpointer = job.checkpointer(workdir, read_only=True)
+    with configs.written_by(workdir):
+        use_compilation_cache(config)
+        use_devices(config)
+        job = Job.create(config)
+        checkpointer = job.checkpointer(workdir, read_only=True)
     chosen = step if step is not None else checkpointer.evaluated_step(config.evaluate.weights)
     if chosen is None:
         raise UserError(f"--workdir: {workdir} holds no whole checkpoint yet; train first.")
@@ -270,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--views",
         type=_names,
-        help="of each image of --workdir, averaged: flip, five_crops, both with a comma, or none; as the run had it",
+        help="of each image of --workdir, averaged: flip, five_crops, zooms, several with commas, or none; as the run had it",
     )
     parser.add_argument(
         "--feature", help="of --workdir: retrieval, embedding (before BNNeck) or features; as the run had it"

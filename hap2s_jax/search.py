@@ -237,17 +237,14 @@ def _calibrate(options: argparse.Namespace) -> None:
 
     config: Any = configs.load(options.workdir)
     try:
-        # Before the encoder takes devices: the job checks its training batch against them.
-        use_devices(config)
-        encoder = commands.open_encoder(options)
-        job = Job.create(encoder.config)
+        with configs.written_by(options.workdir):
+            # Before the encoder takes devices: the job checks its training batch against them.
+            use_devices(config)
+            encoder = commands.open_encoder(options)
+            job = Job.create(encoder.config)
     except ImportError as error:
         raise UserError(
             f'--calibrate reads the run\'s data set, which needs pip install -e ".[train]" ({error})'
-        ) from error
-    except (KeyError, AttributeError) as error:
-        raise UserError(
-            f"the config in {options.workdir} is of another version of hap2s_jax: {error}; calibrate with that version"
         ) from error
     rates = calibration.calibrate(job, encoder.variables, encoder.workdir, encoder.step)
     accepts, rejects = rates.at(rates.equal())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 VIEWS = ("flip", "five_crops", "zooms")
 # How much larger or smaller than the whole image the further views of "zooms" are.
 ZOOMS = (0.8, 0.9, 1.1, 1.25)
+# Of the crops, from (0, 0) for the top left to (1, 1).
+_PLACES = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 
 
 def over_views(
@@ -42,18 +45,24 @@ def over_views(
 
     if not views:
         return embed
+    makers: list[Callable[[jax.Array], jax.Array]] = [_whole]
+    if "five_crops" in views:
+        makers = [functools.partial(_crop, share=crop, place=place) for place in _PLACES]
+    if "zooms" in views:
+        makers += [functools.partial(_zoom, factor=factor) for factor in ZOOMS]
+    if "flip" in views:
+        makers += [functools.partial(_mirrored, make=make) for make in makers]
 
     def embed_views(variables: Any, images: jax.Array) -> jax.Array:
-        parts = _five_crops(images, crop) if "five_crops" in views else [images]
-        if "zooms" in views:
-            parts = [*parts, *(_zoom(images, factor) for factor in ZOOMS)]
-        if "flip" in views:
-            parts = [*parts, *(part[:, :, ::-1] for part in parts)]
-        total: Any = 0
-        for part in parts:
-            embedding = embed(variables, part)
-            total = total + (_unit(embedding) if normalize else embedding)
-        return _unit(total) if normalize else total / len(parts)
+        # The encoder stands once in the program, however many views there are.
+        def add(total: jax.Array, view: jax.Array) -> tuple[jax.Array, None]:
+            embedding = embed(variables, jax.lax.switch(view, makers, images))
+            return total + (_unit(embedding) if normalize else embedding), None
+
+        embedding = jax.eval_shape(lambda: embed(variables, _whole(images)))
+        nothing = jnp.zeros(embedding.shape, embedding.dtype)
+        total, _ = jax.lax.scan(add, nothing, jnp.arange(len(makers)))
+        return _unit(total) if normalize else total / len(makers)
 
     return embed_views
 
@@ -63,15 +72,20 @@ def _unit(rows: jax.Array) -> jax.Array:
     return rows / jnp.where(length == 0, 1, length)
 
 
-def _five_crops(images: jax.Array, crop: float) -> list[jax.Array]:
+def _whole(images: jax.Array) -> jax.Array:
+    return jnp.asarray(images).astype(jnp.float32)
+
+
+def _mirrored(images: jax.Array, make: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    return make(images)[:, :, ::-1]
+
+
+def _crop(images: jax.Array, share: float, place: tuple[float, float]) -> jax.Array:
+    """The crop with `share` of the sides at `place`, enlarged to the size of the images `[n, h, w, 3]`."""
     height, width = images.shape[1:3]
-    h, w = max(1, round(height * crop)), max(1, round(width * crop))
-    top, left = height - h, width - w
-    corners = [(top // 2, left // 2), (0, 0), (0, left), (top, 0), (top, left)]
-    crops = [images[:, y : y + h, x : x + w] for y, x in corners]
-    if (h, w) == (height, width):
-        return crops
-    return [jax.image.resize(crop.astype(jnp.float32), images.shape, "linear") for crop in crops]
+    h, w = max(1, round(height * share)), max(1, round(width * share))
+    top, left = int((height - h) * place[0]), int((width - w) * place[1])
+    return _resized(images[:, top : top + h, left : left + w], images.shape)
 
 
 def _zoom(images: jax.Array, factor: float) -> jax.Array:
@@ -83,4 +97,9 @@ def _zoom(images: jax.Array, factor: float) -> jax.Array:
         shown = images[:, top : sides[0] - top, left : sides[1] - left]
     else:
         shown = jnp.pad(images, ((0, 0), *((margin, margin) for margin in beyond), (0, 0)), mode="edge")
-    return jax.image.resize(shown.astype(jnp.float32), images.shape, "linear")
+    return _resized(shown, images.shape)
+
+
+def _resized(images: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    images = _whole(images)
+    return images if images.shape == shape else jax.image.resize(images, shape, "linear")

@@ -56,7 +56,7 @@ def load(
     has_average = weights["ema_params"] is not None and average is not False
     params = weights["ema_params" if has_average else "params"]
     variables = {"params": params.get("encoder", {}), "batch_stats": weights["batch_stats"] or {}}
-    try:
+    with configs.written_by(path):
         module = models.create(**config.encoder)
         size = (1, *config.data.image_size, 3)
         wanted = jax.eval_shape(
@@ -66,10 +66,6 @@ def load(
         )
         _check_fits(variables, wanted, path / FOLDER / str(step))
         return TrainedEncoder(config, step, has_average, module, variables, path)
-    except (KeyError, AttributeError) as error:
-        raise UserError(
-            f"{path / configs.FILE_NAME} is of another version of hap2s_jax: {error}; use the version that wrote it"
-        ) from error
 
 
 def _choose_step(checkpointer: Checkpointer, wanted: str | int | None, config: Any) -> int:

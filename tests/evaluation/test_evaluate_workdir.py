@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 
 import ml_collections
 import numpy as np
@@ -68,7 +69,8 @@ def test_views_and_feature_are_chosen_at_the_command_line(run):
     images = job.images(job.dataset.test, np.arange(len(plain)))
     variables = job.variables(state)
     mirrored = np.asarray(job.embed(variables, images[:, :, ::-1]))
-    np.testing.assert_allclose(flipped, (plain + mirrored) / 2, atol=1e-5)
+    both = plain + mirrored
+    np.testing.assert_allclose(flipped, both / np.linalg.norm(both, axis=1, keepdims=True), atol=1e-5)
     before_neck = command.from_workdir(str(workdir), feature="embedding").embeddings
     neck = before_neck - state.batch_stats["head"]["neck_bn"]["mean"]
     neck /= np.linalg.norm(neck, axis=1, keepdims=True)
@@ -124,3 +126,21 @@ def test_a_workdir_without_a_checkpoint_is_one_line(run, tmp_path, capsys):
     assert command.main([f"--workdir={tmp_path}"]) == 1
     assert "holds no checkpoint yet; train first" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_run_of_an_older_version_is_one_line(run, tmp_path, capsys):
+    workdir = tmp_path / "old"
+    shutil.copytree(run[1], workdir)
+    path = workdir / configs.FILE_NAME
+    config = json.loads(path.read_text())
+    del config["evaluate"]["zooms"]
+    path.write_text(json.dumps(config))
+    found = command.from_workdir(str(workdir)).embeddings  # a view that it cannot have had
+    np.testing.assert_array_equal(found, command.from_workdir(str(run[1])).embeddings)
+    del config["data"]["quarter_turns"]
+    path.write_text(json.dumps(config))
+    assert command.main([f"--workdir={workdir}"]) == 1
+    error = capsys.readouterr().err
+    assert "another version" in error
+    assert "quarter_turns" in error
+    assert error.count("\n") == 1

@@ -43,18 +43,15 @@ def test_zooms_agree_with_opencv():
     image = cv2.GaussianBlur(
         np.random.default_rng(1).integers(0, 256, (40, 40, 3)).astype(np.uint8), (0, 0), 2
     )
-    found = []
-    over_views(lambda _, x: found.append(np.asarray(x[0], np.float32)) or x[:, 0, 0], ("zooms",))(
-        None, image[None]
-    )
-    assert len(found) == 1 + len(ZOOMS)
-    np.testing.assert_array_equal(found[0], image)
-    for view, factor in zip(found[1:], ZOOMS, strict=True):
+    found = np.asarray(over_views(lambda _, x: x.astype(jnp.float32), ("zooms",))(None, image[None])[0])
+    expected = [image.astype(np.float64)]
+    for factor in ZOOMS:
         edge = 19.5 * (1 - factor)
         matrix = np.array([[factor, 0, edge], [0, factor, edge]])
-        expected = cv2.warpAffine(image, matrix, (40, 40), borderMode=cv2.BORDER_REPLICATE)
-        # Cuts are of whole pixels, and what becomes smaller is smoothed first.
-        assert np.abs(view - expected).mean() < 0.3 * np.abs(view - image).mean(), factor
+        expected.append(cv2.warpAffine(image, matrix, (40, 40), borderMode=cv2.BORDER_REPLICATE))
+    # Cuts are of whole pixels, and what becomes smaller is smoothed first.
+    assert np.abs(found - np.mean(expected, axis=0)).mean() < 0.2
+    assert np.abs(found - image).mean() > 2
 
 
 def test_normalized_views_weigh_alike():
