@@ -271,7 +271,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--views",
         type=_names,
-        help="of each image of --workdir, averaged: flip, five_crops, zooms, several with commas, or none; as the run had it",
+        help="of each image of --workdir, averaged: flip, five_crops, zooms, several with commas, or none; as the run "
+        "had it",
     )
     parser.add_argument(
         "--feature", help="of --workdir: retrieval, embedding (before BNNeck) or features; as the run had it"
