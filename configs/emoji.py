@@ -11,9 +11,9 @@ training, and a match counts only across vendors. The default trains HAP2S_P and
 identification loss (the two together do better than either alone). `tiny` takes seconds and learns nothing; `gpu` is a
 larger encoder for one GPU and has not been run yet.
 
-The default takes five to seven minutes on two CPU cores (301 to 434 s measured, the cores shared with other work),
-2.0 GiB, and reaches a cross-vendor mAP of 0.380 to 0.393 over three seeds (raw pixels: 0.155). The recipe was chosen on
-classes of the training part, never on test classes.
+The default takes about five minutes on two CPU cores (283 to 339 s measured on a shared host), 2.1 GiB, and reaches a
+cross-vendor mAP of 0.401 to 0.406 over three seeds (raw pixels: 0.155). The recipe was chosen on classes of the
+training part, never on test classes.
 """
 
 from __future__ import annotations
