@@ -35,6 +35,7 @@ from hap2s_jax.evaluation.ranking import (
     rank_block,
     rank_block_by_sorting,
 )
+from hap2s_jax.evaluation.symmetric import count_before_first
 
 TIES = ("pessimistic", "optimistic")
 Distance = Callable[[np.ndarray, np.ndarray], Any]
@@ -136,8 +137,10 @@ def rank_matches(
     order = np.argsort(-sizes, kind="stable")  # so that a block's queries have about equally many matches
 
     keys = Keys.build(array, None if callable(distance) else to_space, label, camera, kept)
-    block = block_size or _block_rows(len(asked), len(kept))
     pool = list(devices) if devices is not None else _default_devices()
+    if first_only and camera is None and not callable(distance) and np.array_equal(asked, np.sort(kept)):
+        return _first_of_all(keys, asked, kept, sizes - 1, ties == "optimistic", pool)
+    block = block_size or _block_rows(len(asked), len(kept))
     copies = [jax.device_put(keys, device) for device in pool]
     strict = ties == "optimistic"
     counts = np.full((len(asked), len(COUNTS)), -1, np.int64)
@@ -174,6 +177,19 @@ def rank_matches(
     counts, averages = _from_all_processes(counts, averages)
     columns = dict(zip(COUNTS, counts.T, strict=True)) | dict(zip(AVERAGES, averages.T, strict=True))
     return QueryResults(asked, **columns)
+
+
+def _first_of_all(
+    keys: Keys, asked: np.ndarray, kept: np.ndarray, matches: np.ndarray, strict: bool, devices: list[Any]
+) -> QueryResults:
+    """What `rank_matches` returns with `first_only` where all rows ask all rows."""
+    before = count_before_first(keys, len(kept), strict=strict, devices=devices)
+    if jax.process_count() > 1:
+        before = np.sum(np.asarray(multihost_utils.process_allgather(before)), axis=0)
+    first = before[np.argsort(kept)] + 1
+    blanks = [np.full(len(asked), np.nan) for _ in AVERAGES]
+    nothing = np.zeros(len(asked), np.int64)
+    return QueryResults(asked, matches, np.where(matches > 0, first, 0), nothing, *blanks)
 
 
 def _given(distance: Distance, rows: np.ndarray, kept: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -16,12 +16,15 @@ WORKER = """
 import sys
 import numpy as np
 from hap2s_jax import parallel
-from hap2s_jax.evaluation import retrieval
+from hap2s_jax.evaluation import retrieval, symmetric
 address, number, source, target = sys.argv[1:]
 parallel.initialize_processes(address, 2, int(number))
 arrays = np.load(source)
 found = retrieval.rank_matches(arrays["x"], arrays["labels"], cameras=arrays["cameras"], block_size=16)
-np.savez(target, first=found.first_rank, last=found.last_rank, average=found.average_precision)
+symmetric._TILE = 32  # several strips, of which each process takes its share
+among_all = retrieval.rank_matches(arrays["x"], arrays["labels"], first_only=True).first_rank
+ranks = {"first": found.first_rank, "last": found.last_rank, "among_all": among_all}
+np.savez(target, average=found.average_precision, **ranks)
 """
 
 
@@ -53,8 +56,10 @@ def test_two_processes_agree_with_one(tmp_path):
         for worker in workers:
             worker.kill()
     alone = retrieval.rank_matches(x, labels, cameras=cameras, block_size=16)
+    among_all = retrieval.rank_matches(x, labels).first_rank
     for i in range(2):
         found = np.load(tmp_path / f"{i}.npz")
         np.testing.assert_array_equal(found["first"], alone.first_rank)
+        np.testing.assert_array_equal(found["among_all"], among_all)
         np.testing.assert_array_equal(found["last"], alone.last_rank)
         np.testing.assert_array_equal(found["average"], alone.average_precision)

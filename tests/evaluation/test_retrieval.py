@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import retrieval_oracle as oracle
 
-from hap2s_jax.evaluation import retrieval
+from hap2s_jax.evaluation import retrieval, symmetric
 
 FIGURES = (
     "matches",
@@ -156,6 +156,33 @@ def test_first_only_agrees_with_the_whole():
     first = retrieval.rank_matches(x, labels, cameras=cameras, first_only=True)
     np.testing.assert_array_equal(first.first_rank, whole.first_rank)
     np.testing.assert_array_equal(first.matches, whole.matches)
+
+
+@pytest.mark.parametrize("kind", ["euclidean", "cosine"])
+@pytest.mark.parametrize("ties", ["pessimistic", "optimistic"])
+@pytest.mark.parametrize("classes", [1, 3, 9, 60])
+def test_first_ranks_among_all_agree_with_a_walk(kind, ties, classes, monkeypatch):
+    """By tiles that serve both sides; classes of several tiles, of part of one, and of one image."""
+    monkeypatch.setattr(symmetric, "_TILE", 32)
+    x, labels, _, _ = random_case(classes, n=150, d=3, classes=classes, integers=kind == "euclidean")
+    expected = oracle.walk(x, labels, kind=kind, ties=ties)
+    for devices in (jax.devices()[:1], jax.devices()[:3]):
+        found = retrieval.rank_matches(x, labels, distance=kind, ties=ties, first_only=True, devices=devices)
+        for name in ("query", "matches", "first_rank"):
+            np.testing.assert_array_equal(getattr(found, name), [e[name] for e in expected])
+    assert np.isnan(found.average_precision).all()
+
+
+def test_first_ranks_among_a_shuffled_part_of_all():
+    x, labels, _, rng = random_case(3)
+    part = rng.permutation(len(x))[:50]
+    expected = oracle.walk(x, labels, None, part, part)
+    found = retrieval.rank_matches(x, labels, query=part, gallery=part, first_only=True)
+    np.testing.assert_array_equal(found.first_rank, [e["first_rank"] for e in expected])
+    part = np.sort(part)
+    found = retrieval.rank_matches(x, labels, query=part, gallery=part[::-1], first_only=True)
+    expected = oracle.walk(x, labels, None, part, part)
+    np.testing.assert_array_equal(found.first_rank, [e["first_rank"] for e in expected])
 
 
 @pytest.mark.parametrize("far", [0.0, 1e4])
