@@ -19,7 +19,7 @@ from hap2s_jax.evaluation.ranking import Keys
 
 _TILE = 256
 _TILE_OF_ACCELERATORS = 2048
-_LANES = 32  # of partial counts in bytes, none of which exceeds the tile's side over it
+_LANES = 32  # parts of a tile that are added up in bytes, so that no partial count exceeds it
 
 
 class _Rows(NamedTuple):
