@@ -285,8 +285,9 @@ def embedding_function(encoder: Any, settings: Config) -> Callable[[PyTree, Any]
     embed = functools.partial(step.embed_step, encoder=encoder, feature=settings.feature)
     # Runs made before a view was known do not name it.
     views = [name for name in test_time.VIEWS if settings.get(name, False)]
-    # What has length 1 keeps it as a mean over views.
-    unit = {"embedding": encoder.normalize, "retrieval": encoder.normalize or encoder.bnneck}
+    # What has length 1 keeps it as a mean over views. Encoders of the user's own need not say.
+    makes_unit, has_neck = (getattr(encoder, name, False) for name in ("normalize", "bnneck"))
+    unit = {"embedding": makes_unit, "retrieval": makes_unit or has_neck}
     normalize = settings.distance == "cosine" or unit.get(settings.feature, False)
     try:
         return test_time.over_views(embed, views, crop=settings.crop, normalize=normalize)

@@ -13,8 +13,8 @@ from configs import common
 from hap2s_jax.config import Config, flatten
 from hap2s_jax.errors import UserError, unknown_name
 
-# The CPU-sized study's own recipe, by data set, so that tuning configs/emoji.py does not outdate finished cells; other
-# configs run as they are.
+# The CPU-sized study's own values, by data set, of what tuning configs/emoji.py is likely to change, so that finished
+# cells stay; other configs run as they are.
 _SMALL = {
     "steps": 600,
     "schedule.warmup_steps": 50,

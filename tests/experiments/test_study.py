@@ -191,7 +191,7 @@ def test_a_cell_is_what_its_config_says_and_not_where_it_runs(tmp_path, monkeypa
 
     def changed(argument=None):
         config = recipe(argument)
-        config.optimizer.weight_decay = 0.05
+        config.augment.rotate = 3.0  # not one of the keys that the study holds fixed
         return config
 
     monkeypatch.setattr(emoji_config, "get_config", changed)
@@ -216,7 +216,7 @@ def test_folders_are_data_and_so_make_other_cells(tmp_path, monkeypatch):
         ),
         ("num_device=1", "did you mean 'num_devices'"),
         ("steps", "has no value; give --set steps=VALUE"),
-        ("steps=many", "many is not of the type of 1200"),
+        ("steps=many", "many is not of the type of 600"),
         ("loss.sigma=1.0", "what the study chooses"),
         ("seed=3", "what the study chooses"),
     ],
