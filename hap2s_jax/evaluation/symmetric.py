@@ -25,9 +25,9 @@ _LANES = 32  # parts of a tile that are added up in bytes, so that no partial co
 class _Rows(NamedTuple):
     """All rows, padded to whole tiles with rows of no class at an infinite distance."""
 
-    vectors: jax.Array  # [m, d]
-    squares: jax.Array  # [m]
-    labels: jax.Array  # [m]
+    vectors: jax.Array | np.ndarray  # [m, d]
+    squares: jax.Array | np.ndarray  # [m]
+    labels: jax.Array | np.ndarray  # [m]
 
 
 def count_before_first(keys: Keys, count: int, *, strict: bool, devices: Sequence[Any]) -> np.ndarray:
@@ -56,7 +56,7 @@ def count_before_first(keys: Keys, count: int, *, strict: bool, devices: Sequenc
     ends = (np.searchsorted(labels[:count], labels[:count], side="right") - 1) // side
     tiles = padded // side
     last = [int(ends[min((b + 1) * side, count) - 1]) for b in range(tiles)]
-    copies = [jax.device_put(rows, device) for device in devices]
+    copies: list[_Rows] = [jax.device_put(rows, device) for device in devices]
     near = [jax.device_put(np.full(padded, np.inf, vectors.dtype), device) for device in devices]
     for b in range(tiles):
         at = b % len(devices)
