@@ -25,9 +25,9 @@ _LANES = 32  # parts of a tile that are added up in bytes, so that no partial co
 class _Rows(NamedTuple):
     """All rows, padded to whole tiles with rows of no class at an infinite distance."""
 
-    vectors: jax.Array | np.ndarray  # [m, d]
-    squares: jax.Array | np.ndarray  # [m]
-    labels: jax.Array | np.ndarray  # [m]
+    vectors: jax.Array  # [m, d]
+    squares: jax.Array  # [m]
+    labels: jax.Array  # [m]
 
 
 def count_before_first(keys: Keys, count: int, *, strict: bool, devices: Sequence[Any]) -> np.ndarray:
@@ -51,12 +51,11 @@ def count_before_first(keys: Keys, count: int, *, strict: bool, devices: Sequenc
         labels = np.pad(keys.labels, (0, more), constant_values=-1)
     else:
         vectors, squares, labels = (part[:padded] for part in (keys.vectors, keys.squares, keys.labels))
-    rows = _Rows(vectors, squares, labels)
     # The last tile in which the classes of a tile's rows have members.
     ends = (np.searchsorted(labels[:count], labels[:count], side="right") - 1) // side
     tiles = padded // side
     last = [int(ends[min((b + 1) * side, count) - 1]) for b in range(tiles)]
-    copies: list[_Rows] = [jax.device_put(rows, device) for device in devices]
+    copies = [_Rows(*jax.device_put((vectors, squares, labels), device)) for device in devices]
     near = [jax.device_put(np.full(padded, np.inf, vectors.dtype), device) for device in devices]
     for b in range(tiles):
         at = b % len(devices)
