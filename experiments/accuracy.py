@@ -7,9 +7,9 @@
     python experiments/accuracy.py --dataset=market1501
 
 All losses train the same encoder on the same batches for the same number of steps. Each gets seven trials on one half
-of the training classes, judged on the other half: four learning rates at the loss's defaults, then three other values
-of its own hyperparameters at the best rate. The winner trains on all training classes with every seed and is measured
-on the test classes.
+of the training classes, judged on the other half: four learning rates at the loss's defaults (and up to two more while
+the best lies at the edge of those tried), then three other values of its own hyperparameters at the best rate. The
+winner trains on all training classes with every seed and is measured on the test classes.
 """
 
 from __future__ import annotations

@@ -40,6 +40,8 @@ METRICS = ("mAP", "rank-1", "recall@1", "map@r")
 # What settings are chosen and compared by: the first that a data set has.
 FIRST_METRICS = ("mAP", "map@r")
 LEARNING_RATE_FACTORS = (0.25, 0.5, 1.0, 2.0)
+# While the best rate is the lowest or the highest tried, the search goes on beyond it by factors of two, so often.
+RATES_BEYOND = 2
 RESULTS, TINY_RESULTS = "experiments/results", "runs/tiny_studies"
 # Which half of the training classes the search validates on; one draw for all losses.
 SEARCH_SPLIT = 0
@@ -238,6 +240,8 @@ def primary(outcome: Mapping[str, Any]) -> float:
 def search(study: Study, base: Setting, alternatives: Iterable[Mapping[str, Any]]) -> Setting | None:
     """The best of the learning rates, then of some hyperparameters at that rate, on held-out training classes.
 
+    Where the best rate lies at the edge of the grid, the search goes on beyond it.
+
     Args:
       study: runs the cells, all with seed 0.
       base: the loss with its defaults.
@@ -246,10 +250,17 @@ def search(study: Study, base: Setting, alternatives: Iterable[Mapping[str, Any]
     Returns:
       The setting, or None where a cell failed.
     """
-    rates = (1.0,) if study.options.tiny else LEARNING_RATE_FACTORS
-    best = _best(study, [base.but(rate=base.rate * factor) for factor in rates])
-    if best is None:
-        return None
+    rates = [1.0] if study.options.tiny else list(LEARNING_RATE_FACTORS)
+    for _ in range(1 if study.options.tiny else 1 + RATES_BEYOND):
+        best = _best(study, [base.but(rate=base.rate * factor) for factor in rates])
+        if best is None:
+            return None
+        if best.rate == base.rate * rates[0]:
+            rates.insert(0, rates[0] / 2)
+        elif best.rate == base.rate * rates[-1]:
+            rates.append(rates[-1] * 2)
+        else:
+            break
     tried = [best.but(hyperparameters=changes) for changes in alternatives]
     return _best(study, [best, *(tried[:1] if study.options.tiny else tried)])
 

@@ -14,7 +14,7 @@ import numpy as np
 from hap2s_jax.reporting import environment
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.reporting.table import to_markdown
-from study.cells import FIRST_METRICS, LEARNING_RATE_FACTORS, METRICS, Setting, Study
+from study.cells import FIRST_METRICS, LEARNING_RATE_FACTORS, METRICS, RATES_BEYOND, Setting, Study
 
 RESAMPLES = 2000
 BASELINE = "batch_hard"
@@ -91,8 +91,9 @@ def first_metric(rows: Iterable[Row]) -> str:
 
 
 def at_edge(setting: Setting) -> bool:
-    """Whether the search took the lowest or the highest rate, beyond which a better one may lie."""
-    return setting.rate in (min(LEARNING_RATE_FACTORS), max(LEARNING_RATE_FACTORS))
+    """Whether the search took the lowest or the highest rate that it may try, beyond which a better one may lie."""
+    beyond = 2**RATES_BEYOND
+    return setting.rate in (min(LEARNING_RATE_FACTORS) / beyond, max(LEARNING_RATE_FACTORS) * beyond)
 
 
 def table(rows: Sequence[Row], baseline: Row | None, metrics: Sequence[str] = METRICS) -> str:

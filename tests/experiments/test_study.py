@@ -117,6 +117,16 @@ def test_search_takes_the_best_rate_and_then_the_best_hyperparameters(tmp_path, 
     assert all((seed, part) == (0, "search") for _, seed, part in ran)
 
 
+@pytest.mark.parametrize(
+    ("peak", "chosen", "tried"),
+    [(0.1, 0.125, 6), (0.0, 0.0625, 6), (4.1, 4.0, 6), (9.0, 8.0, 6), (0.3, 0.25, 5)],
+)
+def test_the_search_goes_on_beyond_the_edge_of_the_grid(tmp_path, monkeypatch, peak, chosen, tried):
+    found, ran = new_study(tmp_path, monkeypatch, lambda setting, seed: scored(-abs(setting.rate - peak)))
+    best = cells.search(found, SETTING, ())
+    assert (best.rate, len(ran)) == (chosen, tried)
+
+
 def test_every_loss_has_as_many_trials_of_values_that_it_knows():
     for setting, alternatives in {**accuracy.HEADLINE, **accuracy.OTHERS}.values():
         assert len(alternatives) == 3
@@ -256,9 +266,10 @@ def test_data_without_cameras_are_compared_by_what_their_settings_are_chosen_by(
 
 
 def test_a_rate_at_the_edge_of_the_grid_is_marked():
-    rows = [report.Row(f"{rate}", SETTING.but(rate=rate), {}, (0,)) for rate in cells.LEARNING_RATE_FACTORS]
+    rates = (0.0625, 0.125, *cells.LEARNING_RATE_FACTORS, 4.0, 8.0)
+    rows = [report.Row(f"{rate}", SETTING.but(rate=rate), {}, (0,)) for rate in rates]
     marked = [line.split("|")[1].strip() for line in report.table(rows, None).splitlines() if "edge" in line]
-    assert marked == ["0.25", "2.0"]
+    assert marked == ["0.0625", "8.0"]
 
 
 def test_weight_functions_favour_the_hard(monkeypatch):
