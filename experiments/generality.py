@@ -5,8 +5,8 @@
     python experiments/generality.py --datasets=emoji,glyphs,cub,market1501
 
 The settings that accuracy.py has chosen on the options' data set (emoji) train, unchanged, on every other data set that
-is on the machine, for four times as long, and with other backbones. Of emoji and glyphs, mAP and rank-1 count matches
-across vendors or families only, Recall@1 and MAP@R all matches.
+is on the machine; on the options' data set also for four times as long and with other backbones. Of emoji and glyphs,
+mAP and rank-1 count matches across vendors or families only, Recall@1 and MAP@R all matches.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import json
 import pathlib
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,6 +42,9 @@ CHANGEABLE = (
 )
 
 
+# What was added since runs are kept: section, key, and the value that older runs had in effect.
+_ADDED = (("evaluate", "zooms", False),)
+
 # What each host of a job may have its own value of.
 OF_ONE_HOST = ("compilation_cache", "data.data_dir", "data.num_workers")
 
@@ -67,7 +71,8 @@ def save(config: Config, workdir: pathlib.Path) -> None:
 
 
 def load(workdir: str | pathlib.Path) -> Config:
-    """Reads the resolved config of a run.
+    """Reads the resolved config of a run; a key that was not known when it was written has the value that it had in
+    effect.
 
     Raises:
       UserError: if `workdir` holds no run, or its config cannot be read.
@@ -81,7 +86,11 @@ def load(workdir: str | pathlib.Path) -> Config:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read: {e}") from e
-    return ml_collections.ConfigDict(values).lock()
+    config: Config = ml_collections.ConfigDict(values)
+    for section, key, value in _ADDED:
+        if section in config and key not in config[section]:
+            config[section][key] = value
+    return config.lock()
 
 
 @contextlib.contextmanager
@@ -89,11 +98,14 @@ def written_by(workdir: str | pathlib.Path) -> Iterator[None]:
     """Around what reads the config of a run that another version of this package may have written.
 
     Raises:
-      UserError: instead of an error that names a missing key.
+      UserError: instead of an error that names a key which the config lacks. Errors from elsewhere pass.
     """
     try:
         yield
     except (KeyError, AttributeError) as error:
+        *_, innermost = traceback.walk_tb(error.__traceback__)
+        if not innermost[0].f_globals.get("__name__", "").startswith("ml_collections"):
+            raise
         raise UserError(
             f"{pathlib.Path(workdir) / FILE_NAME} is of another version of hap2s_jax: {error}; use the version that "
             "wrote it"

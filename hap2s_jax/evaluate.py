@@ -79,7 +79,7 @@ def from_workdir(
         use_devices(config)
         job = Job.create(config)
         checkpointer = job.checkpointer(workdir, read_only=True)
-    chosen = step if step is not None else checkpointer.evaluated_step(config.evaluate.weights)
+        chosen = step if step is not None else checkpointer.evaluated_step(config.evaluate.weights)
     if chosen is None:
         raise UserError(f"--workdir: {workdir} holds no whole checkpoint yet; train first.")
     state = job.parallel.replicate(checkpointer.restore(job.initial_state(), chosen))

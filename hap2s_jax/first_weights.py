@@ -53,8 +53,8 @@ def from_run(
         raise UserError(f"pretrained {path} holds a run without a checkpoint yet")
     checkpointer = Checkpointer(path / FOLDER, read_only=True)
     try:
-        step = checkpointer.best_step if config.evaluate.weights == "best" else None
-        step = step or checkpointer.latest_step
+        with configs.written_by(path):
+            step = checkpointer.evaluated_step(config.evaluate.weights)
         if step is None:
             raise UserError(f"pretrained {path} holds a run without a checkpoint yet")
         weights = checkpointer.restore_weights(step)

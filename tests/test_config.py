@@ -52,6 +52,28 @@ def test_added_and_removed_keys_are_refused(tmp_path):
         configs.check_resumable(other, tmp_path)
 
 
+def test_a_key_added_since_is_what_it_was(tmp_path):
+    old, new = (ml_collections.ConfigDict(_config().to_dict()) for _ in range(2))
+    old.evaluate, new.evaluate = {"flip": True}, {"flip": True, "zooms": False}
+    configs.save(old, tmp_path)
+    assert configs.load(tmp_path).evaluate.zooms is False
+    configs.check_resumable(new, tmp_path)
+    new.evaluate.zooms = True
+    with pytest.raises(UserError, match=r"evaluate.zooms was False, is True"):
+        configs.check_resumable(new, tmp_path)
+
+
+def test_only_what_a_config_lacks_is_laid_at_its_door(tmp_path):
+    with pytest.raises(UserError, match="another version"), configs.written_by(tmp_path):
+        _ = _config().evaluate
+    with pytest.raises(UserError, match="another version"), configs.written_by(tmp_path):
+        _ = _config()["evaluate"]
+    with pytest.raises(KeyError, match="mine"), configs.written_by(tmp_path):
+        _ = {}["mine"]
+    with pytest.raises(AttributeError, match="mine"), configs.written_by(tmp_path):
+        _ = tmp_path.mine
+
+
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         configs.load(tmp_path)

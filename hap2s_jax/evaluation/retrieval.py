@@ -118,7 +118,8 @@ def rank_matches(
         `[b]` and gallery rows `[m]` to distances `[b, m]` (re-ranking, your own metric).
       ties: "pessimistic" (a wrong key at the same distance ranks first) or "optimistic".
       first_only: only `matches` and `first_rank` are filled (Recall@K, CMC), in a fraction of the time.
-      block_size: queries per block; None keeps a block's distances below 96 MiB.
+      block_size: queries per block; None keeps a block's distances below 96 MiB. Where all rows ask all rows
+        for `first_only`, a CPU takes tiles of both instead.
       devices: devices to spread the blocks over. None means this host's accelerators, or one CPU device
         (several CPU devices share the same cores). Blocks are the same however many there are, hence so are
         the results. With several processes each takes its share of the blocks, and every one returns the
@@ -138,7 +139,9 @@ def rank_matches(
 
     keys = Keys.build(array, None if callable(distance) else to_space, label, camera, kept)
     pool = list(devices) if devices is not None else _default_devices()
-    if first_only and camera is None and not callable(distance) and np.array_equal(asked, np.sort(kept)):
+    # Ties need equal pairs to get equal products in two programs, which is tested on CPUs alone.
+    all_ask_all = camera is None and not callable(distance) and np.array_equal(asked, np.sort(kept))
+    if first_only and all_ask_all and all(device.platform == "cpu" for device in pool):
         return _first_of_all(keys, asked, kept, sizes - 1, ties == "optimistic", pool)
     block = block_size or _block_rows(len(asked), len(kept))
     copies = [jax.device_put(keys, device) for device in pool]

@@ -18,7 +18,6 @@ from jax import lax
 from hap2s_jax.evaluation.ranking import Keys
 
 _TILE = 256
-_TILE_OF_ACCELERATORS = 2048
 _LANES = 32  # parts of a tile that are added up in bytes, so that no partial count exceeds it
 
 
@@ -41,16 +40,12 @@ def count_before_first(keys: Keys, count: int, *, strict: bool, devices: Sequenc
       strict: whether a wrong row must be strictly nearer to come before.
       devices: to spread the strips over.
     """
-    tile = _TILE if devices[0].platform == "cpu" else _TILE_OF_ACCELERATORS
-    side = min(tile, -(-count // _LANES) * _LANES)
+    side = min(_TILE, -(-count // _LANES) * _LANES)
     padded = -(-count // side) * side
     more = padded - len(keys.labels)
-    if more > 0:
-        vectors = np.pad(keys.vectors, ((0, more), (0, 0)))
-        squares = np.pad(keys.squares, (0, more), constant_values=np.inf)
-        labels = np.pad(keys.labels, (0, more), constant_values=-1)
-    else:
-        vectors, squares, labels = (part[:padded] for part in (keys.vectors, keys.squares, keys.labels))
+    vectors = np.pad(keys.vectors, ((0, more), (0, 0)))
+    squares = np.pad(keys.squares, (0, more), constant_values=np.inf)
+    labels = np.pad(keys.labels, (0, more), constant_values=-1)
     # The last tile in which the classes of a tile's rows have members.
     ends = (np.searchsorted(labels[:count], labels[:count], side="right") - 1) // side
     tiles = padded // side

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation import test_time
 from hap2s_jax.models import pretrained, torch_names
 from hap2s_jax.models.encoder import IMAGE_MEAN, IMAGE_STD
 from hap2s_jax.reporting.atomic import replacing
@@ -98,6 +99,8 @@ def write_preprocessing(encoder: TrainedEncoder, folder: pathlib.Path) -> pathli
             "take the central part, round(side / enlarge) of each side (with keep_aspect, the largest part of the "
             "input's aspect ratio, over enlarge); then bilinear, or area averages where both sides are at least halved"
         ),
+        # StableHLO and SavedModel make the views and their mean themselves; weights alone do not.
+        "views": [name for name in test_time.VIEWS if evaluate[name]],
         "inside_the_encoder": {"mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)},
         "fingerprint": encoder.fingerprint,
         "step": encoder.step,

@@ -46,7 +46,7 @@ def load(
         raise UserError(
             f"{workdir} holds no finished checkpoint; train on with hap2s_jax.main, or copy {FOLDER} whole"
         )
-    with _quiet():
+    with _quiet(), configs.written_by(path):
         checkpointer = Checkpointer(path / FOLDER, read_only=True)
         step = _choose_step(checkpointer, checkpoint, config)
         weights = checkpointer.restore_weights(step)

@@ -208,8 +208,11 @@ def fingerprint(variables: PyTree, config: Any) -> str:
     """Sixteen hexadecimal digits that tell these weights, with this preprocessing, from all others."""
     size = [int(side) for side in config.data.image_size]
     settings = [config.evaluate[key] for key in ("feature", "flip", "five_crops", "crop", "distance")]
-    # Added only where it is used, so that indexes made before it was known keep their fingerprint.
-    settings += ["zooms"] if config.evaluate.get("zooms", False) else []
+    # Added only where it counts, so that indexes made before it was known keep their fingerprint.
+    settings += ["zooms"] if config.evaluate.zooms else []
+    if (config.evaluate.flip or config.evaluate.five_crops) and config.evaluate.distance != "cosine":
+        # These means were once left shorter than 1.
+        settings += ["unit mean"] if config.encoder.normalize or config.encoder.bnneck else []
     digest = hashlib.sha256(repr((size, settings, sorted(_transform(config).items()))).encode())
     for path, leaf in sorted(
         (jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(variables)

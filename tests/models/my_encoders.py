@@ -1,4 +1,4 @@
-"""The two encoders of docs/encoders.md, as a user would write them, and two that are wrong."""
+"""The two encoders of docs/encoders.md, as a user would write them, one of unit length, and two that are wrong."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -15,6 +15,17 @@ class Tiny(nn.Module):
         x = images.astype(jnp.float32) / 255
         x = nn.relu(nn.Conv(16, (5, 5), strides=4)(x))
         return nn.Dense(self.embedding_dim)(x.mean((1, 2)))
+
+
+class TinyUnit(Tiny):
+    """One whose embeddings have length 1."""
+
+    normalize: bool = True
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = images.astype(jnp.float32).mean((1, 2))
+        return x / jnp.linalg.norm(x, axis=1, keepdims=True)
 
 
 class TinyNnx(nnx.Module):

@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
 from hap2s_jax import models
 from hap2s_jax.errors import UserError
+from hap2s_jax.job import embedding_function
 from hap2s_jax.training.optimizer import matches
 
 HERE = "tests.models.my_encoders"
@@ -71,3 +73,14 @@ def test_an_encoder_that_returns_maps_is_told_so():
     encoder = models.create(f"{HERE}:Maps")
     with pytest.raises(TypeError, match=r"Maps returned \(4, 16, 16, 3\)"):
         encoder.init(jax.random.key(0), IMAGES)
+
+
+def test_a_mean_over_views_has_length_1_where_embeddings_have():
+    views = {"flip": True, "five_crops": True, "zooms": False, "crop": 0.5}
+    settings = ml_collections.ConfigDict({"feature": "retrieval", "distance": "euclidean", **views})
+    encoder = models.create(f"{HERE}:TinyUnit", normalize=True)
+    found = embedding_function(encoder, settings)({}, IMAGES)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    # Of one that does not say so, it is the plain mean.
+    mean = embedding_function(models.create(f"{HERE}:TinyUnit", normalize=False), settings)({}, IMAGES)
+    assert np.all(np.linalg.norm(mean, axis=1) < 0.9999)

@@ -67,6 +67,7 @@ def test_the_preprocessing_is_written_down(exported, run):
     record = json.loads((exported / "preprocessing.json").read_text())
     assert record["image_size"] == [64, 64]
     assert record["enlarge"] == 1.1
+    assert record["views"] == ["flip", "zooms"]
     assert record["fingerprint"] == hap2s_jax.load(run.workdir).fingerprint
     # By its words alone: the largest centred square, over 1.1.
     image = pixels.decode_whole(run.source.read(0))

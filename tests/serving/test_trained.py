@@ -15,6 +15,7 @@ import pytest
 import hap2s_jax
 from hap2s_jax.data import pixels
 from hap2s_jax.errors import UserError
+from hap2s_jax.serving.trained import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,22 @@ def test_any_checkpoint_and_either_weights(run, step, average):
     named = hap2s_jax.load(run.workdir, checkpoint={3: "best", 6: "latest"}[step], average=average)
     assert named.fingerprint == found.fingerprint
     assert hap2s_jax.load(run.workdir, checkpoint=step, average=not average).fingerprint != found.fingerprint
+
+
+def test_means_over_views_that_once_were_shorter_are_other_embeddings(encoder):
+    config = encoder.config.copy_and_resolve_references()
+
+    def digest(**changes):
+        config.update_from_flattened_dict(changes)
+        return fingerprint({}, config)
+
+    with config.unlocked():
+        assert digest(**{"evaluate.distance": "euclidean", "encoder.normalize": True}) != digest(
+            **{"encoder.normalize": False, "encoder.bnneck": False}
+        )
+        assert digest(**{"evaluate.distance": "cosine"}) == digest(**{"encoder.normalize": True})
+        plain = digest(**{"evaluate.distance": "euclidean", "evaluate.flip": False})
+        assert plain == digest(**{"encoder.normalize": False})
 
 
 def test_one_unreadable_image_of_a_stream_is_reported_in_its_place(encoder, reference, folder, tmp_path):
