@@ -45,12 +45,14 @@ class Contrastive:
 
     margin: Scalar
     power: int = field(metadata={"static": True})
+    active_only: bool = field(default=False, metadata={"static": True})
 
     def __call__(self, row: AnchorRow) -> tuple:
         """Loss and validity of one anchor; it counts with at least one pair of either kind."""
         pull = row.distances**self.power
         push = jax.nn.relu(self.margin - row.distances) ** self.power
-        return (mean_of(pull, row.is_positive) + mean_of(push, row.is_negative)) / self.power, _either(row)
+        near = row.is_negative & (push > 0) if self.active_only else row.is_negative
+        return (mean_of(pull, row.is_positive) + mean_of(push, near)) / self.power, _either(row)
 
 
 def contrastive_loss(
@@ -59,6 +61,7 @@ def contrastive_loss(
     *,
     margin: Scalar = 1.0,
     power: int = 2,
+    active_only: bool = False,
     distance: Distance = "euclidean",
     **arguments: Any,
 ) -> Any:
@@ -74,10 +77,13 @@ def contrastive_loss(
         labels: `[n]`.
         margin: distance beyond which negatives are left alone.
         power: 2 as in the paper, or 1.
+        active_only: take the mean over the anchor's negatives nearer than the margin instead of all, so that the
+            few near ones of a large batch are not lost among the far.
         distance: "euclidean" in the paper.
         **arguments: the engine's, see `mean_over_anchors`.
     """
-    return mean_over_anchors(Contrastive(margin, power), embeddings, labels, distance=distance, **arguments)
+    loss = Contrastive(margin, power, active_only)
+    return mean_over_anchors(loss, embeddings, labels, distance=distance, **arguments)
 
 
 @jax.tree_util.register_dataclass

@@ -229,3 +229,18 @@ def test_memory_is_a_ring():
         lambda x, y: memory.push(empty, x, y, axis_name="devices"), axis_name="devices", out_axes=None
     )(X[:8].reshape(2, 4, -1), LABELS[:8].reshape(2, 4))
     np.testing.assert_array_equal(pushed.labels, LABELS[:8])
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("active_only", [False, True])
+def test_contrastive_is_a_loop_over_anchors(power, active_only):
+    margin, terms = 1.6, []
+    for anchor, label in enumerate(LABELS):
+        others = [k for k in range(len(LABELS)) if k != anchor]
+        gaps = {k: distance(X[anchor], X[k]) for k in others}
+        pull = [gaps[k] ** power for k in others if LABELS[k] == label]
+        push = [max(0.0, margin - gaps[k]) ** power for k in others if LABELS[k] != label]
+        push = [value for value in push if value > 0] if active_only else push
+        terms.append((sum(pull) / max(len(pull), 1) + sum(push) / max(len(push), 1)) / power)
+    value = losses.contrastive_loss(X, LABELS, margin=margin, power=power, active_only=active_only)
+    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
