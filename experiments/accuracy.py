@@ -32,7 +32,7 @@ Entry = tuple[Setting, Sequence[Mapping[str, Any]]]
 # The losses that the paper names, the uniform mean, and HAP2S beside an identification loss. Three alternatives each.
 HEADLINE: dict[str, Entry] = {
     "softmax": (_SOFTMAX, _SCALES),
-    # The mean over all negatives, where the few near ones go under, reached 0.08 to 0.11 at six rates of this search.
+    # With the mean over all negatives it did no better: 0.08 to 0.11 at six rates of this search.
     "contrastive": (
         Setting("contrastive", "contrastive", {"active_only": True}),
         ({"margin": 0.7}, {"margin": 1.3}, {"power": 1}),
