@@ -61,10 +61,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Trains under noise, and writes tables and curves."""
     options = parser("Accuracy of the losses against outliers in training.", "0,1,2")
     options.add_argument("--kinds", default="labels,images", help="kinds of noise, comma-separated")
+    options.add_argument(
+        "--fractions",
+        default=",".join(map(str, FRACTIONS)),
+        help="of the training images that are to be run; the tables have all that there are",
+    )
     study = Study(options.parse_args(arguments))
     kinds = study.options.kinds.split(",")
     seeds = [int(seed) for seed in study.options.seeds.split(",")]
-    names, fractions = (("batch_hard", "hap2s_e"), (0.0, 0.3)) if study.options.tiny else (LOSSES, FRACTIONS)
+    try:
+        wanted = [float(fraction) for fraction in study.options.fractions.split(",")]
+    except ValueError:
+        raise UserError(f"--fractions {study.options.fractions!r}: give numbers, as in 0,0.1,0.3") from None
+    if not all(0 <= fraction <= 1 for fraction in wanted):
+        raise UserError(f"--fractions {study.options.fractions!r}: a fraction lies between 0 and 1")
+    names, fractions = LOSSES, tuple(sorted({*FRACTIONS, *wanted}))
+    if study.options.tiny:
+        names, wanted, fractions = ("batch_hard", "hap2s_e"), [0.0, 0.3], (0.0, 0.3)
     needs_glyphs = "images" in kinds and study.options.dataset.startswith("emoji")
     if needs_glyphs and not study.options.report_only and not GLYPHS.is_file():
         raise UserError(
@@ -74,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = {name: chosen_setting(study, name) for name in names}
         for kind in kinds:
             for count in range(1, len(seeds) + 1):
-                for fraction in fractions:
+                for fraction in wanted:
                     for name in names:
                         row(study, name, settings[name], kind, fraction, seeds[:count])
     except OutOfTime:

@@ -1,14 +1,17 @@
 """The cells of which every study consists: one setting trained with one seed and measured, kept in one file.
 
 A cell is finished when its file is there, so that a study is stopped and started at will and studies share cells.
-Cells of a study run in one process, where those that differ in seed or data alone share their compiled programs.
+Several processes may work on one study: a cell that another is at is passed over. Within a process cells that differ
+in seed or data alone share their compiled programs.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
@@ -16,7 +19,7 @@ import pathlib
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -59,6 +62,10 @@ class Study:
     Args:
       options: of `parser`.
 
+    Attributes:
+      busy: names of the cells that were passed over since another process is at them.
+      failed: names and errors of the cells that crashed; this call does not try them again.
+
     Raises:
       UserError: for a data set that has no config, or a `--set` that does not fit it.
     """
@@ -66,7 +73,8 @@ class Study:
     def __init__(self, options: argparse.Namespace):
         self.options = options
         self.folder = pathlib.Path(options.results or (TINY_RESULTS if options.tiny else RESULTS))
-        self.failed: list[str] = []
+        self.failed: dict[str, str] = {}
+        self.busy: set[str] = set()
         # A mistake in the command line is reported before hours of cells, and before tables are written.
         self.config(Setting("hap2s_e", "hap2s_e"), 0, options.dataset)
         self._deadline = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
@@ -74,7 +82,7 @@ class Study:
     def run(
         self, setting: Setting, seed: int, *, dataset: str | None = None, part: str = "test"
     ) -> dict | None:
-        """The outcome of one cell, or None where it failed (and is to be run again).
+        """The outcome of one cell, or None where it failed (and is to be run again) or another process is at it.
 
         Args:
           setting: what to train.
@@ -96,28 +104,37 @@ class Study:
         path = self.folder / "cells" / chosen.replace(":", "-").replace(",", "-") / name
         if path.is_file():
             return json.loads(path.read_text())
-        if self.options.report_only:
+        if self.options.report_only or name in self.failed:
             return None
         if time.monotonic() > self._deadline:
             raise OutOfTime
+        with _alone(path) as alone:
+            if not alone:
+                self.busy.add(name)
+                return None
+            if not path.is_file():
+                self._finish(path, setting, seed, chosen, part, {"cell": cell, "config": key["config"]})
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def _finish(
+        self, path: pathlib.Path, setting: Setting, seed: int, dataset: str, part: str, record: dict[str, Any]
+    ) -> None:
+        """Trains a cell and writes its file, or remembers that it crashed."""
         try:
-            outcome: dict[str, Any] = self._train(setting, seed, chosen, part)
+            outcome: dict[str, Any] = self._train(setting, seed, dataset, part)
         except DivergedError as e:
             outcome = {"diverged": str(e)}
         except UserError:
             raise
         except Exception:
-            self.failed.append(f"{name}: {traceback.format_exc().strip().splitlines()[-1]}")
+            self.failed[path.name] = traceback.format_exc().strip().splitlines()[-1]
             traceback.print_exc()
-            print(f"FAILED {name}; the next call runs it again", file=sys.stderr, flush=True)
-            return None
+            print(f"FAILED {path.name}; the next call runs it again", file=sys.stderr, flush=True)
+            return
         with replacing(path) as temporary:
-            temporary.write_text(
-                json.dumps({"cell": cell, "config": key["config"], **outcome}, default=list) + "\n"
-            )
+            temporary.write_text(json.dumps({**record, **outcome}, default=list) + "\n")
         shown = {k: round(v, 4) for k, v in outcome.get("metrics", {}).items()} or outcome
-        print(f"{chosen} {part} {setting.label} ({setting.describe()}), seed {seed}: {shown}", flush=True)
-        return json.loads(path.read_text())
+        print(f"{dataset} {part} {setting.label} ({setting.describe()}), seed {seed}: {shown}", flush=True)
 
     def config(self, setting: Setting, seed: int, dataset: str) -> Config:
         """The resolved config of a cell."""
@@ -175,6 +192,23 @@ class Study:
         while len(_PROGRAMS) > _PROGRAMS_KEPT:
             _PROGRAMS.popitem(last=False)
         return dataclasses.replace(job, update=update, embed=embed)
+
+
+@contextlib.contextmanager
+def _alone(path: pathlib.Path) -> Iterator[bool]:
+    """Whether no other process is at the cell; none will be inside. A process that dies lets go."""
+    lock = path.with_name(f"{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def search_parts(train: Source) -> tuple[Source, Source]:
@@ -266,7 +300,12 @@ def search(study: Study, base: Setting, alternatives: Iterable[Mapping[str, Any]
 
 
 def _best(study: Study, settings: list[Setting]) -> Setting | None:
+    study.busy.clear()
     outcomes = [study.run(setting, 0, part="search") for setting in settings]
+    while study.busy:  # What to try next hangs on what other processes are at.
+        time.sleep(1)
+        study.busy.clear()
+        outcomes = [study.run(setting, 0, part="search") for setting in settings]
     if any(outcome is None for outcome in outcomes):
         return None
     scores = [primary(outcome) for outcome in outcomes if outcome is not None]

@@ -162,15 +162,16 @@ def write(
             }
             for row in rows
         }
-    summary["unfinished_cells"], summary["failed_cells"] = missing, study.failed
+    failures = [f"{cell}: {error}" for cell, error in study.failed.items()]
+    summary["unfinished_cells"], summary["failed_cells"] = missing, failures
     text += [f"\n{missing} cells have not run." if missing else "\nAll cells have run."]
-    text += [f"Failed, to be run again: {failure}" for failure in study.failed]
+    text += [f"Failed, to be run again: {failure}" for failure in failures]
     with replacing(folder / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1, default=list) + "\n")
     (folder / f"{name}.md").write_text("\n".join(text) + "\n")
     figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
     print(
-        f"written: {folder / name}.json, .md and .png; {missing} cells have not run, {len(study.failed)} failed"
+        f"written: {folder / name}.json, .md and .png; {missing} cells have not run, {len(failures)} failed"
     )
 
 

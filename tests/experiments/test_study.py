@@ -1,10 +1,12 @@
 """The studies: their cells, what they do with failures, their statistics, and that all of them run."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import ml_collections
 import numpy as np
@@ -70,13 +72,43 @@ def test_a_crash_is_reported_and_run_again(tmp_path, monkeypatch, capsys):
     )
     row = report.collect(crashed, "hap2s_e", SETTING, [0, 1])
     assert list(row.outcomes) == [0]
-    assert "MemoryError: full" in crashed.failed[0]
+    assert list(crashed.failed.values()) == ["MemoryError: full"]
+    assert crashed.run(SETTING, 1) is None  # not again in this call
     assert "FAILED" in capsys.readouterr().err
     assert "1 of 2" in report.table([row], None)
     again, ran = new_study(tmp_path, monkeypatch, scored(0.7))
     row = report.collect(again, "hap2s_e", SETTING, [0, 1])
     assert row.values("mAP") == [0.5, 0.7]
     assert len(ran) == 1
+
+
+def test_a_cell_that_another_process_is_at_is_passed_over(tmp_path, monkeypatch):
+    def outcome(setting, seed):
+        passed = other.run(SETTING, 0)
+        assert passed is None
+        assert len(other.busy) == 1
+        return scored(0.5)
+
+    first, ran = new_study(tmp_path, monkeypatch, outcome)
+    other = cells.Study(first.options)
+    assert first.run(SETTING, 0)["metrics"] == {"mAP": 0.5}
+    assert other.run(SETTING, 0)["metrics"] == {"mAP": 0.5}
+    assert len(ran) == 1
+    assert [path.suffix for path in (tmp_path / "cells" / "emoji").iterdir()] == [".json"]
+
+
+def test_two_processes_search_together(tmp_path, monkeypatch):
+    def outcome(setting, seed):
+        time.sleep(0.3)
+        return scored(-abs(setting.rate - 0.5))
+
+    found, ran = new_study(tmp_path, monkeypatch, outcome)
+    studies = [found, cells.Study(found.options)]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        best = list(pool.map(lambda study: cells.search(study, SETTING, ({"margin": 0.6},)), studies))
+    assert best[0] == best[1]
+    assert best[0].rate == 0.5
+    assert len(ran) == 5  # each once
 
 
 def test_a_mistake_of_the_users_ends_the_study(tmp_path, monkeypatch):
