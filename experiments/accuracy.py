@@ -85,6 +85,8 @@ OTHERS: dict[str, Entry] = {
     ),
     "circle": (Setting("circle", "circle"), ({"gamma": 32.0}, {"gamma": 64.0}, {"margin": 0.4})),
 }
+# The encoder before its first step, for scale.
+UNTRAINED = Setting("untrained", "batch_hard", rate=0.0, overrides={"steps": 0, "schedule.warmup_steps": 0})
 
 
 def chosen_setting(study: Study, name: str) -> Setting | None:
@@ -103,6 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = [int(seed) for seed in study.options.seeds.split(",")]
     settings: dict[str, Setting | None] = {}
     rows: dict[str, report.Row] = {}
+
+    def untrained() -> list[report.Row]:
+        return [] if study.options.tiny else [report.collect(study, UNTRAINED.label, UNTRAINED, seeds)]
+
     try:
         for name in names:
             settings[name] = chosen_setting(study, name)
@@ -110,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for count in range(1, len(seeds) + 1):
             for name in names:
                 rows[name] = report.collect(study, name, settings[name], seeds[:count])
+        untrained()
     except OutOfTime:
         print("out of time; the same command goes on")
     study.options.report_only = True
@@ -117,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in {**HEADLINE, **OTHERS}:
         rows[name] = report.collect(study, name, settings.get(name) or chosen_setting(study, name), seeds)
     shown = {t: [rows[n] for n in e if n in names or rows[n].outcomes] for t, e in _TABLES.items()}
+    shown[next(iter(_TABLES))] += [row for row in untrained() if row.outcomes]
     tables = {t: (found, rows[report.BASELINE]) for t, found in shown.items() if found}
     drawn = [row for found, _ in tables.values() for row in found]
     figure = report.dots(drawn, report.first_metric(drawn), "Equal budgets")
