@@ -21,7 +21,7 @@ from study.cells import OutOfTime, Setting, Study, parser, start
 
 from hap2s_jax.errors import UserError
 
-LOSSES = ("batch_hard", "point_to_set_mean", "hap2s_e", "hap2s_p", "softmax")
+LOSSES = ("batch_hard", "point_to_set_mean", "hap2s_e", "hap2s_p", "softmax", "contrastive")
 BACKBONES: dict[str, Mapping[str, Any]] = {
     "ResNet-18": {"encoder.name": "resnet18"},
     "ResNet-26, bottlenecks": {"encoder.name": "resnet26"},
