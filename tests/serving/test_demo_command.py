@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import struct
+import threading
 import zlib
 
 import numpy as np
@@ -115,14 +116,18 @@ def address(searcher):
 @pytest.mark.slow
 def test_over_http(address, folder, tmp_path):
     client = pytest.importorskip("gradio_client")
-    connection = client.Client(address, verbose=False, download_files=False)
+    mine = threading.local()
+
+    def connect():
+        # One a thread: a client that several threads share now and then takes the end of one's answer for another's.
+        mine.connection = client.Client(address, verbose=False, download_files=False)
 
     def ask(path):
-        return connection.predict(client.handle_file(path), 3, api_name="/search")
+        return mine.connection.predict(client.handle_file(path), 3, api_name="/search")
 
     for kind, data in HOSTILE.items():
         (tmp_path / f"{kind}.png").write_bytes(data)
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    with concurrent.futures.ThreadPoolExecutor(4, initializer=connect) as pool:
         hostile = pool.map(ask, [tmp_path / f"{kind}.png" for kind in HOSTILE])
         good = list(pool.map(ask, folder[1][:6]))
         assert all("cannot be used" in verdict for verdict, _, _ in hostile)
