@@ -32,8 +32,8 @@ Entry = tuple[Setting, Sequence[Mapping[str, Any]]]
 # The losses that the paper names, the uniform mean, and HAP2S beside an identification loss. Three alternatives each.
 HEADLINE: dict[str, Entry] = {
     "softmax": (_SOFTMAX, _SCALES),
-    # In the form of pytorch-metric-learning's default. With squares, as in its paper, and the mean over all negatives
-    # it reached 0.08 to 0.11 at six rates of this search.
+    # Close to pytorch-metric-learning's default, which averages over the near negatives of a whole batch at once. With
+    # squares, as in its paper, and the mean over all negatives it reached 0.08 to 0.11 at six rates of this search.
     "contrastive": (
         Setting("contrastive", "contrastive", {"active_only": True, "power": 1}),
         ({"margin": 0.7}, {"margin": 1.3}, {"power": 2}),

@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser("HAP2S with other weight functions and parameters.", "0,1,2")
     study = Study(options.parse_args(arguments))
     seeds = [int(seed) for seed in study.options.seeds.split(",")]
-    dimensions = study.config(Setting("hap2s_e", "hap2s_e"), 0, study.options.dataset).encoder.embedding_dim
+    dimensions = study.plain.encoder.embedding_dim
     groups = settings(dimensions**0.5)
     if study.options.tiny:
         groups = {"Weight functions": _named("batch_hard", "hap2s halving")}

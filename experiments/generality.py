@@ -17,7 +17,7 @@ from typing import Any
 
 from accuracy import chosen_setting, suffix
 from study import report
-from study.cells import OutOfTime, Setting, Study, parser, start
+from study.cells import OutOfTime, Study, parser, start
 
 from hap2s_jax.errors import UserError
 
@@ -35,11 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--datasets", default="emoji,glyphs", help="configs to train on, comma-separated")
     study = Study(options.parse_args(arguments))
     seeds = [int(seed) for seed in study.options.seeds.split(",")]
-    plain = study.config(Setting("hap2s_e", "hap2s_e"), 0, study.options.dataset)
-    longer = {
-        "steps": 4 * plain.steps,
-        "schedule.warmup_steps": 4 * plain.schedule.warmup_steps,
-    }
+    steps, warmup = study.plain.steps, study.plain.schedule.warmup_steps
+    longer = {"steps": 4 * steps, "schedule.warmup_steps": 4 * warmup}
     names, variants = LOSSES, {"four times the steps": longer, **BACKBONES}
     if study.options.tiny:
         names, variants = ("batch_hard",), {"narrow": {"encoder.width": 2}}

@@ -283,13 +283,14 @@ def embedding_function(encoder: Any, settings: Config) -> Callable[[PyTree, Any]
     if settings.feature not in step.FEATURES:
         raise unknown_name("feature (evaluate.feature)", settings.feature, step.FEATURES)
     embed = functools.partial(step.embed_step, encoder=encoder, feature=settings.feature)
-    views = [name for name in test_time.VIEWS if settings[name]]
     # What has length 1 keeps it as a mean over views. An encoder of the user's own says so by the same attributes.
     own = getattr(encoder, "module", encoder)
     makes_unit, has_neck = (getattr(own, name, False) for name in ("normalize", "bnneck"))
     unit = {"embedding": makes_unit, "retrieval": makes_unit or has_neck}
     normalize = settings.distance == "cosine" or unit.get(settings.feature, False)
     try:
-        return test_time.over_views(embed, views, crop=settings.crop, normalize=normalize)
+        return test_time.over_views(
+            embed, test_time.views_of(settings), crop=settings.crop, normalize=normalize
+        )
     except ValueError as error:
         raise UserError(f"evaluate: {error}") from None

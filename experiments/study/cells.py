@@ -63,6 +63,7 @@ class Study:
       options: of `parser`.
 
     Attributes:
+      plain: the config of a cell of HAP2S_E as it is.
       busy: names of the cells that were passed over since another process is at them.
       failed: names and errors of the cells that crashed; this call does not try them again.
 
@@ -76,7 +77,7 @@ class Study:
         self.failed: dict[str, str] = {}
         self.busy: set[str] = set()
         # A mistake in the command line is reported before hours of cells, and before tables are written.
-        self.config(Setting("hap2s_e", "hap2s_e"), 0, options.dataset)
+        self.plain = self.config(Setting("hap2s_e", "hap2s_e"), 0, options.dataset)
         self._deadline = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
 
     def run(
@@ -300,12 +301,12 @@ def search(study: Study, base: Setting, alternatives: Iterable[Mapping[str, Any]
 
 
 def _best(study: Study, settings: list[Setting]) -> Setting | None:
-    study.busy.clear()
-    outcomes = [study.run(setting, 0, part="search") for setting in settings]
-    while study.busy:  # What to try next hangs on what other processes are at.
-        time.sleep(1)
+    while True:
         study.busy.clear()
         outcomes = [study.run(setting, 0, part="search") for setting in settings]
+        if not study.busy:
+            break
+        time.sleep(1)  # What to try next hangs on what other processes are at.
     if any(outcome is None for outcome in outcomes):
         return None
     scores = [primary(outcome) for outcome in outcomes if outcome is not None]

@@ -75,7 +75,7 @@ def camera_of(camera: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
     return np.zeros(len(rows), np.int64) if camera is None else camera[rows]
 
 
-def pad(numbers: np.ndarray, count: int, value: int = 0) -> np.ndarray:
+def pad(numbers: np.ndarray, count: int, value: float = 0) -> np.ndarray:
     """Appends `value` up to length `count`."""
     return np.pad(numbers, (0, count - len(numbers)), constant_values=value)
 
@@ -89,13 +89,13 @@ def bucket(most: int) -> int:
 
 
 def _products(source: jax.Array, keys: Keys, given: bool) -> jax.Array:
-    """What `_score` turns into distances, `[q, m]`: the products ab, or the given distances in their place."""
+    """What `score` turns into distances, `[q, m]`: the products ab, or the given distances in their place."""
     if given:
         return -source / 2
     return jnp.matmul(source, keys.vectors.T, precision="highest")
 
 
-def _score(products: jax.Array, squares: jax.Array) -> jax.Array:
+def score(products: jax.Array, squares: jax.Array) -> jax.Array:
     """|b|^2 - 2ab: squared distances less the query's own |a|^2; they rank the same, and round less.
 
     Doubling is exact, so the outcome has the same bits wherever a compiler fuses it.
@@ -173,14 +173,14 @@ def _thresholds(products: jax.Array, asked: Asked, keys: Keys, most: int) -> tup
     place = jnp.minimum(asked.starts[:, None] + jnp.arange(most), keys.labels.shape[0] - 1)
     same_camera = keys.by_camera & (keys.cameras[place] == asked.cameras[:, None])
     valid = of_class & ~same_camera & (keys.rows[place] != asked.rows[:, None])
-    scores = _score(jnp.take_along_axis(products, place, axis=1), keys.squares[place])
+    scores = score(jnp.take_along_axis(products, place, axis=1), keys.squares[place])
     return jnp.where(valid, scores, jnp.inf), jnp.sum(valid, axis=1)
 
 
 def _wrong(products: jax.Array, asked: Asked, keys: Keys, part: slice) -> jax.Array:
     """Scores of the wrong keys among a `part` of all, `[q, p]`, infinite for right ones."""
     own = asked.labels[:, None] == keys.labels[part]
-    return jnp.where(own, jnp.inf, _score(products[:, part], keys.squares[part]))
+    return jnp.where(own, jnp.inf, score(products[:, part], keys.squares[part]))
 
 
 def _count_all_before(wrong: jax.Array, thresholds: jax.Array, most: jax.Array, strict: bool) -> jax.Array:
@@ -239,7 +239,7 @@ def _from_ranks(before: jax.Array, matches: jax.Array, dtype: Any) -> tuple[jax.
 @functools.partial(jax.jit, static_argnames="k")
 def nearest_block(queries: jax.Array, asked: Asked, keys: Keys, *, k: int) -> jax.Array:
     """Places in `keys` of the k nearest keys, int32 `[q, k]`, -1 where the removed ones leave fewer."""
-    scores = _score(_products(queries, keys, given=False), keys.squares)
+    scores = score(_products(queries, keys, given=False), keys.squares)
     same = (asked.labels[:, None] == keys.labels) & (asked.cameras[:, None] == keys.cameras)
     removed = (same & keys.by_camera) | (asked.rows[:, None] == keys.rows)
     values, places = lax.top_k(jnp.where(removed, -jnp.inf, -scores), k)

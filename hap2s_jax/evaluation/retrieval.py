@@ -140,8 +140,10 @@ def rank_matches(
     keys = Keys.build(array, None if callable(distance) else to_space, label, camera, kept)
     pool = list(devices) if devices is not None else _default_devices()
     # Ties need equal pairs to get equal products in two programs, which is tested on CPUs alone.
-    all_ask_all = camera is None and not callable(distance) and np.array_equal(asked, np.sort(kept))
-    if first_only and all_ask_all and all(device.platform == "cpu" for device in pool):
+    in_tiles = (
+        first_only and camera is None and not callable(distance) and all(d.platform == "cpu" for d in pool)
+    )
+    if in_tiles and np.array_equal(asked, np.sort(kept)):
         return _first_of_all(keys, asked, kept, sizes - 1, ties == "optimistic", pool)
     block = block_size or _block_rows(len(asked), len(kept))
     copies = [jax.device_put(keys, device) for device in pool]

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hap2s_jax.evaluation.ranking import Keys
+from hap2s_jax.evaluation.inputs import JUNK
+from hap2s_jax.evaluation.ranking import Keys, pad, score
 
 _TILE = 256
 _LANES = 32  # parts of a tile that are added up in bytes, so that no partial count exceeds it
@@ -42,10 +43,8 @@ def count_before_first(keys: Keys, count: int, *, strict: bool, devices: Sequenc
     """
     side = min(_TILE, -(-count // _LANES) * _LANES)
     padded = -(-count // side) * side
-    more = padded - len(keys.labels)
-    vectors = np.pad(keys.vectors, ((0, more), (0, 0)))
-    squares = np.pad(keys.squares, (0, more), constant_values=np.inf)
-    labels = np.pad(keys.labels, (0, more), constant_values=-1)
+    vectors = np.pad(keys.vectors, ((0, padded - len(keys.vectors)), (0, 0)))
+    squares, labels = pad(keys.squares, padded, np.inf), pad(keys.labels, padded, JUNK)
     # The last tile in which the classes of a tile's rows have members.
     ends = (np.searchsorted(labels[:count], labels[:count], side="right") - 1) // side
     tiles = padded // side
@@ -71,7 +70,7 @@ def _tile(rows: _Rows, number: Any, side: int) -> _Rows:
 def _scores(a: _Rows, b: _Rows) -> tuple[jax.Array, jax.Array]:
     """Scores as in `ranking` of `b` for `a`'s rows and of `a` for `b`'s, both `[a, b]`, from the same products."""
     products = jnp.matmul(a.vectors, b.vectors.T, precision="highest")
-    return b.squares - 2 * products, a.squares[:, None] - 2 * products
+    return score(products, b.squares), score(products, a.squares[:, None])
 
 
 @functools.partial(jax.jit, static_argnames="side", donate_argnums=1)

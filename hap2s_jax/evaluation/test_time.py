@@ -67,6 +67,11 @@ def over_views(
     return embed_views
 
 
+def views_of(settings: Any) -> list[str]:
+    """The views that `config.evaluate` asks for, in the order of `VIEWS`."""
+    return [name for name in VIEWS if settings[name]]
+
+
 def _unit(rows: jax.Array) -> jax.Array:
     length = jnp.linalg.norm(rows, axis=1, keepdims=True)
     return rows / jnp.where(length == 0, 1, length)

@@ -100,7 +100,7 @@ def write_preprocessing(encoder: TrainedEncoder, folder: pathlib.Path) -> pathli
             "input's aspect ratio, over enlarge); then bilinear, or area averages where both sides are at least halved"
         ),
         # StableHLO and SavedModel make the views and their mean themselves; weights alone do not.
-        "views": [name for name in test_time.VIEWS if evaluate[name]],
+        "views": test_time.views_of(evaluate),
         "inside_the_encoder": {"mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)},
         "fingerprint": encoder.fingerprint,
         "step": encoder.step,
