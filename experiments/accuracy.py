@@ -126,8 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shown = {t: [rows[n] for n in e if n in names or rows[n].outcomes] for t, e in _TABLES.items()}
     shown[next(iter(_TABLES))] += [row for row in untrained() if row.outcomes]
     tables = {t: (found, rows[report.BASELINE]) for t, found in shown.items() if found}
-    drawn = [row for found, _ in tables.values() for row in found]
-    figure = report.dots(drawn, report.first_metric(drawn), "Equal budgets")
+    figure = report.dots({"Equal budgets": [row for found, _ in tables.values() for row in found]})
     report.write(study, "accuracy" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
 
 

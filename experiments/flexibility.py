@@ -3,8 +3,10 @@
     python experiments/flexibility.py
     python experiments/flexibility.py --minutes=50
 
-All rows share the learning rate that accuracy.py's search has chosen for HAP2S_E, and differ from its defaults (margin
-0.3, hinge, embeddings of length 1) in what they are named after.
+Every weight function has a search over learning rates of its own, as in accuracy.py. What is varied of one loss (sigma,
+alpha, the margin, the norm of the embeddings, the gradient) trains at the rate that accuracy.py's search has chosen for
+that loss, and differs from its defaults (margin 0.3, hinge, embeddings of length 1) in what it is named after. All are
+compared with batch-hard at the best setting of its search.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from accuracy import chosen_setting, suffix
 from study import report
-from study.cells import OutOfTime, Setting, Study, parser, start
+from study.cells import OutOfTime, Setting, Study, parser, search, start
 
 from hap2s_jax import exponential, hap2s_loss, losses, polynomial
 from hap2s_jax.losses import Weighting, detached
@@ -82,51 +84,84 @@ def register_weightings() -> None:
     _register("hap2s_p detached", detached(polynomial()))
 
 
-def _named(*names: str) -> list[Setting]:
-    return [Setting(name, name) for name in names]
+# A row: how to find what it trains; None while a search that it hangs on is unfinished.
+Variant = Callable[[Study], Setting | None]
 
 
-def _values(loss: str, name: str, values: Sequence[float]) -> list[Setting]:
-    return [Setting(f"{loss}, {name} {value:g}", loss, {name: value}) for value in values]
+def _chosen(*names: str) -> dict[str, Variant]:
+    """Losses at the best setting of accuracy.py's search."""
+    return {name: lambda study, name=name: chosen_setting(study, name) for name in names}
 
 
-def _unnormalised(loss: str, same: dict[str, float], larger: dict[str, float]) -> list[Setting]:
+def _searched(*names: str) -> dict[str, Variant]:
+    """Losses at their defaults and the best of the learning rates, by a search of their own."""
+    return {name: lambda study, name=name: search(study, Setting(name, name), ()) for name in names}
+
+
+def _at_rate_of(name: str, *settings: Setting) -> dict[str, Variant]:
+    """Settings at the learning rate that accuracy.py's search has chosen for a loss."""
+
+    def variant(study: Study, setting: Setting) -> Setting | None:
+        chosen = chosen_setting(study, name)
+        return None if chosen is None else without_defaults(setting).but(rate=chosen.rate)
+
+    return {s.label: lambda study, s=s: variant(study, s) for s in settings}
+
+
+def _values(loss: str, name: str, values: Sequence[float]) -> dict[str, Variant]:
+    return _at_rate_of(loss, *(Setting(f"{loss}, {name} {value:g}", loss, {name: value}) for value in values))
+
+
+def _soft(loss: str) -> Setting:
+    return Setting(f"{loss}, soft margin", loss, {"soft_margin": True, "margin": 0.0})
+
+
+def _unnormalised(loss: str, same: dict[str, float], larger: dict[str, float]) -> dict[str, Variant]:
     overrides = {"encoder.normalize": False}
-    return [
-        Setting(loss, loss),
-        Setting(f"{loss}, not normalised", loss, same, overrides=overrides),
-        Setting(f"{loss}, not normalised, in its units", loss, larger, overrides=overrides),
-    ]
+    return _at_rate_of(
+        loss,
+        Setting(f"{loss}, hinge", loss),
+        Setting(f"{loss}, hinge, not normalised", loss, same, overrides=overrides),
+        Setting(f"{loss}, hinge, not normalised, in its units", loss, larger, overrides=overrides),
+    )
 
 
-def settings(unit: float) -> dict[str, list[Setting]]:
-    """Title of a table -> its rows.
+def variants(unit: float) -> dict[str, dict[str, Variant]]:
+    """Title of a table -> label of a row -> what it trains. The first row is what the others are compared with.
 
     Args:
       unit: how much farther apart embeddings lie that are not normalised. Those of batch normalisation have a length
         of about the root of their dimensions.
     """
+    baseline = _chosen("batch_hard")
     return {
-        "Weight functions": _named(
-            "batch_hard", "point_to_set_mean", "hap2s_e", "hap2s_p", "hap2s gaussian", "hap2s proportional",
-            "hap2s halving", "hap2s three_hardest",
-        ),
-        "Sigma": [*_named("batch_hard"), *_values("hap2s_e", "sigma", (0.01, 0.1, 0.5, 1.0, 10.0))],
-        "Alpha": [*_named("batch_hard"), *_values("hap2s_p", "alpha", (0.1, 1.0, 10.0, 100.0, 1000.0))],
-        "Hinge or soft margin": [
-            *_named("batch_hard"),
-            *_values("hap2s_e", "margin", (0.1, 0.3, 0.6)),
-            Setting("hap2s_e, soft margin", "hap2s_e", {"soft_margin": True, "margin": 0.0}),
-            Setting("batch_hard, soft margin", "batch_hard", {"soft_margin": True, "margin": 0.0}),
-        ],
-        "Embeddings of length 1 or not": [
-            *_unnormalised("batch_hard", {}, {"margin": 0.3 * unit}),
-            *_unnormalised("hap2s_e", {}, {"margin": 0.3 * unit, "sigma": 0.5 * unit}),
-        ],
-        "Gradient through the weights": _named(
-            "batch_hard", "hap2s_e", "hap2s_e detached", "hap2s_p", "hap2s_p detached",
-        ),
-    }  # fmt: skip
+        "Weight functions": {
+            **_chosen("batch_hard", "point_to_set_mean", "hap2s_e", "hap2s_p"),
+            **_searched("hap2s gaussian", "hap2s proportional", "hap2s halving", "hap2s three_hardest"),
+        },
+        "Sigma": baseline | _values("hap2s_e", "sigma", (0.01, 0.1, 0.5, 1.0, 10.0)),
+        "Alpha": baseline | _values("hap2s_p", "alpha", (0.1, 1.0, 10.0, 100.0, 1000.0)),
+        "Hinge or soft margin": {
+            **baseline,
+            **_at_rate_of("batch_hard", Setting("batch_hard, hinge", "batch_hard"), _soft("batch_hard")),
+            **_values("hap2s_e", "margin", (0.1, 0.3, 0.6)),
+            **_at_rate_of("hap2s_e", _soft("hap2s_e")),
+        },
+        "Embeddings of length 1 or not": {
+            **baseline,
+            **_unnormalised("batch_hard", {}, {"margin": 0.3 * unit}),
+            **_unnormalised("hap2s_e", {}, {"margin": 0.3 * unit, "sigma": 0.5 * unit}),
+        },
+        "Gradient through the weights": {
+            **baseline,
+            **_at_rate_of(
+                "hap2s_e", Setting("hap2s_e", "hap2s_e"), Setting("hap2s_e detached", "hap2s_e detached")
+            ),
+            **_at_rate_of(
+                "hap2s_p", Setting("hap2s_p", "hap2s_p"), Setting("hap2s_p detached", "hap2s_p detached")
+            ),
+        },
+    }
 
 
 def without_defaults(setting: Setting) -> Setting:
@@ -143,20 +178,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     study = Study(options.parse_args(arguments))
     seeds = [int(seed) for seed in study.options.seeds.split(",")]
     dimensions = study.plain.encoder.embedding_dim
-    groups = settings(dimensions**0.5)
+    groups = variants(dimensions**0.5)
     if study.options.tiny:
-        groups = {"Weight functions": _named("batch_hard", "hap2s halving")}
+        groups = {"Weight functions": _chosen("batch_hard") | _searched("hap2s halving")}
 
     def rows(seeds: Sequence[int]) -> dict[str, list[report.Row]]:
-        chosen = chosen_setting(study, "hap2s_e")
-        rate = {} if chosen is None else {"rate": chosen.rate}
         return {
-            title: [
-                report.collect(
-                    study, s.label, None if chosen is None else without_defaults(s).but(**rate), seeds
-                )
-                for s in group
-            ]
+            title: [report.collect(study, label, variant(study), seeds) for label, variant in group.items()]
             for title, group in groups.items()
         }
 
@@ -168,8 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     study.options.report_only = True
     finished = rows(seeds)
     tables = {title: (found, found[0]) for title, found in finished.items()}
-    drawn = finished["Weight functions"]
-    figure = report.dots(drawn, report.first_metric(drawn), "Weight functions")
+    figure = report.dots(finished)
     report.write(study, "flexibility" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
 
 

@@ -76,8 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for title in places:
         if found := rows_if_there(title, seeds):
             tables[title] = (found, found[0])
-    first = next(iter(tables.values()), ([], None))[0]
-    figure = report.dots(first, report.first_metric(first), next(iter(tables), ""))
+    figure = report.dots({title: found for title, (found, _) in tables.items()})
     report.write(study, "generality" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
 
 

@@ -94,16 +94,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("out of time; the same command goes on")
     study.options.report_only = True
     settings = {name: chosen_setting(study, name) for name in names}
-    tables, lines = {}, {}
+    tables, panels = {}, {}
     for kind in kinds:
+        lines = panels.setdefault(f"{TITLES[kind]}, % of the training images", {})
         for fraction in fractions:
             rows = [row(study, name, settings[name], kind, fraction, seeds) for name in names]
             tables[f"{TITLES[kind]}, {fraction:.0%}"] = (rows, rows[0])
-            if kind == kinds[0]:
-                for found in rows:
-                    lines.setdefault(found.label, {})[100 * fraction] = found
-    metric = report.first_metric(found for points in lines.values() for found in points.values())
-    figure = report.curves(lines, metric, f"{TITLES[kinds[0]].lower()}, % of the training images", "")
+            for found in rows:
+                lines.setdefault(found.label, {})[100 * fraction] = found
+    figure = report.curves(panels)
     report.write(study, "robustness" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
 
 

@@ -175,42 +175,76 @@ def write(
     )
 
 
-def dots(rows: Sequence[Row], metric: str, title: str) -> Any:
-    """A figure with one line a row: a dot for every seed and a bar at their mean."""
+def dots(panels: Mapping[str, Sequence[Row]]) -> Any:
+    """A figure with a panel a table, a line a row: a dot for every seed and a bar at their mean.
+
+    Args:
+      panels: title -> rows; those without a figure yet are left out, and so are panels without any.
+    """
     from matplotlib.figure import Figure
 
-    shown = [row for row in rows if row.values(metric)]
-    shown = sorted(shown, key=lambda row: statistics.fmean(row.values(metric)))
-    figure = Figure(figsize=(7, 1.2 + 0.3 * len(shown)))
-    axes = figure.add_subplot()
-    for place, row in enumerate(shown):
-        values = row.values(metric)
-        colour = "tab:red" if row.label.startswith("hap2s") else "tab:blue"
-        axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.5, markersize=4)
-        axes.plot([statistics.fmean(values)], [place], "|", color=colour, markersize=14, markeredgewidth=2)
-    axes.set_yticks(range(len(shown)), [row.label for row in shown])
-    axes.set_xlabel(f"{metric} on test classes")
-    axes.set_title(title, fontsize=10)
-    axes.grid(axis="x", alpha=0.3)
+    drawn = {}
+    for title, rows in panels.items():
+        metric = first_metric(rows)
+        shown = [row for row in rows if row.values(metric)]
+        if shown:
+            drawn[title] = metric, sorted(shown, key=lambda row: statistics.fmean(row.values(metric)))
+    columns = 1 if len(drawn) < 3 else 2
+    heights = [1.2 + 0.3 * len(shown) for _, shown in drawn.values()] or [1.2]
+    heights = [max(heights[first : first + columns]) for first in range(0, len(heights), columns)]
+    figure = Figure(figsize=(7 * columns, sum(heights)), layout="constrained")
+    all_axes = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights).ravel()
+    for axes in all_axes[len(drawn) :]:
+        axes.set_axis_off()
+    for axes, (title, (metric, shown)) in zip(all_axes, drawn.items(), strict=False):
+        for place, row in enumerate(shown):
+            values = row.values(metric)
+            colour = "tab:red" if row.label.startswith("hap2s") else "tab:blue"
+            axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.5, markersize=4)
+            axes.plot(
+                [statistics.fmean(values)], [place], "|", color=colour, markersize=14, markeredgewidth=2
+            )
+        axes.set_yticks(range(len(shown)), [row.label for row in shown])
+        axes.set_xlabel(f"{metric} on test classes")
+        axes.set_title(title, fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
     return figure
 
 
-def curves(lines: Mapping[str, Mapping[float, Row]], metric: str, xlabel: str, title: str) -> Any:
-    """A figure with one curve a label: the mean over seeds, its standard deviation as a bar."""
+def curves(panels: Mapping[str, Mapping[str, Mapping[float, Row]]]) -> Any:
+    """A figure with a panel for every meaning of x, a curve a label: the mean over seeds, its standard deviation as
+    a bar.
+
+    Args:
+      panels: what x is -> label -> x -> row.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5))
-    axes = figure.add_subplot()
-    for label, rows in lines.items():
-        points = [(x, row.values(metric)) for x, row in sorted(rows.items()) if row.values(metric)]
-        if points:
-            means = [statistics.fmean(v) for _, v in points]
-            deviations = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
-            axes.errorbar([x for x, _ in points], means, deviations, label=label, capsize=3, marker="o")
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(f"{metric} on test classes")
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=8)
+    figure = Figure(figsize=(5.5 * max(len(panels), 1), 4.5), layout="constrained")
+    all_axes = figure.subplots(1, max(len(panels), 1), squeeze=False, sharey=True)[0]
+    for axes, (xlabel, lines) in zip(all_axes, panels.items(), strict=False):
+        metric = first_metric(row for rows in lines.values() for row in rows.values())
+        for place, (label, rows) in enumerate(lines.items()):
+            points = [(x, row.values(metric)) for x, row in sorted(rows.items()) if row.values(metric)]
+            if points:
+                means = [statistics.fmean(v) for _, v in points]
+                deviations = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
+                axes.errorbar(
+                    [x for x, _ in points],
+                    means,
+                    deviations,
+                    label=label,
+                    capsize=3,
+                    marker="o",
+                    color=f"C{place}",
+                )
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(f"{metric} on test classes")
+        axes.grid(alpha=0.3)
+    legend = {}
+    for axes in all_axes:
+        handles, labels = axes.get_legend_handles_labels()
+        legend |= dict(zip(labels, handles, strict=True))
+    if legend:
+        figure.legend(legend.values(), legend.keys(), fontsize=8, loc="outside right upper")
     return figure
