@@ -101,7 +101,7 @@ class Study:
         # What is trained, by whatever names: studies share cells, and a changed recipe never finds the old ones.
         key = {"part": part, "config": identity(self.config(setting, seed, chosen))}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=list).encode()).hexdigest()[:10]
-        name = f"{setting.loss}-{part}-seed{seed}-{digest}.json"
+        name = f"{setting.loss.replace(' ', '_')}-{part}-seed{seed}-{digest}.json"
         path = self.folder / "cells" / chosen.replace(":", "-").replace(",", "-") / name
         if path.is_file():
             return json.loads(path.read_text())
@@ -135,7 +135,8 @@ class Study:
         with replacing(path) as temporary:
             temporary.write_text(json.dumps({**record, **outcome}, default=list) + "\n")
         shown = {k: round(v, 4) for k, v in outcome.get("metrics", {}).items()} or outcome
-        print(f"{dataset} {part} {setting.label} ({setting.describe()}), seed {seed}: {shown}", flush=True)
+        what = ", ".join([setting.describe(), *(f"{k} {v}" for k, v in setting.overrides.items())])
+        print(f"{dataset} {part} {setting.label} ({what}), seed {seed}: {shown}", flush=True)
 
     def config(self, setting: Setting, seed: int, dataset: str) -> Config:
         """The resolved config of a cell."""
