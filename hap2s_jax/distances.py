@@ -47,9 +47,9 @@ def compute_dtype(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def safe_sqrt(x: jax.Array) -> jax.Array:
-    """Square root with value 0 and gradient 0 (not infinity) where `x` is not positive."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    """Square root with value 0 and gradient 0 (not infinity) where `x` is 0 or less; NaN stays NaN."""
+    none = x <= 0
+    return jnp.where(none, 0, jnp.sqrt(jnp.where(none, 1, x)))
 
 
 def centre_of(vectors: jax.Array, valid: jax.Array) -> jax.Array:
@@ -66,10 +66,20 @@ def clean_rows(vectors: jax.Array, valid: jax.Array, distance: str, centre: jax.
     vectors = jnp.where(valid[:, None], vectors, 0)
     if distance == "cosine":
         norm = safe_sqrt(jnp.sum(vectors * vectors, axis=-1, keepdims=True))
-        return vectors / jnp.where(norm > 0, norm, 1)
+        # A length that overflows would make a row 0, as if nothing were wrong.
+        return vectors / jnp.where(norm > 0, jnp.where(norm < jnp.inf, norm, jnp.nan), 1)
     if distance == "negative_dot" or centre is None:
         return vectors
     return jnp.where(valid[:, None], vectors - centre, 0)
+
+
+def nan_unless_finite(vectors: jax.Array) -> jax.Array:
+    """Scalar 0, or NaN where a row of `vectors` `[n, d]` is not finite or its squared length is not.
+
+    Comparisons and, on CPU, XLA's maximum drop NaN, so that a loss made of them can look like any other.
+    """
+    finite = jnp.all(jnp.isfinite(jnp.sum(lax.stop_gradient(vectors) ** 2, axis=-1)))
+    return jnp.where(finite, 0, jnp.nan).astype(vectors.dtype)
 
 
 def pair_distances(
@@ -114,12 +124,14 @@ def coincidence(dtype: jnp.dtype, dimensions: int) -> float:
 
 
 def _squared(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Squared distances `[n, m]`, exactly 0 for coincident pairs, and their scale |a|^2 + |b|^2."""
+    """Squared distances `[n, m]`, exactly 0 for coincident pairs, and their scale |a|^2 + |b|^2.
+
+    What is not a number, or overflows, must not pass for coincident.
+    """
     scale = jnp.sum(a * a, axis=-1)[:, None] + jnp.sum(b * b, axis=-1)[None, :]
     squared = scale - 2 * _product(a, b)
-    return jnp.where(squared > coincidence(a.dtype, a.shape[-1]) * scale, squared, 0), lax.stop_gradient(
-        scale
-    )
+    coincident = squared <= coincidence(a.dtype, a.shape[-1]) * scale
+    return jnp.where(coincident, 0, squared), lax.stop_gradient(scale)
 
 
 def class_origins(
@@ -155,8 +167,7 @@ def pairwise_distances(
 
     Computed in float32 (float64 for float64 input) at the highest matrix precision. Coincident pairs have
     distance 0 and gradient 0. Distances of Euclidean kind are right to about 1e-7 of the squared radius of
-    the
-    batch: pairs a thousand times closer than that radius are 5 % off, closer ones count as coincident.
+    the batch: pairs a thousand times closer than that radius are 5 % off, closer ones count as coincident.
 
     Args:
         embeddings: `[n, d]`, floating point.

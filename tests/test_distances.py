@@ -71,3 +71,11 @@ def test_bad_input():
         pairwise_distances(np.ones((2, 2), np.float32), distance="l1")
     with pytest.raises(TypeError, match="embeddings are int"):
         pairwise_distances(np.ones((2, 2), np.int32))
+
+
+@pytest.mark.parametrize("kind", ["euclidean", "squared_euclidean", "cosine", "negative_dot"])
+def test_what_is_not_a_number_is_not_coincident(kind):
+    a = np.ones((3, 4), np.float32)
+    a[1, 2] = np.nan
+    assert np.isnan(pairwise_distances(a, distance=kind)[1]).all()
+    assert np.isnan(safe_sqrt(jnp.nan))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hap2s_jax.distances import Distance, Rows, pair_distances
+from hap2s_jax.distances import Distance, Rows, nan_unless_finite, pair_distances
 from hap2s_jax.losses.checks import Axis, Reduction
 from hap2s_jax.losses.classes import reduce_samples
 from hap2s_jax.losses.engine import problem
@@ -67,7 +67,9 @@ def msml_loss(
         ends = jnp.max(lax.all_gather(ends, axis_name).reshape(-1, 2), axis=0)
     valid = jnp.all(ends > -jnp.inf)
     to_positive, to_negative = jnp.where(valid, ends, 0) * jnp.array([1, -1])
-    value = jnp.where(valid, jax.nn.relu(to_positive - to_negative + margin), 0)
+    value = jnp.where(valid, jax.nn.relu(to_positive - to_negative + margin), 0) + nan_unless_finite(
+        key_vectors
+    )
     if axis_name is not None:
         # Equal on every device already; the mean says so to shard_map's check_vma.
         value, to_positive, to_negative = lax.pmean((value, to_positive, to_negative), axis_name)
@@ -117,7 +119,7 @@ def quadruplet_loss(
     between, between_exists = _nearest_others(key_vectors, keys, distance, anchors.labels)
     valid = jnp.any(positive, axis=1) & jnp.any(negative, axis=1)
     second = jnp.where(between_exists, jax.nn.relu(farthest - between + second_margin), 0)
-    values = jax.nn.relu(farthest - nearest + margin) + second
+    values = jax.nn.relu(farthest - nearest + margin) + second + nan_unless_finite(key_vectors)
     stats = {
         "active_fraction": values > 0,
         "hardest_positive_distance": farthest,

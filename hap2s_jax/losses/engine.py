@@ -13,7 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hap2s_jax.distances import Distance, centre_of, check_distance, class_origins, clean_rows, compute_dtype
+from hap2s_jax.distances import (
+    Distance,
+    centre_of,
+    check_distance,
+    class_origins,
+    clean_rows,
+    compute_dtype,
+    nan_unless_finite,
+)
 from hap2s_jax.losses.blocks import blocked_sums
 from hap2s_jax.losses.checks import (
     Axis,
@@ -95,7 +103,7 @@ def mean_over_anchors(
 
     Returns:
         The reduced loss, float32 (float64 for float64 embeddings); exactly 0 with gradient 0 if no anchor is
-        valid.
+        valid; NaN if an embedding that counts, or its squared length, is not finite.
 
     Raises:
         ValueError: shapes that do not fit, unknown `distance` or `reduction`, a block size below 1.
@@ -161,6 +169,7 @@ def _evaluate_rows(
     weight = jnp.ones(count, dtype)
     if sample_weights is not None:
         weight = lax.stop_gradient(jnp.asarray(sample_weights).astype(dtype))
+    weight = jnp.where(jnp.any(jnp.isnan(distances), axis=1), jnp.nan, weight)
     value = mean_of_terms(results) * weight if options.reduction == "none" else None
     return finish(summed(results, weight), value, options)
 
@@ -234,6 +243,8 @@ def _problem(
     weight = valid.astype(dtype)
     if sample_weights is not None:
         weight = weight * lax.stop_gradient(sample_weights.astype(dtype))
+    # What is not finite shows in the value, whatever the loss makes of it.
+    weight = weight + nan_unless_finite(all_vectors)
     anchors = Anchors(origins, labels, index, weight, valid)
     return vectors, anchors, all_vectors, Keys(key_origins, all_labels, all_valid)
 

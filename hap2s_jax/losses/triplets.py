@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hap2s_jax.distances import Distance, safe_sqrt
+from hap2s_jax.distances import Distance, clean_rows, compute_dtype
+from hap2s_jax.losses.checks import check_embeddings
 from hap2s_jax.losses.engine import mean_over_anchors
 from hap2s_jax.losses.rows import AnchorRow
 from hap2s_jax.losses.weightings import Scalar
@@ -230,7 +231,7 @@ def margin_loss(
         **arguments: the engine's, see `mean_over_anchors`.
     """
     beta = jnp.asarray(1.2 if params is None else params["beta"])
-    embeddings, labels = jnp.asarray(embeddings), jnp.asarray(labels)
+    embeddings, labels = check_embeddings("embeddings", embeddings, "labels", labels)
     loss = Margin(beta, alpha, nu, cutoff, _key_data(key), embeddings.shape[-1])
     unit = unit_rows(embeddings, labels, ignore_label)
     return mean_over_anchors(loss, unit, labels, ignore_label=ignore_label, **arguments)
@@ -244,7 +245,5 @@ def init_margin_params(key: jax.Array, num_classes: int, embedding_dim: int) -> 
 
 def unit_rows(embeddings: jax.Array, labels: jax.Array, ignore_label: int | None) -> jax.Array:
     """Rows `[n, d]` of unit length; ignored ones are zero, so that a NaN there reaches no gradient."""
-    if ignore_label is not None and labels.shape == embeddings.shape[:1]:
-        embeddings = jnp.where((labels != ignore_label)[:, None], embeddings, 0)
-    norm = safe_sqrt(jnp.sum(embeddings * embeddings, axis=-1, keepdims=True))
-    return embeddings / jnp.where(norm > 0, norm, 1)
+    valid = jnp.ones(embeddings.shape[:1], bool) if ignore_label is None else labels != ignore_label
+    return clean_rows(embeddings.astype(compute_dtype(embeddings.dtype)), valid, "cosine", None)

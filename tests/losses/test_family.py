@@ -191,6 +191,33 @@ def test_class_losses_are_loops():
     )
 
 
+@pytest.mark.parametrize("name", losses.names())
+def test_what_is_not_finite_shows_in_the_value(name):
+    loss, params = prepared(name)
+    split = {"axis_name": "devices"} | ({"block_size": 3} if name not in OFF_ENGINE else {})
+
+    @jax.jit
+    def on_devices(x):
+        values = jax.vmap(lambda a, y: run(loss, params, a, y, **split)[0], axis_name="devices")
+        return values(x.reshape(4, 4, -1), LABELS.reshape(4, 4))
+
+    for value in (np.nan, np.inf):
+        broken = X.copy()
+        broken[5, 2] = value
+        assert not np.isfinite(run(loss, params, broken, LABELS)[0])
+        # One broken sample is seen on every device.
+        assert not np.isfinite(on_devices(broken)).any()
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_lengths_that_overflow_show_in_tiles_and_in_the_whole(distance):
+    for block_size in ("never", 5):
+        value = losses.hap2s_loss(3e19 * X, LABELS, distance=distance, block_size=block_size)
+        assert not np.isfinite(value)
+        near = losses.hap2s_loss(1e18 * X, LABELS, distance=distance, block_size=block_size)
+        assert np.isfinite(near)
+
+
 def test_class_losses_refuse_labels_out_of_range():
     loss, params = prepared("softmax")
     assert np.isnan(loss(X, np.full(16, CLASSES), params=params, with_stats=False))
@@ -207,6 +234,8 @@ def test_from_distances_takes_any_supervision():
     value, gradient = jax.value_and_grad(losses.hap2s_from_distances)(broken, is_positive, is_negative)
     np.testing.assert_allclose(value, losses.hap2s_loss(X, LABELS), rtol=1e-5)
     assert np.isfinite(gradient).all()
+    unknown = np.where(is_positive, np.nan, gaps).astype(np.float32)
+    assert np.isnan(losses.hap2s_from_distances(unknown, is_positive, is_negative))
     with pytest.raises(ValueError, match="one shape"):
         losses.hap2s_from_distances(broken, is_positive[:3], is_negative)
 
