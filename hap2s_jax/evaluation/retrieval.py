@@ -130,6 +130,12 @@ def rank_matches(
     """
     if ties not in TIES:
         raise ValueError(f"ties must be one of {', '.join(TIES)}, but is {ties!r}.")
+    if block_size is not None and (not isinstance(block_size, int | np.integer) or block_size < 1):
+        raise ValueError(
+            f"block_size must be a number of queries, at least 1, or None, but is {block_size!r}."
+        )
+    if devices is not None and not len(devices):
+        raise ValueError("devices must hold at least one device, or be None, but is empty.")
     array, label, camera, asked, kept = check_problem(embeddings, labels, cameras, query, gallery)
     to_space = space(array, "euclidean" if callable(distance) else distance)
     kept = kept[np.argsort(label[kept], kind="stable")]  # a query's matches now stand side by side

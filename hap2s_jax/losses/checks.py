@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Reduction = Literal["mean", "sum", "none"]
 BlockSize = int | Literal["never"] | None
@@ -27,11 +28,24 @@ def check_block_size(block_size: BlockSize) -> None:
         )
 
 
+def check_sample_weights(sample_weights: Any, count: int) -> jax.Array | None:
+    """The weights as an array without gradient, or None; raises ValueError unless they are `[count]`."""
+    if sample_weights is None:
+        return None
+    sample_weights = jnp.asarray(sample_weights)
+    if sample_weights.shape != (count,):
+        raise ValueError(
+            f"sample_weights are {sample_weights.shape}; they should be ({count},), one per label"
+        )
+    return jax.lax.stop_gradient(sample_weights)
+
+
 def check_embeddings(name: str, vectors: Any, label_name: str, labels: Any) -> tuple[jax.Array, jax.Array]:
     """Both as arrays; raises ValueError or TypeError, naming them, unless they are `[n, d]` floats and `[n]`
     integers."""
     if vectors is None or labels is None:
         raise ValueError(f"{name} and {label_name} go together; one of them is missing")
+    _check_width(label_name, labels)
     vectors, labels = jnp.asarray(vectors), jnp.asarray(labels)
     if not jnp.issubdtype(vectors.dtype, jnp.floating):
         raise TypeError(f"{name} are {vectors.dtype}; they should be floating point, such as float32")
@@ -44,4 +58,18 @@ def check_embeddings(name: str, vectors: Any, label_name: str, labels: Any) -> t
             f"{name} {vectors.shape} and {label_name} {labels.shape} differ in length; "
             f"{label_name} should be [{vectors.shape[0]}]"
         )
-    return vectors, labels
+    # In a narrow or unsigned type the label that is ignored, -1, would be some class's.
+    narrow = labels.dtype.itemsize < 4 or labels.dtype == jnp.int32
+    return vectors, labels.astype(jnp.int32 if narrow else jnp.asarray(0).dtype)
+
+
+def _check_width(name: str, labels: Any) -> None:
+    """Raises ValueError where labels that are known already would be wrapped to another class."""
+    if isinstance(labels, jax.Array):
+        return
+    known, widest = np.asarray(labels), jnp.iinfo(jnp.asarray(0).dtype)
+    if known.dtype.kind in "iu" and known.size and (known.max() > widest.max or known.min() < widest.min):
+        raise ValueError(
+            f"{name} go from {known.min()} to {known.max()}, beyond {widest.dtype}; number the classes from 0 on, "
+            f"as np.unique({name}, return_inverse=True)[1] does"
+        )

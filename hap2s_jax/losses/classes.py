@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from hap2s_jax.distances import compute_dtype, safe_sqrt
-from hap2s_jax.losses.checks import Axis, Reduction, check_embeddings, check_reduction
+from hap2s_jax.losses.checks import Axis, Reduction, check_embeddings, check_reduction, check_sample_weights
 from hap2s_jax.losses.triplets import unit_rows
 from hap2s_jax.losses.weightings import Scalar
 
@@ -52,11 +52,12 @@ def reduce_samples(
 ) -> Any:
     """Mean, sum or none of per-sample values `[n]` over those that are valid, global under `axis_name`."""
     check_reduction(reduction)
+    sample_weights = check_sample_weights(sample_weights, len(values))
     values = jnp.where(valid, values, 0)
     counted = valid.astype(values.dtype)
     weight = counted
     if sample_weights is not None:
-        weight = weight * lax.stop_gradient(jnp.asarray(sample_weights).astype(values.dtype))
+        weight = weight * sample_weights.astype(values.dtype)
     sums = (jnp.sum(values * weight), jnp.sum(weight), jnp.sum(counted))
     totals = {name: jnp.sum(jnp.where(valid, s, 0).astype(values.dtype)) for name, s in stats.items()}
     if axis_name is not None:

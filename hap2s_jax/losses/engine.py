@@ -30,6 +30,7 @@ from hap2s_jax.losses.checks import (
     check_block_size,
     check_embeddings,
     check_reduction,
+    check_sample_weights,
 )
 from hap2s_jax.losses.rows import (
     AnchorLoss,
@@ -116,12 +117,7 @@ def mean_over_anchors(
             raise ValueError(
                 f"keys have {keys.shape[1]} dimensions; embeddings have {embeddings.shape[1]}; they should agree"
             )
-    if sample_weights is not None:
-        sample_weights = jnp.asarray(sample_weights)
-        if sample_weights.shape != labels.shape:
-            raise ValueError(
-                f"sample_weights are {sample_weights.shape}; they should be {labels.shape}, one per label"
-            )
+    sample_weights = check_sample_weights(sample_weights, len(labels))
     check_distance(distance)
     check_reduction(reduction)
     check_block_size(block_size)
@@ -145,6 +141,7 @@ def mean_over_rows(
     Distances of pairs that are neither positive nor negative may be NaN.
     """
     check_reduction(reduction)
+    sample_weights = check_sample_weights(sample_weights, len(distances))
     options = Options("given", axis_name, None, "never", reduction, with_stats)
     return _evaluate_rows(as_pytree(loss), distances, is_positive, is_negative, sample_weights, options)
 
@@ -168,7 +165,7 @@ def _evaluate_rows(
     results = apply_rows(loss, rows, jnp.ones(count, bool))
     weight = jnp.ones(count, dtype)
     if sample_weights is not None:
-        weight = lax.stop_gradient(jnp.asarray(sample_weights).astype(dtype))
+        weight = sample_weights.astype(dtype)
     weight = jnp.where(jnp.any(jnp.isnan(distances), axis=1), jnp.nan, weight)
     value = mean_of_terms(results) * weight if options.reduction == "none" else None
     return finish(summed(results, weight), value, options)
@@ -233,7 +230,7 @@ def _problem(
     centre = centre_of(all_vectors, _counted(all_labels, options.ignore_label)) if euclidean else None
     if keys is not None and key_labels is not None:
         all_vectors = jnp.concatenate([all_vectors, keys.astype(dtype)])
-        all_labels = jnp.concatenate([all_labels, key_labels.astype(all_labels.dtype)])
+        all_labels = jnp.concatenate([all_labels, key_labels])
     all_valid = _counted(all_labels, options.ignore_label)
     vectors = clean_rows(vectors, valid, options.distance, centre)
     all_vectors = clean_rows(all_vectors, all_valid, options.distance, centre)
@@ -242,7 +239,7 @@ def _problem(
         origins, key_origins = class_origins(vectors, labels, all_vectors, all_labels, all_valid)
     weight = valid.astype(dtype)
     if sample_weights is not None:
-        weight = weight * lax.stop_gradient(sample_weights.astype(dtype))
+        weight = weight * sample_weights.astype(dtype)
     # What is not finite shows in the value, whatever the loss makes of it.
     weight = weight + nan_unless_finite(all_vectors)
     anchors = Anchors(origins, labels, index, weight, valid)

@@ -108,6 +108,12 @@ def apply_rows(loss: AnchorLoss, rows: AnchorRow, valid: jax.Array) -> RowLosses
         return loss(AnchorRow(distances, positive, negative, label, rows.key_labels, index))
 
     outcome = jax.vmap(of_anchor)(rows.distances, rows.is_positive, rows.is_negative, rows.label, rows.index)
+    shapes = [jnp.shape(part)[1:] for part in outcome[:2]]
+    if shapes != [(), ()]:
+        raise ValueError(
+            f"an anchor's loss and validity have shapes {shapes[0]} and {shapes[1]}; both should be single numbers, "
+            "and so should the loss's own numbers, such as the margin"
+        )
     value = jnp.where(valid & (outcome[1] > 0), outcome[0], 0)
     terms = jnp.where(valid, outcome[1], 0).astype(value.dtype)
     stats: dict[str, Any] = {

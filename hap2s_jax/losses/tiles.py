@@ -20,10 +20,13 @@ from jax import lax
 from hap2s_jax.distances import Rows, pair_distances
 from hap2s_jax.losses.blocks import merge, separate, split
 from hap2s_jax.losses.rows import Anchors, Sums
-from hap2s_jax.losses.weightings import LogWeights, Weighting
+from hap2s_jax.losses.weightings import LogWeights, Weighting, harmless
 
 # Stands for the logarithm of no weight. Finite, so that differences of two of them are 0 and not NaN.
 _NOTHING = -1e30
+# The least log-weight of a member, for those that are -inf: above nothing, so that a set of such members alone weighs
+# them all the same.
+_SILENT = -1e29
 
 
 class PointToSet(Protocol):
@@ -116,6 +119,15 @@ class _Sweep:
         return Rows(self.batch.vectors[i], None if self.batch.origins is None else self.batch.origins[i])
 
 
+def _log_weights(function: LogWeights, distances: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Finite log-weights of a tile; `mask` None means all of it. What is not masked means nothing."""
+    if mask is None:
+        logs = function(distances, jnp.ones_like(distances, bool))
+    else:
+        logs = function(harmless(distances, mask), mask)
+    return jnp.maximum(logs, _SILENT)
+
+
 def _first_sweep(sweep: _Sweep, weighting: Weighting, with_stats: bool) -> tuple[Running, Running]:
     """Each anchor's sums over its positives and over its negatives, `[k, t]`."""
     zero = jnp.zeros_like(sweep.batch.vectors[:, :, 0])
@@ -126,7 +138,7 @@ def _first_sweep(sweep: _Sweep, weighting: Weighting, with_stats: bool) -> tuple
     def add(
         running: Running, function: LogWeights, sign: int, distances: Any, mask: Any, axis: int
     ) -> Running:
-        logs = function(distances, jnp.ones_like(distances, bool) if mask is None else mask)
+        logs = _log_weights(function, distances, mask)
         logs = logs if mask is None else jnp.where(mask, logs, _NOTHING)
         largest = jnp.maximum(running.largest, jnp.max(logs, axis=axis))
         fade = jnp.exp(running.largest - largest)
@@ -219,10 +231,8 @@ def _second_sweep(
     scales = tuple(jnp.where(s.weights > 0, a / s.weights, 0) for s, a in zip(sets, slopes, strict=True))
 
     def pull(which: int, i: Any, j: Any, distances: Any, mask: Any) -> tuple[Weighting, jax.Array]:
-        everywhere = jnp.ones_like(distances, bool) if mask is None else mask
-
         def logs_of(weighting: Weighting, distances: jax.Array) -> jax.Array:
-            return (weighting.negative if which else weighting.positive)(distances, everywhere)
+            return _log_weights(weighting.negative if which else weighting.positive, distances, mask)
 
         logs, transposed = jax.vjp(logs_of, weighting, distances)
         largest, scale, mean = sets[which].largest, scales[which], means[which]

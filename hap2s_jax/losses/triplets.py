@@ -210,6 +210,8 @@ def margin_loss(
     nu: Scalar = 0.0,
     cutoff: Scalar = 0.5,
     key: jax.Array | None = None,
+    keys: Any = None,
+    key_labels: Any = None,
     ignore_label: int | None = -1,
     **arguments: Any,
 ) -> Any:
@@ -227,6 +229,8 @@ def margin_loss(
         nu: weight of the penalty on beta.
         cutoff: distances below it are drawn as if they were it.
         key: random key for this step, see `random_triplet_loss`.
+        keys: `[k, d]`, normalised here too.
+        key_labels: `[k]`.
         ignore_label: as in `mean_over_anchors`.
         **arguments: the engine's, see `mean_over_anchors`.
     """
@@ -234,7 +238,11 @@ def margin_loss(
     embeddings, labels = check_embeddings("embeddings", embeddings, "labels", labels)
     loss = Margin(beta, alpha, nu, cutoff, _key_data(key), embeddings.shape[-1])
     unit = unit_rows(embeddings, labels, ignore_label)
-    return mean_over_anchors(loss, unit, labels, ignore_label=ignore_label, **arguments)
+    if keys is not None and key_labels is not None:
+        keys, key_labels = check_embeddings("keys", keys, "key_labels", key_labels)
+        keys = unit_rows(keys, key_labels, ignore_label)
+    arguments |= {"keys": keys, "key_labels": key_labels, "ignore_label": ignore_label}
+    return mean_over_anchors(loss, unit, labels, **arguments)
 
 
 def init_margin_params(key: jax.Array, num_classes: int, embedding_dim: int) -> dict[str, jax.Array]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
@@ -114,13 +115,18 @@ def as_pytree(function: Callable) -> Callable:
     return Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 
+def harmless(distances: jax.Array, mask: jax.Array) -> jax.Array:
+    """Distances with 1 wherever not masked: there a log-weight's slope at 0 must not make the gradient NaN."""
+    return jnp.where(mask, distances, 1)
+
+
 def normalised(log_weights: LogWeights, distances: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weights `[m]` that add up to 1 over a non-empty `mask` `[m]`, and their logarithms where masked (else
     0).
 
     If all log-weights of the set are -inf, its members weigh the same; an empty set has weights 0.
     """
-    raw = jnp.where(mask, log_weights(distances, mask), -jnp.inf)
+    raw = jnp.where(mask, log_weights(harmless(distances, mask), mask), -jnp.inf)
     silent = jnp.all(raw == -jnp.inf)
     kept = mask & (silent | (raw > -jnp.inf))
     # Masking on both sides keeps -inf - -inf out of the backward pass.
@@ -171,5 +177,5 @@ def _detached(inner: LogWeights, distances: jax.Array, mask: jax.Array) -> jax.A
 
 
 def _check_range(name: str, value: Scalar, *, positive: bool) -> None:
-    if isinstance(value, int | float) and not (value > 0 if positive else value >= 0):
+    if isinstance(value, int | float | np.number) and not (value > 0 if positive else value >= 0):
         raise ValueError(f"{name} is {value}; it should be {'positive' if positive else 'at least 0'}")

@@ -255,6 +255,9 @@ def test_float64_embeddings_are_ranked_in_float64_where_jax_has_it():
         ({"labels": [-1, -1, -1, -1]}, ValueError, "query is empty: all its labels are -1"),
         ({"distance": "manhattan"}, ValueError, "distance must be one of"),
         ({"ties": "random"}, ValueError, "ties must be one of"),
+        ({"block_size": -1}, ValueError, "block_size must be a number of queries"),
+        ({"block_size": 2.5}, ValueError, "block_size must be a number of queries"),
+        ({"devices": []}, ValueError, "devices must hold at least one"),
     ],
 )
 def test_bad_input_is_one_clear_error(change, error, message):

@@ -218,6 +218,80 @@ def test_lengths_that_overflow_show_in_tiles_and_in_the_whole(distance):
         assert np.isfinite(near)
 
 
+@pytest.mark.parametrize("name", ["hap2s_e", "softmax", "quadruplet"])
+def test_sample_weights_must_be_one_a_label(name):
+    loss, params = prepared(name)
+    for wrong in (np.ones((16, 1)), np.ones(3)):
+        with pytest.raises(ValueError, match="one per label"):
+            run(loss, params, X, LABELS, sample_weights=wrong)
+    same = LABELS[:, None] == LABELS
+    with pytest.raises(ValueError, match="one per label"):
+        losses.hap2s_from_distances(
+            np.ones((16, 16), np.float32), same, ~same, sample_weights=np.ones((16, 1))
+        )
+
+
+@pytest.mark.parametrize("name", losses.names())
+def test_labels_of_all_kinds_are_the_same_classes(name):
+    loss, params = prepared(name)
+    expected = run(loss, params, X, LABELS)[0]
+    for kind in (np.uint8, np.int8, np.uint16, np.uint32, np.int64):
+        assert run(loss, params, X, LABELS.astype(kind))[0] == expected
+
+
+def test_labels_keep_their_classes_or_are_refused():
+    # 255 is not the ignored -1, and 2**32 is not 0.
+    labels = np.where(LABELS == 4, 255, LABELS)
+    assert losses.hap2s_loss(X, labels.astype(np.uint8)) == losses.hap2s_loss(X, LABELS)
+    with pytest.raises(ValueError, match=r"number the classes from 0 on"):
+        losses.hap2s_loss(X, np.where(LABELS == 4, 2**32, LABELS.astype(np.int64)))
+    narrow = losses.hap2s_loss(
+        X, LABELS.astype(np.int8), keys=X[:4], key_labels=np.array([256, 256, 257, 258])
+    )
+    assert narrow == losses.hap2s_loss(X, LABELS, keys=X[:4], key_labels=np.array([9, 9, 10, 11]))
+
+
+def test_margin_loss_normalises_further_keys():
+    keys, key_labels = 5 * X[:6] + 1, LABELS[:6]
+    unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
+    got = losses.margin_loss(X, LABELS, keys=keys, key_labels=key_labels)
+    np.testing.assert_allclose(
+        got, losses.margin_loss(X, LABELS, keys=unit, key_labels=key_labels), rtol=1e-5
+    )
+
+
+def test_an_anchor_has_one_loss():
+    with pytest.raises(ValueError, match="single numbers"):
+        losses.hap2s_loss(X, LABELS, margin=np.ones(16, np.float32))
+
+
+def test_weights_of_nothing_agree_in_tiles():
+    def near(d, mask):
+        return jnp.where(d < 2.0, -d, -jnp.inf)
+
+    weighting = losses.Weighting(lambda d, mask: d, near, elementwise=True)
+
+    def value(x, block_size):
+        return losses.hap2s_loss(x, LABELS, weighting=weighting, block_size=block_size)
+
+    expected = jax.value_and_grad(value)(jnp.asarray(X), "never")
+    for size in (3, 4, 5):
+        for got, wanted in zip(jax.value_and_grad(value)(jnp.asarray(X), size), expected, strict=True):
+            np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("block_size", ["never", 5])
+def test_a_weighting_is_not_asked_about_what_is_masked(block_size):
+    weighting = losses.Weighting(
+        lambda d, mask: 2 * jnp.log(d), lambda d, mask: -2 * jnp.log(d), elementwise=True
+    )
+
+    def value(x):
+        return losses.hap2s_loss(x, LABELS, weighting=weighting, distance="cosine", block_size=block_size)
+
+    assert np.isfinite(jax.grad(value)(jnp.asarray(X))).all()
+
+
 def test_class_losses_refuse_labels_out_of_range():
     loss, params = prepared("softmax")
     assert np.isnan(loss(X, np.full(16, CLASSES), params=params, with_stats=False))

@@ -11,10 +11,22 @@ from loss_oracles import distance
 from hap2s_jax import losses
 
 PAGE = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
+OWN_WEIGHTING, OWN_LOSS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+def test_own_weighting():
+    scope: dict = {}
+    exec(OWN_WEIGHTING, scope)
+    x, terms = np.asarray(scope["x"], np.float64), []
+    for a, positive, negatives in ((0, 1, (2, 3)), (1, 0, (2, 3)), (2, 3, (0, 1)), (3, 2, (0, 1))):
+        gaps = np.array([distance(x[a], x[k]) for k in negatives])
+        weights = np.exp(-(gaps**2) / 0.5)
+        terms.append(max(0.0, distance(x[a], x[positive]) - weights @ gaps / weights.sum() + 0.3))
+    np.testing.assert_allclose(scope["loss"], np.mean(terms), rtol=1e-4)
 
 
 def test_own_loss_in_ten_lines():
-    (snippet,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    snippet = OWN_LOSS
     assert len([line for line in snippet.splitlines() if line.strip() and "import" not in line]) <= 10
     scope: dict = {}
     exec(snippet, scope)
