@@ -44,7 +44,7 @@ def from_workdir(
     feature: str | None = None,
     distance: str | None = None,
 ) -> Inputs:
-    """Embeds the test images of a run with its best checkpoint, without changing anything in `workdir`.
+    """Embeds the test images of a run with the checkpoint that `evaluate.weights` names, and changes nothing there.
 
     Args:
       workdir: of a run that may still be going on.
@@ -267,7 +267,9 @@ def _parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--embeddings", help="an .npz file")
     source.add_argument("--workdir", help="the workdir of a run")
-    parser.add_argument("--step", type=int, help="checkpoint of --workdir; the best one unless given")
+    parser.add_argument(
+        "--step", type=int, help="checkpoint of --workdir; unless given, what evaluate.weights names"
+    )
     parser.add_argument(
         "--views",
         type=_names,

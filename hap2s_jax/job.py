@@ -82,6 +82,7 @@ class Job:
         Raises:
           UserError: naming the key that is wrong, or the data that is missing.
         """
+        check_run(config)
         parallel = DataParallel.create(config.num_devices)
         program = Program.create(config)
         parallel.check_batch(program.batch_size, config.batch.pieces)
@@ -268,6 +269,23 @@ class Job:
             on_unreadable="skip",
         )
         return np.concatenate([batch["image"][: len(indices)] for batch in batches])
+
+
+def check_run(config: Config) -> None:
+    """Raises a UserError for what would stop a run later on, or leave it without the weights that are wanted."""
+    least = {
+        f"{part}.every_steps": (config[part].every_steps, 1) for part in ("log", "evaluate", "checkpoint")
+    }
+    least |= {
+        "checkpoint.keep_last": (config.checkpoint.keep_last, 1),
+        "checkpoint.keep_best": (config.checkpoint.keep_best, 0),
+        "seed": (config.seed, 0),
+    }
+    for key, (value, smallest) in least.items():
+        if value < smallest:
+            raise UserError(f"{key} is {value}; it should be at least {smallest}")
+    if config.evaluate.weights not in ("best", "last"):
+        raise unknown_name("weights (evaluate.weights)", config.evaluate.weights, ("best", "last"))
 
 
 def embedding_function(encoder: Any, settings: Config) -> Callable[[PyTree, Any], jax.Array]:

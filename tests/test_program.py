@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from hap2s_jax.errors import UserError
+from hap2s_jax.job import check_run
 from hap2s_jax.parallel import AXIS
 from hap2s_jax.program import Program
 
@@ -66,3 +68,25 @@ def test_rematerialisation_and_pieces_change_the_program_and_not_the_state(trace
     assert jax.tree.structure(state) == jax.tree.structure(remat_state) == jax.tree.structure(pieces_state)
     for other in (remat_state, pieces_state):
         assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, state, other))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("log.every_steps", 0),
+        ("evaluate.every_steps", 0),
+        ("checkpoint.every_steps", 0),
+        ("checkpoint.keep_last", 0),
+        ("checkpoint.keep_best", -1),
+        ("seed", -1),
+        ("evaluate.weights", "bset"),
+    ],
+)
+def test_what_would_fail_later_is_refused_at_once(monkeypatch, key, value):
+    monkeypatch.syspath_prepend(str(ROOT))
+    config = importlib.import_module("configs.common").get_config()
+    check_run(config)
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=key) as caught:
+        check_run(config)
+    assert "\n" not in str(caught.value)
