@@ -120,12 +120,10 @@ class _Sweep:
 
 
 def _log_weights(function: LogWeights, distances: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Finite log-weights of a tile; `mask` None means all of it. What is not masked means nothing."""
+    """Finite log-weights of a tile, that of nothing where not masked; `mask` None means all of it."""
     if mask is None:
-        logs = function(distances, jnp.ones_like(distances, bool))
-    else:
-        logs = function(harmless(distances, mask), mask)
-    return jnp.maximum(logs, _SILENT)
+        return jnp.maximum(function(distances, jnp.ones_like(distances, bool)), _SILENT)
+    return jnp.where(mask, jnp.maximum(function(harmless(distances, mask), mask), _SILENT), _NOTHING)
 
 
 def _first_sweep(sweep: _Sweep, weighting: Weighting, with_stats: bool) -> tuple[Running, Running]:
@@ -139,7 +137,6 @@ def _first_sweep(sweep: _Sweep, weighting: Weighting, with_stats: bool) -> tuple
         running: Running, function: LogWeights, sign: int, distances: Any, mask: Any, axis: int
     ) -> Running:
         logs = _log_weights(function, distances, mask)
-        logs = logs if mask is None else jnp.where(mask, logs, _NOTHING)
         largest = jnp.maximum(running.largest, jnp.max(logs, axis=axis))
         fade = jnp.exp(running.largest - largest)
         weights = jnp.exp(logs - jnp.expand_dims(largest, axis))
@@ -236,9 +233,8 @@ def _second_sweep(
 
         logs, transposed = jax.vjp(logs_of, weighting, distances)
         largest, scale, mean = sets[which].largest, scales[which], means[which]
-        masked = logs if mask is None else jnp.where(mask, logs, _NOTHING)
-        by_rows = jnp.exp(masked - largest[i][:, None]) * scale[i][:, None]
-        by_columns = jnp.exp(masked - largest[j][None, :]) * jnp.where(i == j, 0, scale[j])[None, :]
+        by_rows = jnp.exp(logs - largest[i][:, None]) * scale[i][:, None]
+        by_columns = jnp.exp(logs - largest[j][None, :]) * jnp.where(i == j, 0, scale[j])[None, :]
         through = by_rows * (distances - mean[i][:, None]) + by_columns * (distances - mean[j][None, :])
         of_weighting, of_distances = transposed(through)
         return of_weighting, by_rows + by_columns + of_distances

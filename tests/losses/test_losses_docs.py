@@ -26,10 +26,9 @@ def test_own_weighting():
 
 
 def test_own_loss_in_ten_lines():
-    snippet = OWN_LOSS
-    assert len([line for line in snippet.splitlines() if line.strip() and "import" not in line]) <= 10
+    assert len([line for line in OWN_LOSS.splitlines() if line.strip() and "import" not in line]) <= 10
     scope: dict = {}
-    exec(snippet, scope)
+    exec(OWN_LOSS, scope)
     x, labels = clustered(60, [3, 4, 1])
     terms = []
     for a in range(8):
