@@ -27,6 +27,12 @@ class Preempted(Exception):
         self.step = step
 
 
+def require(holds: bool, key: str, value: object, wanted: str) -> None:
+    """Raises a UserError for a value that is not as `wanted`, in words such as "at least 1"."""
+    if not holds:
+        raise UserError(f"{key} is {value}; it should be {wanted}")
+
+
 def did_you_mean(word: object, known: Iterable[object], *, cutoff: float = 0.6) -> str:
     """Gives " (did you mean 'x'?)" for the known name nearest to `word`, "" where none is as near as `cutoff`."""
     close = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=cutoff)

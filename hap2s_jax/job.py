@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,9 +19,10 @@ from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.source import Dataset, Source, Subset
 from hap2s_jax.data.turns import QuarterTurns
-from hap2s_jax.errors import UserError, unknown_name
+from hap2s_jax.errors import UserError, require, unknown_name
 from hap2s_jax.evaluation import protocols, test_time
 from hap2s_jax.evaluation.embed import embed_dataset
+from hap2s_jax.evaluation.inputs import DISTANCES
 from hap2s_jax.models import pretrained
 from hap2s_jax.parallel import DataParallel, use_cores
 from hap2s_jax.program import Program
@@ -59,6 +60,7 @@ class Job:
       config: the config, locked.
       parallel: the devices.
       dataset: the data set.
+      augmentation: the random changes to training images.
       plan: which images make the batch of which step.
       program: encoder, losses, optimiser and step.
       update: compiled ``(state, split batch) -> (state, metrics)``.
@@ -69,6 +71,7 @@ class Job:
     config: Config
     parallel: DataParallel
     dataset: Dataset
+    augmentation: Any
     plan: PKPlan
     program: Program
     update: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
@@ -89,7 +92,9 @@ class Job:
 
         # TensorFlow is loaded here and not before: a mistake above is reported at once.
         from hap2s_jax.data.tf import datasets
+        from hap2s_jax.data.tf.augment import Augmentation
 
+        augmentation = Augmentation(**config.augment)
         dataset = datasets.load(
             config.data.name,
             data_dir=config.data.data_dir,
@@ -97,6 +102,7 @@ class Job:
             seed=config.seed,
             **config.data.options,
         )
+        check_best_metric(config, dataset)
         dataset, noise = datasets.with_noise(dataset, data_dir=config.data.data_dir, **config.data.noise)
         if config.data.quarter_turns:
             dataset = dataclasses.replace(dataset, train=QuarterTurns(dataset.train))
@@ -108,7 +114,7 @@ class Job:
         )
         update = parallel.compile_step(program.train_step)
         embed = parallel.compile_map(embedding_function(program.encoder, config.evaluate))
-        return cls(config, parallel, dataset, plan, program, update, embed, noise)
+        return cls(config, parallel, dataset, augmentation, plan, program, update, embed, noise)
 
     @property
     def encoder(self) -> Any:
@@ -167,12 +173,11 @@ class Job:
     def train_batches(self, start_step: int) -> Iterator[PyTree]:
         """The batches of steps `start_step`, `start_step` + 1, ..., split over the local devices."""
         from hap2s_jax.data.tf import pipeline
-        from hap2s_jax.data.tf.augment import Augmentation
 
         batches = pipeline.train_batches(
             self.dataset.train,
             self.plan,
-            augmentation=Augmentation(**self.config.augment),
+            augmentation=self.augmentation,
             image_size=self.config.data.image_size,
             seed=self.config.seed,
             start_step=start_step,
@@ -281,11 +286,40 @@ def check_run(config: Config) -> None:
         "checkpoint.keep_best": (config.checkpoint.keep_best, 0),
         "seed": (config.seed, 0),
     }
+    least |= {
+        "steps": (config.steps, 0),
+        "batch.classes": (config.batch.classes, 1),
+        "batch.images_per_class": (config.batch.images_per_class, 1),
+        "batch.pieces": (config.batch.pieces, 1),
+        "evaluate.batch_size": (config.evaluate.batch_size, 1),
+        "evaluate.enlarge": (config.evaluate.enlarge, 1),
+    }
     for key, (value, smallest) in least.items():
-        if value < smallest:
-            raise UserError(f"{key} is {value}; it should be at least {smallest}")
+        require(value >= smallest, key, value, f"at least {smallest}")
+    size = config.data.image_size
+    is_size = (
+        isinstance(size, Sequence) and len(size) == 2 and all(isinstance(n, int) and n >= 1 for n in size)
+    )
+    require(is_size, "data.image_size", size, "height and width in pixels, as in 256,128")
+    if config.evaluate.distance not in DISTANCES:
+        raise unknown_name("distance (evaluate.distance)", config.evaluate.distance, DISTANCES)
     if config.evaluate.weights not in ("best", "last"):
         raise unknown_name("weights (evaluate.weights)", config.evaluate.weights, ("best", "last"))
+
+
+def check_best_metric(config: Config, dataset: Dataset) -> None:
+    """Raises a UserError unless `checkpoint.best_metric` is measured on the validation classes, if there are any."""
+    if dataset.validation is None:
+        return
+    measured = protocols.names(dataset.protocols)
+    if config.ema_decay:
+        measured += tuple(f"live/{name}" for name in measured)
+    if config.checkpoint.best_metric not in measured:
+        raise unknown_name(
+            "metric of the validation classes (checkpoint.best_metric)",
+            config.checkpoint.best_metric,
+            measured,
+        )
 
 
 def embedding_function(encoder: Any, settings: Config) -> Callable[[PyTree, Any], jax.Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import optax
 
 from hap2s_jax import losses, models
 from hap2s_jax.config import Config
+from hap2s_jax.errors import UserError, require
 from hap2s_jax.parallel import AXIS
 from hap2s_jax.training import objective, optimizer, step
 from hap2s_jax.training.state import TrainState, assemble_state, create_state
@@ -49,9 +50,11 @@ class Program:
         Raises:
           UserError: naming the key that is wrong.
         """
-        named = {"metric": losses.create(**config.loss)}
+        require(0 <= config.ema_decay < 1, "ema_decay", config.ema_decay, "0, for none, or a decay below 1")
+        named = {"metric": _loss("loss", config.loss)}
         if config.auxiliary.name:
-            named["auxiliary"] = losses.create(**_without(config.auxiliary, "weight"))
+            require(config.auxiliary.weight >= 0, "auxiliary.weight", config.auxiliary.weight, "at least 0")
+            named["auxiliary"] = _loss("auxiliary", _without(config.auxiliary, "weight"))
         bound = functools.partial(
             objective.objective,
             loss=named["metric"],
@@ -124,6 +127,15 @@ class Program:
                 output, _ = jax.eval_shape(init, encoder_key, self._images)
                 loss_params[name] = loss.init_params(loss_key, num_classes, output.embedding.shape[-1])
         return encoder_key, loss_params
+
+
+def _loss(key: str, settings: Mapping[str, Any]) -> losses.Loss:
+    loss = losses.create(**settings)
+    try:
+        loss.check()
+    except ValueError as e:
+        raise UserError(f"{key} {loss.name}: {e}") from e
+    return loss
 
 
 def _without(config: Config, key: str) -> dict[str, Any]:

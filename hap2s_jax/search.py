@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, require
 from hap2s_jax.serving import calibration, commands, index, vectors
 from hap2s_jax.serving.listing import list_images
 from hap2s_jax.serving.trained import Image, TrainedEncoder
@@ -142,9 +143,11 @@ def choose_threshold(
         return None, "no threshold"
     if wanted != "auto":
         try:
-            return float(wanted), "threshold as given"
+            given = float(wanted)
         except ValueError:
-            raise UserError(f"--threshold must be auto, none or a number, but is {wanted!r}") from None
+            given = math.nan
+        require(given >= 0, "--threshold", repr(wanted), "auto, none or a distance")
+        return given, "threshold as given"
     rates = calibration.read(encoder.workdir, encoder.fingerprint)
     if rates is None:
         if false_accepts is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
 import pathlib
 import re
@@ -10,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from hap2s_jax.data import emoji
 from hap2s_jax.errors import UserError
-from hap2s_jax.job import check_run
+from hap2s_jax.job import check_best_metric, check_run
 from hap2s_jax.parallel import AXIS
 from hap2s_jax.program import Program
 
@@ -80,6 +83,12 @@ def test_rematerialisation_and_pieces_change_the_program_and_not_the_state(trace
         ("checkpoint.keep_best", -1),
         ("seed", -1),
         ("evaluate.weights", "bset"),
+        ("evaluate.distance", "euclid"),
+        ("evaluate.enlarge", 0.5),
+        ("batch.classes", 0),
+        ("batch.pieces", 0),
+        ("data.image_size", (64,)),
+        ("data.image_size", (0, 64)),
     ],
 )
 def test_what_would_fail_later_is_refused_at_once(monkeypatch, key, value):
@@ -90,3 +99,47 @@ def test_what_would_fail_later_is_refused_at_once(monkeypatch, key, value):
     with pytest.raises(UserError, match=key) as caught:
         check_run(config)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss.distance": "l2"}, "loss hap2s_e: distance is 'l2'"),
+        ({"loss.sigma": 0.0}, "loss hap2s_e: sigma is 0.0"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"auxiliary": {"name": "softmax", "weight": -1.0}}, "auxiliary.weight is -1.0"),
+        ({"optimizer.b1": 1.5}, "optimizer.b1 is 1.5"),
+        ({"optimizer.learning_rate": -0.1}, "optimizer.learning_rate is -0.1"),
+        ({"optimizer.weight_decay": -0.1}, "optimizer.weight_decay is -0.1"),
+        ({"optimizer.clip_norm": -1.0}, "optimizer.clip_norm is -1.0"),
+        ({"schedule.decay_from": 1.5}, "schedule.decay_from is 1.5"),
+        ({"schedule.boundaries": (0.5, 0.4)}, "schedule.boundaries is"),
+        ({"schedule.boundaries": (0.5, 1.4)}, "schedule.boundaries is"),
+        ({"schedule.name": "exponential", "schedule.final_factor": 0.0}, "schedule.final_factor is 0.0"),
+        ({"schedule.warmup_steps": 30_000}, "schedule.warmup_steps is 30000"),
+    ],
+)
+def test_a_value_without_a_meaning_is_refused(monkeypatch, changes, message):
+    monkeypatch.syspath_prepend(str(ROOT))
+    config = importlib.import_module("configs.common").get_config()
+    for key, value in changes.items():
+        config.update_from_flattened_dict({key: value}) if "." in key else config.update({key: value})
+    with pytest.raises(UserError, match=message) as caught:
+        Program.create(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("decay", "name", "known"), [(0.0, "map", False), (0.0, "live/mAP", False), (0.9, "live/mAP", True)]
+)
+def test_the_metric_to_choose_by_is_one_that_is_measured(monkeypatch, decay, name, known):
+    monkeypatch.syspath_prepend(str(ROOT))
+    config = importlib.import_module("configs.emoji").get_config("tiny")
+    dataset = emoji.load()
+    check_best_metric(config, dataset)
+    config.ema_decay, config.checkpoint.best_metric = decay, name
+    with (
+        contextlib.nullcontext() if known else pytest.raises(UserError, match=r"checkpoint\.best_metric.*mAP")
+    ):
+        check_best_metric(config, dataset)
+    check_best_metric(config, dataclasses.replace(dataset, validation=None))

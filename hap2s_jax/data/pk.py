@@ -50,8 +50,8 @@ class PKPlan:
         classes, counts = np.unique(labels[by_class], return_counts=True)
         if classes_per_batch > len(classes):
             raise UserError(
-                f"classes_per_batch: is {classes_per_batch}, but the training data has only {len(classes)} "
-                f"classes; set it to {len(classes)} or less"
+                f"classes_per_batch (batch.classes): is {classes_per_batch}, but the training data has only "
+                f"{len(classes)} classes; set it to {len(classes)} or less"
             )
         self.classes_per_batch = classes_per_batch
         self.images_per_class = images_per_class

@@ -14,6 +14,7 @@ the figures.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ RECALL_AT = (1, 2, 4, 8)
 RANKS = (1, 5, 10)
 IN_SHOP_AT = (1, 10, 20, 30)
 SINGLE_SHOT_RANKS = (1, 5, 10, 20)
+_CLUSTER_MEASURES = {"nmi": clustering.nmi, "ami": clustering.ami, "f1": clustering.f1}
 
 
 def evaluate(
@@ -103,7 +105,7 @@ def evaluate(
         )
     if "single_gallery_shot" in protocols:
         places = rank_single_gallery_shot(
-            embeddings, labels, cameras=cameras, distance=distance, repeats=repeats, seed=seed, **rows
+            embeddings, labels, cameras=cameras, repeats=repeats, seed=seed, **rows, **common
         )
         figures |= single_gallery_shot_figures(places, single_at)
     if "multi_query" in protocols:
@@ -113,6 +115,18 @@ def evaluate(
             name if name.startswith("multi") else f"multi_query_{name}": v for name, v in pooled.items()
         }
     return figures
+
+
+def names(protocols: Sequence[str]) -> tuple[str, ...]:
+    """What `evaluate` returns of "class" and "query_gallery" by default, without evaluating anything."""
+    nothing = np.zeros(0)
+    results = QueryResults(*[nothing] * len(dataclasses.fields(QueryResults)))
+    figures: list[str] = []
+    if "class" in protocols:
+        figures += [*class_values(results), *_CLUSTER_MEASURES]
+    if "query_gallery" in protocols:
+        figures += query_gallery_values(results)
+    return tuple(figures)
 
 
 def class_values(results: QueryResults, ks: Sequence[int] = RECALL_AT) -> dict[str, np.ndarray]:
@@ -172,8 +186,7 @@ def cluster_figures(
     array, label = array[label != JUNK], label[label != JUNK]
     classes = len(np.unique(label))
     assignment = clustering.kmeans(array, classes, distance=distance, seed=seed, restarts=restarts)
-    measures = {"nmi": clustering.nmi, "ami": clustering.ami, "f1": clustering.f1}
-    return {name: measure(label, assignment) for name, measure in measures.items()}
+    return {name: measure(label, assignment) for name, measure in _CLUSTER_MEASURES.items()}
 
 
 def _size(rows: Any) -> int:

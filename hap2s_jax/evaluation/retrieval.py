@@ -128,8 +128,7 @@ def rank_matches(
     Returns:
       QueryResults, in the order of `query`.
     """
-    if ties not in TIES:
-        raise ValueError(f"ties must be one of {', '.join(TIES)}, but is {ties!r}.")
+    check_ties(ties)
     if block_size is not None and (not isinstance(block_size, int | np.integer) or block_size < 1):
         raise ValueError(
             f"block_size must be a number of queries, at least 1, or None, but is {block_size!r}."
@@ -201,6 +200,12 @@ def _first_of_all(
     blanks = [np.full(len(asked), np.nan) for _ in AVERAGES]
     nothing = np.zeros(len(asked), np.int64)
     return QueryResults(asked, matches, np.where(matches > 0, first, 0), nothing, *blanks)
+
+
+def check_ties(ties: str) -> None:
+    """Raises ValueError unless `ties` is one of TIES."""
+    if ties not in TIES:
+        raise ValueError(f"ties must be one of {', '.join(TIES)}, but is {ties!r}.")
 
 
 def _given(distance: Distance, rows: np.ndarray, kept: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

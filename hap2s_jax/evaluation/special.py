@@ -9,7 +9,7 @@ import numpy as np
 
 from hap2s_jax.evaluation.inputs import check_problem, check_rows, space
 from hap2s_jax.evaluation.neighbors import cross_distances
-from hap2s_jax.evaluation.retrieval import QueryResults, rank_matches
+from hap2s_jax.evaluation.retrieval import QueryResults, check_ties, rank_matches
 
 _TILE_BYTES = 32 * 2**20
 POOLS = ("mean", "max")
@@ -23,16 +23,17 @@ def rank_single_gallery_shot(
     query: Any = None,
     gallery: Any = None,
     distance: str = "euclidean",
+    ties: str = "pessimistic",
     repeats: int = 10,
     seed: int = 0,
 ) -> np.ndarray:
     """Ranks of the match when the gallery holds one random image of each identity.
 
     In every repeat an image of each identity is drawn for the gallery, and for each query one of its own
-    valid matches (the camera rule holds). A wrong image at exactly the match's distance ranks first.
+    valid matches (the camera rule holds).
 
     Args:
-      embeddings, labels, cameras, query, gallery, distance: as for `rank_matches`.
+      embeddings, labels, cameras, query, gallery, distance, ties: as for `rank_matches`.
       repeats: galleries drawn.
       seed: of the draws; the outcome is a function of the arguments alone.
 
@@ -41,6 +42,8 @@ def rank_single_gallery_shot(
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, but is {repeats}.")
+    check_ties(ties)
+    before = np.less if ties == "optimistic" else np.less_equal
     array, label, camera, asked, kept = check_problem(embeddings, labels, cameras, query, gallery)
     to_space = space(array, distance)
     vectors = to_space(array, np.arange(len(array)))
@@ -63,7 +66,7 @@ def rank_single_gallery_shot(
         for repeat in range(repeats):
             drawn = np.argmax(number == 1 + (draws[repeat, part] * count).astype(int)[:, None], axis=1)
             own = table[np.arange(len(rows)), drawn]
-            wrong = (table[:, shown[repeat]] <= own[:, None]) & ~same[:, shown[repeat]]
+            wrong = before(table[:, shown[repeat]], own[:, None]) & ~same[:, shown[repeat]]
             ranks[repeat, part] = np.where(count > 0, 1 + wrong.sum(axis=1), 0)
     return ranks
 

@@ -28,6 +28,18 @@ def check_block_size(block_size: BlockSize) -> None:
         )
 
 
+def check_range(name: str, value: Any, *, positive: bool = True, below: float | None = None) -> None:
+    """Raises ValueError for a number that is not positive (without `positive`: negative), or not less than `below`.
+
+    What is traced has no value yet and passes.
+    """
+    if not isinstance(value, int | float | np.number):
+        return
+    if not (value > 0 if positive else value >= 0) or (below is not None and value >= below):
+        limit = "" if below is None else f" and less than {below:g}"
+        raise ValueError(f"{name} is {value}; it should be {'positive' if positive else 'at least 0'}{limit}")
+
+
 def check_sample_weights(sample_weights: Any, count: int) -> jax.Array | None:
     """The weights as an array without gradient, or None; raises ValueError unless they are `[count]`."""
     if sample_weights is None:

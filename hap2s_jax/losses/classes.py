@@ -16,7 +16,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from hap2s_jax.distances import compute_dtype, safe_sqrt
-from hap2s_jax.losses.checks import Axis, Reduction, check_embeddings, check_reduction, check_sample_weights
+from hap2s_jax.losses.checks import (
+    Axis,
+    Reduction,
+    check_embeddings,
+    check_range,
+    check_reduction,
+    check_sample_weights,
+)
 from hap2s_jax.losses.triplets import unit_rows
 from hap2s_jax.losses.weightings import Scalar
 
@@ -109,6 +116,7 @@ def softmax_loss(
         axis_name: as in `mean_over_anchors`, and so are `ignore_label`, `sample_weights`, `reduction` and
             `with_stats` (here: accuracy).
     """
+    check_range("label_smoothing", label_smoothing, positive=False, below=1)
     embeddings, labels, kernel, valid = _inputs(embeddings, labels, params["kernel"], 1, ignore_label)
     logits = _dot(embeddings, kernel)
     if use_bias:
@@ -147,6 +155,7 @@ def arcface_loss(
         axis_name: as in `mean_over_anchors`, and so are `ignore_label`, `sample_weights`, `reduction` and
             `with_stats` (here: accuracy).
     """
+    check_range("scale", scale)
     embeddings, labels, kernel, valid = _inputs(embeddings, labels, params["kernel"], 1, ignore_label)
     # The lengths divide the products: dividing the kernel, far larger, took three times as long.
     lengths = safe_sqrt(jnp.sum(kernel * kernel, axis=0))
@@ -192,6 +201,7 @@ def proxy_nca_loss(
         axis_name: as in `mean_over_anchors`, and so are `ignore_label`, `sample_weights`, `reduction` and
             `with_stats` (here: accuracy).
     """
+    check_range("scale", scale)
     embeddings, labels, proxies, valid = _inputs(embeddings, labels, params["proxies"], 0, ignore_label)
     cosines = _dot(unit_rows(embeddings, labels, None), unit_rows(proxies, labels, None).T)
     logits = -2 * scale**2 * (1 - cosines)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from hap2s_jax.distances import Distance
+from hap2s_jax.losses.checks import check_range
 from hap2s_jax.losses.engine import mean_over_anchors
 from hap2s_jax.losses.rows import AnchorRow, mean_of
 from hap2s_jax.losses.weightings import Scalar
@@ -82,6 +83,7 @@ def contrastive_loss(
         distance: "euclidean" in the paper.
         **arguments: the engine's, see `mean_over_anchors`.
     """
+    check_range("power", power)
     loss = Contrastive(margin, power, active_only)
     return mean_over_anchors(loss, embeddings, labels, distance=distance, **arguments)
 
@@ -173,6 +175,8 @@ def multi_similarity_loss(
             negative plus `epsilon`.
         **arguments: the engine's, see `mean_over_anchors`.
     """
+    check_range("alpha", alpha)
+    check_range("beta", beta)
     loss = MultiSimilarity(alpha, beta, base, epsilon, mining)
     return mean_over_anchors(loss, embeddings, labels, distance="cosine", **arguments)
 
@@ -213,6 +217,7 @@ def circle_loss(
         gamma: scale.
         **arguments: the engine's, see `mean_over_anchors`.
     """
+    check_range("gamma", gamma)
     return mean_over_anchors(Circle(margin, gamma), embeddings, labels, distance="cosine", **arguments)
 
 
@@ -244,6 +249,7 @@ def supervised_contrastive_loss(
         temperature: t.
         **arguments: the engine's, see `mean_over_anchors`.
     """
+    check_range("temperature", temperature)
     loss = SupervisedContrastive(temperature)
     return mean_over_anchors(loss, embeddings, labels, distance="cosine", **arguments)
 
@@ -276,6 +282,7 @@ def nt_xent_loss(embeddings: Any, labels: Any, *, temperature: Scalar = 0.1, **a
         temperature: t.
         **arguments: the engine's, see `mean_over_anchors`.
     """
+    check_range("temperature", temperature)
     loss = PositiveAgainstNegatives(temperature)
     return mean_over_anchors(loss, embeddings, labels, distance="cosine", **arguments)
 
@@ -293,5 +300,6 @@ def n_pair_loss(embeddings: Any, labels: Any, *, temperature: Scalar = 1.0, **ar
         temperature: divides the inner products; 1 in the paper.
         **arguments: the engine's, see `mean_over_anchors`.
     """
+    check_range("temperature", temperature)
     loss = PositiveAgainstNegatives(temperature)
     return mean_over_anchors(loss, embeddings, labels, distance="negative_dot", **arguments)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from hap2s_jax.errors import UserError, did_you_mean
 
@@ -76,6 +77,15 @@ class Loss:
         parameters = inspect.signature(self._entry.function).parameters.values()
         # What a loss takes without naming it, it hands to the engine.
         return any(p.name == "block_size" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+    def check(self) -> None:
+        """Raises ValueError for values that the loss refuses, without computing anything."""
+
+        def call(key: jax.Array, embeddings: jax.Array, labels: jax.Array) -> jax.Array:
+            learnt = {"params": self.init_params(key, 2, 2)} if self.has_params else {}
+            return self(embeddings, labels, with_stats=False, **learnt)
+
+        jax.eval_shape(call, jax.random.key(0), jnp.zeros((2, 2)), jnp.zeros(2, int))
 
     def init_params(self, key: jax.Array, num_classes: int, embedding_dim: int) -> Any:
         """The loss's own learnable arrays (a pytree), or None if it has none.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from hap2s_jax.distances import Distance, clean_rows, compute_dtype
-from hap2s_jax.losses.checks import check_embeddings
+from hap2s_jax.losses.checks import check_embeddings, check_range
 from hap2s_jax.losses.engine import mean_over_anchors
 from hap2s_jax.losses.rows import AnchorRow
 from hap2s_jax.losses.weightings import Scalar
@@ -234,6 +234,8 @@ def margin_loss(
         ignore_label: as in `mean_over_anchors`.
         **arguments: the engine's, see `mean_over_anchors`.
     """
+    check_range("nu", nu, positive=False)
+    check_range("cutoff", cutoff)
     beta = jnp.asarray(1.2 if params is None else params["beta"])
     embeddings, labels = check_embeddings("embeddings", embeddings, "labels", labels)
     loss = Margin(beta, alpha, nu, cutoff, _key_data(key), embeddings.shape[-1])

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from hap2s_jax.data import pixels
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, require
 from hap2s_jax.job import embedding_function
 from hap2s_jax.parallel import DataParallel
 from hap2s_jax.reporting.environment import usable_cores
@@ -158,7 +158,9 @@ class TrainedEncoder:
         Yields:
           Batches, in order; of an image that cannot be read the reason stands in the place of the embedding.
         """
-        size = self._round_up(batch_size or int(self.config.evaluate.batch_size))
+        wanted = int(self.config.evaluate.batch_size) if batch_size is None else batch_size
+        require(wanted >= 1, "batch_size", wanted, "at least 1")
+        size = self._round_up(wanted)
         read = read or self.preprocess
         with concurrent.futures.ThreadPoolExecutor(workers or usable_cores()) as pool:
             source = iter(images)

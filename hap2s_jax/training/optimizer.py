@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import jax
 import optax
 
-from hap2s_jax.errors import UserError, unknown_name
+from hap2s_jax.errors import UserError, require, unknown_name
 
 PyTree = Any
 
@@ -87,10 +89,18 @@ def create_schedule(
     """
     if name not in SCHEDULES:
         raise unknown_name("schedule", name, SCHEDULES)
-    if not 0 <= warmup_steps <= steps:
-        raise UserError(
-            f"warmup_steps is {warmup_steps}; it must lie between 0 and the number of steps, {steps}"
-        )
+    in_run = f"between 0 and the number of steps, {steps}"
+    require(0 <= warmup_steps <= steps, "schedule.warmup_steps", warmup_steps, in_run)
+    require(0 <= learning_rate < math.inf, "optimizer.learning_rate", learning_rate, "at least 0")
+    require(0 <= decay_from <= 1, "schedule.decay_from", decay_from, "a part of the run, 0 to 1")
+    for key, factor in (("final_factor", final_factor), ("step_factor", step_factor), ("power", power)):
+        require(0 <= factor < math.inf, f"schedule.{key}", factor, "at least 0")
+    edges = (0.0, *boundaries, 1.0)
+    rising = all(a < b for a, b in itertools.pairwise(edges))
+    require(rising, "schedule.boundaries", tuple(boundaries), "rising parts of the run between 0 and 1")
+    # Of a decay to nothing no ratio can be taken.
+    wanted = "above 0 for an exponential decay"
+    require(final_factor > 0 or name != "exponential", "schedule.final_factor", final_factor, wanted)
     main = SCHEDULES[name](
         learning_rate,
         steps - warmup_steps,
@@ -199,9 +209,11 @@ def create_optimizer(
     """
     if name not in OPTIMIZERS:
         raise unknown_name("optimizer", name, OPTIMIZERS)
-    for key, factor in (("trunk_factor", trunk_factor), ("loss_factor", loss_factor)):
-        if factor < 0:
-            raise UserError(f"optimizer.{key} is {factor}; it must be 0 or more")
+    not_negative = {"trunk_factor": trunk_factor, "loss_factor": loss_factor, "weight_decay": weight_decay}
+    for key, value in (not_negative | {"clip_norm": clip_norm or 0.0}).items():
+        require(0 <= value < math.inf, f"optimizer.{key}", value, "at least 0")
+    for key, value in (("b1", b1), ("b2", b2), ("momentum", momentum)):
+        require(0 <= value < 1, f"optimizer.{key}", value, "at least 0 and below 1")
     build, takes = OPTIMIZERS[name]
     settings = {"b1": b1, "b2": b2, "momentum": momentum, "nesterov": nesterov}
     mask = None if decay_biases else decays

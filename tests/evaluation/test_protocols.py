@@ -122,6 +122,24 @@ def test_single_gallery_shot_is_what_its_definition_says_on_average():
     np.testing.assert_array_equal(ranks, again)
 
 
+def test_single_gallery_shot_counts_ties_as_it_is_told():
+    x, labels = np.zeros((6, 2), np.float32), np.array([0, 1, 2, 0, 1, 2])
+    rows = {"query": np.arange(3), "gallery": np.arange(3, 6)}
+    for ties, rank in (("pessimistic", 3), ("optimistic", 1)):
+        assert (special.rank_single_gallery_shot(x, labels, ties=ties, **rows) == rank).all()
+        figures = evaluate(x, labels, protocols=("single_gallery_shot",), ties=ties, ranks=(1,), **rows)
+        assert figures["single_gallery_shot_rank-1"] == (rank == 1)
+    with pytest.raises(ValueError, match="ties must be one of"):
+        special.rank_single_gallery_shot(x, labels, ties="random", **rows)
+
+
+@pytest.mark.parametrize("chosen", [("class",), ("query_gallery",), ("class", "query_gallery")])
+def test_names_are_those_of_the_figures(chosen):
+    x, labels, cameras, query, gallery = case()
+    figures = evaluate(x, labels, cameras, query=query, gallery=gallery, protocols=chosen)
+    assert set(protocols.names(chosen)) == {name for name in figures if "_queries" not in name}
+
+
 def test_single_gallery_shot_with_one_image_each_is_plain_cmc():
     x, _, _, _, _ = case()
     labels = np.concatenate([np.arange(45), np.arange(45)])

@@ -41,3 +41,29 @@ def test_mistakes_suggest_the_right_name():
         losses.create("hap2s_e", soft_margin=1)
     with pytest.raises(ValueError, match="sigma is -1"):
         losses.create("hap2s_e", sigma=-1.0)(np.ones((2, 2), np.float32), np.arange(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "wrong"),
+    [
+        ("hap2s_e", "sigma", (0.0, float("nan"))),
+        ("hap2s_p", "alpha", (-1.0,)),
+        ("contrastive", "power", (0,)),
+        ("multi_similarity", "alpha", (0.0,)),
+        ("multi_similarity", "beta", (-1.0,)),
+        ("circle", "gamma", (0.0,)),
+        ("supervised_contrastive", "temperature", (0.0,)),
+        ("nt_xent", "temperature", (-0.1,)),
+        ("n_pair", "temperature", (0.0,)),
+        ("margin", "nu", (-1.0,)),
+        ("margin", "cutoff", (0.0,)),
+        ("softmax", "label_smoothing", (-0.1, 1.0)),
+        ("arcface", "scale", (0.0,)),
+        ("proxy_nca", "scale", (-3.0,)),
+    ],
+)
+def test_a_number_without_a_meaning_is_refused(name, key, wrong):
+    losses.create(name).check()
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"{key} is {value}; it should be"):
+            losses.create(name, **{key: value}).check()

@@ -187,7 +187,14 @@ def test_mistakes_are_one_line(run, gallery, folder, tmp_path, capsys):
         ([f"--gallery={moved}", f"--query={query}"], "which is not there; give --workdir"),
         ([f"--gallery={gallery}", f"--query={query}", "--checkpoint=6"], "embedded with other weights"),
         ([f"--gallery={gallery}", "--query=nothing.png"], "nothing.png cannot be read"),
-        ([f"--gallery={gallery}", f"--query={query}", "--threshold=low"], "must be auto, none or a number"),
+        (
+            [f"--gallery={gallery}", f"--query={query}", "--threshold=low"],
+            "it should be auto, none or a distance",
+        ),
+        (
+            [f"--gallery={gallery}", f"--query={query}", "--threshold=nan"],
+            "it should be auto, none or a distance",
+        ),
         ([f"--gallery={gallery}", f"--query={query}", "--false_accepts=0.1"], "--calibrate --workdir="),
         ([f"--gallery={gallery}", f"--query={query}", "--k=0"], "--k must be at least 1"),
     ]

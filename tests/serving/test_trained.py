@@ -36,6 +36,12 @@ def test_agrees_with_the_runs_own_evaluation(run, encoder, reference, folder):
     np.testing.assert_allclose(encoder([str(p) for p in folder[1]], batch_size=10), reference, atol=1e-5)
 
 
+def test_a_batch_of_nothing_is_refused(encoder, folder):
+    for size in (0, -3):
+        with pytest.raises(UserError, match=f"batch_size is {size}; it should be at least 1"):
+            encoder(folder[1], batch_size=size)
+
+
 def test_arrays_of_any_size_and_single_images(run, encoder, reference):
     arrays = [pixels.decode_whole(data) for data in _files(run)[:5]]
     np.testing.assert_allclose(encoder(arrays), reference[:5], atol=1e-5)

@@ -125,6 +125,10 @@ class Augmentation:
         for name in ("shift", "brightness", "contrast", "color_mix", "auto_augment", "erase_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"augment.{name}: must lie in [0, 1], found {getattr(self, name)}")
+        for name in ("fill", "erase_color"):
+            color = tuple(getattr(self, name))
+            if len(color) != 3 or not all(0 <= value <= 255 for value in color):
+                raise UserError(f"augment.{name}: must be red, green and blue of 0 to 255, found {color}")
         for name in ("pad", "rotate"):
             if not 0 <= getattr(self, name) <= 180:
                 raise UserError(f"augment.{name}: must lie in [0, 180], found {getattr(self, name)}")
