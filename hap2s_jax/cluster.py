@@ -27,12 +27,14 @@ from jax.experimental import multihost_utils
 from hap2s_jax.data.pixels import UnreadableImageError
 from hap2s_jax.data.source import Dataset, Source
 from hap2s_jax.errors import Preempted, UserError
+from hap2s_jax.reporting.atomic import holding
 
 EXIT_LOST = 76  # another process is gone; the other exit codes stand in `hap2s_jax.cli`
 
 # Whose versions decide the numbers.
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "opencv-python-headless")
 _SAMPLED_IMAGES = 8
+LOCK = ".lock"  # in a working directory, while a run is at work there
 _SEEN_WITHIN = 10.0  # seconds; a network file system may show a new file late
 
 
@@ -144,6 +146,24 @@ def check_shared(folder: pathlib.Path) -> None:
             f"{folder} is another folder on process {int(np.argmin(everyone))} than on process 0; give a --workdir "
             "on storage that all hosts share (NFS, Filestore, a mounted bucket)"
         )
+
+
+@contextlib.contextmanager
+def alone(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps other jobs out of `folder` while it is open; each process must enter it.
+
+    Raises:
+      UserError: on every process alike, if another job is in there.
+    """
+    with contextlib.ExitStack() as held:
+        free = jax.process_index() > 0 or held.enter_context(holding(folder / LOCK))
+        if jax.process_count() > 1:
+            free = bool(np.asarray(multihost_utils.broadcast_one_to_all(np.array(free))))
+        if not free:
+            raise UserError(
+                f"another run is at work in {folder}; wait for its end, or choose another --workdir"
+            )
+        yield
 
 
 class StopRequests:

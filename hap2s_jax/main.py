@@ -58,25 +58,29 @@ def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, An
         cluster.check_same(lambda: _facts(config))
         _open(path, config)
         cluster.check_shared(path)
-        use_compilation_cache(config)
-        job = Job.create(config)
-        _claim(path, job)
-        is_lead = job.parallel.is_lead
+        with cluster.alone(path):
+            return _continue(config, path, stop)
 
-        with _closing(job.checkpointer(path)) as checkpointer:
-            start = checkpointer.latest_step or 0
-            finished = report.is_finished(path, start)
-            cluster.check_same(
-                lambda: {
-                    **cluster.data_facts(job.dataset),
-                    "the newest checkpoint": str(start),
-                    "whether it is finished": str(finished),
-                }
-            )
-            stop.check_before(start)
-            if start >= config.steps and finished:
-                return report.already_finished(path, start, is_lead=is_lead)
-            return _run(job, path, checkpointer, start, stop)
+
+def _continue(config: configs.Config, path: pathlib.Path, stop: cluster.StopRequests) -> dict[str, Any]:
+    """Goes on where the run in `path` has stopped, if there is anything left to do."""
+    use_compilation_cache(config)
+    job = Job.create(config)
+    with _closing(job.checkpointer(path)) as checkpointer:
+        start = checkpointer.latest_step or 0
+        finished = report.is_finished(path, start)
+        cluster.check_same(
+            lambda: {
+                **cluster.data_facts(job.dataset),
+                "the newest checkpoint": str(start),
+                "whether it is finished": str(finished),
+            }
+        )
+        stop.check_before(start)
+        if start >= config.steps and finished:
+            return report.already_finished(path, start, is_lead=job.parallel.is_lead)
+        _claim(path, job)
+        return _run(job, path, checkpointer, start, stop)
 
 
 def _run(

@@ -106,11 +106,12 @@ def finish(
         "config": job.config.to_dict(),
     }
     results = _without_nan(results)
-    with replacing(workdir / RESULTS) as temporary:
-        temporary.write_text(json.dumps(results, indent=2, default=list, allow_nan=False) + "\n")
+    print_results(results)
     _write_card(job, state, results, held_out, workdir)
     draw(job, embeddings, present, workdir)
-    print_results(results)
+    # Last, since it is what says that the run is finished.
+    with replacing(workdir / RESULTS) as temporary:
+        temporary.write_text(json.dumps(results, indent=2, default=list, allow_nan=False) + "\n")
     say(f"results and pictures: {workdir}")
     return results
 
@@ -148,6 +149,7 @@ def _write_card(
             if source is not None
         },
         protocols=data.protocols,
+        seen_classes=len(data.seen_classes),
         parameters=sum(x.size for x in jax.tree.leaves(variables["params"])),
         threshold=threshold,
     )

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -14,8 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from hap2s_jax import main
+from hap2s_jax import cluster, main
 from hap2s_jax.errors import UserError
+from hap2s_jax.reporting.atomic import holding
 from hap2s_jax.reporting.metric_log import read_metrics
 from hap2s_jax.reporting.progress import ProgressBar
 from hap2s_jax.training.checkpoint import Checkpointer
@@ -140,7 +142,33 @@ def test_fewer_steps_finish_a_run_that_is_beyond_them(tmp_path, monkeypatch):
             main.run(_config(steps=4, **config), tmp_path)
     assert main.run(_config(steps=3, **config), tmp_path)["steps"] == 4
     monkeypatch.setattr(main, "train", lambda *a, **k: pytest.fail("trained again"))
-    assert main.run(_config(steps=3, **config), tmp_path)["weights_of_step"] == 4
+    assert main.run(_config(steps=2, **config), tmp_path)["weights_of_step"] == 4
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 3, "nothing ran with 2"
+
+
+def test_a_run_that_died_over_its_pictures_draws_them_the_next_time(finished, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    left = [workdir / name for name in ("results.json", "model_card.md", "thresholds.json", "retrievals.png")]
+    for file in left:
+        file.unlink()
+    monkeypatch.setattr(main, "train", lambda state, *a, **k: state)
+    with monkeypatch.context() as patch:
+        patch.setattr(main.report, "draw", lambda *a, **k: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main.run(_config(), workdir)
+    assert main.run(_config(), workdir)["test"] == pytest.approx(finished[1]["test"])
+    assert all(file.is_file() for file in left)
+
+
+def test_a_folder_takes_one_run_at_a_time(finished):
+    workdir, results = finished
+    with holding(workdir / cluster.LOCK) as held:
+        assert held
+        with pytest.raises(UserError, match=r"another run is at work in .*choose another --workdir"):
+            main.run(_config(), workdir)
+    assert main.run(_config(), workdir)["test"] == results["test"]
+    assert not (workdir / cluster.LOCK).exists()
 
 
 def test_another_config_is_refused_and_leaves_the_run_alone(finished):

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
@@ -19,7 +17,7 @@ import pathlib
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,8 +31,9 @@ from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import protocols
 from hap2s_jax.evaluation.retrieval import rank_matches
 from hap2s_jax.job import Job, use_compilation_cache, use_devices
+from hap2s_jax.parallel import expect_no_tpu
 from hap2s_jax.reporting import environment
-from hap2s_jax.reporting.atomic import replacing
+from hap2s_jax.reporting.atomic import holding, replacing
 from hap2s_jax.training.loop import train
 from hap2s_jax.training.watch import DivergedError
 from study.settings import Setting, identity, resolve
@@ -109,8 +108,8 @@ class Study:
             return None
         if time.monotonic() > self._deadline:
             raise OutOfTime
-        with _alone(path) as alone:
-            if not alone:
+        with holding(path.with_name(f"{path.name}.lock")) as held:
+            if not held:
                 self.busy.add(name)
                 return None
             if not path.is_file():
@@ -194,23 +193,6 @@ class Study:
         while len(_PROGRAMS) > _PROGRAMS_KEPT:
             _PROGRAMS.popitem(last=False)
         return dataclasses.replace(job, update=update, embed=embed)
-
-
-@contextlib.contextmanager
-def _alone(path: pathlib.Path) -> Iterator[bool]:
-    """Whether no other process is at the cell; none will be inside. A process that dies lets go."""
-    lock = path.with_name(f"{path.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.unlink(missing_ok=True)
 
 
 def search_parts(train: Source) -> tuple[Source, Source]:
@@ -320,7 +302,7 @@ def parser(description: str, seeds: str) -> argparse.ArgumentParser:
     made.add_argument(
         "--dataset", default="emoji", help="a config's name, with its argument: emoji, emoji:gpu, cub"
     )
-    made.add_argument("--seeds", default=seeds, help="seeds, comma-separated")
+    made.add_argument("--seeds", type=_integers, default=seeds, help="seeds, comma-separated")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
     made.add_argument("--minutes", type=float, default=0.0, help="begin no cell after these; 0 for no limit")
     made.add_argument(
@@ -333,8 +315,16 @@ def parser(description: str, seeds: str) -> argparse.ArgumentParser:
     return made
 
 
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"whole numbers such as 0,1,2 are wanted, not {text!r}") from None
+
+
 def start(main: Callable[[], None]) -> None:
     """Calls `main`; what a user can mend is one line."""
+    expect_no_tpu()
     try:
         main()
     except UserError as e:

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and files that one process at a time holds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from hap2s_jax.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 
 @contextlib.contextmanager
@@ -37,6 +43,48 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def holding(path: str | os.PathLike[str]) -> Iterator[bool]:
+    """Yields whether no other process holds `path`; none will until the block ends. A process that dies lets go.
+
+    The file is there while it is held. Where files cannot be locked (Windows, some network file systems) everyone may
+    enter.
+
+    Raises:
+      UserError: the file cannot be made.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, held = _lock(target)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    with handle:
+        try:
+            yield held
+        finally:
+            if held:
+                target.unlink(missing_ok=True)
+
+
+def _lock(target: Path) -> tuple[IO[str], bool]:
+    while True:
+        handle = target.open("a")
+        if fcntl is None:
+            return handle, True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return handle, False
+        except OSError:
+            return handle, True
+        # Who held it until now may just have taken the file away, and a third may hold a new one.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle.fileno()), target.stat()):
+                return handle, True
+        handle.close()
 
 
 def cannot_write(path: str | os.PathLike[str], error: OSError) -> UserError:
