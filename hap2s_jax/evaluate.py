@@ -60,7 +60,7 @@ def from_workdir(
     from hap2s_jax import parallel
     from hap2s_jax.evaluation.test_time import VIEWS
     from hap2s_jax.job import Job, use_compilation_cache, use_devices
-    from hap2s_jax.training.checkpoint import FOLDER
+    from hap2s_jax.training.checkpoint import FOLDER, quiet
 
     config: Any = configs.load(workdir)
     if not any((pathlib.Path(workdir) / FOLDER).glob("[0-9]*")):
@@ -78,12 +78,13 @@ def from_workdir(
         use_compilation_cache(config)
         use_devices(config)
         job = Job.create(config)
+    with quiet():
         checkpointer = job.checkpointer(workdir, read_only=True)
         chosen = step if step is not None else checkpointer.evaluated_step(config.evaluate.weights)
-    if chosen is None:
-        raise UserError(f"--workdir: {workdir} holds no whole checkpoint yet; train first.")
-    state = job.parallel.replicate(checkpointer.restore(job.initial_state(), chosen))
-    checkpointer.close()
+        if chosen is None:
+            raise UserError(f"--workdir: {workdir} holds no whole checkpoint yet; train first.")
+        state = job.parallel.replicate(checkpointer.restore(job.initial_state(), chosen))
+        checkpointer.close()
     test = job.dataset.test
     embeddings, present = job.embeddings(state, test)
     query, gallery = job.query_and_gallery(test)
@@ -98,6 +99,7 @@ def from_workdir(
         job.dataset.protocols,
         config.evaluate.distance,
         functools.partial(job.images, test),
+        chosen,
     )
 
 
@@ -152,7 +154,9 @@ def _run(inputs: Inputs, options: argparse.Namespace) -> None:
             )
         for name in closer:
             shown |= _closer(name, inputs, distance, options, alone=len(closer) == 1)
-    _report(shown, {"protocols": chosen, "distance": distance, "ties": options.ties}, options.json)
+    settings = {"protocols": chosen, "distance": distance, "ties": options.ties}
+    settings |= {} if inputs.step is None else {"weights of step": inputs.step}
+    _report(shown, settings, options.json)
 
 
 def _closer(

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import zipfile
 from collections.abc import Callable
 
 import numpy as np
 
 from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation.inputs import DISTANCES
 
 SPLITS = ("query", "gallery", "both", "views")
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What is evaluated, wherever it came from; rows are None where every image asks and answers."""
+    """What is evaluated, wherever it came from; rows are None where every image asks and answers.
+
+    Attributes:
+      images: rows -> uint8 `[n, h, w, 3]`, where there are any.
+      step: the checkpoint that the embeddings are of, where it is one.
+    """
 
     embeddings: np.ndarray
     labels: np.ndarray
@@ -25,15 +32,15 @@ class Inputs:
     views: np.ndarray | None
     protocols: tuple[str, ...]
     distance: str
-    images: Callable[[np.ndarray], np.ndarray] | None = (
-        None  # rows -> uint8 [n, h, w, 3], where there are any
-    )
+    images: Callable[[np.ndarray], np.ndarray] | None = None
+    step: int | None = None
 
 
 def from_npz(path: str) -> Inputs:
     """Reads an .npz file of `embeddings [n, d]`, `labels [n]` and, where there are any, `cameras [n]` and `split [n]`.
 
-    `split` is text out of SPLITS. With cameras or a split the protocol is query_gallery, else class.
+    `split` is text out of SPLITS. With cameras or a split the protocol is query_gallery, else class. Distances are
+    Euclidean unless the file was written by `hap2s_jax.embed` with an encoder that compares by another.
 
     Raises:
       UserError: naming the file and what it lacks.
@@ -43,7 +50,7 @@ def from_npz(path: str) -> Inputs:
             arrays = {
                 name: file[name]
                 for name in file.files
-                if name in ("embeddings", "labels", "cameras", "split")
+                if name in ("embeddings", "labels", "cameras", "split", "model")
             }
     except FileNotFoundError as error:
         raise UserError(f"--embeddings: there is no file {path}.") from error
@@ -76,5 +83,14 @@ def from_npz(path: str) -> Inputs:
         gallery,
         views,
         ("query_gallery",) if paired else ("class",),
-        "euclidean",
+        _distance(arrays.get("model")),
     )
+
+
+def _distance(model: np.ndarray | None) -> str:
+    """What `hap2s_jax.embed` says, in the JSON that it keeps beside its embeddings, that they are compared by."""
+    try:
+        chosen = json.loads(str(model))["distance"]
+    except (ValueError, KeyError, TypeError):
+        return DISTANCES[0]
+    return chosen if chosen in DISTANCES else DISTANCES[0]

@@ -123,7 +123,7 @@ def _seed_centres(key: jax.Array, points: jax.Array, squares: jax.Array, cluster
     def draw(number: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         chosen, gaps = carry
         # The first draw is uniform. A coincident point (gap 0) comes only when there is nothing else.
-        logits = jnp.log(jnp.maximum(gaps, jnp.finfo(gaps.dtype).tiny))
+        logits = jnp.log(jnp.clip(gaps, jnp.finfo(gaps.dtype).tiny, jnp.finfo(gaps.dtype).max))
         noisy = logits + jax.random.gumbel(jax.random.fold_in(key, number), (count,), gaps.dtype)
         new = lax.top_k(noisy, at_once)[1]
         centres = points[new]

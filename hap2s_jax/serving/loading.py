@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import logging
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,7 +14,7 @@ from hap2s_jax import config as configs
 from hap2s_jax import models
 from hap2s_jax.errors import UserError
 from hap2s_jax.serving.trained import TrainedEncoder
-from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
+from hap2s_jax.training.checkpoint import FOLDER, Checkpointer, quiet
 
 PyTree = Any
 
@@ -46,7 +43,7 @@ def load(
         raise UserError(
             f"{workdir} holds no finished checkpoint; train on with hap2s_jax.main, or copy {FOLDER} whole"
         )
-    with _quiet(), configs.written_by(path):
+    with quiet(), configs.written_by(path):
         checkpointer = Checkpointer(path / FOLDER, read_only=True)
         step = _choose_step(checkpointer, checkpoint, config)
         weights = checkpointer.restore_weights(step)
@@ -106,15 +103,3 @@ def _check_fits(found: PyTree, wanted: PyTree, where: pathlib.Path) -> None:
                 f"there and {ours.get(name, 'missing')} by the config; use the version of hap2s_jax that wrote it, "
                 "or copy both again"
             )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without orbax's warnings that what was opened read-only is read-only."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -7,6 +7,7 @@ JSON record. Everything else (which batch comes next, every random draw) follows
 from __future__ import annotations
 
 import contextlib
+import logging
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,6 +24,18 @@ PyTree = Any
 FORMAT = 1
 # Where the checkpoints lie in a working directory.
 FOLDER = "checkpoints"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without orbax's warnings that what was opened read-only is read-only."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class Checkpointer:

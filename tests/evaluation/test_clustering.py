@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -79,6 +81,18 @@ def test_kmeans_is_a_function_of_its_seed():
     x, _ = blobs(noise=1.0)
     np.testing.assert_array_equal(clustering.kmeans(x, 12, seed=4), clustering.kmeans(x, 12, seed=4))
     assert (clustering.kmeans(x, 12, seed=4) != clustering.kmeans(x, 12, seed=5)).any()
+
+
+def test_the_first_centre_is_drawn_evenly():
+    x, _ = blobs(noise=1.0)
+    points = jnp.asarray(x)
+    squares = jnp.sum(points**2, axis=1)
+    keys = jax.random.split(jax.random.key(0), 300)
+    first = jax.vmap(lambda key: clustering._seed_centres(key, points, squares, 1)[0])(keys)
+    drawn = np.argmin(((np.asarray(first)[:, None] - x[None]) ** 2).sum(-1), axis=1)
+    # Of 120 even chances, 300 draws take 110 on average.
+    assert len(np.unique(drawn)) > 95
+    assert np.bincount(drawn).max() < 15
 
 
 def test_kmeans_with_as_many_clusters_as_images_and_with_duplicates():

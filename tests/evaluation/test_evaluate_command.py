@@ -56,6 +56,22 @@ def test_figures_equal_the_library_s(file, tmp_path, arrays):
     }
 
 
+def test_embeddings_are_compared_as_their_encoder_was_trained_for(tmp_path, arrays):
+    for model, used in (
+        ('{"distance": "cosine"}', "cosine"),
+        ("some net", "euclidean"),
+        ('{"distance": "l2"}', "euclidean"),
+    ):
+        np.savez(tmp_path / "x.npz", **arrays, model=np.array(model))
+        assert figures_of(tmp_path, f"--embeddings={tmp_path / 'x.npz'}")["settings"]["distance"] == used
+    assert (
+        figures_of(tmp_path, f"--embeddings={tmp_path / 'x.npz'}", "--distance=cosine")["settings"][
+            "distance"
+        ]
+        == "cosine"
+    )
+
+
 def test_without_cameras_and_split_it_is_class_retrieval(tmp_path, arrays):
     np.savez(tmp_path / "x.npz", embeddings=arrays["embeddings"], labels=arrays["labels"])
     written = figures_of(tmp_path, f"--embeddings={tmp_path / 'x.npz'}", "--no_cluster", "--recall_at=1,3")

@@ -52,7 +52,7 @@ def run(tmp_path_factory):
     return root, workdir, job, state
 
 
-def test_figures_are_those_of_the_run(run, tmp_path):
+def test_figures_are_those_of_the_run(run, tmp_path, capfd):
     _, workdir, job, state = run
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
     assert command.main([f"--workdir={workdir}", f"--json={tmp_path / 'out.json'}", "--by=class"]) == 0
@@ -60,6 +60,10 @@ def test_figures_are_those_of_the_run(run, tmp_path):
     written = json.loads((tmp_path / "out.json").read_text())
     expected = job.measure(*job.embeddings(state, job.dataset.test), job.dataset.test)
     assert written["figures"] == pytest.approx(expected)
+    assert written["settings"]["weights of step"] == 0
+    said = capfd.readouterr()
+    assert "weights of step 0" in said.out
+    assert "WARNING" not in said.err
 
 
 def test_views_and_feature_are_chosen_at_the_command_line(run):
