@@ -26,7 +26,7 @@ from ml_collections import config_flags
 
 from hap2s_jax import cli, rehearsal
 from hap2s_jax.config import Config
-from hap2s_jax.data import registry, turns
+from hap2s_jax.data import registry, splits, turns
 from hap2s_jax.errors import UserError
 from hap2s_jax.program import Program
 from hap2s_jax.rehearsal import Compiled, DoesNotFitError, Topology
@@ -234,13 +234,13 @@ def _training_classes(config: Config, given: int | None) -> int:
     if entry.name == "emoji":
         from hap2s_jax.data import emoji
 
-        total = registry.num_classes(emoji.load().train)
+        # Its validation classes are its own, whatever the fraction.
+        upright = registry.num_classes(emoji.load().train)
     else:
         counted = entry.counts.get("classes")
         if not isinstance(counted, int):
             raise UserError(f"how many classes {entry.name} has is not known beforehand; give --classes")
-        total = counted
-    upright = max(round(total * (1 - config.data.validation_fraction)), 1)
+        upright = counted - len(splits.validation_classes(counted, config.data.validation_fraction, 0))
     return upright * (turns.TURNS if config.data.quarter_turns else 1)
 
 

@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from hap2s_jax import rehearsal
+from hap2s_jax.data import emoji
 from hap2s_jax.errors import UserError
 from hap2s_jax.program import Program
 
@@ -53,6 +54,7 @@ def test_turned_classes_are_counted():
     config = _config()
     config.data.quarter_turns = False
     upright = _training_classes(config, None)
+    assert upright == len(emoji.load().train.class_names), "its validation classes are taken off already"
     config.data.quarter_turns = True
     assert _training_classes(config, None) == 4 * upright
 

@@ -133,6 +133,7 @@ class Dataset:
         evaluation's metrics, to be shown beside a run's own.
       views: int64 `[V]` indices into `test` of the images that "multi_query" pools a query from, neither queries
         nor gallery; None without any.
+      seen_classes: names of the test classes that training has images of too, as a split of one's own may have it.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Dataset:
     protocols: tuple[str, ...] = ("class",)
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     views: np.ndarray | None = None
+    seen_classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no evaluation could read."""

@@ -38,6 +38,7 @@ def model_card(
     data: Mapping[str, Mapping[str, int]],
     protocols: tuple[str, ...],
     parameters: int,
+    seen_classes: int = 0,
     threshold: Mapping[str, Any] | None = None,
 ) -> str:
     """The card as Markdown.
@@ -47,6 +48,7 @@ def model_card(
       data: part of the data set ("train", "validation", "test") -> ``{"images", "classes"}``.
       protocols: which evaluations the figures are of.
       parameters: of the encoder.
+      seen_classes: how many of the test classes have training images too.
       threshold: ``threshold``, ``false_accepts``, ``false_rejects``, ``distance``, ``gallery`` and ``weights`` of the
         calibration, None without one.
     """
@@ -56,7 +58,7 @@ def model_card(
         _what_it_is(results, parameters),
         "```python\nimport hap2s_jax\n\nembeddings = hap2s_jax.load(WORKDIR)(PATHS_OF_IMAGES)\n```",
         "## Data",
-        _data(config["data"]["name"], data),
+        _data(config["data"]["name"], data, seen_classes),
         "## Figures on the test classes",
         _figures(results),
         "\n".join(f"- {line}" for line in _definitions(results["test"], protocols)),
@@ -84,13 +86,17 @@ def _what_it_is(results: Mapping[str, Any], parameters: int) -> str:
     )
 
 
-def _data(name: str, data: Mapping[str, Mapping[str, int]]) -> str:
+def _data(name: str, data: Mapping[str, Mapping[str, int]], seen_classes: int) -> str:
     parts = "; ".join(
         f"{part} {sizes['images']:,} images of {sizes['classes']:,} classes" for part, sizes in data.items()
     )
+    if seen_classes:
+        unseen = f"{seen_classes:,} test classes have training images too, so the figures are not of unseen classes"
+    else:
+        unseen = "The test classes occur neither in training nor in the choice of weights"
     return (
-        f"{name}: {parts}. The test classes occur neither in training nor in the choice of weights. The encoder is as "
-        "good as this data: on images of another kind, measure before you rely on it."
+        f"{name}: {parts}. {unseen}. The encoder is as good as this data: on images of another kind, measure before "
+        "you rely on it."
     )
 
 

@@ -75,6 +75,17 @@ def test_own_images_by_folder_and_by_csv(tmp_path):
         datasets.load("folder", data_dir=tmp_path / "nowhere")
 
 
+def test_test_classes_that_training_sees_are_told(tmp_path, caplog):
+    rows = "".join(f"{c}{i}.jpg,{c},{'train' if i < 2 else 'test'}\n" for c in "abc" for i in range(4))
+    (tmp_path / "mine.csv").write_text("path,label,split\n" + rows + "d.jpg,d,test\n")
+    with caplog.at_level("WARNING"):
+        data = datasets.load("folder", data_dir=tmp_path / "mine.csv", validation_fraction=0)
+    assert data.seen_classes == ("a", "b", "c")
+    assert "3 of the 4 test classes have training images too" in caplog.text
+    root = trees.class_folders(tmp_path / "unseen", classes=9)
+    assert datasets.load("folder", data_dir=root, validation_fraction=0).seen_classes == ()
+
+
 @pytest.mark.parametrize(
     ("name", "parts"),
     [

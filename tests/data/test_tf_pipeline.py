@@ -216,11 +216,29 @@ def test_an_unreadable_image_can_be_skipped(broken, caplog):
     assert np.flatnonzero(~masks).tolist() == [4]
 
 
-def test_a_class_without_any_readable_image_is_an_error(broken):
+def test_for_a_class_without_any_readable_image_others_stand_in_under_their_own_labels(broken, caplog):
     for index in np.flatnonzero(broken.labels == 4):
         broken.files[index] = b"nothing"
-    with pytest.raises(UserError, match="none of the 4 images of class 4 of memory can be read"):
-        take(broken, 12, on_unreadable="skip")
+    plan, whole = plan_of(broken), take(Memory(), 12)
+    with caplog.at_level(logging.WARNING):
+        batches = take(broken, 12, on_unreadable="skip")
+    assert sum("no image of class 4 of memory can be read" in r.message for r in caplog.records) == 1
+    met = 0
+    for step, (batch, expected) in enumerate(zip(batches, whole, strict=True)):
+        gone = broken.labels[plan.batch(step)] == 4
+        met += gone.sum()
+        assert (batch["label"][~gone] == expected["label"][~gone]).all()
+        assert (batch["image"][~gone] == expected["image"][~gone]).all()
+        # The next images that can be read are those of class 5.
+        assert (batch["label"][gone] == 5).all()
+    assert met
+    same(batches, take(broken, 12, on_unreadable="skip", num_workers=3))
+
+
+def test_nothing_readable_at_all_is_an_error(broken):
+    broken.files = [b"nothing"] * len(broken.files)
+    with pytest.raises(UserError, match=r"none of the images of memory can be read, such as memory/\d+"):
+        take(broken, 1, on_unreadable="skip")
 
 
 def test_an_error_comes_in_its_turn(broken):

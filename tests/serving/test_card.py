@@ -51,6 +51,15 @@ def test_every_metric_that_is_measured_is_defined(finished):
     assert {name for name in kinds if "queries" not in name} <= defined
 
 
+def test_the_card_says_when_test_classes_were_trained_on(finished):
+    _, results = finished
+    arguments = {"data": {}, "protocols": ("class",), "parameters": 1}
+    assert "occur neither in training" in model_card(results, **arguments)
+    text = model_card(results, **arguments, seen_classes=12)
+    assert "12 test classes have training images too" in text
+    assert "occur neither in training" not in text
+
+
 def test_the_threshold_is_of_the_weights_that_load_finds(finished):
     workdir, results = finished
     encoder = hap2s_jax.load(workdir)

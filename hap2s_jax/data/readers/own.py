@@ -91,18 +91,24 @@ def read_csv_rows(path: Path) -> dict[str, _Rows]:
                 rows.paths.append((row["path"] or "").strip())
                 rows.classes.append((row["label"] or "").strip())
                 if "camera" in columns:
-                    rows.cameras.append(int(row["camera"]))
+                    rows.cameras.append(_int32(int(row["camera"])))
                 if has_boxes:
-                    rows.boxes.append([round(float(row[c])) for c in _BOX])
-            except (TypeError, ValueError):
+                    rows.boxes.append([_int32(round(float(row[c]))) for c in _BOX])
+            except (TypeError, ValueError, OverflowError):
                 raise UserError(
-                    f"{path}, line {number}: camera and box must be numbers, found {row}"
+                    f"{path}, line {number}: camera and box must be numbers from 0 on, found {row}"
                 ) from None
             if not rows.paths[-1] or not rows.classes[-1]:
                 raise UserError(f"{path}, line {number}: path and label must not be empty")
     if not parts:
         raise UserError(f"{path}: has no rows")
     return parts
+
+
+def _int32(number: int) -> int:
+    if not 0 <= number < 2**31:
+        raise OverflowError
+    return number
 
 
 def _folder_rows(root: Path) -> dict[str, _Rows]:

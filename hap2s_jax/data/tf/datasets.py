@@ -61,8 +61,25 @@ def load(
     protocols = parts.protocols or found.protocols
     if found.name == "folder" and parts.query is not None:
         protocols = ("class", "query_gallery")
+    # Official splits share no class, though some number those of either side from 0.
+    seen = set(parts.train.class_names) & set(parts.test.class_names) if found.name == "folder" else ()
+    if seen:
+        count = len(parts.test.class_names)
+        _LOG.warning(
+            "%d of the %d test classes have training images too: figures are not of unseen classes",
+            len(seen),
+            count,
+        )
     return Dataset(
-        found.name, train, validation, parts.test, parts.query, parts.gallery, protocols, views=parts.views
+        found.name,
+        train,
+        validation,
+        parts.test,
+        parts.query,
+        parts.gallery,
+        protocols,
+        views=parts.views,
+        seen_classes=tuple(sorted(seen)),
     )
 
 

@@ -69,7 +69,8 @@ def train_batches(
       host_count: number of shares.
       num_workers: batches made at the same time; by default the number of usable cores.
       on_unreadable: "error" names the image and ends; "skip" names it once and puts the next readable image
-        of its class in its place, the same at every run.
+        of its class in its place (where the class has none, of another class, with that one's label), the same at
+        every run.
       cache_bytes: decoded images are kept when all of them fit into this many bytes.
 
     Returns:
@@ -93,12 +94,13 @@ def train_batches(
         indices = plan.batch(step)[slots]
         draws = uniforms(seed, step, slots, DRAWS)
         out = np.empty((share, *size, 3), np.uint8)
-        for index, u, image in zip(indices, draws, out, strict=True):
-            part = reader.get_or_substitute(
+        taken = np.empty(share, np.int64)
+        for slot, (index, u) in enumerate(zip(indices, draws, strict=True)):
+            part, taken[slot] = reader.get_or_substitute(
                 int(index), lambda h, w, u=u: augmentation.part(h, w, size, u), size
             )
-            augmentation.finish(part, image, u)
-        return out, labels[indices].astype(np.int32)
+            augmentation.finish(part, out[slot], u)
+        return out, labels[taken].astype(np.int32)
 
     batches = _run(load, start_step, _FOREVER, num_workers)
     return ({"image": image, "label": label} for image, label in batches)
@@ -171,6 +173,7 @@ class _Reader:
         self.images = images
         self.skip = on_unreadable == "skip"
         self.unreadable: set[int] = set()
+        self._warned: set[int] = set()
         self._labels = np.asarray(images.source.labels)
 
     def get(self, index: int, choose: Callable, size: tuple[int, int]) -> np.ndarray | None:
@@ -189,20 +192,35 @@ class _Reader:
                 _LOG.warning("skipping the image %s, which cannot be read: %s", where, error)
             return None
 
-    def get_or_substitute(self, index: int, choose: Callable, size: tuple[int, int]) -> np.ndarray:
-        """The part of an image, or of the next readable one of its class."""
+    def get_or_substitute(
+        self, index: int, choose: Callable, size: tuple[int, int]
+    ) -> tuple[np.ndarray, int]:
+        """The part of an image, or of the next readable one of its class, or of any class; and that one's number."""
         part = self.get(index, choose, size)
         if part is not None:
-            return part
-        same = np.flatnonzero(self._labels == self._labels[index])
-        for other in np.roll(same, -int(np.searchsorted(same, index)) - 1)[:-1]:
-            part = self.get(int(other), choose, size)
+            return part, index
+        for other in self._substitutes(index):
+            part = None if other in self.unreadable else self.get(other, choose, size)
             if part is not None:
-                return part
+                return part, other
         raise UserError(
-            f"none of the {len(same)} images of class {self._labels[index]} of {self.images.source.name} can "
-            f"be read, such as {self.images.source.describe(index)}; remove the class or mend its images"
+            f"none of the images of {self.images.source.name} can be read, such as "
+            f"{self.images.source.describe(index)}; mend them, or check config.data.data_dir"
         )
+
+    def _substitutes(self, index: int) -> Iterator[int]:
+        """All other images with a class, in the order in which they may stand in: those of the same class first."""
+        others = np.roll(np.arange(len(self._labels)), -index)[1:]
+        same = self._labels[others] == self._labels[index]
+        yield from others[same].tolist()
+        if self._labels[index] not in self._warned:
+            self._warned.add(self._labels[index])
+            _LOG.warning(
+                "no image of class %d of %s can be read; those of other classes stand in for it",
+                self._labels[index],
+                self.images.source.name,
+            )
+        yield from others[~same & (self._labels[others] >= 0)].tolist()
 
 
 def _run(
