@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     study = Study(options.parse_args(arguments))
     names = _names(study.options.losses, study.options.tiny)
-    seeds = [int(seed) for seed in study.options.seeds.split(",")]
+    seeds = study.options.seeds
     settings: dict[str, Setting | None] = {}
     rows: dict[str, report.Row] = {}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import time
 
 from absl import app, flags
 
+from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.reporting.table import print_metrics, to_markdown
 
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds to run.")
@@ -29,21 +31,33 @@ COLUMNS = ("mAP", "rank-1", "recall@1", "map@r", "nmi")
 
 
 def run_seed(config: str, seed: int, workdir: pathlib.Path) -> dict:
-    """Runs one seed, unless it is finished, and returns its results with ``seconds`` of wall-clock time."""
+    """Runs one seed, unless it is finished, and returns its results with ``seconds`` of wall-clock time.
+
+    The time is that of all calls that the run has taken, those that were interrupted too.
+    """
     clock = workdir / "seconds.json"
-    if not clock.is_file():
+    spent = json.loads(clock.read_text()) if clock.is_file() else {"seconds": 0.0, "finished": False}
+    if not spent["finished"]:
         began = time.perf_counter()
         command = [sys.executable, "-m", "hap2s_jax.main", f"--config={config}", f"--config.seed={seed}"]
-        subprocess.run([*command, f"--workdir={workdir}"], check=True)
-        clock.write_text(json.dumps(time.perf_counter() - began))
+        try:
+            subprocess.run([*command, f"--workdir={workdir}"], check=True)
+            spent["finished"] = True
+        except subprocess.CalledProcessError as e:
+            raise SystemExit(e.returncode) from None  # what was wrong it has said itself
+        finally:
+            spent["seconds"] += time.perf_counter() - began
+            with replacing(clock) as temporary:
+                temporary.write_text(json.dumps(spent))
     results = json.loads((workdir / "results.json").read_text())
-    return {**results, "seed": seed, "seconds": json.loads(clock.read_text())}
+    return {**results, "seed": seed, "seconds": spent["seconds"]}
 
 
 def main(argv: list[str]) -> None:
     """Runs all seeds and writes the table."""
     del argv
-    root = pathlib.Path(_WORKDIR.value)
+    # A folder for each config and argument: a tiny run is never taken for the whole one.
+    root = pathlib.Path(_WORKDIR.value) / re.sub(r"[^\w=.-]+", "-", _CONFIG.value.removesuffix(".py"))
     runs = [run_seed(_CONFIG.value, int(seed), root / f"seed{seed}") for seed in _SEEDS.value]
     first = runs[0]
     rows = dict(first["baselines"])

@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     register_weightings()
     options = parser("HAP2S with other weight functions and parameters.", "0,1,2")
     study = Study(options.parse_args(arguments))
-    seeds = [int(seed) for seed in study.options.seeds.split(",")]
+    seeds = study.options.seeds
     dimensions = study.plain.encoder.embedding_dim
     groups = variants(dimensions**0.5)
     if study.options.tiny:

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser("The same settings on other data, with other encoders, and for longer.", "0,1,2")
     options.add_argument("--datasets", default="emoji,glyphs", help="configs to train on, comma-separated")
     study = Study(options.parse_args(arguments))
-    seeds = [int(seed) for seed in study.options.seeds.split(",")]
+    seeds = study.options.seeds
     steps, warmup = study.plain.steps, study.plain.schedule.warmup_steps
     longer = {"steps": 4 * steps, "schedule.warmup_steps": 4 * warmup}
     names, variants = LOSSES, {"four times the steps": longer, **BACKBONES}

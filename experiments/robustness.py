@@ -20,7 +20,7 @@ from accuracy import chosen_setting, suffix
 from study import report
 from study.cells import OutOfTime, Setting, Study, parser, start
 
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, unknown_name
 
 LOSSES = (
     "batch_hard",
@@ -68,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     study = Study(options.parse_args(arguments))
     kinds = study.options.kinds.split(",")
-    seeds = [int(seed) for seed in study.options.seeds.split(",")]
+    for kind in kinds:
+        if kind not in TITLES:
+            raise unknown_name("kind of noise in --kinds", kind, TITLES)
+    seeds = study.options.seeds
     try:
         wanted = [float(fraction) for fraction in study.options.fractions.split(",")]
     except ValueError:

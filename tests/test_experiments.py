@@ -18,6 +18,8 @@ def test_emoji_seeds(tmp_path):
     environment = {**os.environ, "XLA_FLAGS": ""}  # one device, as users have it
     for _ in range(2):  # the second time nothing is run again
         subprocess.run(command, cwd=ROOT, check=True, timeout=600, env=environment, capture_output=True)
+    clock = tmp_path / "runs" / "configs-emoji.py-tiny" / "seed3" / "seconds.json"  # of this config alone
+    assert json.loads(clock.read_text())["finished"]
     summary = json.loads((tmp_path / "out.json").read_text())
     assert summary["rows"]["trained, worst"] == summary["rows"]["trained, seed 3"]
     assert summary["config"]["seed"] == 3

@@ -17,6 +17,7 @@ sys.path[:0] = [str(ROOT / "experiments"), str(ROOT)]
 
 import accuracy  # noqa: E402 - scripts, which lie on no path but their own
 import flexibility  # noqa: E402
+import generality  # noqa: E402
 import robustness  # noqa: E402
 from study import cells, report  # noqa: E402
 
@@ -266,6 +267,14 @@ def test_folders_are_data_and_so_make_other_cells(tmp_path, monkeypatch):
 def test_an_override_that_does_not_fit_is_refused_at_once(tmp_path, monkeypatch, item, message):
     with pytest.raises(UserError, match=message):
         new_study(tmp_path, monkeypatch, None, "--set", item)
+
+
+@pytest.mark.parametrize("script", [accuracy, robustness, flexibility, generality])
+def test_a_mistake_in_the_seeds_is_one_line(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        script.main(["--tiny", "--seeds=a"])
+    assert "whole numbers such as 0,1,2 are wanted, not 'a'" in capsys.readouterr().err
 
 
 def test_tiny_and_overridden_studies_leave_the_tables_alone():
