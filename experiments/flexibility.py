@@ -21,7 +21,7 @@ from accuracy import chosen_setting, suffix
 from study import report
 from study.cells import OutOfTime, Setting, Study, parser, search, start
 
-from hap2s_jax import exponential, hap2s_loss, losses, polynomial
+from hap2s_jax import exponential, hap2s_loss, hardest, losses, polynomial, ranked
 from hap2s_jax.losses import Weighting, detached
 
 
@@ -42,18 +42,15 @@ def proportional(distances: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.sign(distances) * jnp.log(jnp.maximum(jnp.abs(distances), 1e-3))
 
 
-def _rank(hardness: jax.Array, mask: jax.Array) -> jax.Array:
-    return jnp.sum(mask[None, :] & (hardness[None, :] > hardness[:, None]), axis=1)
-
-
-def halving(distances: jax.Array, mask: jax.Array) -> jax.Array:
-    """The hardest counts twice as much as the second hardest, and so on."""
-    return -jnp.log(2.0) * _rank(distances, mask).astype(distances.dtype)
-
-
-def three_hardest(distances: jax.Array, mask: jax.Array) -> jax.Array:
-    """The three hardest count alike, all others nothing."""
-    return jnp.where(_rank(distances, mask) < 3, 0.0, -jnp.inf).astype(distances.dtype)
+# What a cell can name beside the library's losses.
+WEIGHTINGS = {
+    "hap2s gaussian": _hardness(gaussian),
+    "hap2s proportional": _hardness(proportional),
+    "hap2s halving": ranked(0.5),
+    "hap2s three_hardest": hardest(3),
+    "hap2s_e detached": detached(exponential()),
+    "hap2s_p detached": detached(polynomial()),
+}
 
 
 def _register(name: str, weighting: Weighting) -> None:
@@ -76,12 +73,8 @@ def register_weightings() -> None:
     """Makes the weightings of this study losses that a cell can name; once in a process."""
     if "hap2s gaussian" in losses.names():
         return
-    _register("hap2s gaussian", _hardness(gaussian))
-    _register("hap2s proportional", _hardness(proportional))
-    _register("hap2s halving", _hardness(halving))
-    _register("hap2s three_hardest", _hardness(three_hardest))
-    _register("hap2s_e detached", detached(exponential()))
-    _register("hap2s_p detached", detached(polynomial()))
+    for name, weighting in WEIGHTINGS.items():
+        _register(name, weighting)
 
 
 # A row: how to find what it trains; None while a search that it hangs on is unfinished.

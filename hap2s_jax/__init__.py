@@ -12,6 +12,7 @@ from hap2s_jax.losses import (
     hap2s_loss,
     hardest,
     polynomial,
+    ranked,
     uniform,
 )
 
@@ -30,6 +31,7 @@ __all__ = [
     "losses",
     "pairwise_distances",
     "polynomial",
+    "ranked",
     "uniform",
 ]
 

@@ -20,6 +20,7 @@ from hap2s_jax.losses.hap2s import (
     hap2s_from_distances,
     hap2s_loss,
     hap2s_p_loss,
+    hap2s_ranked_loss,
     point_to_set_mean_loss,
 )
 from hap2s_jax.losses.pairs import (
@@ -48,11 +49,13 @@ from hap2s_jax.losses.weightings import (
     exponential,
     hardest,
     polynomial,
+    ranked,
     uniform,
 )
 
 register("hap2s_e", hap2s_e_loss)
 register("hap2s_p", hap2s_p_loss)
+register("hap2s_ranked", hap2s_ranked_loss)
 register("batch_hard", batch_hard_loss)
 register("point_to_set_mean", point_to_set_mean_loss)
 register("easy_positive", easy_positive_loss)
@@ -95,6 +98,7 @@ __all__ = [
     "hap2s_from_distances",
     "hap2s_loss",
     "hap2s_p_loss",
+    "hap2s_ranked_loss",
     "hardest",
     "hyperparameters",
     "init_margin_params",
@@ -113,6 +117,7 @@ __all__ = [
     "proxy_nca_loss",
     "quadruplet_loss",
     "random_triplet_loss",
+    "ranked",
     "register",
     "semi_hard_loss",
     "softmax_loss",

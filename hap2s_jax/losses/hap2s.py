@@ -23,6 +23,7 @@ from hap2s_jax.losses.weightings import (
     hardest,
     normalised,
     polynomial,
+    ranked,
     uniform,
 )
 
@@ -104,8 +105,8 @@ def hap2s_loss(
     Args:
         embeddings: `[n, d]`, floating point.
         labels: `[n]`, integers.
-        weighting: `exponential(sigma)`, `polynomial(alpha)`, `uniform()`, `hardest()`, or a pair of functions
-            `(distances [m], mask [m]) -> log_weights [m]` for positives and negatives.
+        weighting: `exponential(sigma)`, `polynomial(alpha)`, `ranked(ratio)`, `uniform()`, `hardest(count)`, or a pair
+            of functions `(distances [m], mask [m]) -> log_weights [m]` for positives and negatives.
         margin: in units of the distance; it shifts the soft margin too (give 0 for plain log(1 + exp(D+ -
             D-))).
         soft_margin: log(1 + exp(x)) in place of max(0, x).
@@ -166,6 +167,21 @@ def hap2s_p_loss(
     """`hap2s_loss` with `polynomial(alpha)` weights; `arguments` are the engine's."""
     settings = {"margin": margin, "soft_margin": soft_margin, "distance": distance}
     return hap2s_loss(embeddings, labels, weighting=polynomial(alpha), **settings, **arguments)
+
+
+def hap2s_ranked_loss(
+    embeddings: Any,
+    labels: Any,
+    *,
+    ratio: Scalar = 0.5,
+    margin: Scalar = 0.3,
+    soft_margin: bool = False,
+    distance: Distance = "euclidean",
+    **arguments: Any,
+) -> Any:
+    """`hap2s_loss` with `ranked(ratio)` weights, this project's own; `arguments` are the engine's."""
+    settings = {"margin": margin, "soft_margin": soft_margin, "distance": distance}
+    return hap2s_loss(embeddings, labels, weighting=ranked(ratio), **settings, **arguments)
 
 
 def batch_hard_loss(

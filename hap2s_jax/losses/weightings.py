@@ -14,9 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.tree_util import Partial
+
+from hap2s_jax.losses.checks import check_range
 
 LogWeights = Callable[[jax.Array, jax.Array], jax.Array]
 Scalar = float | jax.Array
@@ -50,7 +51,7 @@ def exponential(sigma: Scalar = 0.5) -> Weighting:
     Raises:
         ValueError: `sigma` is a number and not positive.
     """
-    _check_range("sigma", sigma, positive=True)
+    check_range("sigma", sigma)
     return Weighting(Partial(_growing, sigma), Partial(_decaying, sigma), elementwise=True)
 
 
@@ -63,7 +64,7 @@ def polynomial(alpha: Scalar = 10.0) -> Weighting:
     Raises:
         ValueError: `alpha` is a number and negative.
     """
-    _check_range("alpha", alpha, positive=False)
+    check_range("alpha", alpha, positive=False)
     return Weighting(Partial(_growing_power, alpha), Partial(_decaying_power, alpha), elementwise=True)
 
 
@@ -72,12 +73,37 @@ def uniform() -> Weighting:
     return Weighting(Partial(_constant), Partial(_constant), elementwise=True)
 
 
-def hardest() -> Weighting:
+def hardest(count: int = 1) -> Weighting:
     """Only the farthest positive and the nearest negative count: batch-hard (Hermans et al., 2017).
 
     Members that tie share the weight.
+
+    Args:
+        count: how many of the hardest of each set count, all alike; all of a smaller set do.
+
+    Raises:
+        ValueError: `count` is not at least 1.
     """
-    return Weighting(Partial(_farthest), Partial(_nearest))
+    if count < 1:
+        raise ValueError(f"count is {count}; it should be at least 1")
+    if count == 1:
+        return Weighting(Partial(_farthest), Partial(_nearest))
+    return Weighting(Partial(_first, count), Partial(_opposite, Partial(_first, count)))
+
+
+def ranked(ratio: Scalar = 0.5) -> Weighting:
+    """The hardest counts 1, the second hardest `ratio`, the third its square: HAP2S by rank, whatever the distances.
+
+    It needs no parameter in units of the distance. Members that tie have the same weight.
+
+    Args:
+        ratio: towards 0 the hardest takes all the weight, at 1 all weigh the same.
+
+    Raises:
+        ValueError: `ratio` is a number and not positive.
+    """
+    check_range("ratio", ratio)
+    return Weighting(Partial(_by_rank, ratio), Partial(_opposite, Partial(_by_rank, ratio)))
 
 
 def easy_positive() -> Weighting:
@@ -105,7 +131,7 @@ def as_weighting(weighting: Any) -> Weighting:
     ):
         raise TypeError(
             f"weighting is {weighting!r}; it should be exponential(sigma), polynomial(alpha), uniform(), "
-            "hardest() or a pair of functions (distances, mask) -> log_weights"
+            "hardest(), ranked() or a pair of functions (distances, mask) -> log_weights"
         )
     return Weighting(as_pytree(weighting.positive), as_pytree(weighting.negative), weighting.elementwise)
 
@@ -168,14 +194,27 @@ def _farthest(distances: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(kept == jnp.max(kept), 0.0, -jnp.inf).astype(distances.dtype)
 
 
+def _opposite(function: LogWeights, distances: jax.Array, mask: jax.Array) -> jax.Array:
+    return function(-distances, mask)
+
+
 def _nearest(distances: jax.Array, mask: jax.Array) -> jax.Array:
     return _farthest(-distances, mask)
 
 
+def _harder(hardness: jax.Array, mask: jax.Array) -> jax.Array:
+    """How many of the set are harder, int32 `[m]`."""
+    kept = jnp.where(mask, lax.stop_gradient(hardness), -jnp.inf)
+    return kept.shape[0] - jnp.searchsorted(jnp.sort(kept), kept, side="right")
+
+
+def _first(count: int, distances: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.where(_harder(distances, mask) < count, 0.0, -jnp.inf).astype(distances.dtype)
+
+
+def _by_rank(ratio: Scalar, distances: jax.Array, mask: jax.Array) -> jax.Array:
+    return _harder(distances, mask) * jnp.log(jnp.asarray(ratio, distances.dtype))
+
+
 def _detached(inner: LogWeights, distances: jax.Array, mask: jax.Array) -> jax.Array:
     return lax.stop_gradient(inner(lax.stop_gradient(distances), mask))
-
-
-def _check_range(name: str, value: Scalar, *, positive: bool) -> None:
-    if isinstance(value, int | float | np.number) and not (value > 0 if positive else value >= 0):
-        raise ValueError(f"{name} is {value}; it should be {'positive' if positive else 'at least 0'}")

@@ -98,7 +98,10 @@ def test_negative_labels_are_never_drawn():
 
 
 def test_more_classes_than_there_are_is_an_error_that_says_so():
-    with pytest.raises(UserError, match=r"classes_per_batch \(batch.classes\): is 8, but the training data has only 5 classes"):
+    with pytest.raises(
+        UserError,
+        match=r"classes_per_batch \(batch.classes\): is 8, but the training data has only 5 classes",
+    ):
         plan_of([4] * 5, 8, 4)
 
 

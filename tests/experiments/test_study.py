@@ -319,8 +319,7 @@ def test_weight_functions_favour_the_hard(monkeypatch):
     flexibility.register_weightings()
     distances = np.array([0.2, 0.5, 0.9, 1.4, 1.1], np.float32)
     mask = np.array([True, True, True, True, False])
-    for name in ("gaussian", "proportional", "halving", "three_hardest"):
-        weighting = flexibility._hardness(getattr(flexibility, name))
+    for name, weighting in flexibility.WEIGHTINGS.items():
         rising = np.asarray(weighting.positive(distances, mask))[:4]
         assert np.all(np.diff(rising) >= 0), name
         assert rising[3] > rising[0], name

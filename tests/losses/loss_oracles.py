@@ -30,6 +30,10 @@ def set_distance(values, form, parameter, sign):
         return max(values) if sign > 0 else min(values)
     if form == "uniform":
         return sum(values) / len(values)
+    if form in ("ranked", "first"):
+        ordered = sorted(values, reverse=sign > 0)
+        weights = [parameter**i if form == "ranked" else float(i < parameter) for i in range(len(ordered))]
+        return sum(w * v for w, v in zip(weights, ordered, strict=True)) / sum(weights)
     hardest_value = max(values) if sign > 0 else min(values)
     weights = [weigh(form, parameter, v, hardest_value, sign) for v in values]
     return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)

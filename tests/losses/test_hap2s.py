@@ -9,7 +9,7 @@ import pytest
 from loss_batches import clustered, odd_batches, radius_of
 from loss_oracles import difference_gradient, hap2s
 
-from hap2s_jax import exponential, hap2s_loss, hardest, polynomial, uniform
+from hap2s_jax import exponential, hap2s_loss, hardest, polynomial, ranked, uniform
 from hap2s_jax.losses import Weighting, detached
 from hap2s_jax.losses.weightings import as_weighting
 
@@ -85,8 +85,9 @@ def test_collapsed_batch_around_a_far_point(spread):
         (exponential(), "cosine", 4),
         (polynomial(), "euclidean", 4),
         (hardest(), "squared_euclidean", "never"),
+        (ranked(), "euclidean", 4),
     ],
-    ids=["e", "e cosine", "p blocked", "hardest squared"],
+    ids=["e", "e cosine", "p blocked", "hardest squared", "ranked blocked"],
 )
 @pytest.mark.parametrize(("name", "x", "labels"), odd_batches(), ids=[b[0] for b in odd_batches()])
 def test_odd_batches_stay_finite(name, x, labels, weighting, kind, block_size):
@@ -158,6 +159,55 @@ def test_limits_are_batch_hard_and_the_mean():
         np.testing.assert_allclose(hap2s_loss(x, labels, weighting=weighting), batch_hard, rtol=1e-5)
     for weighting in (exponential(1e6), polynomial(0.0), uniform()):
         np.testing.assert_allclose(hap2s_loss(x, labels, weighting=weighting), mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("block_size", ["never", 5])
+@pytest.mark.parametrize(
+    ("form", "make", "parameter"), [("ranked", ranked, 0.5), ("ranked", ranked, 0.8), ("first", hardest, 3)]
+)
+def test_weights_by_rank_equal_a_loop(form, make, parameter, block_size):
+    x, labels = clustered(1, [4, 1, 2, 6, 3])
+    weighting = make(parameter)
+    expected, _ = hap2s(x, labels, form=form, parameter=parameter, margin=3.0)
+    value, gradient = value_and_grad(x, labels, weighting=weighting, margin=3.0, block_size=block_size)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    differences = difference_gradient(
+        lambda x: hap2s(x, labels, form=form, parameter=parameter, margin=3.0)[0], x.astype(np.float64), 1e-6
+    )
+    np.testing.assert_allclose(gradient, differences, atol=1e-5)
+
+
+def test_weights_by_rank_do_not_see_the_scale_and_reach_both_ends():
+    x, labels = clustered(7, [4, 3, 1, 5])
+    near = hap2s_loss(x, labels, weighting=ranked(), margin=3.0)
+    np.testing.assert_allclose(
+        hap2s_loss(1000 * x, labels, weighting=ranked(), margin=3000.0), 1000 * near, rtol=1e-5
+    )
+    for weighting, form in ((ranked(1e-6), "hardest"), (ranked(1.0), "uniform"), (hardest(99), "uniform")):
+        value = hap2s_loss(x, labels, weighting=weighting)
+        np.testing.assert_allclose(value, hap2s(x, labels, form=form)[0], rtol=1e-5)
+
+
+def test_ties_of_rank_have_the_same_weight():
+    distances, mask = jnp.array([3.0, 1.0, 3.0, 2.0, 9.0]), jnp.array([True, True, True, True, False])
+    logs = ranked(0.5).positive(distances, mask)[:4]
+    np.testing.assert_allclose(jnp.exp(logs), [1, 1 / 8, 1, 1 / 4], rtol=1e-6)
+    np.testing.assert_allclose(
+        jnp.exp(ranked(0.5).negative(distances, mask)[:4]), [1 / 4, 1, 1 / 4, 1 / 2], rtol=1e-6
+    )
+    assert (hardest(2).positive(distances, mask)[:4] == jnp.array([0, -jnp.inf, 0, -jnp.inf])).all()
+
+
+def test_the_ratio_may_be_traced():
+    x, labels = clustered(7, [4, 3, 1, 5])
+    grid = jnp.array([0.3, 0.7])
+    values = jax.jit(jax.vmap(lambda ratio: hap2s_loss(x, labels, weighting=ranked(ratio))))(grid)
+    for ratio, value in zip(grid, values, strict=True):
+        np.testing.assert_allclose(value, hap2s_loss(x, labels, weighting=ranked(float(ratio))), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"ratio is 0\.0; it should be positive"):
+        ranked(0.0)
+    with pytest.raises(ValueError, match="count is 0; it should be at least 1"):
+        hardest(0)
 
 
 def test_silent_weights_are_uniform():
