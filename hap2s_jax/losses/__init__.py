@@ -18,6 +18,7 @@ from hap2s_jax.losses.hap2s import (
     easy_positive_loss,
     hap2s_e_loss,
     hap2s_from_distances,
+    hap2s_hardest_loss,
     hap2s_loss,
     hap2s_p_loss,
     hap2s_ranked_loss,
@@ -56,6 +57,7 @@ from hap2s_jax.losses.weightings import (
 register("hap2s_e", hap2s_e_loss)
 register("hap2s_p", hap2s_p_loss)
 register("hap2s_ranked", hap2s_ranked_loss)
+register("hap2s_hardest", hap2s_hardest_loss)
 register("batch_hard", batch_hard_loss)
 register("point_to_set_mean", point_to_set_mean_loss)
 register("easy_positive", easy_positive_loss)
@@ -96,6 +98,7 @@ __all__ = [
     "exponential",
     "hap2s_e_loss",
     "hap2s_from_distances",
+    "hap2s_hardest_loss",
     "hap2s_loss",
     "hap2s_p_loss",
     "hap2s_ranked_loss",

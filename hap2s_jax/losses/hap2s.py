@@ -184,6 +184,21 @@ def hap2s_ranked_loss(
     return hap2s_loss(embeddings, labels, weighting=ranked(ratio), **settings, **arguments)
 
 
+def hap2s_hardest_loss(
+    embeddings: Any,
+    labels: Any,
+    *,
+    count: int = 3,
+    margin: Scalar = 0.3,
+    soft_margin: bool = False,
+    distance: Distance = "euclidean",
+    **arguments: Any,
+) -> Any:
+    """`hap2s_loss` with `hardest(count)` weights, between batch-hard and the mean; `arguments` are the engine's."""
+    settings = {"margin": margin, "soft_margin": soft_margin, "distance": distance}
+    return hap2s_loss(embeddings, labels, weighting=hardest(count), **settings, **arguments)
+
+
 def batch_hard_loss(
     embeddings: Any,
     labels: Any,

@@ -79,7 +79,8 @@ def hardest(count: int = 1) -> Weighting:
     Members that tie share the weight.
 
     Args:
-        count: how many of the hardest of each set count, all alike; all of a smaller set do.
+        count: how many of the hardest of each set count, all alike, and what ties with the last of them; all of a
+            smaller set do.
 
     Raises:
         ValueError: `count` is not at least 1.
@@ -213,7 +214,9 @@ def _first(count: int, distances: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _by_rank(ratio: Scalar, distances: jax.Array, mask: jax.Array) -> jax.Array:
-    return _harder(distances, mask) * jnp.log(jnp.asarray(ratio, distances.dtype))
+    # A ratio that underflows would make NaN of the hardest, 0 * -inf.
+    ratio = jnp.maximum(jnp.asarray(ratio, distances.dtype), jnp.finfo(distances.dtype).tiny)
+    return _harder(distances, mask) * jnp.log(ratio)
 
 
 def _detached(inner: LogWeights, distances: jax.Array, mask: jax.Array) -> jax.Array:

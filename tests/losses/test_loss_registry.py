@@ -48,6 +48,8 @@ def test_mistakes_suggest_the_right_name():
     [
         ("hap2s_e", "sigma", (0.0, float("nan"))),
         ("hap2s_p", "alpha", (-1.0,)),
+        ("hap2s_ranked", "ratio", (0.0, -0.5)),
+        ("hap2s_hardest", "count", (0,)),
         ("contrastive", "power", (0,)),
         ("multi_similarity", "alpha", (0.0,)),
         ("multi_similarity", "beta", (-1.0,)),
