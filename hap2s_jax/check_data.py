@@ -245,9 +245,8 @@ def run(
         print(f"{len(dataset.query):,} queries, {len(dataset.gallery):,} gallery images")
         if unanswered := unanswerable(dataset):
             print(f"  {unanswered:,} queries have no match in the gallery and are left out of every figure")
-    differences = registry.count_warnings(entry, dataset)
-    print(*differences, sep="\n") if differences else None
-    if entry.counts and not differences:
+    print(*dataset.remarks, sep="\n") if dataset.remarks else None
+    if entry.counts and not dataset.remarks:
         print("all counts are as published")
     if sheet:
         draw_sheet(dataset, sheet)

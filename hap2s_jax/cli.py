@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 something the user can mend, said in one line; 2 a wrong f
 
 from __future__ import annotations
 
+import logging as standard_logging
 import os
 import pathlib
 import re
@@ -33,6 +34,7 @@ def start(main: Callable[[], object]) -> None:
             fail(f"unknown argument {argv[1]!r}; options are written --name=value", code=2)
         # orbax logs whole tracebacks of failures that are reported here in one line.
         logging.set_verbosity(logging.FATAL)
+        standard_logging.getLogger("hap2s_jax").setLevel(standard_logging.WARNING)
         try:
             main()
         except UserError as e:
@@ -55,22 +57,26 @@ def fail(message: str, code: int) -> NoReturn:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     argv = list(argv)
-    path = _config_path(argv)
-    if path is not None and not pathlib.Path(path).is_file():
-        fail(f"config file {path} does not exist{_configs_nearby(path)}", code=2)
+    paths = _config_paths(argv)
+    if len(paths) > 1:
+        fail(f"--config is given {len(paths)} times; give one file, its argument after a colon", code=2)
+    for path in paths:
+        if not pathlib.Path(path).is_file():
+            fail(f"config file {path} does not exist{_configs_nearby(path)}", code=2)
     try:
         return flags.FLAGS(argv)
     except _FLAG_ERRORS as e:
         fail(_explain(e, argv), code=2)
 
 
-def _config_path(argv: Sequence[str]) -> str | None:
+def _config_paths(argv: Sequence[str]) -> list[str]:
+    paths = []
     for i, item in enumerate(argv):
         if match := re.fullmatch(r"--?config=([^:]*)(:.*)?", item):
-            return match[1]
-        if item in ("-config", "--config") and i + 1 < len(argv):
-            return argv[i + 1].partition(":")[0]
-    return None
+            paths.append(match[1])
+        elif item in ("-config", "--config") and i + 1 < len(argv):
+            paths.append(argv[i + 1].partition(":")[0])
+    return paths
 
 
 def _configs_nearby(path: str) -> str:

@@ -50,7 +50,9 @@ class Program:
         Raises:
           UserError: naming the key that is wrong.
         """
-        require(0 <= config.ema_decay < 1, "ema_decay", config.ema_decay, "0, for none, or a decay below 1")
+        require(
+            0 <= (config.ema_decay or 0) < 1, "ema_decay", config.ema_decay, "0, for none, or a decay below 1"
+        )
         named = {"metric": _loss("loss", config.loss)}
         if config.auxiliary.name:
             require(config.auxiliary.weight >= 0, "auxiliary.weight", config.auxiliary.weight, "at least 0")

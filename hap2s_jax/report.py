@@ -63,6 +63,8 @@ def announce(job: Job, state: TrainState, workdir: pathlib.Path) -> None:
         f"{name} {len(s):,} images of {_num_classes(s):,} classes" for name, s in parts if s is not None
     )
     say(f"{data.name}: {sizes}")
+    for remark in data.remarks:
+        say(f"warning: {remark}")
     if job.noise is not None:
         say(job.noise.describe())
     say(f"batches: {job.plan.describe()}")
@@ -108,7 +110,12 @@ def finish(
     results = _without_nan(results)
     print_results(results)
     _write_card(job, state, results, held_out, workdir)
-    draw(job, embeddings, present, workdir)
+    try:
+        draw(job, embeddings, present, workdir)
+    except UserError:
+        raise
+    except Exception as error:  # the figures are worth more than their pictures
+        say(f"warning: not all pictures could be drawn: {error!r}")
     # Last, since it is what says that the run is finished.
     with replacing(workdir / RESULTS) as temporary:
         temporary.write_text(json.dumps(results, indent=2, default=list, allow_nan=False) + "\n")

@@ -20,6 +20,11 @@ CASES = {
         2,
         "configs/emojis.py does not exist; there are: configs/",
     ),
+    "two configs": (
+        ["--config=configs/emoji.py", "--config", "configs/emoji.py:tiny", "--config.steps=3"],
+        2,
+        "--config is given 2 times",
+    ),
     "unknown flag": (["--config=configs/emoji.py", "--wrkdir=x"], 2, "wrkdir"),
     "stray argument": (["--config=configs/emoji.py", "x"], 2, "unknown argument 'x'"),
     "unknown key": (
@@ -78,7 +83,7 @@ CASES = {
     "unknown best metric": (
         ["--config=configs/emoji.py:tiny", "--config.checkpoint.best_metric=mapp", "--workdir={tmp}/h"],
         1,
-        "best_metric is 'mapp'",
+        "(checkpoint.best_metric) 'mapp'; did you mean 'map@r'?",
     ),
     "missing data set": (
         ["--config=configs/cub.py", "--config.data.data_dir={tmp}/none", "--workdir={tmp}/i"],

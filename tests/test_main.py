@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -154,11 +155,22 @@ def test_a_run_that_died_over_its_pictures_draws_them_the_next_time(finished, tm
         file.unlink()
     monkeypatch.setattr(main, "train", lambda state, *a, **k: state)
     with monkeypatch.context() as patch:
-        patch.setattr(main.report, "draw", lambda *a, **k: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        patch.setattr(main.report, "draw", lambda *a, **k: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
             main.run(_config(), workdir)
     assert main.run(_config(), workdir)["test"] == pytest.approx(finished[1]["test"])
     assert all(file.is_file() for file in left)
+
+
+def test_pictures_that_cannot_be_drawn_do_not_cost_the_figures(finished, tmp_path, monkeypatch, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "results.json").unlink()
+    monkeypatch.setattr(main, "train", lambda state, *a, **k: state)
+    monkeypatch.setattr(main.report.plots, "curves", lambda *a, **k: 1 / 0)
+    assert main.run(_config(), workdir)["test"] == pytest.approx(finished[1]["test"])
+    assert "not all pictures could be drawn: ZeroDivisionError" in capsys.readouterr().out
+    assert json.loads((workdir / "results.json").read_text())["steps"] == 6
 
 
 def test_a_folder_takes_one_run_at_a_time(finished):

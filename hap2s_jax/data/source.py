@@ -133,7 +133,9 @@ class Dataset:
         evaluation's metrics, to be shown beside a run's own.
       views: int64 `[V]` indices into `test` of the images that "multi_query" pools a query from, neither queries
         nor gallery; None without any.
-      seen_classes: names of the test classes that training has images of too, as a split of one's own may have it.
+      seen_classes: names of the test classes that training or validation has images of too, as a split of one's own
+        may have it.
+      remarks: lines for whoever uses it, such as numbers of images that differ from the published ones.
     """
 
     name: str
@@ -146,6 +148,7 @@ class Dataset:
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     views: np.ndarray | None = None
     seen_classes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no evaluation could read."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -50,8 +50,9 @@ def from_npz(path: str) -> Inputs:
             arrays = {
                 name: file[name]
                 for name in file.files
-                if name in ("embeddings", "labels", "cameras", "split", "model")
+                if name in ("embeddings", "labels", "cameras", "split")
             }
+            distance = _distance(file)
     except FileNotFoundError as error:
         raise UserError(f"--embeddings: there is no file {path}.") from error
     except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
@@ -83,14 +84,14 @@ def from_npz(path: str) -> Inputs:
         gallery,
         views,
         ("query_gallery",) if paired else ("class",),
-        _distance(arrays.get("model")),
+        distance,
     )
 
 
-def _distance(model: np.ndarray | None) -> str:
+def _distance(file: Mapping[str, np.ndarray]) -> str:
     """What `hap2s_jax.embed` says, in the JSON that it keeps beside its embeddings, that they are compared by."""
     try:
-        chosen = json.loads(str(model))["distance"]
-    except (ValueError, KeyError, TypeError):
+        chosen = json.loads(str(file["model"]))["distance"]
+    except (ValueError, KeyError, TypeError):  # no such entry, or one of somebody else's
         return DISTANCES[0]
     return chosen if chosen in DISTANCES else DISTANCES[0]

@@ -118,7 +118,7 @@ def evaluate(
 
 
 def names(protocols: Sequence[str]) -> tuple[str, ...]:
-    """What `evaluate` returns of "class" and "query_gallery" by default, without evaluating anything."""
+    """The figures, without the counts, that `evaluate` returns of "class" and "query_gallery" by default."""
     nothing = np.zeros(0)
     results = QueryResults(*[nothing] * len(dataclasses.fields(QueryResults)))
     figures: list[str] = []

@@ -109,7 +109,7 @@ def rank_multi_query(
     if distance == "cosine":
         array = space(array, distance)(array, np.arange(len(array)))
     assert camera is not None
-    group = label * (camera.max() + 1) + camera
+    group = np.unique(np.stack([label, camera]), axis=1, return_inverse=True)[1].reshape(-1)
     pooled = np.empty((len(asked), array.shape[1]), array.dtype)
     for number in np.unique(group[asked]):
         members = seen[group[seen] == number]

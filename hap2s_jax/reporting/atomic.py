@@ -16,6 +16,9 @@ except ImportError:  # not on Windows
     fcntl = None
 
 
+_TRIES = 100
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what is written there takes its place when the block ends well.
@@ -66,11 +69,12 @@ def holding(path: str | os.PathLike[str]) -> Iterator[bool]:
             yield held
         finally:
             if held:
-                target.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    target.unlink()
 
 
 def _lock(target: Path) -> tuple[IO[str], bool]:
-    while True:
+    for _ in range(_TRIES):
         handle = target.open("a")
         if fcntl is None:
             return handle, True
@@ -81,10 +85,11 @@ def _lock(target: Path) -> tuple[IO[str], bool]:
         except OSError:
             return handle, True
         # Who held it until now may just have taken the file away, and a third may hold a new one.
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(handle.fileno()), target.stat()):
                 return handle, True
         handle.close()
+    return target.open("a"), True  # a file system that gives a file another number each time
 
 
 def cannot_write(path: str | os.PathLike[str], error: OSError) -> UserError:

@@ -48,7 +48,7 @@ def model_card(
       data: part of the data set ("train", "validation", "test") -> ``{"images", "classes"}``.
       protocols: which evaluations the figures are of.
       parameters: of the encoder.
-      seen_classes: how many of the test classes have training images too.
+      seen_classes: how many of the test classes have images in training or validation too.
       threshold: ``threshold``, ``false_accepts``, ``false_rejects``, ``distance``, ``gallery`` and ``weights`` of the
         calibration, None without one.
     """
@@ -91,11 +91,11 @@ def _data(name: str, data: Mapping[str, Mapping[str, int]], seen_classes: int) -
         f"{part} {sizes['images']:,} images of {sizes['classes']:,} classes" for part, sizes in data.items()
     )
     if seen_classes:
-        unseen = f"{seen_classes:,} test classes have training images too, so the figures are not of unseen classes"
+        seen = f"{seen_classes:,} test classes have images in training or validation; the figures are not of new ones"
     else:
-        unseen = "The test classes occur neither in training nor in the choice of weights"
+        seen = "The test classes occur neither in training nor in the choice of weights"
     return (
-        f"{name}: {parts}. {unseen}. The encoder is as good as this data: on images of another kind, measure before "
+        f"{name}: {parts}. {seen}. The encoder is as good as this data: on images of another kind, measure before "
         "you rely on it."
     )
 

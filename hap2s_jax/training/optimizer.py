@@ -91,10 +91,10 @@ def create_schedule(
         raise unknown_name("schedule", name, SCHEDULES)
     in_run = f"between 0 and the number of steps, {steps}"
     require(0 <= warmup_steps <= steps, "schedule.warmup_steps", warmup_steps, in_run)
-    require(0 <= learning_rate < math.inf, "optimizer.learning_rate", learning_rate, "at least 0")
+    require(0 <= learning_rate < math.inf, "optimizer.learning_rate", learning_rate, "at least 0 and finite")
     require(0 <= decay_from <= 1, "schedule.decay_from", decay_from, "a part of the run, 0 to 1")
     for key, factor in (("final_factor", final_factor), ("step_factor", step_factor), ("power", power)):
-        require(0 <= factor < math.inf, f"schedule.{key}", factor, "at least 0")
+        require(0 <= factor < math.inf, f"schedule.{key}", factor, "at least 0 and finite")
     edges = (0.0, *boundaries, 1.0)
     rising = all(a < b for a, b in itertools.pairwise(edges))
     require(rising, "schedule.boundaries", tuple(boundaries), "rising parts of the run between 0 and 1")
@@ -210,8 +210,9 @@ def create_optimizer(
     if name not in OPTIMIZERS:
         raise unknown_name("optimizer", name, OPTIMIZERS)
     not_negative = {"trunk_factor": trunk_factor, "loss_factor": loss_factor, "weight_decay": weight_decay}
-    for key, value in (not_negative | {"clip_norm": clip_norm or 0.0}).items():
-        require(0 <= value < math.inf, f"optimizer.{key}", value, "at least 0")
+    for key, value in not_negative.items():
+        require(0 <= value < math.inf, f"optimizer.{key}", value, "at least 0 and finite")
+    require((clip_norm or 0.0) >= 0, "optimizer.clip_norm", clip_norm, "at least 0")
     for key, value in (("b1", b1), ("b2", b2), ("momentum", momentum)):
         require(0 <= value < 1, f"optimizer.{key}", value, "at least 0 and below 1")
     build, takes = OPTIMIZERS[name]

@@ -72,6 +72,12 @@ def test_embeddings_are_compared_as_their_encoder_was_trained_for(tmp_path, arra
     )
 
 
+def test_a_model_of_somebody_else_s_is_never_unpickled(tmp_path, arrays):
+    np.savez(tmp_path / "x.npz", **arrays, model=np.array({"distance": "cosine"}))
+    written = figures_of(tmp_path, f"--embeddings={tmp_path / 'x.npz'}", "--no_cluster")
+    assert written["settings"]["distance"] == "euclidean"
+
+
 def test_without_cameras_and_split_it_is_class_retrieval(tmp_path, arrays):
     np.savez(tmp_path / "x.npz", embeddings=arrays["embeddings"], labels=arrays["labels"])
     written = figures_of(tmp_path, f"--embeddings={tmp_path / 'x.npz'}", "--no_cluster", "--recall_at=1,3")

@@ -56,7 +56,7 @@ def test_the_card_says_when_test_classes_were_trained_on(finished):
     arguments = {"data": {}, "protocols": ("class",), "parameters": 1}
     assert "occur neither in training" in model_card(results, **arguments)
     text = model_card(results, **arguments, seen_classes=12)
-    assert "12 test classes have training images too" in text
+    assert "12 test classes have images in training or validation" in text
     assert "occur neither in training" not in text
 
 

@@ -96,7 +96,7 @@ def read_csv_rows(path: Path) -> dict[str, _Rows]:
                     rows.boxes.append([_int32(round(float(row[c]))) for c in _BOX])
             except (TypeError, ValueError, OverflowError):
                 raise UserError(
-                    f"{path}, line {number}: camera and box must be numbers from 0 on, found {row}"
+                    f"{path}, line {number}: camera and box must be numbers of at most 32 bits, found {row}"
                 ) from None
             if not rows.paths[-1] or not rows.classes[-1]:
                 raise UserError(f"{path}, line {number}: path and label must not be empty")
@@ -106,7 +106,7 @@ def read_csv_rows(path: Path) -> dict[str, _Rows]:
 
 
 def _int32(number: int) -> int:
-    if not 0 <= number < 2**31:
+    if not -(2**31) <= number < 2**31:
         raise OverflowError
     return number
 

@@ -50,8 +50,6 @@ def load(
         return emoji.load()
     # Test classes are the same in every run: only validation classes, chosen among the others, follow the seed.
     parts = _parts(found, data_dir, _TEST_SEED, options)
-    for line in registry.count_warnings(found, parts):
-        _LOG.warning("%s", line)
     train, validation = parts.train, parts.validation
     if validation is None:
         train, validation = split_by_class(train, validation_fraction, seed)
@@ -61,14 +59,16 @@ def load(
     protocols = parts.protocols or found.protocols
     if found.name == "folder" and parts.query is not None:
         protocols = ("class", "query_gallery")
-    # Official splits share no class, though some number those of either side from 0.
-    seen = set(parts.train.class_names) & set(parts.test.class_names) if found.name == "folder" else ()
+    remarks, seen = registry.count_warnings(found, parts), set()
+    if (
+        found.name == "folder"
+    ):  # official splits share no class, though some number those of either side from 0
+        trained = {*parts.train.class_names, *(parts.validation.class_names if parts.validation else ())}
+        seen = trained & set(parts.test.class_names)
     if seen:
-        count = len(parts.test.class_names)
-        _LOG.warning(
-            "%d of the %d test classes have training images too: figures are not of unseen classes",
-            len(seen),
-            count,
+        remarks.append(
+            f"{len(seen):,} of the {len(parts.test.class_names):,} test classes have training or validation images "
+            "too: figures are not of unseen classes"
         )
     return Dataset(
         found.name,
@@ -80,6 +80,7 @@ def load(
         protocols,
         views=parts.views,
         seen_classes=tuple(sorted(seen)),
+        remarks=tuple(remarks),
     )
 
 

@@ -209,10 +209,19 @@ class _Reader:
         )
 
     def _substitutes(self, index: int) -> Iterator[int]:
-        """All other images with a class, in the order in which they may stand in: those of the same class first."""
-        others = np.roll(np.arange(len(self._labels)), -index)[1:]
-        same = self._labels[others] == self._labels[index]
-        yield from others[same].tolist()
+        """All other images with a class in the order in which they may stand in: first those of the same class.
+
+        The images of a class go over to as many different ones of the class that follows.
+        """
+        labelled = np.flatnonzero(self._labels >= 0)
+        by_class = labelled[np.argsort(self._labels[labelled], kind="stable")]
+        classes, first, which, size = np.unique(
+            self._labels[by_class], return_index=True, return_inverse=True, return_counts=True
+        )
+        place, own = np.arange(len(by_class)) - first[which], int(np.flatnonzero(by_class == index)[0])
+        classes_on, places_on = (which - which[own]) % len(classes), (place - place[own]) % size[which]
+        ranking, same = by_class[np.lexsort((places_on, classes_on))].tolist(), size[which[own]]
+        yield from ranking[1:same]
         if self._labels[index] not in self._warned:
             self._warned.add(self._labels[index])
             _LOG.warning(
@@ -220,7 +229,7 @@ class _Reader:
                 self._labels[index],
                 self.images.source.name,
             )
-        yield from others[~same & (self._labels[others] >= 0)].tolist()
+        yield from ranking[same:]
 
 
 def _run(
