@@ -8,7 +8,6 @@ import math
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -46,6 +45,10 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     sys.path.insert(0, str(ROOT))
     return workdir, main.run(_config(), workdir)
+
+
+def _killed(*arguments, **settings):
+    raise KeyboardInterrupt
 
 
 def _weights(workdir, step):
@@ -155,7 +158,7 @@ def test_a_run_that_died_over_its_pictures_draws_them_the_next_time(finished, tm
         file.unlink()
     monkeypatch.setattr(main, "train", lambda state, *a, **k: state)
     with monkeypatch.context() as patch:
-        patch.setattr(main.report, "draw", lambda *a, **k: signal.raise_signal(signal.SIGINT))
+        patch.setattr(main.report, "draw", _killed)
         with pytest.raises(KeyboardInterrupt):
             main.run(_config(), workdir)
     assert main.run(_config(), workdir)["test"] == pytest.approx(finished[1]["test"])
