@@ -30,6 +30,7 @@ TIMES = {"train/images_per_second", "train/input_wait_fraction"}
 def _config(**changes):
     config = importlib.import_module("configs.emoji").get_config("tiny")
     config.num_devices = 1
+    config.evaluate.zooms = False  # five times the images, at every evaluation
     config.log.tensorboard = False
     config.update_from_flattened_dict(changes)
     return config

@@ -272,6 +272,7 @@ def test_an_override_that_does_not_fit_is_refused_at_once(tmp_path, monkeypatch,
 @pytest.mark.parametrize("script", [accuracy, robustness, flexibility, generality])
 def test_a_mistake_in_the_seeds_is_one_line(script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
     with pytest.raises(SystemExit):
         script.main(["--tiny", "--seeds=a"])
     assert "whole numbers such as 0,1,2 are wanted, not 'a'" in capsys.readouterr().err
