@@ -91,6 +91,7 @@ def get_config(arg: str | None = None) -> Config:
         config.batch.classes = 8
         config.schedule.warmup_steps = 2
         config.evaluate.every_steps = 4
+        config.evaluate.zooms = False
         config.checkpoint.every_steps = 3
         config.log.every_steps = 2
     return config

@@ -30,7 +30,6 @@ TIMES = {"train/images_per_second", "train/input_wait_fraction"}
 def _config(**changes):
     config = importlib.import_module("configs.emoji").get_config("tiny")
     config.num_devices = 1
-    config.evaluate.zooms = False  # five times the images, at every evaluation
     config.log.tensorboard = False
     config.update_from_flattened_dict(changes)
     return config
@@ -46,6 +45,12 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     sys.path.insert(0, str(ROOT))
     return workdir, main.run(_config(), workdir)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Most of a run of six steps is drawing."""
+    monkeypatch.setattr(main.report, "draw", lambda *a, **k: None)
 
 
 def _killed(*arguments, **settings):
@@ -105,6 +110,7 @@ def test_a_second_run_says_that_it_is_finished(finished, capsys, monkeypatch):
     assert "raw pixels" in printed
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("stopped_at", [1, 4, 5])
 def test_stopped_and_resumed_ends_with_the_same_bits(finished, tmp_path, monkeypatch, stopped_at):
     workdir, results = finished
@@ -126,6 +132,7 @@ def test_stopped_and_resumed_ends_with_the_same_bits(finished, tmp_path, monkeyp
     assert resumed["test"] == results["test"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_more_steps_go_on_from_a_finished_run(tmp_path, monkeypatch):
     config = {"schedule.name": "constant"}
     main.run(_config(**config), tmp_path)
@@ -139,6 +146,7 @@ def test_more_steps_go_on_from_a_finished_run(tmp_path, monkeypatch):
     assert [r["step"] for r in read_metrics(tmp_path) if "train/loss" in r] == [2, 3, 4, 6, 8]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_fewer_steps_finish_a_run_that_is_beyond_them(tmp_path, monkeypatch):
     config = {"schedule.name": "constant", "evaluate.untrained": False}
     with monkeypatch.context() as patch:

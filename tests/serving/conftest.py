@@ -44,6 +44,7 @@ def run(tmp_path_factory):
     config.evaluate.enlarge = 1.1
     config.evaluate.keep_aspect = True
     config.evaluate.flip = True
+    config.evaluate.zooms = True
     workdir = tmp_path_factory.mktemp("serving") / "run"
     workdir.mkdir()
     configs.save(config, workdir)

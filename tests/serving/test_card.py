@@ -22,7 +22,6 @@ def finished(tmp_path_factory):
         patch.syspath_prepend(str(ROOT))
         config = importlib.import_module("configs.emoji").get_config("tiny")
     config.log.tensorboard = False
-    config.evaluate.zooms = False
     config.steps = 2
     config.num_devices = 1
     config.evaluate.untrained = False
