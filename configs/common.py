@@ -36,7 +36,7 @@ def get_config() -> Config:
     config.data = ml_collections.ConfigDict()
     # Which data set; `python -m hap2s_jax.check_data` lists them.
     config.data.name = ""
-    # Where it lies; None for ~/tensorflow_datasets or $TFDS_DATA_DIR.
+    # Where it lies; None for ~/tensorflow_datasets or $TFDS_DATA_DIR, then ./data.
     config.data.data_dir = config_dict.placeholder(str)
     # Height and width that the encoder sees, pixels.
     config.data.image_size = (256, 128)
@@ -160,13 +160,14 @@ def get_config() -> Config:
     config.schedule = ml_collections.ConfigDict()
     # constant, cosine, exponential, polynomial, step
     config.schedule.name = "cosine"
-    # Updates over which the rate rises from 0 to its peak.
+    # Updates over which the rate rises in a line to its peak; the first one has 1 / (warmup_steps + 1) of it.
     config.schedule.warmup_steps = 0
     # Last rate over peak (cosine, exponential, polynomial).
     config.schedule.final_factor = 0.001
-    # Part of the run after which the exponential decay begins.
+    # Where the exponential decay begins, as a part of the steps after the warm-up.
     config.schedule.decay_from = 0.6
-    # Parts of the run at which the rate is multiplied by step_factor (step).
+    # Where the rate is multiplied by step_factor (step), as parts of the steps after the warm-up: with a tenth of the
+    # run for warm-up, 30% and 60% of the run are (2/9, 5/9).
     config.schedule.boundaries = (0.33, 0.58)
     config.schedule.step_factor = 0.1
     # Of the polynomial; 1 is a straight line.

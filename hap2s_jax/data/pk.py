@@ -51,7 +51,7 @@ class PKPlan:
         if classes_per_batch > len(classes):
             raise UserError(
                 f"classes_per_batch (batch.classes): is {classes_per_batch}, but the training data has only "
-                f"{len(classes)} classes; set it to {len(classes)} or less"
+                f"{len(classes)} classes, those for validation not counted; set it to {len(classes)} or less"
             )
         self.classes_per_batch = classes_per_batch
         self.images_per_class = images_per_class

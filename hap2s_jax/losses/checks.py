@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 Reduction = Literal["mean", "sum", "none"]
 BlockSize = int | Literal["never"] | None
@@ -49,7 +50,7 @@ def check_sample_weights(sample_weights: Any, count: int) -> jax.Array | None:
         raise ValueError(
             f"sample_weights are {sample_weights.shape}; they should be ({count},), one per label"
         )
-    return jax.lax.stop_gradient(sample_weights)
+    return jax.lax.stop_gradient(_whole(sample_weights))
 
 
 def check_embeddings(name: str, vectors: Any, label_name: str, labels: Any) -> tuple[jax.Array, jax.Array]:
@@ -72,7 +73,16 @@ def check_embeddings(name: str, vectors: Any, label_name: str, labels: Any) -> t
         )
     # In a narrow or unsigned type the label that is ignored, -1, would be some class's.
     narrow = labels.dtype.itemsize < 4 or labels.dtype == jnp.int32
-    return vectors, labels.astype(jnp.int32 if narrow else jnp.asarray(0).dtype)
+    labels = labels.astype(jnp.int32 if narrow else jnp.asarray(0).dtype)
+    return _whole(vectors), _whole(labels)
+
+
+def _whole(array: jax.Array) -> jax.Array:
+    """The same on every device, where it is split over a mesh's explicit axes: they know no split sort or gather."""
+    sharding = jax.typeof(array).sharding
+    if all(axis is None for axis in sharding.spec):
+        return array
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 def _check_width(name: str, labels: Any) -> None:

@@ -60,9 +60,11 @@ class Loss:
             embeddings: `[n, d]`.
             labels: `[n]`.
             with_stats: also return a dict of float32 scalars.
-            **arguments: `axis_name`, `params` (for a loss that has them), and the engine's other arguments; a
+            **arguments: `axis_name`, `params` (None for a loss that has none), and the engine's other arguments; a
                 hyperparameter given here overrides the configured one and may be traced.
         """
+        if not self.has_params and arguments.get("params") is None:
+            arguments.pop("params", None)  # what `init_params` gives for it
         settings = self._entry.fixed | self.hyperparameters | arguments
         return self._entry.function(embeddings, labels, with_stats=with_stats, **settings)
 
@@ -70,6 +72,11 @@ class Loss:
     def has_params(self) -> bool:
         """Whether the loss has arrays to learn and must be called with `params=`."""
         return self._entry.init_params is not None
+
+    @property
+    def draws(self) -> bool:
+        """Whether the loss draws at random, from `key=`."""
+        return "key" in inspect.signature(self._entry.function).parameters
 
     @property
     def has_blocks(self) -> bool:

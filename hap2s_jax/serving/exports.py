@@ -5,6 +5,7 @@ Each export takes uint8 images of the encoder's own size; ``preprocessing.json``
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pathlib
 from collections.abc import Callable
@@ -29,7 +30,12 @@ def write_stablehlo(encoder: TrainedEncoder, folder: pathlib.Path) -> pathlib.Pa
     """Writes ``encoder.stablehlo``: ``jax.export.deserialize(file.read()).call(images)``, for cpu, cuda and tpu.
 
     images: uint8 `[b, h, w, 3]` for any b; the result is float32 `[b, d]`.
+
+    Raises:
+      UserError: flatbuffers is not installed, which JAX needs to write and to read such files.
     """
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise UserError('StableHLO needs flatbuffers: pip install -e ".[use]"')
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *encoder.image_size, 3), jnp.uint8)
     exported = jax.export.export(jax.jit(encoder.function), platforms=PLATFORMS)(images)

@@ -41,7 +41,7 @@ def objective(
       labels: ``[b]``.
       loss_params: the learnable arrays, ``{"metric": ..., "auxiliary": ...}``; losses without any have no entry.
       axis_name: the axis that the global batch is split over.
-      step: completed updates, for `schedule`.
+      step: completed updates, for `schedule` and the key of losses that draw at random.
       loss: the metric loss.
       schedule: ``step -> {hyperparameter: value}`` of the metric loss, or None.
       auxiliary: the second loss.
@@ -52,7 +52,9 @@ def objective(
       hyperparameters under ``loss_`` names.
     """
     scheduled = {} if schedule is None else schedule(step)
-    value, stats = _call(loss, output.embedding, labels, loss_params.get("metric"), axis_name, scheduled)
+    value, stats = _call(
+        loss, output.embedding, labels, loss_params.get("metric"), axis_name, step, scheduled
+    )
     stats = {**stats, **{f"loss_{name}": current for name, current in scheduled.items()}}
     if auxiliary is None:
         return value, stats
@@ -63,6 +65,7 @@ def objective(
         labels,
         loss_params.get("auxiliary"),
         axis_name,
+        step,
         {},
     )
     renamed = {f"auxiliary_{name}": s for name, s in second_stats.items()}
@@ -80,7 +83,11 @@ def _call(
     labels: jax.Array,
     params: PyTree,
     axis_name: str,
+    step: jax.Array | int,
     scheduled: Mapping[str, jax.Array],
 ) -> Any:
-    learnable = {} if params is None else {"params": params}
-    return loss(embeddings, labels, axis_name=axis_name, with_stats=True, **learnable, **scheduled)
+    arguments: dict[str, Any] = {} if params is None else {"params": params}
+    if getattr(loss, "draws", False):
+        # Equal on all devices and after a restart; the draws of two losses of one step need not differ.
+        arguments["key"] = jax.random.fold_in(jax.random.key(0), step)
+    return loss(embeddings, labels, axis_name=axis_name, with_stats=True, **arguments, **scheduled)

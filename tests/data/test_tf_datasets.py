@@ -68,6 +68,11 @@ def test_own_images_by_folder_and_by_csv(tmp_path):
     asked = datasets.load("folder", data_dir=tmp_path / "asked.csv", validation_fraction=0)
     assert asked.protocols == ("class", "query_gallery")
     assert asked.query.tolist() == [0, 1]
+    for cameras, protocols in ((2, ("class", "query_gallery")), (1, ("class",))):
+        rows = "".join(f"c{i}.jpg,{i // 4},{i % cameras}\n" for i in range(16))
+        (tmp_path / "seen.csv").write_text("path,label,camera\n" + rows)
+        seen = datasets.load("folder", data_dir=tmp_path / "seen.csv", validation_fraction=0)
+        assert (seen.query, seen.protocols) == (None, protocols)
     with pytest.raises(UserError, match=r"data\.data_dir: must name a folder"):
         datasets.load("folder", data_dir=tmp_path / "nowhere")
 

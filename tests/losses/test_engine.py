@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from loss_batches import clustered
 from loss_oracles import hap2s
 
-from hap2s_jax import hap2s_loss
+from hap2s_jax import hap2s_loss, losses
 from hap2s_jax.losses import mean_over_anchors
 
 
@@ -99,6 +99,34 @@ def test_sharded_global_arrays():
         got = whole(weights, jax.device_put(x, sharding), jax.device_put(labels, sharding), None, block_size)
         np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
         np.testing.assert_allclose(got[1], expected[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["hap2s_e", "hap2s_ranked", "batch_all", "margin", "circle", "msml", "softmax"]
+)
+def test_a_mesh_of_explicit_axes(name):
+    _, x, labels = devices_problem("float32")
+    loss = losses.create(name)
+    params = loss.init_params(jax.random.key(0), int(labels.max()) + 1, x.shape[1])
+
+    def value(x, labels, weights=None):
+        weighted = {} if weights is None else {"sample_weights": weights}
+        return loss(x, labels, with_stats=False, params=params, **weighted)
+
+    of = jax.jit(jax.value_and_grad(value))
+    expected = of(x, labels)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    xs, ys = jax.device_put(x, split), jax.device_put(jnp.asarray(labels), split)
+    np.testing.assert_allclose(value(xs, ys), expected[0], rtol=1e-5)
+    with jax.set_mesh(mesh):
+        got = of(xs, ys)
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(got[1], expected[1], atol=1e-5)
+    assert got[1].sharding.spec[0] == "data"
+    if name == "hap2s_e":
+        ones = jax.device_put(jnp.ones(len(labels)), split)
+        np.testing.assert_allclose(value(xs, ys, ones), expected[0], rtol=1e-5)
 
 
 def test_several_batches_under_vmap():

@@ -66,6 +66,24 @@ def test_learnt_parts_get_their_gradient():
     assert np.all(np.linalg.norm(gradient, axis=1) > 0)
 
 
+@pytest.mark.parametrize("name", ["random_triplet", "margin"])
+def test_every_step_draws_anew_and_a_step_always_the_same(name):
+    loss = losses.create(name)
+    params = {} if not loss.has_params else {"metric": loss.init_params(jax.random.key(0), 3, 6)}
+
+    def of(step):
+        value = _over_devices(
+            lambda b: objective(b[0], b[1], params, "d", step, loss=loss)[0],
+            (_output(False), jnp.asarray(LABELS)),
+            2,
+        )
+        return float(value)
+
+    values = [of(step) for step in range(6)]
+    assert len(set(values)) > 1
+    assert values == [of(jnp.int32(step)) for step in range(6)]
+
+
 def test_one_loss_alone_needs_no_params():
     def of(batch):
         return objective(batch[0], batch[1], {}, "d", loss=losses.create("hap2s_p"))[0]

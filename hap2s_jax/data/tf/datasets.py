@@ -55,9 +55,12 @@ def load(
         train, validation = split_by_class(train, validation_fraction, seed)
     if registry.num_classes(parts.test) < 2:
         raise UserError(f"{found.name}: retrieval needs at least two test classes")
-    # Own images with queries are judged in both ways; validation classes have none.
+    # Own images with queries or cameras are judged in both ways; validation classes have no queries.
     protocols = parts.protocols or found.protocols
-    if found.name == "folder" and parts.query is not None:
+    cameras = parts.test.cameras
+    if found.name == "folder" and (
+        parts.query is not None or (cameras is not None and len(set(cameras)) > 1)
+    ):
         protocols = ("class", "query_gallery")
     remarks, seen = registry.count_warnings(found, parts), set()
     if (
