@@ -27,13 +27,14 @@ from jax.experimental import multihost_utils
 from hap2s_jax.data.pixels import UnreadableImageError
 from hap2s_jax.data.source import Dataset, Source
 from hap2s_jax.errors import Preempted, UserError
-from hap2s_jax.reporting.atomic import holding
+from hap2s_jax.reporting.atomic import holding, replacing
 
 EXIT_LOST = 76  # another process is gone; the other exit codes stand in `hap2s_jax.cli`
 
 # Whose versions decide the numbers.
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "opencv-python-headless")
 _SAMPLED_IMAGES = 8
+DATA_FACTS = "data.json"  # in a working directory, of the data that its run began with
 LOCK = ".lock"  # in a working directory, while a run is at work there
 _SEEN_WITHIN = 10.0  # seconds; a network file system may show a new file late
 
@@ -95,6 +96,35 @@ def data_facts(dataset: Dataset) -> dict[str, str]:
     return facts
 
 
+def save_data_facts(dataset: Dataset, folder: pathlib.Path) -> None:
+    """Writes `data_facts` beside a run's config, for `changed_data`."""
+    with replacing(folder / DATA_FACTS) as temporary:
+        temporary.write_text(json.dumps(data_facts(dataset), indent=2) + "\n")
+
+
+def changed_data(dataset: Dataset, folder: pathlib.Path) -> str | None:
+    """What differs between a run's data and those that it began with, in a few words; None if nothing is known to."""
+    try:
+        began = json.loads((folder / DATA_FACTS).read_text())
+    except (OSError, ValueError):  # of a run from before there was such a file
+        return None
+    now = data_facts(dataset)
+    for name in {**began, **now}:
+        before, here = began.get(name, "missing"), now.get(name, "missing")
+        if before != here:
+            return f"{name} was {before} when the run in {folder} began, and is {here}"
+    return None
+
+
+def warn_of_changed_data(dataset: Dataset, folder: pathlib.Path) -> None:
+    """Says on standard error what `changed_data` finds."""
+    if changed := changed_data(dataset, folder):
+        print(
+            f"warning: {changed}; its weights may have seen classes that are now for testing or validation",
+            file=sys.stderr,
+        )
+
+
 def arrays_fact(*trees: Any) -> str:
     """A fingerprint of all arrays in `trees`."""
     digest = hashlib.sha256()
@@ -104,7 +134,7 @@ def arrays_fact(*trees: Any) -> str:
 
 
 def _fingerprint(source: Source) -> str:
-    digest = hashlib.sha256("\0".join(source.class_names).encode())
+    digest = hashlib.sha256("\0".join(source.class_names).encode(errors="surrogateescape"))
     digest.update(np.ascontiguousarray(source.labels, "<i4").tobytes())
     if source.cameras is not None:
         digest.update(np.ascontiguousarray(source.cameras, "<i4").tobytes())

@@ -83,7 +83,11 @@ def embed_images(
                 waiting = []
         if waiting:
             parts.add(done, _joined(waiting))
-    outcome = vectors.write(output, parts, found, model)
+    try:
+        outcome = vectors.write(output, parts, found, model)
+    except vectors.NothingReadableError:
+        parts.remove()  # or they would not be looked at again, once they are there
+        raise
     parts.remove()
     return outcome
 

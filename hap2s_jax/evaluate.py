@@ -43,21 +43,23 @@ def from_workdir(
     views: Sequence[str] | None = None,
     feature: str | None = None,
     distance: str | None = None,
+    data_dir: str | None = None,
 ) -> Inputs:
     """Embeds the test images of a run with the checkpoint that `evaluate.weights` names, and changes nothing there.
 
     Args:
       workdir: of a run that may still be going on.
-      step: another checkpoint than the best.
+      step: another checkpoint than that one.
       views, feature, distance: other values than the run's own `evaluate.flip`, `evaluate.five_crops` and
         `evaluate.zooms`, `evaluate.feature`, `evaluate.distance`; () for no views.
+      data_dir: where the run's data lie on this machine, if elsewhere than `data.data_dir` says.
 
     Raises:
       UserError: there is no run, no checkpoint, or no data.
     """
     # Everything heavy is loaded here and not before: whoever brings embeddings needs none of it.
+    from hap2s_jax import cluster, parallel
     from hap2s_jax import config as configs
-    from hap2s_jax import parallel
     from hap2s_jax.evaluation.test_time import VIEWS
     from hap2s_jax.job import Job, use_compilation_cache, use_devices
     from hap2s_jax.training.checkpoint import FOLDER, quiet
@@ -73,11 +75,13 @@ def from_workdir(
                 config.evaluate[name] = name in views
         config.evaluate.feature = feature or config.evaluate.feature
         config.evaluate.distance = distance or config.evaluate.distance
+        config.data.data_dir = data_dir or config.data.data_dir
     parallel.expect_no_tpu()
     with configs.written_by(workdir):
         use_compilation_cache(config)
         use_devices(config)
-        job = Job.create(config)
+        job = Job.create(config, for_training=False)
+        cluster.warn_of_changed_data(job.dataset, pathlib.Path(workdir))
     with quiet():
         checkpointer = job.checkpointer(workdir, read_only=True)
         chosen = step if step is not None else checkpointer.evaluated_step(config.evaluate.weights)
@@ -115,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _inputs(options: argparse.Namespace) -> Inputs:
-    chosen = {name: getattr(options, name) for name in ("step", "views", "feature")}
+    chosen = {name: getattr(options, name) for name in ("step", "views", "feature", "data_dir")}
     if options.workdir:
         return from_workdir(options.workdir, **chosen, distance=options.distance)
     if given := [name for name, value in chosen.items() if value is not None]:
@@ -271,6 +275,9 @@ def _parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--embeddings", help="an .npz file")
     source.add_argument("--workdir", help="the workdir of a run")
+    parser.add_argument(
+        "--data_dir", help="where the data of --workdir lie here, if not where the run found them"
+    )
     parser.add_argument(
         "--step", type=int, help="checkpoint of --workdir; unless given, what evaluate.weights names"
     )

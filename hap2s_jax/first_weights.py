@@ -44,8 +44,9 @@ def load(
 def from_run(
     workdir: str | os.PathLike[str], variables: Mapping[str, Any]
 ) -> tuple[dict[str, Any], pretrained.Report]:
-    """Fills `variables` with what the run in `workdir` would be judged by: its best weights, their moving average
-    where it kept one. Head parameters that do not fit stay as initialised; see `pretrained.from_variables`.
+    """Fills `variables` with what the run in `workdir` would be judged by: the weights that `evaluate.weights`
+    names, their moving average where it kept one. Head parameters that do not fit stay as initialised; see
+    `pretrained.from_variables`.
     """
     path = pathlib.Path(workdir)
     config = configs.load(path)

@@ -79,16 +79,24 @@ class Job:
     noise: NoiseRecord | None = None
 
     @classmethod
-    def create(cls, config: Config) -> Job:
+    def create(cls, config: Config, *, for_training: bool = True) -> Job:
         """Builds everything, the cheapest mistakes first.
+
+        Args:
+          config: of the run.
+          for_training: if not, the devices need not be as many as training had, nor divide its batches.
 
         Raises:
           UserError: naming the key that is wrong, or the data that is missing.
         """
         check_run(config)
-        parallel = DataParallel.create(config.num_devices)
+        wanted = config.num_devices
+        if not for_training and wanted is not None:
+            wanted = min(wanted, jax.device_count())
+        parallel = DataParallel.create(wanted)
         program = Program.create(config)
-        parallel.check_batch(program.batch_size, config.batch.pieces)
+        if for_training:
+            parallel.check_batch(program.batch_size, config.batch.pieces)
 
         # TensorFlow is loaded here and not before: a mistake above is reported at once.
         from hap2s_jax.data.tf import datasets
@@ -202,6 +210,7 @@ class Job:
             keep_aspect=self.config.evaluate.keep_aspect,
             host_index=jax.process_index(),
             host_count=jax.process_count(),
+            num_workers=self.config.data.num_workers,
             on_unreadable=self.config.data.on_unreadable,
             cache_bytes=self.config.data.cache_bytes,
         )
@@ -271,6 +280,8 @@ class Job:
             Subset(source, indices, relabel=False),
             image_size=self.config.data.image_size,
             batch_size=max(len(indices), 1),
+            enlarge=self.config.evaluate.enlarge,
+            keep_aspect=self.config.evaluate.keep_aspect,
             on_unreadable="skip",
         )
         return np.concatenate([batch["image"][: len(indices)] for batch in batches])
@@ -311,6 +322,13 @@ def check_best_metric(config: Config, dataset: Dataset) -> None:
     """Raises a UserError unless `checkpoint.best_metric` is measured on the validation classes, if there are any."""
     if dataset.validation is None:
         return
+    if config.evaluate.weights == "best":
+        require(
+            config.checkpoint.keep_best >= 1,
+            "checkpoint.keep_best",
+            config.checkpoint.keep_best,
+            "at least 1, since evaluate.weights wants the best",
+        )
     measured = protocols.names(dataset.protocols)
     if config.ema_decay:
         measured += tuple(f"live/{name}" for name in measured)

@@ -51,6 +51,10 @@ def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, An
       UserError: for whatever the user can mend, in one line.
       Preempted: if SIGTERM came; what was done is saved.
     """
+    if "://" in os.fspath(workdir):
+        raise UserError(
+            f"--workdir={os.fspath(workdir)} is not on a disk; mount the bucket, and give the folder"
+        )
     config = cast(configs.Config, ml_collections.FrozenConfigDict(config))
     path = pathlib.Path(workdir).absolute()
     use_devices(config)
@@ -79,6 +83,8 @@ def _continue(config: configs.Config, path: pathlib.Path, stop: cluster.StopRequ
         stop.check_before(start)
         if start >= config.steps and finished:
             return report.already_finished(path, start, is_lead=job.parallel.is_lead)
+        if start and (changed := cluster.changed_data(job.dataset, path)):
+            raise UserError(f"{changed}; put the data back as they were, or choose another --workdir")
         _claim(path, job)
         return _run(job, path, checkpointer, start, stop)
 
@@ -211,6 +217,7 @@ def _claim(workdir: pathlib.Path, job: Job) -> None:
     if jax.process_index() == 0:
         with _writing(workdir):
             configs.save(job.config, workdir)
+            cluster.save_data_facts(job.dataset, workdir)
             if job.noise is not None:
                 job.noise.save(workdir / noise.FILE_NAME)
 
@@ -247,6 +254,12 @@ def _main() -> None:
         cli.fail("which experiment? give --config=FILE, as --config=configs/emoji.py", code=2)
     workdir = given.workdir or pathlib.Path("runs") / given.config.name
     if not (given.distributed or given.coordinator):
+        for name in ("num_processes", "process_id"):
+            if given[name].value is not None:
+                cli.fail(
+                    f"--{name} is of no use alone; give --coordinator=HOST:PORT (or --distributed) too",
+                    code=2,
+                )
         run(given.config, workdir)
         return
     parallel.initialize_processes(

@@ -182,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--picture", metavar="FILE", help="draw queries and answers as a PNG file")
     parser.add_argument("--json", metavar="FILE", help="write the answers to a JSON file")
     parser.add_argument("--calibrate", action="store_true", help="make the run's threshold again")
+    parser.add_argument("--data_dir", help="where the run's data lie here, for --calibrate")
     return commands.guarded(_run, parser.parse_args(arguments))
 
 
@@ -235,16 +236,19 @@ def open_searcher(options: argparse.Namespace) -> tuple[Searcher, str]:
 def _calibrate(options: argparse.Namespace) -> None:
     if options.workdir is None:
         raise UserError("--calibrate needs --workdir, whose validation classes it is made on")
+    from hap2s_jax import cluster
     from hap2s_jax import config as configs
     from hap2s_jax.job import Job, use_devices
 
     config: Any = configs.load(options.workdir)
     try:
-        with configs.written_by(options.workdir):
-            # Before the encoder takes devices: the job checks its training batch against them.
+        with configs.written_by(options.workdir), config.unlocked():
+            config.data.data_dir = options.data_dir or config.data.data_dir
+            # Before the encoder takes devices.
             use_devices(config)
             encoder = commands.open_encoder(options)
-            job = Job.create(encoder.config)
+            job = Job.create(config, for_training=False)
+            cluster.warn_of_changed_data(job.dataset, encoder.workdir)
     except ImportError as error:
         raise UserError(
             f'--calibrate reads the run\'s data set, which needs pip install -e ".[train]" ({error})'

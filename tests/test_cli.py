@@ -26,6 +26,11 @@ CASES = {
         "--config is given 2 times",
     ),
     "unknown flag": (["--config=configs/emoji.py", "--wrkdir=x"], 2, "wrkdir"),
+    "a number of processes alone": (
+        ["--config=configs/emoji.py:tiny", "--num_processes=4"],
+        2,
+        "--num_processes is of no use alone; give --coordinator",
+    ),
     "stray argument": (["--config=configs/emoji.py", "x"], 2, "unknown argument 'x'"),
     "unknown key": (
         ["--config=configs/emoji.py:tiny", "--config.optimizer.lerning_rate=1"],

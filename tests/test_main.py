@@ -203,6 +203,25 @@ def test_another_config_is_refused_and_leaves_the_run_alone(finished):
     assert (workdir / "config.json").read_text() == before
 
 
+def test_data_that_have_changed_are_not_gone_on_with(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "results.json").unlink()
+    facts = json.loads((workdir / "data.json").read_text())
+    facts["the train part of emoji"] = "9 images, 0"
+    (workdir / "data.json").write_text(json.dumps(facts))
+    with pytest.raises(
+        UserError, match=r"train part of emoji was 9 images, 0 when the run in .* put the data back"
+    ):
+        main.run(_config(), workdir)
+    assert json.loads((workdir / "data.json").read_text()) == facts
+
+
+def test_a_bucket_is_no_workdir():
+    with pytest.raises(UserError, match="--workdir=gs://bucket/run is not on a disk; mount the bucket"):
+        main.run(_config(), "gs://bucket/run")
+
+
 def test_a_config_that_never_ran_does_not_claim_the_folder(tmp_path):
     with pytest.raises(UserError, match="unknown"):
         main.run(_config(**{"optimizer.name": "adamm"}), tmp_path)

@@ -75,6 +75,8 @@ def read_parts(found: Entry, root: Path, options: Mapping[str, Any], seed: int =
 
 def count_warnings(found: Entry, parts: Parts | Dataset) -> list[str]:
     """What differs from the published numbers, one line each; empty when all is well or nothing is known."""
+    if not getattr(parts, "is_usual", True):
+        return []
     counts = part_counts(parts)
     lines = []
     for part, expected in found.counts.items():

@@ -55,8 +55,10 @@ def from_npz(path: str) -> Inputs:
             distance = _distance(file)
     except FileNotFoundError as error:
         raise UserError(f"--embeddings: there is no file {path}.") from error
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
-        raise UserError(f"--embeddings: {path} is not an .npz file of plain arrays ({error}).") from error
+    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError, EOFError) as error:
+        raise UserError(
+            f"--embeddings: {path} is not an .npz file of plain arrays, as numpy.savez writes it ({error})."
+        ) from error
     for name in ("embeddings", "labels"):
         if name not in arrays:
             raise UserError(

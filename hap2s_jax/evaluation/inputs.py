@@ -108,7 +108,10 @@ def check_problem(
             raise ValueError(f"{name} is empty: all its labels are {JUNK} (junk).")
     # Labels may be any 64-bit number (a hash, a person's id); a device holds 32 bits.
     label = np.unique(label, return_inverse=True)[1]
-    camera = None if camera is None else np.unique(camera, return_inverse=True)[1]
+    if camera is not None:
+        # One that is not known is no other image's.
+        camera = np.where(camera < 0, -1 - np.arange(count), camera)
+        camera = np.unique(camera, return_inverse=True)[1]
     return array, label, camera, asked, kept
 
 

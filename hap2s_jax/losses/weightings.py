@@ -74,13 +74,12 @@ def uniform() -> Weighting:
 
 
 def hardest(count: int = 1) -> Weighting:
-    """Only the farthest positive and the nearest negative count: batch-hard (Hermans et al., 2017).
+    """Only the hardest of each set count, all alike; the one hardest by default: batch-hard (Hermans et al., 2017).
 
     Members that tie share the weight.
 
     Args:
-        count: how many of the hardest of each set count, all alike, and what ties with the last of them; all of a
-            smaller set do.
+        count: how many. What ties with the last of them counts too; a set with fewer members counts whole.
 
     Raises:
         ValueError: `count` is not at least 1.

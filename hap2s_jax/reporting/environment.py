@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import subprocess
@@ -106,7 +107,24 @@ def _cpu_model() -> str:
 
 def usable_cores() -> int:
     """How many CPU cores this process may use: a container or a scheduler may grant fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _granted_cores(Path("/sys/fs/cgroup")) or cores)
+
+
+def _granted_cores(cgroup: Path) -> int | None:
+    """Cores' worth of time that a container is granted (docker --cpus, limits of Kubernetes), None without a limit."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:  # the first version of control groups
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text()
+        except OSError:
+            return None
+    try:
+        return max(1, math.ceil(int(quota) / int(period))) if int(quota) > 0 else None
+    except (ValueError, ZeroDivisionError):  # "max"
+        return None
 
 
 def _memory_gib() -> float | None:

@@ -68,8 +68,11 @@ def list_images(images: str | os.PathLike[str]) -> Listing:
     if not root.is_dir():
         raise UserError(f"--images: there is no folder or CSV file {images}")
     paths = []
-    for folder, inside, names in os.walk(root):
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
+    seen = {os.path.realpath(root)}
+    for folder, inside, names in os.walk(root, followlinks=True):
+        inside[:] = sorted(
+            name for name in inside if not name.startswith(".") and _is_new(folder, name, seen)
+        )
         below = pathlib.Path(folder).relative_to(root)
         paths += [
             (below / name).as_posix()
@@ -80,6 +83,15 @@ def list_images(images: str | os.PathLike[str]) -> Listing:
         raise UserError(f"--images: {images} holds no image ({', '.join(EXTENSIONS)})")
     paths.sort()
     return _listing(root, paths, [path.split("/")[0] if "/" in path else "" for path in paths])
+
+
+def _is_new(folder: str, name: str, seen: set[str]) -> bool:
+    """Whether a folder was not walked through yet, by whatever link; from then on it was."""
+    place = os.path.realpath(os.path.join(folder, name))
+    if place in seen:
+        return False
+    seen.add(place)
+    return True
 
 
 def _from_csv(file: pathlib.Path) -> Listing:

@@ -26,6 +26,10 @@ _STATE = "parts.json"
 _ROWS_AT_ONCE = 65536
 
 
+class NothingReadableError(UserError):
+    """No image at all could be embedded."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Vectors:
     """What a file of embeddings holds.
@@ -128,7 +132,7 @@ def write(output: pathlib.Path, parts: Iterable[Part], listing: Listing, model: 
         ]
     rows = np.concatenate(kept)
     if len(rows) == 0:
-        raise UserError(
+        raise NothingReadableError(
             f"none of the {len(listing.paths)} images can be read, such as {unreadable[0][0]}: {unreadable[0][1]}"
         )
     blocks = (part.embeddings for part in parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from hap2s_jax.errors import UserError
 
+_LOG = logging.getLogger(__name__)
 PyTree = Any
 
 FORMAT = 1
@@ -131,7 +133,16 @@ class Checkpointer:
                     f"checkpoint.best_metric is {self._best_metric!r}, which is not measured; "
                     f"measured are: {', '.join(sorted(metrics))}"
                 )
-            quality = {"quality": float(metrics[self._best_metric])}
+            value = float(metrics[self._best_metric])
+            if math.isfinite(value):
+                quality = {"quality": value}
+            else:
+                _LOG.warning(
+                    "checkpoint.best_metric: %s is %s at step %d, so this checkpoint can never be the best",
+                    self._best_metric,
+                    value,
+                    step,
+                )
         # Copied to the host, since the device's buffers are donated to the next step, and since several
         # processes can save host values whatever the sharding.
         host_state = jax.tree.map(lambda x: np.array(x, copy=True), state)

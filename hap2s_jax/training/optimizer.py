@@ -68,7 +68,7 @@ def create_schedule(
     step_factor: float = 0.1,
     power: float = 1.0,
 ) -> optax.Schedule:
-    """Builds a schedule from steps to learning rates, preceded by a linear warm-up from 0.
+    """Builds a schedule from steps to learning rates, preceded by a linear warm-up.
 
     Args:
       name: ``constant``; ``cosine`` (to ``final_factor``); ``exponential`` (constant up to the fraction

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 
@@ -140,6 +141,9 @@ def test_cuhk03_old_protocol(tmp_path):
     assert parts.protocols == ("query_gallery", "single_gallery_shot")
     with pytest.raises(UserError, match=r"data.options.split: must lie in 0..1"):
         cuhk03.read_cuhk03(root, protocol="old", split=2)
+    entry = registry.entry("cuhk03")
+    assert registry.count_warnings(entry, parts) == []  # those that are published are of the new one
+    assert registry.count_warnings(entry, dataclasses.replace(parts, is_usual=True))
 
 
 def test_cuhk03_from_ready_folders(tmp_path):
@@ -263,6 +267,8 @@ def test_csv_with_everything(tmp_path):
     [
         ("file,label\na,b\n", "needs the columns path and label, found file, label"),
         ("path,label\n", "has no rows"),
+        ("path,label\n" + "x" * 200_000, "is no CSV file"),
+        ("path,label,split\na.jpg,1,all\n", "line 2: split must be one of"),
         ("path,label,split\na.jpg,1,tset\n", "line 2: split must be one of"),
         ("path,label,camera\na.jpg,1,x\n", "line 2: camera and box must be numbers"),
         ("path,label,camera\na.jpg,1,3000000000\n", "line 2: camera and box must be numbers"),

@@ -7,7 +7,9 @@ import itertools
 import logging
 import subprocess
 import sys
+import time
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from trees import encoded, picture
 
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.source import Subset
+from hap2s_jax.data.tf import pipeline
 from hap2s_jax.data.tf.augment import Augmentation
 from hap2s_jax.data.tf.images import DecodedImages
 from hap2s_jax.data.tf.pipeline import eval_batches, train_batches
@@ -104,6 +107,25 @@ def test_without_augmentation_the_images_are_the_files(source):
 @pytest.mark.parametrize("workers", [1, 5])
 def test_the_number_of_workers_changes_nothing(source, first_twelve, workers):
     same(take(source, 12, num_workers=workers), first_twelve)
+
+
+def test_few_large_batches_lie_in_memory_and_threads_share_them(source, first_twelve, monkeypatch):
+    monkeypatch.setattr(pipeline, "_AHEAD_BYTES", 1)
+    same(take(source, 12, num_workers=4), first_twelve)
+    options = {"image_size": (32, 24), "batch_size": 5}
+    few = list(eval_batches(source, num_workers=4, **options))
+    monkeypatch.undo()
+    for batch, expected in zip(few, eval_batches(source, num_workers=1, **options), strict=True):
+        for name in ("image", "index", "mask"):
+            np.testing.assert_array_equal(batch[name], expected[name])
+
+    monkeypatch.setattr(pipeline, "_AHEAD_BYTES", 1)
+    begun, plan = [], plan_of(source)
+    watched = SimpleNamespace(batch=lambda step: begun.append(step) or plan.batch(step))
+    batches = train_batches(source, watched, augmentation=ALL, image_size=(32, 24), seed=7, num_workers=8)
+    next(batches)
+    time.sleep(1.0)
+    assert max(begun) <= 4  # eight threads with a batch each would be at the tenth
 
 
 def test_a_resumed_run_gets_the_same_batches(source, first_twelve):

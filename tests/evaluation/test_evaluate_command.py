@@ -180,3 +180,13 @@ def test_the_command_loads_neither_tensorflow_nor_flax(file):
         "sys.exit(code or (str(heavy) if heavy else 0))"
     )
     subprocess.run([sys.executable, "-c", script, f"--embeddings={file}"], check=True, capture_output=True)
+
+
+def test_files_that_are_no_npz_are_one_line(tmp_path, capsys):
+    np.save(tmp_path / "plain.npy", np.zeros((2, 3)))
+    (tmp_path / "empty.npz").write_bytes(b"")
+    for name in ("plain.npy", "empty.npz"):
+        assert command.main([f"--embeddings={tmp_path / name}"]) == 1
+        error = capsys.readouterr().err
+        assert "is not an .npz file of plain arrays, as numpy.savez writes it" in error
+        assert error.count("\n") == 1

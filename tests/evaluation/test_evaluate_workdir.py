@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hap2s_jax import cluster
 from hap2s_jax import config as configs
 from hap2s_jax import evaluate as command
 from hap2s_jax.errors import UserError
@@ -101,6 +102,10 @@ def test_views_and_feature_of_the_config_are_those_of_training_s_own_evaluation(
     ("changes", "message"),
     [
         ({"evaluate.feature": "necks"}, "unknown feature .evaluate.feature. 'necks'"),
+        (
+            {"checkpoint.keep_best": 0},
+            "checkpoint.keep_best.* at least 1, since evaluate.weights wants the best",
+        ),
         ({"evaluate.crop": 1.5}, "evaluate: crop must lie between 0 and 1, but is 1.5"),
     ],
 )
@@ -148,3 +153,23 @@ def test_a_run_of_an_older_version_is_one_line(run, tmp_path, capsys):
     assert "another version" in error
     assert "quarter_turns" in error
     assert error.count("\n") == 1
+
+
+def test_a_run_is_measured_on_another_machine_and_told_of_other_data(run, tmp_path, capsys):
+    root, workdir, job, _ = run
+    moved = tmp_path / "run"
+    shutil.copytree(workdir, moved)
+    cluster.save_data_facts(job.dataset, moved)
+    config = json.loads((moved / "config.json").read_text())
+    config["num_devices"] = 64  # and its batches are of as many images
+    config["data"]["data_dir"] = "/somewhere/else"
+    (moved / "config.json").write_text(json.dumps(config))
+    shutil.copytree(root, tmp_path / "data")
+    expected = command.from_workdir(str(workdir)).embeddings
+    found = command.from_workdir(str(moved), data_dir=str(tmp_path / "data")).embeddings
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    assert "warning" not in capsys.readouterr().err
+
+    shutil.copytree(root / "class 0", tmp_path / "data" / "another class")
+    command.from_workdir(str(moved), data_dir=str(tmp_path / "data"))
+    assert "warning: the train part of folder was" in capsys.readouterr().err

@@ -85,6 +85,13 @@ def test_no_query_at_all_with_a_match_is_nan_and_counted():
     assert figures["class_queries_without_match"] == figures["query_gallery_queries_without_match"] == 90
 
 
+def test_cameras_that_are_not_known_are_no_image_s_own():
+    x, labels = np.eye(3)[[0, 0, 1, 1, 2, 2]], [0, 0, 1, 1, 2, 2]
+    for cameras, missing in (([-1] * 6, 0), ([-1, -1, -1, 0, 0, 0], 2)):
+        figures = evaluate(x, labels, cameras, protocols=("query_gallery",))
+        assert (figures["mAP"], figures["query_gallery_queries_without_match"]) == (1.0, missing)
+
+
 def test_a_gallery_smaller_than_the_usual_ranks():
     x, labels, _, _, _ = case()
     figures = evaluate(x, labels, query=np.arange(80), gallery=[80, 81, 82], protocols=("query_gallery",))

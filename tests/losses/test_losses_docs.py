@@ -4,14 +4,16 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from loss_batches import clustered
 from loss_oracles import distance
 
 from hap2s_jax import losses
+from hap2s_jax.losses import registry
 
 PAGE = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
-OWN_WEIGHTING, OWN_LOSS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+OWN_WEIGHTING, OWN_STEP, OWN_LOSS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
 def test_own_weighting():
@@ -23,6 +25,30 @@ def test_own_weighting():
         weights = np.exp(-(gaps**2) / 0.5)
         terms.append(max(0.0, distance(x[a], x[positive]) - weights @ gaps / weights.sum() + 0.3))
     np.testing.assert_allclose(scope["loss"], np.mean(terms), rtol=1e-4)
+
+
+def test_own_step_has_the_gradient_of_the_whole_batch():
+    scope: dict = {}
+    exec(OWN_STEP, scope)
+    expected = jax.value_and_grad(
+        lambda params: losses.hap2s_e_loss(np.asarray(scope["images"]) @ params, np.asarray(scope["labels"]))
+    )(jnp.eye(32, 16))
+    assert jax.device_count() == 8
+    np.testing.assert_allclose(scope["value"], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(scope["gradient"], expected[1], atol=1e-6)
+
+
+def test_own_loss_has_a_name_once_it_is_registered(monkeypatch):
+    scope: dict = {}
+    exec(OWN_LOSS, scope)
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    losses.register("ratio", scope["ratio_loss"])
+    x, labels = clustered(60, [3, 4, 1])
+    named = losses.create("ratio", margin=0.4)
+    assert named.hyperparameters == {"margin": 0.4}
+    np.testing.assert_allclose(
+        named(x, labels, params=None, with_stats=False), scope["ratio_loss"](x, labels, margin=0.4)
+    )
 
 
 def test_own_loss_in_ten_lines():

@@ -5,6 +5,7 @@ import socket
 
 import jax
 import numpy as np
+import pytest
 
 from hap2s_jax.reporting import environment
 
@@ -37,3 +38,20 @@ def test_peak_memory_is_in_gib() -> None:
 def test_an_installed_copy_has_no_commit(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert environment._commit() is None
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_a_container_s_share_of_the_cores(tmp_path, files, cores):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert environment._granted_cores(tmp_path) == cores

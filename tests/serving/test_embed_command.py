@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import hap2s_jax
 from hap2s_jax import embed, evaluate
@@ -187,6 +188,25 @@ def test_nothing_to_embed(encoder, tmp_path, images, says):
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=says):
         embed.embed_images(encoder, tmp_path / "images", tmp_path / "x.npz", show_progress=False)
+
+
+def test_images_that_come_later_are_looked_at_again(encoder, folder, tmp_path):
+    (tmp_path / "list.csv").write_text("path\na.png\n")
+    given = (encoder, tmp_path / "list.csv", tmp_path / "x.npz")
+    with pytest.raises(UserError, match="none of the 1 images can be read"):
+        embed.embed_images(*given, show_progress=False)
+    shutil.copy(folder[1][0], tmp_path / "a.png")
+    assert embed.embed_images(*given, show_progress=False).count == 1
+
+
+def test_folders_that_are_links_are_searched_once(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    for place in ("real", "root/own"):
+        (tmp_path / place).mkdir(parents=True)
+        shutil.copy(tmp_path / "x.png", tmp_path / place)
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "root" / "own" / "loop").symlink_to(tmp_path / "root")
+    assert list_images(tmp_path / "root").paths == ["link/x.png", "own/x.png"]
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -1,3 +1,4 @@
+import logging
 import os
 import pathlib
 import resource
@@ -50,6 +51,17 @@ def test_keeps_the_last_and_the_best_and_never_loses_the_newest(tmp_path):
     again = Checkpointer(tmp_path, best_metric="mAP")
     assert again.steps == [2, 5, 6]
     assert (again.best_step, again.latest_step) == (2, 6)
+
+
+def test_what_is_not_a_number_is_never_the_best(tmp_path, caplog):
+    checkpointer = Checkpointer(tmp_path, keep_last=1, keep_best=1, best_metric="mAP")
+    with caplog.at_level(logging.WARNING):
+        for step, quality in [(1, 0.5), (2, 0.4), (3, float("nan")), (4, 0.3)]:
+            checkpointer.save(_state(step), {"mAP": quality})
+    checkpointer.close()
+    again = Checkpointer(tmp_path, best_metric="mAP")
+    assert (again.steps, again.best_step) == ([1, 4], 1)
+    assert "mAP is nan at step 3" in caplog.text
 
 
 def test_a_saved_state_may_be_donated_at_once(tmp_path):

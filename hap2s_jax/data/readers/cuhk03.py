@@ -181,6 +181,7 @@ def _old_protocol(detection: str, cells: _Cells, split: int) -> Parts:
         np.flatnonzero(second == 0),
         np.flatnonzero(second == 1),
         protocols=("query_gallery", "single_gallery_shot"),
+        is_usual=False,
     )
 
 

@@ -27,6 +27,7 @@ class Parts:
       validation: validation images, where the data set itself names them.
       views: int64 indices into `test`, see `Dataset.views`.
       protocols: how this variant of the data set is judged, where it differs from the usual.
+      is_usual: whether the published numbers of images are of this variant.
     """
 
     train: Source
@@ -36,6 +37,7 @@ class Parts:
     validation: Source | None = None
     views: np.ndarray | None = None
     protocols: tuple[str, ...] | None = None
+    is_usual: bool = True
 
 
 class FileSource:

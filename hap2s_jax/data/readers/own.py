@@ -26,7 +26,7 @@ class _Rows:
         self.boxes: list[list[int]] = []
 
     def source(self, name: str, root: Path) -> FileSource:
-        cameras = self.cameras if self.cameras else None
+        cameras = self.cameras if any(camera >= 0 for camera in self.cameras) else None  # -1: not known
         return FileSource(
             name, root, self.paths, self.classes, cameras, np.array(self.boxes) if self.boxes else None
         )
@@ -52,7 +52,10 @@ def read_folder(root: Path, *, test_fraction: float = 0.5, seed: int = 0) -> Par
     Raises:
       UserError: there are no images, or too few classes to split, or the CSV is malformed.
     """
-    parts = read_csv_rows(root) if root.is_file() else _folder_rows(root)
+    try:
+        parts = read_csv_rows(root) if root.is_file() else _folder_rows(root)
+    except csv.Error as error:
+        raise UserError(f"{root} is no CSV file: {error}") from None
     base = root.parent if root.is_file() else root
     if "all" in parts:
         parts = _split(parts["all"], root, test_fraction, seed)
@@ -80,8 +83,8 @@ def read_csv_rows(path: Path) -> dict[str, _Rows]:
             raise UserError(f"{path}: needs the columns path and label, found {', '.join(columns) or 'none'}")
         has_boxes = set(_BOX) <= set(columns)
         for number, row in enumerate(reader, start=2):
-            split = (row.get("split") or "").strip().lower() if "split" in columns else "all"
-            name = _SPLITS.get(split, "all" if split == "all" else "")
+            split = (row.get("split") or "").strip().lower()
+            name = _SPLITS.get(split, "") if "split" in columns else "all"
             if not name:
                 raise UserError(
                     f"{path}, line {number}: split must be one of {', '.join(_SPLITS)}, found {split!r}"

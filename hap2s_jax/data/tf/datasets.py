@@ -182,7 +182,7 @@ def _remote_parts(found: registry.Entry, data_dir: str, options: dict[str, Any])
     if parts is None:
         raise UserError(
             f"data.data_dir: {data_dir} holds no {found.title} prepared with TFDS; prepare it on a disk "
-            f"(tfds build {builder} --file_format=array_record) and copy the folder {builder}/ there"
+            f"(tfds build {builder}) and copy the folder {builder}/ there"
         )
     _check_options_of_tfds(found, options)
     return parts

@@ -9,8 +9,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import weakref
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import cv2
@@ -29,6 +31,11 @@ _LOG = logging.getLogger(__name__)
 _UNREADABLE = ("error", "skip")
 _FOREVER = np.iinfo(np.int64).max
 _RUNNING: weakref.WeakSet[Generator] = weakref.WeakSet()
+_AHEAD_BYTES = 4 * 2**30
+_WAITING = 3  # batches that are whole: two made ahead, one taken
+_Each = Callable[
+    [Callable[[int], None], int], None
+]  # (fill, count): fill(0), ..., fill(count - 1), in any order
 
 
 class Plan(Protocol):
@@ -67,7 +74,7 @@ def train_batches(
       start_step: the first batch; a large number costs nothing.
       host_index: which contiguous share of the global batch to make.
       host_count: number of shares.
-      num_workers: batches made at the same time; by default the number of usable cores.
+      num_workers: threads; by default the number of usable cores. Each makes a batch, large batches are shared.
       on_unreadable: "error" names the image and ends; "skip" names it once and puts the next readable image
         of its class in its place (where the class has none, of another class, with that one's label), the same at
         every run.
@@ -90,19 +97,23 @@ def train_batches(
     reader = _Reader(DecodedImages(source, cache_bytes), on_unreadable)
     size = (int(image_size[0]), int(image_size[1]))
 
-    def load(step: int) -> tuple[np.ndarray, np.ndarray]:
+    def load(step: int, each: _Each) -> tuple[np.ndarray, np.ndarray]:
         indices = plan.batch(step)[slots]
         draws = uniforms(seed, step, slots, DRAWS)
         out = np.empty((share, *size, 3), np.uint8)
         taken = np.empty(share, np.int64)
-        for slot, (index, u) in enumerate(zip(indices, draws, strict=True)):
+
+        def fill(slot: int) -> None:
+            u = draws[slot]
             part, taken[slot] = reader.get_or_substitute(
-                int(index), lambda h, w, u=u: augmentation.part(h, w, size, u), size
+                int(indices[slot]), lambda h, w: augmentation.part(h, w, size, u), size
             )
             augmentation.finish(part, out[slot], u)
+
+        each(fill, share)
         return out, labels[taken].astype(np.int32)
 
-    batches = _run(load, start_step, _FOREVER, num_workers)
+    batches = _run(load, start_step, _FOREVER, num_workers, share * math.prod(size) * 3)
     return ({"image": image, "label": label} for image, label in batches)
 
 
@@ -129,7 +140,7 @@ def eval_batches(
       keep_aspect: whether margins are cut instead of squeezing the image.
       host_index: which contiguous share of the source to read.
       host_count: number of shares; every host gets the same number of batches, some perhaps all padding.
-      num_workers: batches made at the same time; by default the number of usable cores.
+      num_workers: threads; by default the number of usable cores. Each makes a batch, large batches are shared.
       on_unreadable: "error" names the image and ends; "skip" names it and masks it.
       cache_bytes: decoded images are kept, also for the next pass, when all of them fit into this many bytes.
 
@@ -151,18 +162,21 @@ def eval_batches(
     def choose(height: int, width: int) -> tuple[int, int, int, int]:
         return centre_part(height, width, size, enlarge=enlarge, keep_aspect=keep_aspect)
 
-    def load(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def load(step: int, each: _Each) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         start = first + step * batch_size
         indices = np.arange(start, min(start + batch_size, last), dtype=np.int32)
         out = np.zeros((batch_size, *size, 3), np.uint8)
         mask = np.zeros(batch_size, bool)
-        for slot, index in enumerate(indices):
-            part = reader.get(int(index), choose, size)
+
+        def fill(slot: int) -> None:
+            part = reader.get(int(indices[slot]), choose, size)
             if part is not None:
                 out[slot], mask[slot] = resize(part, size), True
+
+        each(fill, len(indices))
         return out, np.pad(indices, (0, batch_size - len(indices))), mask
 
-    batches = _run(load, 0, -(-share // batch_size), num_workers)
+    batches = _run(load, 0, -(-share // batch_size), num_workers, batch_size * math.prod(size) * 3)
     return ({"image": image, "index": index, "mask": mask} for image, index, mask in batches)
 
 
@@ -233,10 +247,20 @@ class _Reader:
 
 
 def _run(
-    load: Callable[[int], tuple[np.ndarray, ...]], start: int, stop: int, num_workers: int | None
+    load: Callable[[int, _Each], tuple[np.ndarray, ...]],
+    start: int,
+    stop: int,
+    num_workers: int | None,
+    batch_bytes: int,
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """load(start), load(start + 1), ... in order, made ahead of time on `num_workers` threads."""
-    batches = _made_ahead(load, start, stop, num_workers or usable_cores())
+    """load(start), load(start + 1), ... in order, made ahead of time on `num_workers` threads.
+
+    A thread makes a batch of its own, unless batches are so large that `_AHEAD_BYTES` do not hold as many: then fewer
+    are made at a time, each by several threads.
+    """
+    threads = num_workers or usable_cores()
+    at_once = min(threads, max(1, _AHEAD_BYTES // batch_bytes - _WAITING))
+    batches = _made_ahead(load, start, stop, at_once, threads // at_once)
     _RUNNING.add(batches)
     return batches
 
@@ -251,7 +275,11 @@ def _end_running() -> None:
 
 
 def _made_ahead(
-    load: Callable[[int], tuple[np.ndarray, ...]], start: int, stop: int, workers: int
+    load: Callable[[int, _Each], tuple[np.ndarray, ...]],
+    start: int,
+    stop: int,
+    at_once: int,
+    threads_each: int,
 ) -> Generator[tuple[np.ndarray, ...], None, None]:
     # Our own threads are the parallelism; OpenCV's would only fight them, and the encoder, for the cores.
     cv2.setNumThreads(1)
@@ -260,10 +288,15 @@ def _made_ahead(
     made: dict[int, tuple[np.ndarray, ...] | Exception] = {}
     # TensorFlow never frees a Python function it was given; what hangs on it must be cut off at the end.
     work = [load]
+    pool = ThreadPoolExecutor(at_once * threads_each, "images") if threads_each > 1 else None
+
+    def each(fill: Callable[[int], None], count: int) -> None:
+        for _ in map(fill, range(count)) if pool is None else pool.map(fill, range(count)):
+            pass
 
     def make(step: np.ndarray) -> np.ndarray:
         try:
-            batch = work[0](int(step))
+            batch = work[0](int(step), each)
         except Exception as error:
             batch = error
         if work:
@@ -272,12 +305,12 @@ def _made_ahead(
 
     dataset = tf.data.Dataset.range(start, stop).map(
         lambda step: tf.numpy_function(make, [step], tf.int64),
-        num_parallel_calls=workers,
+        num_parallel_calls=at_once,
         deterministic=True,
     )
     options = tf.data.Options()
     options.autotune.enabled = False
-    options.threading.private_threadpool_size = workers
+    options.threading.private_threadpool_size = at_once
     dataset = dataset.prefetch(2).with_options(options)
     try:
         for step in dataset.as_numpy_iterator():
@@ -288,6 +321,8 @@ def _made_ahead(
     finally:
         work.clear()
         made.clear()
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _check(
