@@ -84,7 +84,10 @@ def _continue(config: configs.Config, path: pathlib.Path, stop: cluster.StopRequ
         if start >= config.steps and finished:
             return report.already_finished(path, start, is_lead=job.parallel.is_lead)
         if start and (changed := cluster.changed_data(job.dataset, path)):
-            raise UserError(f"{changed}; put the data back as they were, or choose another --workdir")
+            raise UserError(
+                f"{changed}; put the data back as they were, choose another --workdir, or remove {cluster.DATA_FACTS} "
+                "from this one if it shall go on with them"
+            )
         _claim(path, job)
         return _run(job, path, checkpointer, start, stop)
 
