@@ -237,10 +237,10 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 8])
-def test_the_command_itself(tmp_path, devices):
+def test_the_command_itself(tmp_path):
     command = [sys.executable, "-m", "hap2s_jax.main", "--config=configs/emoji.py:tiny"]
-    command += [f"--workdir={tmp_path}", f"--config.num_devices={devices}"]
+    # With fewer devices tests/test_experiments.py runs it.
+    command += [f"--workdir={tmp_path}", "--config.num_devices=8"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=600, env={**os.environ}, check=False
     )
