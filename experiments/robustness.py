@@ -98,9 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     study.options.report_only = True
     settings = {name: chosen_setting(study, name) for name in names}
     tables, panels = {}, {}
-    for kind in (
-        kinds if study.options.tiny else TITLES
-    ):  # cells of the other kind may be there from another call
+    # Cells of the other kind may be there from another call.
+    shown = kinds if study.options.tiny else TITLES
+    for kind in shown:
         lines = panels.setdefault(f"{TITLES[kind]}, % of the training images", {})
         for fraction in fractions:
             rows = [row(study, name, settings[name], kind, fraction, seeds) for name in names]

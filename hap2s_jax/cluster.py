@@ -59,13 +59,21 @@ def check_same(gather_facts: Callable[[], Mapping[str, str]]) -> None:
     rows = np.asarray(multihost_utils.process_allgather(padded))
     everyone = [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
     for process, theirs in enumerate(everyone):
-        for name in {**everyone[0], **theirs}:
-            here, there = (f.get(name, "missing") for f in (everyone[0], theirs))
-            if here != there:
-                raise UserError(
-                    f"the processes of this job differ: {name} is {here} on process 0 and {there} on process "
-                    f"{process}; start the same command, of the same code, on the same data, on every host"
-                )
+        if different := _first_difference(everyone[0], theirs):
+            name, here, there = different
+            raise UserError(
+                f"the processes of this job differ: {name} is {here} on process 0 and {there} on process "
+                f"{process}; start the same command, of the same code, on the same data, on every host"
+            )
+
+
+def _first_difference(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[str, str, str] | None:
+    """The first fact that differs, and its two values; None where all are the same."""
+    for name in {**one, **other}:
+        values = one.get(name, "missing"), other.get(name, "missing")
+        if values[0] != values[1]:
+            return name, *values
+    return None
 
 
 def code_facts() -> dict[str, str]:
@@ -96,29 +104,27 @@ def data_facts(dataset: Dataset) -> dict[str, str]:
     return facts
 
 
-def save_data_facts(dataset: Dataset, folder: pathlib.Path) -> None:
+def save_data_facts(facts: Mapping[str, str], folder: pathlib.Path) -> None:
     """Writes `data_facts` beside a run's config, for `changed_data`."""
     with replacing(folder / DATA_FACTS) as temporary:
-        temporary.write_text(json.dumps(data_facts(dataset), indent=2) + "\n")
+        temporary.write_text(json.dumps(dict(facts), indent=2) + "\n")
 
 
-def changed_data(dataset: Dataset, folder: pathlib.Path) -> str | None:
-    """What differs between a run's data and those that it began with, in a few words; None if nothing is known to."""
+def changed_data(facts: Mapping[str, str], folder: pathlib.Path) -> str | None:
+    """What differs between `data_facts` and those that a run began with, in a few words; None: nothing is known to."""
     try:
         began = json.loads((folder / DATA_FACTS).read_text())
     except (OSError, ValueError):  # of a run from before there was such a file
         return None
-    now = data_facts(dataset)
-    for name in {**began, **now}:
-        before, here = began.get(name, "missing"), now.get(name, "missing")
-        if before != here:
-            return f"{name} was {before} when the run in {folder} began, and is {here}"
+    if different := _first_difference(began, facts):
+        name, before, now = different
+        return f"{name} was {before} when the run in {folder} began, and is {now}"
     return None
 
 
 def warn_of_changed_data(dataset: Dataset, folder: pathlib.Path) -> None:
     """Says on standard error what `changed_data` finds."""
-    if changed := changed_data(dataset, folder):
+    if changed := changed_data(data_facts(dataset), folder):
         print(
             f"warning: {changed}; its weights may have seen classes that are now for testing or validation",
             file=sys.stderr,

@@ -110,7 +110,8 @@ class Job:
             seed=config.seed,
             **config.data.options,
         )
-        check_best_metric(config, dataset)
+        if for_training:
+            check_best_metric(config, dataset)
         dataset, noise = datasets.with_noise(dataset, data_dir=config.data.data_dir, **config.data.noise)
         if config.data.quarter_turns:
             dataset = dataclasses.replace(dataset, train=QuarterTurns(dataset.train))
@@ -319,7 +320,9 @@ def check_run(config: Config) -> None:
 
 
 def check_best_metric(config: Config, dataset: Dataset) -> None:
-    """Raises a UserError unless `checkpoint.best_metric` is measured on the validation classes, if there are any."""
+    """Raises a UserError unless, where there are validation classes, `checkpoint.best_metric` is measured on them and
+    the best checkpoint is kept if it is wanted.
+    """
     if dataset.validation is None:
         return
     if config.evaluate.weights == "best":

@@ -7,6 +7,7 @@ is nothing left to do. `run` is the same from Python.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import time
@@ -73,9 +74,10 @@ def _continue(config: configs.Config, path: pathlib.Path, stop: cluster.StopRequ
     with _closing(job.checkpointer(path)) as checkpointer:
         start = checkpointer.latest_step or 0
         finished = report.is_finished(path, start)
+        facts = functools.cache(lambda: cluster.data_facts(job.dataset))  # reads images
         cluster.check_same(
             lambda: {
-                **cluster.data_facts(job.dataset),
+                **facts(),
                 "the newest checkpoint": str(start),
                 "whether it is finished": str(finished),
             }
@@ -83,12 +85,12 @@ def _continue(config: configs.Config, path: pathlib.Path, stop: cluster.StopRequ
         stop.check_before(start)
         if start >= config.steps and finished:
             return report.already_finished(path, start, is_lead=job.parallel.is_lead)
-        if start and (changed := cluster.changed_data(job.dataset, path)):
+        if start and (changed := cluster.changed_data(facts(), path)):
             raise UserError(
                 f"{changed}; put the data back as they were, choose another --workdir, or remove {cluster.DATA_FACTS} "
                 "from this one if it shall go on with them"
             )
-        _claim(path, job)
+        _claim(path, job, facts())
         return _run(job, path, checkpointer, start, stop)
 
 
@@ -215,12 +217,12 @@ def _open(workdir: pathlib.Path, config: configs.Config) -> None:
         configs.check_resumable(config, workdir)
 
 
-def _claim(workdir: pathlib.Path, job: Job) -> None:
-    """Writes the config, once it has turned out to be a valid one, and what noise it made."""
+def _claim(workdir: pathlib.Path, job: Job, data_facts: dict[str, str]) -> None:
+    """Writes the config, once it has turned out to be a valid one, its data's fingerprints, and what noise it made."""
     if jax.process_index() == 0:
         with _writing(workdir):
             configs.save(job.config, workdir)
-            cluster.save_data_facts(job.dataset, workdir)
+            cluster.save_data_facts(data_facts, workdir)
             if job.noise is not None:
                 job.noise.save(workdir / noise.FILE_NAME)
 

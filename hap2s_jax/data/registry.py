@@ -73,9 +73,9 @@ def read_parts(found: Entry, root: Path, options: Mapping[str, Any], seed: int =
         ) from None
 
 
-def count_warnings(found: Entry, parts: Parts | Dataset) -> list[str]:
+def count_warnings(found: Entry, parts: Parts) -> list[str]:
     """What differs from the published numbers, one line each; empty when all is well or nothing is known."""
-    if not getattr(parts, "is_usual", True):
+    if not parts.is_usual:
         return []
     counts = part_counts(parts)
     lines = []

@@ -94,8 +94,7 @@ class Loss:
             return
 
         def call(key: jax.Array, embeddings: jax.Array, labels: jax.Array) -> jax.Array:
-            learnt = {"params": self.init_params(key, 2, 2)} if self.has_params else {}
-            return self(embeddings, labels, with_stats=False, **learnt)
+            return self(embeddings, labels, with_stats=False, params=self.init_params(key, 2, 2))
 
         jax.eval_shape(call, jax.random.key(0), jnp.zeros((2, 2)), jnp.zeros(2, int))
 

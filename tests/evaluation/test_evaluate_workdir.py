@@ -159,7 +159,7 @@ def test_a_run_is_measured_on_another_machine_and_told_of_other_data(run, tmp_pa
     root, workdir, job, _ = run
     moved = tmp_path / "run"
     shutil.copytree(workdir, moved)
-    cluster.save_data_facts(job.dataset, moved)
+    cluster.save_data_facts(cluster.data_facts(job.dataset), moved)
     config = json.loads((moved / "config.json").read_text())
     config["num_devices"] = 64  # and its batches are of as many images
     config["data"]["data_dir"] = "/somewhere/else"

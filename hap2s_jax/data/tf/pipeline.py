@@ -33,9 +33,8 @@ _FOREVER = np.iinfo(np.int64).max
 _RUNNING: weakref.WeakSet[Generator] = weakref.WeakSet()
 _AHEAD_BYTES = 4 * 2**30
 _WAITING = 3  # batches that are whole: two made ahead, one taken
-_Each = Callable[
-    [Callable[[int], None], int], None
-]  # (fill, count): fill(0), ..., fill(count - 1), in any order
+# (fill, count): fill(0), ..., fill(count - 1), in any order
+_Each = Callable[[Callable[[int], None], int], None]
 
 
 class Plan(Protocol):
