@@ -61,12 +61,11 @@ def from_workdir(
     from hap2s_jax import cluster, parallel
     from hap2s_jax import config as configs
     from hap2s_jax.evaluation.test_time import VIEWS
-    from hap2s_jax.job import Job, use_compilation_cache, use_devices
-    from hap2s_jax.training.checkpoint import FOLDER, quiet
+    from hap2s_jax.evaluator import Evaluator
+    from hap2s_jax.job import use_compilation_cache, use_devices
+    from hap2s_jax.serving import loading
 
     config: Any = configs.load(workdir)
-    if not any((pathlib.Path(workdir) / FOLDER).glob("[0-9]*")):
-        raise UserError(f"--workdir: {workdir} holds no checkpoint yet; train first.")
     with configs.written_by(workdir), config.unlocked():
         if views is not None:
             if unknown := set(views) - set(VIEWS):
@@ -80,18 +79,12 @@ def from_workdir(
     with configs.written_by(workdir):
         use_compilation_cache(config)
         use_devices(config)
-        job = Job.create(config, for_training=False)
-        cluster.warn_of_changed_data(job.dataset, pathlib.Path(workdir))
-    with quiet():
-        checkpointer = job.checkpointer(workdir, read_only=True)
-        chosen = step if step is not None else checkpointer.evaluated_step(config.evaluate.weights)
-        if chosen is None:
-            raise UserError(f"--workdir: {workdir} holds no whole checkpoint yet; train first.")
-        state = job.parallel.replicate(checkpointer.restore(job.initial_state(), chosen))
-        checkpointer.close()
-    test = job.dataset.test
-    embeddings, present = job.embeddings(state, test)
-    query, gallery = job.query_and_gallery(test)
+        encoder = loading.load(workdir, checkpoint=step)
+        evaluator = Evaluator.of_run(config, encoder.module)
+        cluster.warn_of_changed_data(evaluator.dataset, encoder.workdir)
+    test = evaluator.dataset.test
+    embeddings, present = evaluator.embed_source(evaluator.parallel.replicate(encoder.variables), test)
+    query, gallery = evaluator.query_and_gallery(test)
     labels = np.where(present, test.labels, -1)
     return Inputs(
         embeddings,
@@ -99,11 +92,11 @@ def from_workdir(
         test.cameras,
         query,
         gallery,
-        job.dataset.views,
-        job.dataset.protocols,
+        evaluator.dataset.views,
+        evaluator.dataset.protocols,
         config.evaluate.distance,
-        functools.partial(job.images, test),
-        chosen,
+        functools.partial(evaluator.images, test),
+        encoder.step,
     )
 
 

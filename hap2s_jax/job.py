@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,16 +16,14 @@ from hap2s_jax import first_weights
 from hap2s_jax.config import Config
 from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.pk import PKPlan
-from hap2s_jax.data.source import Dataset, Source, Subset
-from hap2s_jax.data.turns import QuarterTurns
+from hap2s_jax.data.source import Dataset, Source
 from hap2s_jax.errors import UserError, require, unknown_name
-from hap2s_jax.evaluation import protocols, test_time
-from hap2s_jax.evaluation.embed import embed_dataset
+from hap2s_jax.evaluation import protocols
 from hap2s_jax.evaluation.inputs import DISTANCES
+from hap2s_jax.evaluator import Evaluator, embedding_function, load_dataset
 from hap2s_jax.models import pretrained
 from hap2s_jax.parallel import DataParallel, use_cores
 from hap2s_jax.program import Program
-from hap2s_jax.training import step
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.state import TrainState
 
@@ -53,68 +50,41 @@ def use_devices(config: Config) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Job(Evaluator):
     """A config's data set, encoder, loss, optimiser and devices, bound together.
 
-    Attributes:
-      config: the config, locked.
-      parallel: the devices.
-      dataset: the data set.
+    Attributes, besides those of an `Evaluator`:
       augmentation: the random changes to training images.
       plan: which images make the batch of which step.
       program: encoder, losses, optimiser and step.
       update: compiled ``(state, split batch) -> (state, metrics)``.
-      embed: compiled ``(variables, images [b, h, w, 3]) -> [b, d]``.
       noise: which training images were made wrong on purpose, None without noise.
     """
 
-    config: Config
-    parallel: DataParallel
-    dataset: Dataset
     augmentation: Any
     plan: PKPlan
     program: Program
     update: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
-    embed: Callable[[PyTree, Any], jax.Array]
     noise: NoiseRecord | None = None
 
     @classmethod
-    def create(cls, config: Config, *, for_training: bool = True) -> Job:
+    def create(cls, config: Config) -> Job:
         """Builds everything, the cheapest mistakes first.
-
-        Args:
-          config: of the run.
-          for_training: if not, the devices need not be as many as training had, nor divide its batches.
 
         Raises:
           UserError: naming the key that is wrong, or the data that is missing.
         """
         check_run(config)
-        wanted = config.num_devices
-        if not for_training and wanted is not None:
-            wanted = min(wanted, jax.device_count())
-        parallel = DataParallel.create(wanted)
+        parallel = DataParallel.create(config.num_devices)
         program = Program.create(config)
-        if for_training:
-            parallel.check_batch(program.batch_size, config.batch.pieces)
+        parallel.check_batch(program.batch_size, config.batch.pieces)
+        embed = parallel.compile_map(embedding_function(program.encoder, config.evaluate))
 
-        # TensorFlow is loaded here and not before: a mistake above is reported at once.
-        from hap2s_jax.data.tf import datasets
-        from hap2s_jax.data.tf.augment import Augmentation
+        from hap2s_jax.data.tf.augment import Augmentation  # TensorFlow, as late as `load_dataset` has it
 
         augmentation = Augmentation(**config.augment)
-        dataset = datasets.load(
-            config.data.name,
-            data_dir=config.data.data_dir,
-            validation_fraction=config.data.validation_fraction,
-            seed=config.seed,
-            **config.data.options,
-        )
-        if for_training:
-            check_best_metric(config, dataset)
-        dataset, noise = datasets.with_noise(dataset, data_dir=config.data.data_dir, **config.data.noise)
-        if config.data.quarter_turns:
-            dataset = dataclasses.replace(dataset, train=QuarterTurns(dataset.train))
+        dataset, noise = load_dataset(config)
+        check_best_metric(config, dataset)
         plan = PKPlan(
             dataset.train.labels,
             classes_per_batch=config.batch.classes,
@@ -122,8 +92,7 @@ class Job:
             seed=config.seed,
         )
         update = parallel.compile_step(program.train_step)
-        embed = parallel.compile_map(embedding_function(program.encoder, config.evaluate))
-        return cls(config, parallel, dataset, augmentation, plan, program, update, embed, noise)
+        return cls(config, parallel, dataset, embed, augmentation, plan, program, update, noise)
 
     @property
     def encoder(self) -> Any:
@@ -198,24 +167,6 @@ class Job:
         )
         return (self.parallel.split(batch) for batch in batches)
 
-    def eval_batches(self, source: Source) -> Iterator[PyTree]:
-        """This process's share of a source's images, each once."""
-        from hap2s_jax.data.tf import pipeline
-
-        devices = len(self.parallel.local_devices)
-        return pipeline.eval_batches(
-            source,
-            image_size=self.config.data.image_size,
-            batch_size=-(-self.config.evaluate.batch_size // devices) * devices,
-            enlarge=self.config.evaluate.enlarge,
-            keep_aspect=self.config.evaluate.keep_aspect,
-            host_index=jax.process_index(),
-            host_count=jax.process_count(),
-            num_workers=self.config.data.num_workers,
-            on_unreadable=self.config.data.on_unreadable,
-            cache_bytes=self.config.data.cache_bytes,
-        )
-
     def checkpointer(self, workdir: str | os.PathLike[str], *, read_only: bool = False) -> Checkpointer:
         """Opens the checkpoints of the run in `workdir`, as the config keeps them; `read_only` changes nothing."""
         settings = self.config.checkpoint
@@ -234,9 +185,7 @@ class Job:
 
     def embeddings(self, state: TrainState, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Embeds `source`: ``(embeddings [N, d], present [N])``; see `embed_dataset`."""
-        return embed_dataset(
-            self.embed, self.variables(state), self.eval_batches(source), len(source), self.parallel
-        )
+        return self.embed_source(self.variables(state), source)
 
     def evaluate(self, state: TrainState, source: Source) -> dict[str, float]:
         """The metrics of the weights that `variables` takes; where these are a moving average, those of the weights
@@ -248,44 +197,6 @@ class Job:
         live = dataclasses.replace(state, ema_params=None)
         beside = self.measure(*self.embeddings(live, source), source)
         return measured | {f"live/{name}": value for name, value in beside.items()}
-
-    def query_and_gallery(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of `source` that ask and that answer: the data set's for its test images, else all of them."""
-        data = self.dataset
-        if source is data.test and data.query is not None and data.gallery is not None:
-            return data.query, data.gallery
-        everything = np.arange(len(source))
-        return everything, everything
-
-    def measure(self, embeddings: np.ndarray, present: np.ndarray, source: Source) -> dict[str, float]:
-        """The retrieval metrics of a source's embeddings under the data set's protocols."""
-        data, is_test = self.dataset, source is self.dataset.test
-        query, gallery = self.query_and_gallery(source)
-        return protocols.evaluate(
-            embeddings,
-            np.where(present, source.labels, -1),
-            source.cameras,
-            query=query,
-            gallery=gallery,
-            # The special protocols are about how the test images were put together.
-            protocols=data.protocols if is_test else [p for p in data.protocols if p in _OF_ANY_SOURCE],
-            views=data.views if is_test else None,
-            distance=self.config.evaluate.distance,
-        )
-
-    def images(self, source: Source, indices: np.ndarray) -> np.ndarray:
-        """Some images of a source as the encoder sees them, uint8 ``[n, h, w, 3]``, for pictures."""
-        from hap2s_jax.data.tf import pipeline
-
-        batches = pipeline.eval_batches(
-            Subset(source, indices, relabel=False),
-            image_size=self.config.data.image_size,
-            batch_size=max(len(indices), 1),
-            enlarge=self.config.evaluate.enlarge,
-            keep_aspect=self.config.evaluate.keep_aspect,
-            on_unreadable="skip",
-        )
-        return np.concatenate([batch["image"][: len(indices)] for batch in batches])
 
 
 def check_run(config: Config) -> None:
@@ -341,29 +252,3 @@ def check_best_metric(config: Config, dataset: Dataset) -> None:
             config.checkpoint.best_metric,
             measured,
         )
-
-
-def embedding_function(encoder: Any, settings: Config) -> Callable[[PyTree, Any], jax.Array]:
-    """The function that evaluation embeds images with, not yet compiled.
-
-    Args:
-      encoder: flax module.
-      settings: `config.evaluate`: the feature, the views of an image, and the distance.
-
-    Raises:
-      UserError: for a feature that there is not, or a crop out of range.
-    """
-    if settings.feature not in step.FEATURES:
-        raise unknown_name("feature (evaluate.feature)", settings.feature, step.FEATURES)
-    embed = functools.partial(step.embed_step, encoder=encoder, feature=settings.feature)
-    # What has length 1 keeps it as a mean over views. An encoder of the user's own says so by the same attributes.
-    own = getattr(encoder, "module", encoder)
-    makes_unit, has_neck = (getattr(own, name, False) for name in ("normalize", "bnneck"))
-    unit = {"embedding": makes_unit, "retrieval": makes_unit or has_neck}
-    normalize = settings.distance == "cosine" or unit.get(settings.feature, False)
-    try:
-        return test_time.over_views(
-            embed, test_time.views_of(settings), crop=settings.crop, normalize=normalize
-        )
-    except ValueError as error:
-        raise UserError(f"evaluate: {error}") from None

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from hap2s_jax import rehearsal
-from hap2s_jax.job import embedding_function
+from hap2s_jax.evaluator import embedding_function
 from hap2s_jax.parallel import AXIS
 from hap2s_jax.program import Program
 from hap2s_jax.rehearsal import Compiled, Topology

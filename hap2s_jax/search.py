@@ -238,7 +238,8 @@ def _calibrate(options: argparse.Namespace) -> None:
         raise UserError("--calibrate needs --workdir, whose validation classes it is made on")
     from hap2s_jax import cluster
     from hap2s_jax import config as configs
-    from hap2s_jax.job import Job, use_devices
+    from hap2s_jax.evaluator import Evaluator
+    from hap2s_jax.job import use_devices
 
     config: Any = configs.load(options.workdir)
     try:
@@ -247,13 +248,13 @@ def _calibrate(options: argparse.Namespace) -> None:
             # Before the encoder takes devices.
             use_devices(config)
             encoder = commands.open_encoder(options)
-            job = Job.create(config, for_training=False)
-            cluster.warn_of_changed_data(job.dataset, encoder.workdir)
+            evaluator = Evaluator.of_run(config, encoder.module)
+            cluster.warn_of_changed_data(evaluator.dataset, encoder.workdir)
     except ImportError as error:
         raise UserError(
             f'--calibrate reads the run\'s data set, which needs pip install -e ".[train]" ({error})'
         ) from error
-    rates = calibration.calibrate(job, encoder.variables, encoder.workdir, encoder.step)
+    rates = calibration.calibrate(evaluator, encoder.variables, encoder.workdir, encoder.step)
     accepts, rejects = rates.at(rates.equal())
     print(
         f"threshold {rates.equal():.4f}: {accepts:.1%} false accepts, {rejects:.1%} false rejects; "

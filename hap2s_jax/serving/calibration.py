@@ -21,11 +21,11 @@ FILE_NAME = "thresholds.json"
 PICTURE = "thresholds.png"
 
 
-def calibrate(job: Any, variables: Any, workdir: str | os.PathLike[str], step: int) -> ErrorRates:
-    """Embeds the validation classes of a job and writes their error rates to `workdir`.
+def calibrate(evaluator: Any, variables: Any, workdir: str | os.PathLike[str], step: int) -> ErrorRates:
+    """Embeds the validation classes of a run and writes their error rates to `workdir`.
 
     Args:
-      job: the run's `Job`.
+      evaluator: the run's `Evaluator`.
       variables: of the encoder, ``{"params", "batch_stats"}``.
       workdir: where to write.
       step: of the checkpoint that the variables are of, for the record.
@@ -33,23 +33,18 @@ def calibrate(job: Any, variables: Any, workdir: str | os.PathLike[str], step: i
     Raises:
       UserError: the run set no validation classes aside, or they are too few.
     """
-    from hap2s_jax.evaluation.embed import embed_dataset
-
-    source = job.dataset.validation
+    source = evaluator.dataset.validation
     if source is None:
         raise UserError(
             "thresholds are calibrated on validation classes, and this run has none; set data.validation_fraction, or "
             "give --threshold=NUMBER"
         )
-    placed = job.parallel.replicate(variables)
-    embeddings, present = embed_dataset(
-        job.embed, placed, job.eval_batches(source), len(source), job.parallel
-    )
-    return from_embeddings(job, variables, embeddings, present, workdir, step)
+    embeddings, present = evaluator.embed_source(evaluator.parallel.replicate(variables), source)
+    return from_embeddings(evaluator, variables, embeddings, present, workdir, step)
 
 
 def from_embeddings(
-    job: Any,
+    evaluator: Any,
     variables: Any,
     embeddings: np.ndarray,
     present: np.ndarray,
@@ -59,15 +54,15 @@ def from_embeddings(
     """As `calibrate`, where the validation classes are embedded already."""
     from hap2s_jax.reporting.error_rates import error_rates as draw
 
-    source, distance = job.dataset.validation, job.config.evaluate.distance
+    source, distance = evaluator.dataset.validation, evaluator.config.evaluate.distance
     labels = np.where(present, source.labels, -1)
-    cameras = source.cameras if "query_gallery" in job.dataset.protocols else None
+    cameras = source.cameras if "query_gallery" in evaluator.dataset.protocols else None
     try:
         rates = error_rates(embeddings, labels, cameras, distance=distance)
     except ValueError as error:
         raise UserError(f"{source.name}: {error}") from error
     record = {
-        "weights": fingerprint(variables, job.config),
+        "weights": fingerprint(variables, evaluator.config),
         "step": step,
         "distance": distance,
         "data": source.name,
@@ -83,7 +78,7 @@ def from_embeddings(
         rates.false_rejects,
         chosen=rates.equal(),
         distance=distance,
-        title=f"Validation classes of {job.dataset.name}: {rates.known:,} queries, {rates.gallery:,} images",
+        title=f"Validation classes of {evaluator.dataset.name}: {rates.known:,} queries, {rates.gallery:,} images",
     )
     return rates
 

@@ -68,7 +68,8 @@ def load(
 def _choose_step(checkpointer: Checkpointer, wanted: str | int | None, config: Any) -> int:
     if wanted is None:
         step = checkpointer.evaluated_step(config.evaluate.weights)
-        assert step is not None
+        if step is None:
+            raise UserError("no checkpoint is whole yet; train on with hap2s_jax.main")
         return step
     if wanted == "latest" and checkpointer.latest_step is not None:
         return checkpointer.latest_step

@@ -16,7 +16,7 @@ import numpy as np
 
 from hap2s_jax.data import pixels
 from hap2s_jax.errors import UserError, require
-from hap2s_jax.job import embedding_function
+from hap2s_jax.evaluator import embedding_function
 from hap2s_jax.parallel import DataParallel
 from hap2s_jax.reporting.environment import usable_cores
 

@@ -133,7 +133,7 @@ def test_a_mistake_at_the_command_line_is_one_line(run, capsys, arguments, messa
 def test_a_workdir_without_a_checkpoint_is_one_line(run, tmp_path, capsys):
     configs.save(run[2].config, tmp_path)
     assert command.main([f"--workdir={tmp_path}"]) == 1
-    assert "holds no checkpoint yet; train first" in capsys.readouterr().err
+    assert "holds no finished checkpoint; train on with hap2s_jax.main" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -162,6 +162,7 @@ def test_a_run_is_measured_on_another_machine_and_told_of_other_data(run, tmp_pa
     cluster.save_data_facts(cluster.data_facts(job.dataset), moved)
     config = json.loads((moved / "config.json").read_text())
     config["num_devices"] = 64  # and its batches are of as many images
+    config["loss"] = {"name": "that the config's own file registered"}
     config["data"]["data_dir"] = "/somewhere/else"
     (moved / "config.json").write_text(json.dumps(config))
     shutil.copytree(root, tmp_path / "data")

@@ -8,7 +8,7 @@ import pytest
 
 from hap2s_jax import models
 from hap2s_jax.errors import UserError
-from hap2s_jax.job import embedding_function
+from hap2s_jax.evaluator import embedding_function
 from hap2s_jax.training.optimizer import matches
 
 HERE = "tests.models.my_encoders"

@@ -1,0 +1,174 @@
+"""Judging an encoder on a config's data: no loss, no optimiser, nothing of training."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from hap2s_jax.config import Config
+from hap2s_jax.data.noise import NoiseRecord
+from hap2s_jax.data.source import Dataset, Source, Subset
+from hap2s_jax.data.turns import QuarterTurns
+from hap2s_jax.errors import UserError, unknown_name
+from hap2s_jax.evaluation import protocols, test_time
+from hap2s_jax.evaluation.embed import embed_dataset
+from hap2s_jax.parallel import DataParallel
+from hap2s_jax.training import step
+
+PyTree = Any
+
+_OF_ANY_SOURCE = ("class", "query_gallery")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """A config's data set, devices and compiled encoder: what it takes to embed images and to judge the embeddings.
+
+    Attributes:
+      config: the config, locked.
+      parallel: the devices.
+      dataset: the data set.
+      embed: compiled ``(variables, images [b, h, w, 3]) -> [b, d]``.
+    """
+
+    config: Config
+    parallel: DataParallel
+    dataset: Dataset
+    embed: Callable[[PyTree, Any], jax.Array]
+
+    @classmethod
+    def of_run(cls, config: Config, encoder: Any) -> Evaluator:
+        """For a run that has been trained, on as many of its devices as there are here.
+
+        Args:
+          config: of the run. Its loss need not be known here.
+          encoder: the flax module.
+
+        Raises:
+          UserError: naming the key that is wrong, or the data that are missing.
+        """
+        wanted = config.num_devices
+        parallel = DataParallel.create(None if wanted is None else min(wanted, jax.device_count()))
+        embed = parallel.compile_map(embedding_function(encoder, config.evaluate))
+        return cls(config, parallel, load_dataset(config)[0], embed)
+
+    def eval_batches(self, source: Source) -> Iterator[PyTree]:
+        """This process's share of a source's images, each once."""
+        from hap2s_jax.data.tf import pipeline
+
+        devices = len(self.parallel.local_devices)
+        return pipeline.eval_batches(
+            source,
+            image_size=self.config.data.image_size,
+            batch_size=-(-self.config.evaluate.batch_size // devices) * devices,
+            enlarge=self.config.evaluate.enlarge,
+            keep_aspect=self.config.evaluate.keep_aspect,
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
+            num_workers=self.config.data.num_workers,
+            on_unreadable=self.config.data.on_unreadable,
+            cache_bytes=self.config.data.cache_bytes,
+        )
+
+    def embed_source(self, variables: PyTree, source: Source) -> tuple[np.ndarray, np.ndarray]:
+        """Embeds a source.
+
+        Args:
+          variables: of the encoder, ``{"params", "batch_stats"}``, on the devices.
+          source: labelled images.
+
+        Returns:
+          ``(embeddings [N, d], present [N])``; see `embed_dataset`.
+        """
+        return embed_dataset(self.embed, variables, self.eval_batches(source), len(source), self.parallel)
+
+    def query_and_gallery(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of `source` that ask and that answer: the data set's for its test images, else all of them."""
+        data = self.dataset
+        if source is data.test and data.query is not None and data.gallery is not None:
+            return data.query, data.gallery
+        everything = np.arange(len(source))
+        return everything, everything
+
+    def measure(self, embeddings: np.ndarray, present: np.ndarray, source: Source) -> dict[str, float]:
+        """The retrieval metrics of a source's embeddings under the data set's protocols."""
+        data, is_test = self.dataset, source is self.dataset.test
+        query, gallery = self.query_and_gallery(source)
+        return protocols.evaluate(
+            embeddings,
+            np.where(present, source.labels, -1),
+            source.cameras,
+            query=query,
+            gallery=gallery,
+            # The special protocols are about how the test images were put together.
+            protocols=data.protocols if is_test else [p for p in data.protocols if p in _OF_ANY_SOURCE],
+            views=data.views if is_test else None,
+            distance=self.config.evaluate.distance,
+        )
+
+    def images(self, source: Source, indices: np.ndarray) -> np.ndarray:
+        """Some images of a source as the encoder sees them, uint8 ``[n, h, w, 3]``, for pictures."""
+        from hap2s_jax.data.tf import pipeline
+
+        batches = pipeline.eval_batches(
+            Subset(source, indices, relabel=False),
+            image_size=self.config.data.image_size,
+            batch_size=max(len(indices), 1),
+            enlarge=self.config.evaluate.enlarge,
+            keep_aspect=self.config.evaluate.keep_aspect,
+            on_unreadable="skip",
+        )
+        return np.concatenate([batch["image"][: len(indices)] for batch in batches])
+
+
+def load_dataset(config: Config) -> tuple[Dataset, NoiseRecord | None]:
+    """The data set of a run, and which training images were made wrong on purpose, None without noise.
+
+    Raises:
+      UserError: naming the key that is wrong, or the data that are missing.
+    """
+    # TensorFlow is loaded here and not before: a mistake in the config is reported at once.
+    from hap2s_jax.data.tf import datasets
+
+    dataset = datasets.load(
+        config.data.name,
+        data_dir=config.data.data_dir,
+        validation_fraction=config.data.validation_fraction,
+        seed=config.seed,
+        **config.data.options,
+    )
+    dataset, noise = datasets.with_noise(dataset, data_dir=config.data.data_dir, **config.data.noise)
+    if config.data.quarter_turns:
+        dataset = dataclasses.replace(dataset, train=QuarterTurns(dataset.train))
+    return dataset, noise
+
+
+def embedding_function(encoder: Any, settings: Config) -> Callable[[PyTree, Any], jax.Array]:
+    """The function that evaluation embeds images with, not yet compiled.
+
+    Args:
+      encoder: flax module.
+      settings: `config.evaluate`: the feature, the views of an image, and the distance.
+
+    Raises:
+      UserError: for a feature that there is not, or a crop out of range.
+    """
+    if settings.feature not in step.FEATURES:
+        raise unknown_name("feature (evaluate.feature)", settings.feature, step.FEATURES)
+    embed = functools.partial(step.embed_step, encoder=encoder, feature=settings.feature)
+    # What has length 1 keeps it as a mean over views. An encoder of the user's own says so by the same attributes.
+    own = getattr(encoder, "module", encoder)
+    makes_unit, has_neck = (getattr(own, name, False) for name in ("normalize", "bnneck"))
+    unit = {"embedding": makes_unit, "retrieval": makes_unit or has_neck}
+    normalize = settings.distance == "cosine" or unit.get(settings.feature, False)
+    try:
+        return test_time.over_views(
+            embed, test_time.views_of(settings), crop=settings.crop, normalize=normalize
+        )
+    except ValueError as error:
+        raise UserError(f"evaluate: {error}") from None
