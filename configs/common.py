@@ -149,7 +149,8 @@ def get_config() -> Config:
     # Of sgd, rmsprop and lars, and whether it is Nesterov's.
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = False
-    # Learning rate of the trunk over that of the head, 0.1 for instance where the trunk has been trained; 0 keeps it.
+    # Learning rate of the trunk over that of the head, 0.1 for instance where the trunk has been trained; 0 keeps it
+    # (but for its batch statistics, unless encoder.freeze_bn_stats).
     config.optimizer.trunk_factor = 1.0
     # Learning rate of the loss's own arrays (a classifier, proxies) over that of the head.
     config.optimizer.loss_factor = 1.0

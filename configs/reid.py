@@ -90,7 +90,8 @@ def bot(config: Config) -> None:
     """Luo et al. 2019, "Bag of Tricks": last stride 1, the pooled features as embedding, BNNeck, identification with
     smoothed labels, random erasing, warm-up over 10 of 120 passes, a tenth of the rate at 40 and at 70. HAP2S stands
     in the triplet's place, at its margin of 0.3; their centre loss is left out, and biases and normalisation layers
-    do not decay."""
+    do not decay. A pass is over the published training images; since `data.validation_fraction` of the classes is set
+    aside here, the rest is seen a ninth more often."""
     config.batch.classes, config.batch.images_per_class = 16, 4
     images = registry.entry(config.data.name).counts["train"]
     one_pass = math.ceil((max(images) if isinstance(images, tuple) else images) / 64)

@@ -11,6 +11,7 @@ from hap2s_jax import config as configs
 from hap2s_jax.errors import UserError
 from hap2s_jax.models import pretrained
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
+from hap2s_jax.training.state import encoder_variables
 
 
 def load(
@@ -61,6 +62,5 @@ def from_run(
         weights = checkpointer.restore_weights(step)
     finally:
         checkpointer.close()
-    params = weights["ema_params"] or weights["params"]
-    saved = {"params": params["encoder"], "batch_stats": weights["batch_stats"]}
+    saved = encoder_variables(**weights)
     return pretrained.from_variables(saved, variables, source=f"{path}, step {step}")

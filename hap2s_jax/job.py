@@ -25,7 +25,7 @@ from hap2s_jax.models import pretrained
 from hap2s_jax.parallel import DataParallel, use_cores
 from hap2s_jax.program import Program
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
-from hap2s_jax.training.state import TrainState
+from hap2s_jax.training.state import TrainState, encoder_variables, start_average
 
 PyTree = Any
 
@@ -139,12 +139,13 @@ class Job(Evaluator):
             around = "; --config.pretrained.source=FILE takes a file, the argument scratch starts at random"
             raise UserError(f"{e}{around if settings.source.startswith(pretrained.HUB) else ''}") from None
         params = {**state.params, "encoder": encoder["params"]}
+        batch_stats = encoder.get("batch_stats", {})
         state = dataclasses.replace(
             state,
             params=params,
-            batch_stats=encoder.get("batch_stats", {}),
+            batch_stats=batch_stats,
             opt_state=self.optimizer.init(params),
-            ema_params=None if state.ema_params is None else jax.tree.map(np.copy, params),
+            ema_params=None if state.ema_params is None else start_average(params, batch_stats),
         )
         return state, str(report)
 
@@ -179,9 +180,8 @@ class Job(Evaluator):
         )
 
     def variables(self, state: TrainState) -> PyTree:
-        """What evaluation runs with: the moving average of the weights where there is one."""
-        params = state.params if state.ema_params is None else state.ema_params
-        return {"params": params["encoder"], "batch_stats": state.batch_stats}
+        """What evaluation runs with: the moving average where there is one."""
+        return encoder_variables(state.params, state.batch_stats, state.ema_params)
 
     def embeddings(self, state: TrainState, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Embeds `source`: ``(embeddings [N, d], present [N])``; see `embed_dataset`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import pathlib
 import time
@@ -34,6 +35,7 @@ from hap2s_jax.reporting.metric_log import MetricLog
 from hap2s_jax.reporting.progress import ProgressBar
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.loop import train
+from hap2s_jax.training.optimizer import create_schedule
 from hap2s_jax.training.state import TrainState
 from hap2s_jax.training.watch import CollapseWatch
 
@@ -90,6 +92,8 @@ def _continue(config: configs.Config, path: pathlib.Path, stop: cluster.StopRequ
                 f"{changed}; put the data back as they were, choose another --workdir, or remove {cluster.DATA_FACTS} "
                 "from this one if it shall go on with them"
             )
+        if start and job.parallel.is_lead and (changed := _changed_rate(job, path, start)):
+            report.say(changed)
         _claim(path, job, facts())
         return _run(job, path, checkpointer, start, stop)
 
@@ -215,6 +219,19 @@ def _open(workdir: pathlib.Path, config: configs.Config) -> None:
     # A config without a checkpoint is of a run that never got anywhere: nothing is lost by replacing it.
     if any((workdir / FOLDER).glob("[0-9]*")):
         configs.check_resumable(config, workdir)
+
+
+def _changed_rate(job: Job, workdir: pathlib.Path, start: int) -> str | None:
+    """What other `steps` than before make of the next update's learning rate, None if nothing."""
+    old: Any = configs.load(workdir)
+    settings = {"learning_rate": old.optimizer.learning_rate, **old.schedule}
+    before, now = float(create_schedule(steps=old.steps, **settings)(start)), float(job.schedule(start))
+    if old.steps == job.config.steps or math.isclose(before, now, rel_tol=1e-3):
+        return None
+    return (
+        f"note: the learning rate goes on at {now:.3g}, where it stood at {before:.3g}, since a schedule stretches "
+        f"over all steps and these were {old.steps} before"
+    )
 
 
 def _claim(workdir: pathlib.Path, job: Job, data_facts: dict[str, str]) -> None:

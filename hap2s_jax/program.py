@@ -127,7 +127,9 @@ class Program:
             if loss.has_params:
                 init = functools.partial(self.encoder.init_with_output, train=False)
                 output, _ = jax.eval_shape(init, encoder_key, self._images)
-                loss_params[name] = loss.init_params(loss_key, num_classes, output.embedding.shape[-1])
+                # Two losses that draw arrays of one shape must not draw the same ones.
+                key = jax.random.fold_in(loss_key, len(loss_params)) if loss_params else loss_key
+                loss_params[name] = loss.init_params(key, num_classes, output.embedding.shape[-1])
         return encoder_key, loss_params
 
 

@@ -177,7 +177,8 @@ def already_finished(workdir: pathlib.Path, steps: int, *, is_lead: bool) -> dic
     results = json.loads((workdir / RESULTS).read_text())
     if is_lead:
         say(
-            f"{workdir} holds a finished run of {steps} steps; raise --config.steps to go on, or use another --workdir"
+            f"{workdir} holds a finished run of {steps} steps; raise --config.steps to go on (at the rates of "
+            "a schedule over so many steps), or use another --workdir"
         )
         print_results(results)
     return results

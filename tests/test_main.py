@@ -7,16 +7,20 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from hap2s_jax import cluster, main
+from hap2s_jax import config as configs
 from hap2s_jax.errors import UserError
+from hap2s_jax.program import Program
 from hap2s_jax.reporting.atomic import holding
 from hap2s_jax.reporting.metric_log import read_metrics
 from hap2s_jax.reporting.progress import ProgressBar
@@ -133,7 +137,7 @@ def test_stopped_and_resumed_ends_with_the_same_bits(finished, tmp_path, monkeyp
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_more_steps_go_on_from_a_finished_run(tmp_path, monkeypatch):
+def test_more_steps_go_on_from_a_finished_run(tmp_path, monkeypatch, capsys):
     config = {"schedule.name": "constant"}
     main.run(_config(**config), tmp_path)
     # It dies between the last checkpoint and the results, beside which those of 6 steps still lie.
@@ -143,7 +147,22 @@ def test_more_steps_go_on_from_a_finished_run(tmp_path, monkeypatch):
             main.run(_config(steps=8, **config), tmp_path)
     longer = main.run(_config(steps=8, **config), tmp_path)
     assert longer["steps"] == 8
+    assert "the learning rate goes on" not in capsys.readouterr().out
     assert [r["step"] for r in read_metrics(tmp_path) if "train/loss" in r] == [2, 3, 4, 6, 8]
+
+
+def test_more_steps_of_a_schedule_that_falls_are_told(tmp_path):
+    settings = {"schedule.name": "cosine", "schedule.warmup_steps": 0, "optimizer.learning_rate": 1.0}
+    configs.save(_config(steps=100, **settings), tmp_path)
+
+    def told(start, **changes):
+        schedule = Program.create(_config(**settings | changes)).schedule
+        job = types.SimpleNamespace(config=_config(**settings | changes), schedule=schedule)
+        return main._changed_rate(job, tmp_path, start)
+
+    assert told(100, steps=100) is None
+    assert re.search(r"goes on at 0\.5\d*, where it stood at 0\.00", told(100, steps=200))
+    assert told(0, steps=200) is None  # the same peak
 
 
 @pytest.mark.usefixtures("no_pictures")

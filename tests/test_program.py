@@ -143,3 +143,15 @@ def test_the_metric_to_choose_by_is_one_that_is_measured(monkeypatch, decay, nam
     ):
         check_best_metric(config, dataset)
     check_best_metric(config, dataclasses.replace(dataset, validation=None))
+
+
+def test_two_losses_of_the_same_shapes_begin_with_other_arrays(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    config = importlib.import_module("configs.emoji").get_config("tiny")
+    common = importlib.import_module("configs.common")
+    common.set_loss(config, "arcface")
+    common.set_auxiliary(config, "softmax", weight=1.0)
+    _, params = Program.create(config)._loss_params(5)
+    metric, auxiliary = (params[name]["kernel"] for name in ("metric", "auxiliary"))
+    assert metric.shape == auxiliary.shape
+    assert abs(metric - auxiliary).max() > 0.01

@@ -2,7 +2,8 @@
 
 How the outliers of the HAP2S paper were made is not known; both kinds here are this project's own. Which images
 are touched depends on the seed and the number of images alone, and a larger fraction touches the same ones and
-more, so that studies over fractions are paired.
+more, so that studies over fractions are paired. A flipped label is the same at every fraction; which foreign image
+stands in another's place is not.
 """
 
 from __future__ import annotations

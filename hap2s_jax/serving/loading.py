@@ -15,6 +15,7 @@ from hap2s_jax import models
 from hap2s_jax.errors import UserError
 from hap2s_jax.serving.trained import TrainedEncoder
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer, quiet
+from hap2s_jax.training.state import encoder_variables
 
 PyTree = Any
 
@@ -51,8 +52,7 @@ def load(
     if average and weights["ema_params"] is None:
         raise UserError(f"average: the run in {workdir} kept no moving average of its weights; leave it out")
     has_average = weights["ema_params"] is not None and average is not False
-    params = weights["ema_params" if has_average else "params"]
-    variables = {"params": params.get("encoder", {}), "batch_stats": weights["batch_stats"] or {}}
+    variables = encoder_variables(**(weights if has_average else weights | {"ema_params": None}))
     with configs.written_by(path):
         module = models.create(**config.encoder)
         size = (1, *config.data.image_size, 3)

@@ -196,8 +196,8 @@ def create_optimizer(
       b2: second moment's decay (Adam-like).
       momentum: of sgd, rmsprop and lars.
       nesterov: whether that momentum is Nesterov's.
-      trunk_factor: learning rate of the encoder's trunk over that of its head; 0 keeps the trunk as it is. The
-        trunk is what stands under a module called "trunk".
+      trunk_factor: learning rate of the encoder's trunk over that of its head; 0 keeps the trunk's parameters (not
+        its batch statistics, which no optimiser sees). The trunk is what stands under a module called "trunk".
       loss_factor: learning rate of the loss's own arrays, such as a classifier or proxies, over the head's.
       frozen: parameters that stay as they are, bit for bit, whatever the gradient, the decay and the optimiser:
         regular expressions of whole paths or of what they begin with, such as "encoder/trunk/stem_conv1" or
@@ -282,5 +282,10 @@ def _key(key: Any) -> str:
 
 
 def decays(params: PyTree) -> PyTree:
-    """Marks the arrays that weight decay is for: kernels, not biases or normalisation's scales."""
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    """Marks the arrays that weight decay is for: kernels, not biases, normalisation's scales or the centres of classes.
+
+    A centre is where its class is; decay would draw those that are absent from a batch to the origin.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: p.ndim > 1 and _key(path[-1]) != "centres", params
+    )

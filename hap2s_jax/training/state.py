@@ -25,7 +25,8 @@ class TrainState:
         empty dict for the losses that have none).
       batch_stats: running statistics of the encoder's batch normalisation.
       opt_state: of the optax optimiser.
-      ema_params: exponential moving average of `params`, or None when it is off.
+      ema_params: exponential moving average of `params`, with that of `batch_stats` under this key; None when it
+        is off.
       memory: past embeddings for losses that use them, or None.
     """
 
@@ -35,6 +36,42 @@ class TrainState:
     opt_state: optax.OptState
     ema_params: PyTree = None
     memory: PyTree = None
+
+
+def start_average(params: PyTree, batch_stats: PyTree) -> PyTree:
+    """The moving average before the first update. Copied: what is donated must not share buffers."""
+    return jax.tree.map(jnp.copy, {**params, "batch_stats": batch_stats})
+
+
+def move_average(average: PyTree, params: PyTree, batch_stats: PyTree, *, decay: float, step: Any) -> PyTree:
+    """The moving average after an update.
+
+    Statistics are averaged beside the weights, since those of the newest weights are not those of the averaged ones.
+    Early on the decay is (1 + step) / (10 + step), if that is less: the first weights are soon forgotten.
+
+    Args:
+      average: the one before, as `start_average` made it.
+      params, batch_stats: after the update.
+      decay: in [0, 1).
+      step: how many updates there were, this one included.
+    """
+    rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+
+    def move(old: jax.Array, new: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(new.dtype, jnp.floating):  # counters of an encoder that is not ours
+            return new
+        return old + rate.astype(new.dtype) * (new - old)
+
+    return jax.tree.map(move, average, {**params, "batch_stats": batch_stats})
+
+
+def encoder_variables(params: PyTree, batch_stats: PyTree, ema_params: PyTree = None) -> dict[str, PyTree]:
+    """What to embed with, ``{"params", "batch_stats"}``: the moving average where there is one.
+
+    Runs of before averaged no statistics, and were judged with those of the newest weights.
+    """
+    chosen = params if ema_params is None else ema_params
+    return {"params": chosen.get("encoder", {}), "batch_stats": chosen.get("batch_stats", batch_stats) or {}}
 
 
 def create_state(
@@ -72,12 +109,12 @@ def assemble_state(
 ) -> TrainState:
     """The state before the first update around an encoder's `variables`; see `create_state`."""
     params = {"encoder": variables["params"], "loss": {} if loss_params is None else loss_params}
+    batch_stats = variables.get("batch_stats", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        # Copied: params and their average must not share buffers that are donated.
-        ema_params=jax.tree.map(jnp.copy, params) if use_ema else None,
+        ema_params=start_average(params, batch_stats) if use_ema else None,
         memory=memory,
     )

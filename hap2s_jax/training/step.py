@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hap2s_jax.training.state import TrainState
+from hap2s_jax.training.state import TrainState, move_average
 
 PyTree = Any
 FEATURES = ("retrieval", "embedding", "features")
@@ -41,7 +41,7 @@ def train_step(
         gradients of a global mean is the gradient of the global batch.
       optimizer: optax gradient transformation.
       axis_name: the axis over which devices are reduced.
-      ema_decay: decay of the moving average of the parameters, None without one.
+      ema_decay: decay of the moving average, see `move_average`; None without one.
       pieces: in how many pieces each device's share goes through the encoder, one after another, with the
         same gradient and the memory of one piece; see `gradients_in_pieces`.
 
@@ -61,7 +61,7 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_decay is not None:
-        ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
+        ema_params = move_average(ema_params, params, batch_stats, decay=ema_decay, step=state.step + 1)
 
     metrics = {
         "loss": loss,

@@ -89,9 +89,8 @@ def test_from_a_file_then_on_without_it_then_into_another_run(weights, images, t
         kernel = trunk["stage4_block2"]["conv2"]["kernel"]
         np.testing.assert_allclose(kernel, expected["layer4.1.conv2.weight"].transpose(2, 3, 1, 0), rtol=1e-6)
         np.testing.assert_allclose(trunk["stem_bn1"]["scale"], expected["bn1.weight"], rtol=1e-6)
-    np.testing.assert_array_equal(
-        state["batch_stats"]["trunk"]["stem_bn1"]["var"], expected["bn1.running_var"]
-    )
+    for statistics in (state["batch_stats"], state["ema_params"]["batch_stats"]):
+        np.testing.assert_array_equal(statistics["trunk"]["stem_bn1"]["var"], expected["bn1.running_var"])
 
     copy.unlink()
     main.run(config(images, **settings, steps=2), run)

@@ -57,7 +57,7 @@ def run(tmp_path_factory):
         states[step] = state.replace(
             step=jnp.int32(step),
             params=jax.tree.map(lambda x, f=factor: x * f + 0.01, state.params),
-            ema_params=jax.tree.map(lambda x, f=factor: x * f - 0.01, state.params),
+            ema_params=jax.tree.map(lambda x, f=factor: x * f - 0.01, state.ema_params),
             batch_stats=jax.tree.map(lambda x, f=factor: x + 0.1 * f, state.batch_stats),
         )
         checkpointer.save(states[step], {"mAP": quality})

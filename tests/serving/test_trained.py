@@ -58,7 +58,8 @@ def test_any_checkpoint_and_either_weights(run, step, average):
     expected = (state.ema_params if average else state.params)["encoder"]["trunk"]["stem_conv1"]["kernel"]
     np.testing.assert_array_equal(found.variables["params"]["trunk"]["stem_conv1"]["kernel"], expected)
     mean = found.variables["batch_stats"]["trunk"]["stem_bn1"]["mean"]
-    np.testing.assert_array_equal(mean, state.batch_stats["trunk"]["stem_bn1"]["mean"])
+    statistics = state.ema_params["batch_stats"] if average else state.batch_stats
+    np.testing.assert_array_equal(mean, statistics["trunk"]["stem_bn1"]["mean"])
     named = hap2s_jax.load(run.workdir, checkpoint={3: "best", 6: "latest"}[step], average=average)
     assert named.fingerprint == found.fingerprint
     assert hap2s_jax.load(run.workdir, checkpoint=step, average=not average).fingerprint != found.fingerprint

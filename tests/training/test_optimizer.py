@@ -70,6 +70,8 @@ def test_every_optimizer_goes_downhill(name):
 def test_decay_spares_biases_and_scales():
     params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones((2,)), "bias": jnp.ones((2,))}
     assert decays(params) == {"kernel": True, "scale": False, "bias": False}
+    learnt = {"metric": {"proxies": jnp.ones((2, 2))}, "auxiliary": {"centres": jnp.ones((2, 2))}}
+    assert decays(learnt) == {"metric": {"proxies": True}, "auxiliary": {"centres": False}}
     zero = {k: jnp.zeros_like(x) for k, x in params.items()}
     for name in ("adamw", "sgd"):
         optimizer = create_optimizer(name, optax.constant_schedule(0.1), weight_decay=0.5)

@@ -14,7 +14,7 @@ from hap2s_jax.models.encoder import EncoderOutput, normalize_images
 from hap2s_jax.models.norm import BatchNorm
 from hap2s_jax.parallel import AXIS, DataParallel
 from hap2s_jax.training.objective import objective
-from hap2s_jax.training.state import create_state
+from hap2s_jax.training.state import create_state, move_average, start_average
 from hap2s_jax.training.step import embed_step, embedding_spread, gradients, train_step
 
 # Classes of 1 to 6 images, in an order that gives devices unequal numbers of valid anchors; -1 is ignored.
@@ -174,13 +174,18 @@ def test_moving_average_against_numpy():
     parallel = DataParallel.create(1)
     update = parallel.compile_step(step)
     start = _initial(jnp.float32, optimizer)
-    start = start.replace(ema_params=jax.tree.map(np.copy, start.params))
-    expected = jax.tree.map(lambda x: np.array(x, np.float64), start.params)
+    start = start.replace(ema_params=start_average(start.params, start.batch_stats))
+    expected = jax.tree.map(lambda x: np.array(x, np.float64), start.ema_params)
     state = parallel.replicate(start)
-    for _ in range(3):
+    for rate in (9 / 11, 9 / 12, 9 / 13):  # those of the start
         state, _ = update(state, parallel.split(_batch()))
-        expected = jax.tree.map(lambda e, p: decay * e + (1 - decay) * np.array(p), expected, state.params)
+        newest = {**state.params, "batch_stats": state.batch_stats}
+        expected = jax.tree.map(lambda e, p, r=rate: (1 - r) * e + r * np.array(p), expected, newest)
     assert _distance(state.ema_params, expected) < 1e-6
+    average = {"a": jnp.ones(2), "batch_stats": {"n": jnp.int32(3)}}
+    moved = move_average(average, {"a": jnp.zeros(2)}, {"n": jnp.int32(4)}, decay=decay, step=1000)
+    np.testing.assert_allclose(moved["a"], 0.8, rtol=1e-6)
+    assert moved["batch_stats"]["n"] == 4
 
 
 def test_spread_of_embeddings():
