@@ -69,7 +69,8 @@ def build(searcher: search.Searcher, words: str, k: int = 10) -> Any:
         raise UserError("the demo needs gradio: pip install 'hap2s_jax[demo]'") from error
     count = len(searcher.gallery.paths)
     most = min(50, count)
-    with gradio.Blocks(title="hap2s_jax", analytics_enabled=False) as page:
+    # Visitors' pictures are looked for every ten minutes, and removed after an hour.
+    with gradio.Blocks(title="hap2s_jax", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gradio.Markdown(f"## Which of {count:,} images are most like yours?")
         with gradio.Row():
             with gradio.Column(scale=1):

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from hap2s_jax.errors import UserError
+from hap2s_jax.reporting.atomic import holding, replacing
 from hap2s_jax.reporting.progress import ProgressBar
 from hap2s_jax.serving import commands, listing, vectors
 from hap2s_jax.serving.trained import TrainedEncoder
@@ -53,10 +54,12 @@ def embed_images(
       show_progress: whether to draw a bar on standard error.
 
     Returns:
-      How many were embedded, and (path, reason) of each image that could not be read.
+      How many were embedded, and (path, reason) of each image that could not be read; these are listed beside
+      `output` too.
 
     Raises:
-      UserError: no images, or nothing can be written, or the file there is of something else.
+      UserError: no images, or nothing can be written, or the file there is of something else, or another process is
+        making it.
     """
     output = pathlib.Path(output)
     if output.suffix not in vectors.SUFFIXES:
@@ -64,10 +67,30 @@ def embed_images(
     if workers is not None and workers < 1:
         raise UserError(f"--workers must be at least 1, but is {workers}; leave it out for all cores")
     found = listing.list_images(images)
-    model = describe(encoder) | {"images": str(found.root), "listing": found.digest()}
-    if output.exists() and not overwrite:
-        return _finished(output, model)
+    model = describe(encoder)
+    model |= {"images": str(found.root), "listing": found.digest(), "contents": found.contents()}
+    with holding(output.with_name(f"{output.name}.lock")) as is_free:
+        if not is_free:
+            raise UserError(f"another process is making {output}; wait for its end, or choose another name")
+        if output.exists() and not overwrite:
+            return _finished(output, model)
+        made = _make(encoder, found, output, model, batch_size, workers, rows_per_part, show_progress)
+    _list_unreadable(output, made.unreadable)
+    return made
+
+
+def _make(
+    encoder: TrainedEncoder,
+    found: listing.Listing,
+    output: pathlib.Path,
+    model: dict[str, Any],
+    batch_size: int | None,
+    workers: int | None,
+    rows_per_part: int,
+    show_progress: bool,
+) -> vectors.Outcome:
     identity = {"weights": encoder.fingerprint, "images": found.digest(), "folder": str(found.root)}
+    identity["images' contents"] = model["contents"]
     parts = vectors.Parts(output, identity)
     done = parts.done
     with ProgressBar(len(found.paths), done, "embedding", images_per_step=1, enabled=show_progress) as bar:
@@ -146,11 +169,32 @@ def _finished(output: pathlib.Path, model: dict[str, Any]) -> vectors.Outcome:
     except Exception:  # whatever it is, it is not ours to replace
         there = {}
     if all(there.get(key) == model[key] for key in ("fingerprint", "listing", "images")):
-        print(f"{output} holds these embeddings already; --overwrite makes it again")
+        if there.get("contents", model["contents"]) != model["contents"]:
+            raise UserError(
+                f"--output: {output} was made before some of these images changed; give --overwrite to make it again"
+            )
+        missing = there.get("unreadable", 0)
+        but = f", but for {missing:,} images that could not be read" if missing else ""
+        print(f"{output} holds these embeddings already{but}; --overwrite makes it again")
         return vectors.Outcome(there["count"], [])
     raise UserError(
         f"--output: {output} exists and is of something else; give --overwrite, or choose another name"
     )
+
+
+def _list_unreadable(output: pathlib.Path, unreadable: Sequence[tuple[str, str]]) -> None:
+    file = unreadable_list(output)
+    if not unreadable:
+        file.unlink(missing_ok=True)  # of the file that was there before
+        return
+    lines = "".join(f"{path}\t{reason}\n" for path, reason in unreadable)
+    with replacing(file) as temporary:
+        temporary.write_text(lines, encoding="utf-8", errors="surrogateescape")
+
+
+def unreadable_list(output: str | os.PathLike[str]) -> pathlib.Path:
+    """Where the images that could not be read are listed."""
+    return pathlib.Path(f"{os.fspath(output)}.unreadable.txt")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -180,9 +224,7 @@ def _run(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
     )
     if outcome.unreadable:
-        file = pathlib.Path(f"{options.output}.unreadable.txt")
-        lines = "".join(f"{path}\t{reason}\n" for path, reason in outcome.unreadable)
-        file.write_text(lines, encoding="utf-8", errors="surrogateescape")
+        file = unreadable_list(options.output)
         print(f"{len(outcome.unreadable)} images could not be read; they are listed in {file}")
     print(f"{outcome.count:,} embeddings of {encoder.dim} numbers: {options.output}")
 

@@ -44,6 +44,7 @@ def from_workdir(
     feature: str | None = None,
     distance: str | None = None,
     data_dir: str | None = None,
+    own_code: bool = False,
 ) -> Inputs:
     """Embeds the test images of a run with the checkpoint that `evaluate.weights` names, and changes nothing there.
 
@@ -52,6 +53,7 @@ def from_workdir(
       step: another checkpoint than that one.
       views, feature, distance: other values than the run's own `evaluate.flip`, `evaluate.five_crops` and
         `evaluate.zooms`, `evaluate.feature`, `evaluate.distance`; () for no views.
+      own_code: see `hap2s_jax.load`.
       data_dir: where the run's data lie on this machine, if elsewhere than `data.data_dir` says.
 
     Raises:
@@ -79,7 +81,7 @@ def from_workdir(
     with configs.written_by(workdir):
         use_compilation_cache(config)
         use_devices(config)
-        encoder = loading.load(workdir, checkpoint=step)
+        encoder = loading.load(workdir, checkpoint=step, own_code=own_code)
         evaluator = Evaluator.of_run(config, encoder.module)
         cluster.warn_of_changed_data(evaluator.dataset, encoder.workdir)
     test = evaluator.dataset.test
@@ -114,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _inputs(options: argparse.Namespace) -> Inputs:
     chosen = {name: getattr(options, name) for name in ("step", "views", "feature", "data_dir")}
     if options.workdir:
-        return from_workdir(options.workdir, **chosen, distance=options.distance)
+        return from_workdir(options.workdir, **chosen, distance=options.distance, own_code=options.own_code)
     if given := [name for name, value in chosen.items() if value is not None]:
         raise UserError(f"--{given[0]} needs the encoder and the images: use it with --workdir.")
     return from_npz(options.embeddings)
@@ -270,6 +272,11 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--workdir", help="the workdir of a run")
     parser.add_argument(
         "--data_dir", help="where the data of --workdir lie here, if not where the run found them"
+    )
+    parser.add_argument(
+        "--own_code",
+        action="store_true",
+        help="call the function that --workdir's config names as its encoder; only for runs that you trust",
     )
     parser.add_argument(
         "--step", type=int, help="checkpoint of --workdir; unless given, what evaluate.weights names"

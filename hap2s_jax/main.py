@@ -225,7 +225,8 @@ def _changed_rate(job: Job, workdir: pathlib.Path, start: int) -> str | None:
     """What other `steps` than before make of the next update's learning rate, None if nothing."""
     old: Any = configs.load(workdir)
     settings = {"learning_rate": old.optimizer.learning_rate, **old.schedule}
-    before, now = float(create_schedule(steps=old.steps, **settings)(start)), float(job.schedule(start))
+    schedules = (create_schedule(steps=old.steps, **settings), job.schedule)
+    before, now = (float(np.asarray(schedule(start))) for schedule in schedules)
     if old.steps == job.config.steps or math.isclose(before, now, rel_tol=1e-3):
         return None
     return (

@@ -139,6 +139,8 @@ def choose_threshold(
     Raises:
       UserError: a share or number that makes no sense, or a share without calibration.
     """
+    if false_accepts is not None and wanted != "auto":
+        raise UserError(f"--false_accepts chooses a threshold; leave it out beside --threshold={wanted}")
     if wanted == "none":
         return None, "no threshold"
     if wanted != "auto":

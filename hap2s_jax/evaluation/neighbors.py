@@ -15,6 +15,7 @@ from hap2s_jax.evaluation.inputs import check_distance, check_embeddings, space
 _TILE_BYTES = 96 * 2**20
 _PAIR_BYTES = 64 * 2**20
 _QUERIES_AT_ONCE = 256
+_SPARE = 32
 
 
 def all_neighbors(vectors: np.ndarray, k: int, *, cosine: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -131,14 +132,16 @@ class ExactIndex:
         distances, rows = [], []
         for begin in range(0, len(asked), _QUERIES_AT_ONCE):
             part = asked[begin : begin + _QUERIES_AT_ONCE]
-            found = self._nearest(part, k)
-            rows.append(found)
+            # Float32 products cannot tell what lies close together; differences can, among a few more.
+            found = self._nearest(part, min(k + _SPARE, len(self._rows)))
             # One query at a time: float64 copies of all neighbours may be large.
-            distances += [
-                distances_between(one[None], self._rows[near], self._distance)
-                for one, near in zip(part, found, strict=True)
-            ]
-        return np.stack(distances), np.concatenate(rows)
+            for one, near in zip(part, found, strict=True):
+                near = np.sort(near)
+                apart = distances_between(one[None], self._rows[near], self._distance)
+                order = np.argsort(apart, kind="stable")[:k]
+                distances.append(apart[order])
+                rows.append(near[order])
+        return np.stack(distances), np.stack(rows)
 
     def _nearest(self, asked: np.ndarray, k: int) -> np.ndarray:
         placed = self._space(asked, np.arange(len(asked)), 1 << (len(asked) - 1).bit_length())

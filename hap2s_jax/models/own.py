@@ -49,6 +49,28 @@ class OwnEncoder(nn.Module):
         return EncoderOutput(embedding=embedding, features=embedding)
 
 
+def check_class(name: str) -> None:
+    """Raises a UserError unless `name` is that of a linen module's class: a function that somebody else's config names
+    might do anything, with the arguments that the config gives it.
+    """
+    found = _named(name)
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise UserError(
+            f"the encoder {name!r} is no class of flax modules, and calling it may do anything; if you trust the run, "
+            "give --own_code (own_code=True in Python)"
+        )
+
+
+def _named(name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, ValueError) as e:
+        raise UserError(f"model {name!r}: cannot import {module_name!r} ({e}); is it on PYTHONPATH?") from e
+    except AttributeError as e:
+        raise UserError(f"model {name!r}: {module_name} has no {attribute!r}.") from e
+
+
 def create(name: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> OwnEncoder:
     """Makes an encoder of the class, or of the function that returns a module, called `name`.
 
@@ -61,13 +83,7 @@ def create(name: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -
     Raises:
       UserError: the module or class is not there, is no linen module, or does not take an option that was set.
     """
-    module_name, _, attribute = name.partition(":")
-    try:
-        made_by = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, ValueError) as e:
-        raise UserError(f"model {name!r}: cannot import {module_name!r} ({e}); is it on PYTHONPATH?") from e
-    except AttributeError as e:
-        raise UserError(f"model {name!r}: {module_name} has no {attribute!r}.") from e
+    made_by = _named(name)
     if not callable(made_by):
         raise UserError(
             f"model {name!r} is a {type(made_by).__name__}; name a class or function that makes a module."

@@ -194,11 +194,16 @@ def write_safetensors(tensors: Tensors, path: str | os.PathLike[str]) -> None:
     numpy_format = _safetensors()
     path = pathlib.Path(path)
     partial = path.with_name(path.name + ".part")
+    from safetensors import SafetensorError
+
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         numpy_format.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial)
         partial.replace(path)
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror or e}.") from e
+    except SafetensorError as e:  # a full disk, among others
+        raise UserError(f"cannot write {path}: {e}.") from e
     finally:
         partial.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 
@@ -32,6 +33,16 @@ def add_encoder(parser: argparse.ArgumentParser, *, required: bool = True, where
         default=None,
         help="the moving average of the weights, or the weights themselves; by default the average where there is one",
     )
+    add_own_code(parser)
+
+
+def add_own_code(parser: argparse.ArgumentParser) -> None:
+    """The flag for runs whose encoder a function makes."""
+    parser.add_argument(
+        "--own_code",
+        action="store_true",
+        help="call the function that the run's config names as its encoder; only for runs that you trust",
+    )
 
 
 def open_encoder(options: argparse.Namespace, workdir: str | None = None) -> TrainedEncoder:
@@ -42,7 +53,12 @@ def open_encoder(options: argparse.Namespace, workdir: str | None = None) -> Tra
 
     parallel.expect_no_tpu()
     parallel.use_cores(getattr(options, "batch_size", None) or 64)
-    encoder = load(workdir or options.workdir, checkpoint=options.checkpoint, average=options.average)
+    encoder = load(
+        workdir or options.workdir,
+        checkpoint=options.checkpoint,
+        average=options.average,
+        own_code=options.own_code,
+    )
     use_compilation_cache(encoder.config)
     return encoder
 
@@ -54,6 +70,8 @@ def guarded(
     interrupted: str = "interrupted",
 ) -> int:
     """Runs a command; what the user can mend becomes one line and exit code 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         run(options)
     except (UserError, OSError) as error:

@@ -10,7 +10,7 @@ import pathlib
 
 import numpy as np
 
-from hap2s_jax.data.readers.files import EXTENSIONS
+from hap2s_jax.data.readers.files import EXTENSIONS, walk_images
 from hap2s_jax.errors import UserError
 
 _BOX = ("x1", "y1", "x2", "y2")
@@ -47,6 +47,17 @@ class Listing:
             digest.update(b"none" if values is None else values.tobytes())
         return digest.hexdigest()[:16]
 
+    def contents(self) -> str:
+        """As `digest`, of the sizes and times of the files: whether the images are still those that they were."""
+        digest = hashlib.sha256()
+        for path in dict.fromkeys(self.paths):
+            try:
+                found = os.stat(self.root / path)
+                digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
+            except OSError:
+                digest.update(b"none\n")
+        return digest.hexdigest()[:16]
+
 
 def list_images(images: str | os.PathLike[str]) -> Listing:
     """Lists the images of a folder, or of a CSV file.
@@ -67,31 +78,9 @@ def list_images(images: str | os.PathLike[str]) -> Listing:
             raise UserError(f"--images: {root} is no CSV file: {error}") from error
     if not root.is_dir():
         raise UserError(f"--images: there is no folder or CSV file {images}")
-    paths = []
-    seen = {os.path.realpath(root)}
-    for folder, inside, names in os.walk(root, followlinks=True):
-        inside[:] = sorted(
-            name for name in inside if not name.startswith(".") and _is_new(folder, name, seen)
-        )
-        below = pathlib.Path(folder).relative_to(root)
-        paths += [
-            (below / name).as_posix()
-            for name in names
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
-    if not paths:
+    if not (paths := walk_images(root)):
         raise UserError(f"--images: {images} holds no image ({', '.join(EXTENSIONS)})")
-    paths.sort()
     return _listing(root, paths, [path.split("/")[0] if "/" in path else "" for path in paths])
-
-
-def _is_new(folder: str, name: str, seen: set[str]) -> bool:
-    """Whether a folder was not walked through yet, by whatever link; from then on it was."""
-    place = os.path.realpath(os.path.join(folder, name))
-    if place in seen:
-        return False
-    seen.add(place)
-    return True
 
 
 def _from_csv(file: pathlib.Path) -> Listing:
@@ -108,6 +97,8 @@ def _from_csv(file: pathlib.Path) -> Listing:
         for number, row in enumerate(reader, start=2):
             if not (path := (row["path"] or "").strip()):
                 raise UserError(f"--images: {file}, line {number}: path is empty")
+            if "\0" in path:
+                raise UserError(f"--images: {file}, line {number}: path holds a zero byte")
             paths.append(path)
             names.append((row.get("label") or "").strip())
             try:

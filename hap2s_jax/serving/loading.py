@@ -13,6 +13,7 @@ import numpy as np
 from hap2s_jax import config as configs
 from hap2s_jax import models
 from hap2s_jax.errors import UserError
+from hap2s_jax.models import own
 from hap2s_jax.serving.trained import TrainedEncoder
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer, quiet
 from hap2s_jax.training.state import encoder_variables
@@ -21,7 +22,11 @@ PyTree = Any
 
 
 def load(
-    workdir: str | os.PathLike[str], *, checkpoint: str | int | None = None, average: bool | None = None
+    workdir: str | os.PathLike[str],
+    *,
+    checkpoint: str | int | None = None,
+    average: bool | None = None,
+    own_code: bool = False,
 ) -> TrainedEncoder:
     """Loads the trained encoder of a run.
 
@@ -34,12 +39,17 @@ def load(
         run's own results are of.
       average: whether to take the moving average of the weights; by default where the run kept one, as its own
         evaluation does.
+      own_code: whether a function that the run's config names as its encoder, `package.module:function`, may be
+        called. Classes of flax modules always may.
 
     Raises:
       UserError: in one line, if there is no finished checkpoint, or it is damaged or of a newer version.
     """
     path = pathlib.Path(workdir).absolute()
     config: Any = configs.load(path)
+    with configs.written_by(path):
+        if ":" in config.encoder.name and not own_code:
+            own.check_class(config.encoder.name)
     if not any(f.is_dir() and f.name.isdigit() for f in (path / FOLDER).glob("*")):
         raise UserError(
             f"{workdir} holds no finished checkpoint; train on with hap2s_jax.main, or copy {FOLDER} whole"
@@ -79,7 +89,7 @@ def _choose_step(checkpointer: Checkpointer, wanted: str | int | None, config: A
         raise UserError(
             "checkpoint: the run was never measured on validation classes, so none is the best; ask for 'latest'"
         )
-    if isinstance(wanted, str) and not wanted.isdigit():
+    if isinstance(wanted, str) and not wanted.isdecimal():
         raise UserError(
             f"checkpoint is {wanted!r}; it must be 'best', 'latest' or one of {checkpointer.steps}"
         )

@@ -136,9 +136,10 @@ def write(output: pathlib.Path, parts: Iterable[Part], listing: Listing, model: 
             f"none of the {len(listing.paths)} images can be read, such as {unreadable[0][0]}: {unreadable[0][1]}"
         )
     blocks = (part.embeddings for part in parts)
+    counts = {"count": len(rows), "unreadable": len(unreadable)}
     writer = _write_npz if output.suffix == ".npz" else _write_parquet
     with replacing(output) as temporary:
-        writer(temporary, rows, dim, blocks, listing, json.dumps(model | {"count": len(rows)}))
+        writer(temporary, rows, dim, blocks, listing, json.dumps(model | counts))
     return Outcome(len(rows), unreadable)
 
 
@@ -215,12 +216,15 @@ def read(path: str | os.PathLike[str]) -> Vectors:
         raise UserError(f"there is no file {path}; python -m hap2s_jax.embed makes one")
     reader: Callable[[pathlib.Path], Vectors] = _read_parquet if path.suffix == ".parquet" else _read_npz
     try:
-        return reader(path)
+        found = reader(path)
+        if not np.isfinite(found.embeddings).all():
+            raise UserError(f"{path} holds embeddings that are not finite; its encoder has diverged")
+        return found
     except UserError:
         raise
     except KeyError as error:
         raise UserError(f"{path} lacks {error}; make it with python -m hap2s_jax.embed") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{path} is damaged or no file of embeddings ({first}); make it again") from error
 

@@ -230,6 +230,21 @@ def test_class_folders_with_their_traps(tmp_path):
     assert own.read_folder(root, seed=2).train.class_names != parts.train.class_names
 
 
+def test_images_at_any_depth_and_in_no_class(tmp_path):
+    root = trees.class_folders(tmp_path / "own")
+    before = own.read_folder(root, seed=1)
+    image = root / before.train.paths[0]
+    (image.parent / "2024" / "may").mkdir(parents=True)
+    shutil.copy(image, image.parent / "2024" / "may")
+    shutil.copy(image, root / "loose.png")
+    parts = own.read_folder(root, seed=1)
+    assert len(parts.train) == len(before.train) + 1
+    added = next(n for n, path in enumerate(parts.train.paths) if "2024" in path)
+    assert parts.train.class_names[parts.train.labels[added]] == image.parent.name
+    assert parts.remarks == ("1 images lie in no folder of a class and are left out, such as loose.png",)
+    assert before.remarks == ()
+
+
 def test_class_folders_with_a_split(tmp_path):
     for part in ("train", "Val", "query", "gallery"):
         trees.class_folders(tmp_path / part, classes=2)

@@ -107,6 +107,16 @@ def test_copies_are_found_at_distance_zero_the_lower_row_first():
     assert distances_between(keys[:1], keys[:1], "cosine") == pytest.approx(0, abs=1e-12)
 
 
+def test_what_lies_close_together_is_told_apart():
+    rng = np.random.default_rng(0)
+    keys = (10 * rng.normal(size=(2000, 128))).astype(np.float32)
+    keys[:30] = keys[0] * (1 + 1e-3 * rng.normal(size=(30, 1)))
+    distances, rows = ExactIndex(keys).search(keys[[0]], 10)
+    table = np.linalg.norm(keys.astype(np.float64) - keys[0], axis=1)
+    np.testing.assert_array_equal(rows[0], np.argsort(table, kind="stable")[:10])
+    np.testing.assert_allclose(distances[0], np.sort(table)[:10])
+
+
 def test_questions_that_do_not_fit():
     index = ExactIndex(_data()[0])
     for queries, k in ((np.zeros((1, 4), np.float32), 1), (np.zeros((1, 5), np.float32), 91)):

@@ -1,11 +1,15 @@
 """Encoders of one's own by name: linen, nnx through its bridge, and what is refused."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 
+import hap2s_jax
+from hap2s_jax import config as configs
 from hap2s_jax import models
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluator import embedding_function
@@ -84,3 +88,16 @@ def test_a_mean_over_views_has_length_1_where_embeddings_have():
     # Of one that does not say so, it is the plain mean.
     mean = embedding_function(models.create(f"{HERE}:TinyUnit", normalize=False), settings)({}, IMAGES)
     assert np.all(np.linalg.norm(mean, axis=1) < 0.9999)
+
+
+def test_a_function_is_not_called_for_whoever_only_opens_a_run(tmp_path):
+    config = importlib.import_module("configs.emoji").get_config("tiny")
+    for name, says in ((f"{HERE}:tiny_nnx", "--own_code"), ("os:system", "may do anything")):
+        config.encoder.name = name
+        configs.save(config, tmp_path)
+        with pytest.raises(UserError, match=says):
+            hap2s_jax.load(tmp_path)
+    config.encoder.name = "flax.linen:Dense"
+    configs.save(config, tmp_path)
+    with pytest.raises(UserError, match="holds no finished checkpoint"):
+        hap2s_jax.load(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 import hap2s_jax
 from hap2s_jax import embed, evaluate
 from hap2s_jax.errors import UserError
+from hap2s_jax.reporting.atomic import holding
 from hap2s_jax.serving import vectors
 from hap2s_jax.serving.listing import list_images
 from hap2s_jax.serving.trained import TrainedEncoder
@@ -110,7 +112,7 @@ def test_interrupted_and_run_again(encoder, spoilt, folder, reference, tmp_path,
 def test_parts_of_something_else_are_not_gone_on_with(encoder, spoilt, tmp_path, run):
     output = tmp_path / "vectors.npz"
     vectors.Parts(output, {"weights": "others", "images": "x", "folder": str(spoilt)})
-    with pytest.raises(UserError, match="unfinished file that differs in its weights and images;"):
+    with pytest.raises(UserError, match="unfinished file that differs in its weights and images and images' contents;"):
         embed.embed_images(encoder, spoilt, output, show_progress=False)
 
 
@@ -129,7 +131,7 @@ def test_another_folder_of_equal_names_is_something_else(encoder, folder, tmp_pa
     output.unlink()
     identity = {"weights": encoder.fingerprint, "images": monday.digest(), "folder": str(days[0])}
     vectors.Parts(output, identity)
-    with pytest.raises(UserError, match="unfinished file that differs in its folder;"):
+    with pytest.raises(UserError, match="unfinished file that differs in its folder and images' contents;"):
         embed.embed_images(encoder, days[1], output, show_progress=False)
 
 
@@ -207,6 +209,51 @@ def test_folders_that_are_links_are_searched_once(tmp_path):
     (tmp_path / "root" / "link").symlink_to(tmp_path / "real")
     (tmp_path / "root" / "own" / "loop").symlink_to(tmp_path / "root")
     assert list_images(tmp_path / "root").paths == ["link/x.png", "own/x.png"]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_folder_goes_before_links_to_it_whatever_the_disk_lists_first(tmp_path, monkeypatch, turned):
+    for name in ("mug", "plate"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").touch()
+    (tmp_path / "cup").symlink_to(tmp_path / "mug")
+    listed = os.walk
+
+    def walk(*arguments, **settings):
+        for place, inside, names in listed(*arguments, **settings):
+            inside.sort(reverse=turned)
+            yield place, inside, names
+
+    monkeypatch.setattr(os, "walk", walk)
+    assert list_images(tmp_path).paths == ["mug/x.png", "plate/x.png"]
+
+
+def test_images_that_were_mended_are_told_and_made_again(encoder, folder, tmp_path, capsys):
+    for n in range(3):
+        shutil.copy(folder[1][n], tmp_path / f"{n}.png")
+    whole = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(whole[:50])
+    given = (encoder, tmp_path, tmp_path / "x.npz")
+    assert embed.embed_images(*given, show_progress=False).count == 2
+    listed = embed.unreadable_list(tmp_path / "x.npz")
+    assert listed.read_text().startswith("1.png\t")
+    embed.embed_images(*given, show_progress=False)
+    assert "already, but for 1 images that could not be read" in capsys.readouterr().out
+    (tmp_path / "1.png").write_bytes(whole)
+    with pytest.raises(UserError, match="before some of these images changed; give --overwrite"):
+        embed.embed_images(*given, show_progress=False)
+    assert embed.embed_images(*given, overwrite=True, show_progress=False).count == 3
+    assert not listed.exists()
+
+
+def test_one_process_at_a_time_makes_a_file(encoder, folder, tmp_path):
+    output = tmp_path / "x.npz"
+    with (
+        holding(tmp_path / "x.npz.lock"),
+        pytest.raises(UserError, match="another process is making"),
+    ):
+        embed.embed_images(encoder, folder[0], output, show_progress=False)
+    assert not output.exists()
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -79,24 +80,42 @@ def test_the_preprocessing_is_written_down(exported, run):
     np.testing.assert_array_equal(expected, np.load(exported / "images.npy")[0])
 
 
-def _with_stem(run, stem):
+def _with_stem(run, stem, **head):
     """An encoder whose trunk is torchvision's, or nearly, with weights and statistics drawn at random."""
     config = run.job.config.copy_and_resolve_references()
     config.unlock()
-    config.evaluate.flip = False
+    config.evaluate.update(flip=False, zooms=False)
     config.encoder.update(name="resnet18", width=8, stem=stem, pooling="gap", embedding_dim=16)
+    config.encoder.update(**head)
     module = models.create(**config.encoder)
     shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.uint8))
     rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda x: (0.3 * rng.random(x.shape) + 0.05).astype(np.float32), shapes)
+
+    def draw(x):  # kernels that keep the activations' size; scales and variances that are positive
+        kernel = rng.normal(size=x.shape) * np.sqrt(2 / np.prod(x.shape[:-1]))
+        return (kernel if x.ndim > 1 else 0.5 + 0.5 * rng.random(x.shape)).astype(np.float32)
+
+    variables = jax.tree.map(draw, shapes)
     return TrainedEncoder(config, 1, False, module, variables, pathlib.Path("nowhere"))
 
 
-def test_torch_users_load_the_backbone_by_torchvisions_names(run, tmp_path):
+HEADS = [
+    {},
+    {"embedding_bn": False},
+    {"hidden_dim": 24, "embedding_bn": False, "normalize": False},
+    {"embedding_dim": 0, "embedding_bn": False, "normalize": False, "bnneck": True},
+]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=["emoji", "folder", "paper", "bot"])
+def test_torch_users_load_the_backbone_by_torchvisions_names(run, tmp_path, head):
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file
 
-    encoder = _with_stem(run, "imagenet")
+    encoder = _with_stem(run, "imagenet", **head)
+    room = {"torch": torch}
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "use.md").read_text()
+    exec(re.search(r"import torch.nn.functional as F\n.*?(?=```)", text, re.DOTALL)[0], room)
     tensors = load_file(exports.write_safetensors(encoder, tmp_path))
     model = _torchvision_resnet18(torch, width=8)
     missing, left = model.load_state_dict(tensors, strict=False)
@@ -106,10 +125,9 @@ def test_torch_users_load_the_backbone_by_torchvisions_names(run, tmp_path):
     mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
         inputs = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
-        x = model.eval()(inputs) @ tensors["head.embedding.weight"].T
-        norm = {key: tensors[f"head.embedding_bn.{key}"] for key in ("running_mean", "running_var", "weight")}
-        x = torch.nn.functional.batch_norm(x, **norm)
-        x = torch.nn.functional.normalize(x)
+        x = room["head"](model.eval()(inputs), tensors, encoder.config.encoder.normalize)
+        if head.get("bnneck"):
+            x = torch.nn.functional.normalize(x)  # compared by cosine
     np.testing.assert_allclose(x.numpy(), encoder.embed_pixels(images), atol=1e-5)
 
 

@@ -196,6 +196,10 @@ def test_mistakes_are_one_line(run, gallery, folder, tmp_path, capsys):
             "it should be auto, none or a distance",
         ),
         ([f"--gallery={gallery}", f"--query={query}", "--false_accepts=0.1"], "--calibrate --workdir="),
+        (
+            [f"--gallery={gallery}", f"--query={query}", "--false_accepts=0.1", "--threshold=1"],
+            "leave it out beside --threshold=1",
+        ),
         ([f"--gallery={gallery}", f"--query={query}", "--k=0"], "--k must be at least 1"),
     ]
     for arguments, says in cases:

@@ -28,6 +28,7 @@ class Parts:
       views: int64 indices into `test`, see `Dataset.views`.
       protocols: how this variant of the data set is judged, where it differs from the usual.
       is_usual: whether the published numbers of images are of this variant.
+      remarks: lines for whoever uses it, such as what was left out.
     """
 
     train: Source
@@ -38,6 +39,7 @@ class Parts:
     views: np.ndarray | None = None
     protocols: tuple[str, ...] | None = None
     is_usual: bool = True
+    remarks: tuple[str, ...] = ()
 
 
 class FileSource:
@@ -117,6 +119,31 @@ def list_folders(folder: Path | str) -> list[str]:
         for name in os.listdir(folder)
         if not name.startswith(".") and os.path.isdir(os.path.join(folder, name))
     )
+
+
+def walk_images(folder: Path | str) -> list[str]:
+    """Paths of the images at any depth, with forward slashes, relative to `folder`, in an order that is the same on
+    every machine. Hidden files and folders are left out; a folder that links lead to is searched once.
+    """
+    root = os.fspath(folder)
+    paths, seen = [], {os.path.realpath(root)}
+    for place, inside, names in os.walk(root, followlinks=True):
+        # The folder itself before links to it, whatever the disk lists first.
+        inside.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
+        entered = []
+        for name in inside:
+            target = os.path.realpath(os.path.join(place, name))
+            if not name.startswith(".") and target not in seen:
+                seen.add(target)
+                entered.append(name)
+        inside[:] = entered
+        below = Path(place).relative_to(root)
+        paths += [
+            (below / name).as_posix()
+            for name in names
+            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+        ]
+    return sorted(paths, key=lambda path: path.split("/"))
 
 
 def find_root(bases: Iterable[Path], folders: Iterable[str], markers: Sequence[str]) -> Path | None:

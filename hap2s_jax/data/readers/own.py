@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hap2s_jax.data.draws import permutation
-from hap2s_jax.data.readers.files import FileSource, Parts, list_folders, list_images
+from hap2s_jax.data.readers.files import FileSource, Parts, list_folders, walk_images
 from hap2s_jax.errors import UserError
 
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
@@ -42,7 +42,8 @@ def read_folder(root: Path, *, test_fraction: float = 0.5, seed: int = 0) -> Par
     """A folder with a folder of images per class, or a CSV file.
 
     Folders named train and test (or query and gallery), and perhaps validation, are taken for the split, with the
-    classes inside them. Otherwise the classes are split by `test_fraction` and `seed`.
+    classes inside them. Otherwise the classes are split by `test_fraction` and `seed`. An image may lie at any depth in
+    its class's folder.
 
     Args:
       root: the folder, or a CSV file with the columns path, label and, as wished, split, camera, x1, y1, x2, y2.
@@ -53,7 +54,7 @@ def read_folder(root: Path, *, test_fraction: float = 0.5, seed: int = 0) -> Par
       UserError: there are no images, or too few classes to split, or the CSV is malformed.
     """
     try:
-        parts = read_csv_rows(root) if root.is_file() else _folder_rows(root)
+        parts, remarks = (read_csv_rows(root), ()) if root.is_file() else _folder_rows(root)
     except csv.Error as error:
         raise UserError(f"{root} is no CSV file: {error}") from None
     base = root.parent if root.is_file() else root
@@ -66,10 +67,12 @@ def read_folder(root: Path, *, test_fraction: float = 0.5, seed: int = 0) -> Par
     train = parts["train"].source("own train", base)
     validation = parts["validation"].source("own validation", base) if "validation" in parts else None
     if "test" in parts:
-        return Parts(train, parts["test"].source("own test", base), validation=validation)
+        test = parts["test"].source("own test", base)
+        return Parts(train, test, validation=validation, remarks=remarks)
     queries = len(parts["query"].paths)
     test = parts["query"].join(parts["gallery"]).source("own test", base)
-    return Parts(train, test, np.arange(queries), np.arange(queries, len(test)), validation)
+    query, gallery = np.arange(queries), np.arange(queries, len(test))
+    return Parts(train, test, query, gallery, validation, remarks=remarks)
 
 
 def read_csv_rows(path: Path) -> dict[str, _Rows]:
@@ -114,29 +117,32 @@ def _int32(number: int) -> int:
     return number
 
 
-def _folder_rows(root: Path) -> dict[str, _Rows]:
+def _folder_rows(root: Path) -> tuple[dict[str, _Rows], tuple[str, ...]]:
+    """The images by part, and what was left out."""
     names = list_folders(root)
     by_part = {_SPLITS[n.lower()]: n for n in names if n.lower() in _SPLITS}
     # A class may well be called "test"; only together are the names a split.
     if "train" in by_part and ("test" in by_part or {"query", "gallery"} <= by_part.keys()):
-        parts = {part: _classes(root, folder) for part, folder in by_part.items()}
+        folders = by_part
     else:
-        parts = {"all": _classes(root, "")}
+        folders = {"all": ""}
+    parts, loose = {part: _Rows() for part in folders}, []
+    for part, folder in folders.items():
+        for path in walk_images(root / folder):
+            path = f"{folder}/{path}" if folder else path
+            name, *inside = path.split("/")[bool(folder) :]
+            if inside:
+                parts[part].paths.append(path)
+                parts[part].classes.append(name)
+            else:
+                loose.append(path)
     if not any(rows.paths for rows in parts.values()):
         raise UserError(
             f"{root}: found no image in a folder of its own class, such as {root}/CLASS/IMAGE.jpg"
         )
-    return parts
-
-
-def _classes(root: Path, part: str) -> _Rows:
-    rows = _Rows()
-    for name in list_folders(root / part):
-        folder = f"{part}/{name}" if part else name
-        images = list_images(root / folder)
-        rows.paths += [f"{folder}/{image}" for image in images]
-        rows.classes += [name] * len(images)
-    return rows
+    if not loose:
+        return parts, ()
+    return parts, (f"{len(loose):,} images lie in no folder of a class and are left out, such as {loose[0]}",)
 
 
 def _split(rows: _Rows, root: Path, test_fraction: float, seed: int) -> dict[str, _Rows]:

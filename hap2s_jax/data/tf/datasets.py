@@ -62,7 +62,7 @@ def load(
         parts.query is not None or (cameras is not None and len(set(cameras)) > 1)
     ):
         protocols = ("class", "query_gallery")
-    remarks, seen = registry.count_warnings(found, parts), set()
+    remarks, seen = [*parts.remarks, *registry.count_warnings(found, parts)], set()
     if (
         found.name == "folder"
     ):  # official splits share no class, though some number those of either side from 0
