@@ -69,29 +69,37 @@ def embed_images(
     found = listing.list_images(images)
     model = describe(encoder)
     model |= {"images": str(found.root), "listing": found.digest(), "contents": found.contents()}
+    if output.exists() and not overwrite:
+        return _finished(output, model)
     with holding(output.with_name(f"{output.name}.lock")) as is_free:
         if not is_free:
             raise UserError(f"another process is making {output}; wait for its end, or choose another name")
-        if output.exists() and not overwrite:
+        if output.exists() and not overwrite:  # it was just finished by another process
             return _finished(output, model)
-        made = _make(encoder, found, output, model, batch_size, workers, rows_per_part, show_progress)
-    _list_unreadable(output, made.unreadable)
-    return made
+        identity = {"weights": encoder.fingerprint, "images": found.digest(), "folder": str(found.root)}
+        identity["images' sizes"] = model["contents"]
+        parts = vectors.Parts(output, identity, anew=overwrite)
+        _make(parts, encoder, found, batch_size, workers, rows_per_part, show_progress)
+        try:
+            outcome = vectors.write(output, parts, found, model)
+        except vectors.NothingReadableError:
+            parts.remove()  # or they would not be looked at again, once they are there
+            raise
+        _list_unreadable(output, outcome.unreadable)
+        parts.remove()
+    return outcome
 
 
 def _make(
+    parts: vectors.Parts,
     encoder: TrainedEncoder,
     found: listing.Listing,
-    output: pathlib.Path,
-    model: dict[str, Any],
     batch_size: int | None,
     workers: int | None,
     rows_per_part: int,
     show_progress: bool,
-) -> vectors.Outcome:
-    identity = {"weights": encoder.fingerprint, "images": found.digest(), "folder": str(found.root)}
-    identity["images' contents"] = model["contents"]
-    parts = vectors.Parts(output, identity)
+) -> None:
+    """Embeds what no part covers yet."""
     done = parts.done
     with ProgressBar(len(found.paths), done, "embedding", images_per_step=1, enabled=show_progress) as bar:
         waiting: list[vectors.Part] = []
@@ -106,13 +114,6 @@ def _make(
                 waiting = []
         if waiting:
             parts.add(done, _joined(waiting))
-    try:
-        outcome = vectors.write(output, parts, found, model)
-    except vectors.NothingReadableError:
-        parts.remove()  # or they would not be looked at again, once they are there
-        raise
-    parts.remove()
-    return outcome
 
 
 def describe(encoder: TrainedEncoder) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from hap2s_jax.data.turns import QuarterTurns
 from hap2s_jax.errors import UserError, unknown_name
 from hap2s_jax.evaluation import protocols, test_time
 from hap2s_jax.evaluation.embed import embed_dataset
+from hap2s_jax.evaluation.inputs import DISTANCES
 from hap2s_jax.parallel import DataParallel
 from hap2s_jax.training import step
 
@@ -41,8 +42,8 @@ class Evaluator:
     dataset: Dataset
     embed: Callable[[PyTree, Any], jax.Array]
 
-    @classmethod
-    def of_run(cls, config: Config, encoder: Any) -> Evaluator:
+    @staticmethod
+    def of_run(config: Config, encoder: Any) -> Evaluator:
         """For a run that has been trained, on as many of its devices as there are here.
 
         Args:
@@ -55,7 +56,7 @@ class Evaluator:
         wanted = config.num_devices
         parallel = DataParallel.create(None if wanted is None else min(wanted, jax.device_count()))
         embed = parallel.compile_map(embedding_function(encoder, config.evaluate))
-        return cls(config, parallel, load_dataset(config)[0], embed)
+        return Evaluator(config, parallel, with_noise(config, load_dataset(config))[0], embed)
 
     def eval_batches(self, source: Source) -> Iterator[PyTree]:
         """This process's share of a source's images, each once."""
@@ -126,8 +127,8 @@ class Evaluator:
         return np.concatenate([batch["image"][: len(indices)] for batch in batches])
 
 
-def load_dataset(config: Config) -> tuple[Dataset, NoiseRecord | None]:
-    """The data set of a run, and which training images were made wrong on purpose, None without noise.
+def load_dataset(config: Config) -> Dataset:
+    """The data set that a config names, without the noise that it may ask for.
 
     Raises:
       UserError: naming the key that is wrong, or the data that are missing.
@@ -135,13 +136,23 @@ def load_dataset(config: Config) -> tuple[Dataset, NoiseRecord | None]:
     # TensorFlow is loaded here and not before: a mistake in the config is reported at once.
     from hap2s_jax.data.tf import datasets
 
-    dataset = datasets.load(
+    return datasets.load(
         config.data.name,
         data_dir=config.data.data_dir,
         validation_fraction=config.data.validation_fraction,
         seed=config.seed,
         **config.data.options,
     )
+
+
+def with_noise(config: Config, dataset: Dataset) -> tuple[Dataset, NoiseRecord | None]:
+    """The data set as a run trains on it, and which training images were made wrong on purpose, None without noise.
+
+    Raises:
+      UserError: naming the key that is wrong, or the foreign data that are missing.
+    """
+    from hap2s_jax.data.tf import datasets
+
     dataset, noise = datasets.with_noise(dataset, data_dir=config.data.data_dir, **config.data.noise)
     if config.data.quarter_turns:
         dataset = dataclasses.replace(dataset, train=QuarterTurns(dataset.train))
@@ -156,10 +167,12 @@ def embedding_function(encoder: Any, settings: Config) -> Callable[[PyTree, Any]
       settings: `config.evaluate`: the feature, the views of an image, and the distance.
 
     Raises:
-      UserError: for a feature that there is not, or a crop out of range.
+      UserError: for a feature or a distance that there is not, or a crop out of range.
     """
     if settings.feature not in step.FEATURES:
         raise unknown_name("feature (evaluate.feature)", settings.feature, step.FEATURES)
+    if settings.distance not in DISTANCES:
+        raise unknown_name("distance (evaluate.distance)", settings.distance, DISTANCES)
     embed = functools.partial(step.embed_step, encoder=encoder, feature=settings.feature)
     # What has length 1 keeps it as a mean over views. An encoder of the user's own says so by the same attributes.
     own = getattr(encoder, "module", encoder)

@@ -19,8 +19,7 @@ from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.source import Dataset, Source
 from hap2s_jax.errors import UserError, require, unknown_name
 from hap2s_jax.evaluation import protocols
-from hap2s_jax.evaluation.inputs import DISTANCES
-from hap2s_jax.evaluator import Evaluator, embedding_function, load_dataset
+from hap2s_jax.evaluator import Evaluator, embedding_function, load_dataset, with_noise
 from hap2s_jax.models import pretrained
 from hap2s_jax.parallel import DataParallel, use_cores
 from hap2s_jax.program import Program
@@ -28,8 +27,6 @@ from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.state import TrainState, encoder_variables, start_average
 
 PyTree = Any
-
-_OF_ANY_SOURCE = ("class", "query_gallery")
 
 
 def use_compilation_cache(config: Config) -> None:
@@ -83,8 +80,9 @@ class Job(Evaluator):
         from hap2s_jax.data.tf.augment import Augmentation  # TensorFlow, as late as `load_dataset` has it
 
         augmentation = Augmentation(**config.augment)
-        dataset, noise = load_dataset(config)
+        dataset = load_dataset(config)
         check_best_metric(config, dataset)
+        dataset, noise = with_noise(config, dataset)
         plan = PKPlan(
             dataset.train.labels,
             classes_per_batch=config.batch.classes,
@@ -224,8 +222,6 @@ def check_run(config: Config) -> None:
         isinstance(size, Sequence) and len(size) == 2 and all(isinstance(n, int) and n >= 1 for n in size)
     )
     require(is_size, "data.image_size", size, "height and width in pixels, as in 256,128")
-    if config.evaluate.distance not in DISTANCES:
-        raise unknown_name("distance (evaluate.distance)", config.evaluate.distance, DISTANCES)
     if config.evaluate.weights not in ("best", "last"):
         raise unknown_name("weights (evaluate.weights)", config.evaluate.weights, ("best", "last"))
 

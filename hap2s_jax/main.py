@@ -92,7 +92,7 @@ def _continue(config: configs.Config, path: pathlib.Path, stop: cluster.StopRequ
                 f"{changed}; put the data back as they were, choose another --workdir, or remove {cluster.DATA_FACTS} "
                 "from this one if it shall go on with them"
             )
-        if start and job.parallel.is_lead and (changed := _changed_rate(job, path, start)):
+        if 0 < start < config.steps and job.parallel.is_lead and (changed := _changed_rate(job, path, start)):
             report.say(changed)
         _claim(path, job, facts())
         return _run(job, path, checkpointer, start, stop)
@@ -231,7 +231,7 @@ def _changed_rate(job: Job, workdir: pathlib.Path, start: int) -> str | None:
         return None
     return (
         f"note: the learning rate goes on at {now:.3g}, where it stood at {before:.3g}, since a schedule stretches "
-        f"over all steps and these were {old.steps} before"
+        f"over all steps (that of the loss too), and these were {old.steps} before"
     )
 
 

@@ -83,7 +83,6 @@ def test_rematerialisation_and_pieces_change_the_program_and_not_the_state(trace
         ("checkpoint.keep_best", -1),
         ("seed", -1),
         ("evaluate.weights", "bset"),
-        ("evaluate.distance", "euclid"),
         ("evaluate.enlarge", 0.5),
         ("batch.classes", 0),
         ("batch.pieces", 0),

@@ -229,7 +229,7 @@ def centre_loss(
 
     Meant beside a softmax loss; alone, everything collapses. Mean over samples (the paper: sum over the
     batch). The paper moves its centres by their own rule with a rate of 0.5; here they are parameters like
-    all others.
+    all others, but for the trainer's weight decay, which spares them.
 
     Args:
         embeddings: `[n, d]`.

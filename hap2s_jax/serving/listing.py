@@ -48,12 +48,13 @@ class Listing:
         return digest.hexdigest()[:16]
 
     def contents(self) -> str:
-        """As `digest`, of the sizes and times of the files: whether the images are still those that they were."""
+        """As `digest`, of the files' sizes: whether the images are still those that they were. Times would differ
+        wherever the images are copied to anew.
+        """
         digest = hashlib.sha256()
         for path in dict.fromkeys(self.paths):
             try:
-                found = os.stat(self.root / path)
-                digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
+                digest.update(f"{os.stat(self.root / path).st_size}\n".encode())
             except OSError:
                 digest.update(b"none\n")
         return digest.hexdigest()[:16]
@@ -78,7 +79,7 @@ def list_images(images: str | os.PathLike[str]) -> Listing:
             raise UserError(f"--images: {root} is no CSV file: {error}") from error
     if not root.is_dir():
         raise UserError(f"--images: there is no folder or CSV file {images}")
-    if not (paths := walk_images(root)):
+    if not (paths := sorted(walk_images(root))):
         raise UserError(f"--images: {images} holds no image ({', '.join(EXTENSIONS)})")
     return _listing(root, paths, [path.split("/")[0] if "/" in path else "" for path in paths])
 

@@ -76,23 +76,27 @@ class Parts:
     Args:
       output: the file to be.
       identity: what must be the same for parts to be gone on with (weights, images, their folder).
+      anew: whether parts of something else are removed.
 
     Raises:
       UserError: parts of something else lie there, or the folder cannot be written.
     """
 
-    def __init__(self, output: pathlib.Path, identity: dict[str, Any]):
+    def __init__(self, output: pathlib.Path, identity: dict[str, Any], *, anew: bool = False):
         self.folder = output.with_name(output.name + ".parts")
         state = self.folder / _STATE
         if state.is_file():
             found = json.loads(state.read_text())
-            differing = [key for key in identity if found.get(key) != identity[key]]
-            if differing:
+            # A key that is not there was not known when the parts were made.
+            differing = [key for key in identity if found.get(key, identity[key]) != identity[key]]
+            if not differing:
+                return
+            if not anew:
                 raise UserError(
-                    f"{self.folder} holds an unfinished file that differs in its {' and '.join(differing)}; remove "
-                    "what lies there, or choose another --output"
+                    f"{self.folder} holds an unfinished file that differs in its {' and '.join(differing)}; give "
+                    "--overwrite to begin anew, or choose another --output"
                 )
-            return
+            self.remove()
         with replacing(state) as temporary:
             temporary.write_text(json.dumps(identity))
 

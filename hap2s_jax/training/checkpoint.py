@@ -223,7 +223,15 @@ class Checkpointer:
 
     def _check_fits(self, template: PyTree, step: int) -> None:
         """Compares names, shapes and dtypes first: a wrong dtype would be cast silently."""
-        stored = _describe(self._manager.item_metadata(step)["state"].tree)
+        tree = self._manager.item_metadata(step)["state"].tree
+        average = getattr(template, "ema_params", None) or {}
+        if "batch_stats" in average and "batch_stats" not in (tree.get("ema_params") or average):
+            raise UserError(
+                f"checkpoint {self._directory / str(step)} is of a version whose moving average held no batch "
+                "statistics: it can be evaluated and embedded with, but not trained on; begin another run from these "
+                f"weights, with --config.pretrained.source={self._directory.parent}"
+            )
+        stored = _describe(tree)
         wanted = _describe(template)
         differing = [k for k in {**wanted, **stored} if stored.get(k) != wanted.get(k)]
         if differing:

@@ -102,6 +102,7 @@ def test_views_and_feature_of_the_config_are_those_of_training_s_own_evaluation(
     ("changes", "message"),
     [
         ({"evaluate.feature": "necks"}, "unknown feature .evaluate.feature. 'necks'"),
+        ({"evaluate.distance": "euclid"}, "distance .evaluate.distance. 'euclid'; did you mean 'euclidean'"),
         (
             {"checkpoint.keep_best": 0},
             "checkpoint.keep_best.* at least 1, since evaluate.weights wants the best",

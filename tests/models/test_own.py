@@ -10,7 +10,7 @@ import pytest
 
 import hap2s_jax
 from hap2s_jax import config as configs
-from hap2s_jax import models
+from hap2s_jax import embed, evaluate, models
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluator import embedding_function
 from hap2s_jax.training.optimizer import matches
@@ -90,14 +90,19 @@ def test_a_mean_over_views_has_length_1_where_embeddings_have():
     assert np.all(np.linalg.norm(mean, axis=1) < 0.9999)
 
 
-def test_a_function_is_not_called_for_whoever_only_opens_a_run(tmp_path):
+def test_a_function_is_not_called_for_whoever_only_opens_a_run(tmp_path, capsys):
     config = importlib.import_module("configs.emoji").get_config("tiny")
     for name, says in ((f"{HERE}:tiny_nnx", "--own_code"), ("os:system", "may do anything")):
         config.encoder.name = name
         configs.save(config, tmp_path)
         with pytest.raises(UserError, match=says):
             hap2s_jax.load(tmp_path)
-    config.encoder.name = "flax.linen:Dense"
-    configs.save(config, tmp_path)
-    with pytest.raises(UserError, match="holds no finished checkpoint"):
-        hap2s_jax.load(tmp_path)
+    for name, flags in (("flax.linen:Dense", []), (f"{HERE}:tiny_nnx", ["--own_code"])):
+        config.encoder.name = name
+        configs.save(config, tmp_path)
+        with pytest.raises(UserError, match="holds no finished checkpoint"):
+            hap2s_jax.load(tmp_path, own_code=bool(flags))
+        given = [f"--workdir={tmp_path}", *flags]
+        assert evaluate.main(given) == 1
+        assert embed.main([*given, "--images=x", f"--output={tmp_path}/x.npz"]) == 1
+        assert capsys.readouterr().err.count("holds no finished checkpoint") == 2

@@ -112,8 +112,12 @@ def test_interrupted_and_run_again(encoder, spoilt, folder, reference, tmp_path,
 def test_parts_of_something_else_are_not_gone_on_with(encoder, spoilt, tmp_path, run):
     output = tmp_path / "vectors.npz"
     vectors.Parts(output, {"weights": "others", "images": "x", "folder": str(spoilt)})
-    with pytest.raises(UserError, match="unfinished file that differs in its weights and images and images' contents;"):
+    with pytest.raises(
+        UserError, match="unfinished file that differs in its weights and images; give --overwrite"
+    ):
         embed.embed_images(encoder, spoilt, output, show_progress=False)
+    embed.embed_images(encoder, spoilt, output, overwrite=True, show_progress=False)
+    assert output.exists()
 
 
 def test_another_folder_of_equal_names_is_something_else(encoder, folder, tmp_path):
@@ -131,7 +135,7 @@ def test_another_folder_of_equal_names_is_something_else(encoder, folder, tmp_pa
     output.unlink()
     identity = {"weights": encoder.fingerprint, "images": monday.digest(), "folder": str(days[0])}
     vectors.Parts(output, identity)
-    with pytest.raises(UserError, match="unfinished file that differs in its folder and images' contents;"):
+    with pytest.raises(UserError, match="unfinished file that differs in its folder;"):
         embed.embed_images(encoder, days[1], output, show_progress=False)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from hap2s_jax.errors import UserError
 from hap2s_jax.training.checkpoint import Checkpointer
-from hap2s_jax.training.state import TrainState
+from hap2s_jax.training.state import TrainState, encoder_variables, start_average
 
 
 def _state(step, size=3, seed=0):
@@ -164,6 +164,21 @@ def test_no_folder_can_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot open the checkpoints"):
         Checkpointer(tmp_path / "file" / "checkpoints")
+
+
+@pytest.mark.parametrize("batch_stats", [{"mean": np.ones(3, np.float32)}, {}])
+def test_an_average_without_statistics_is_embedded_with_and_not_gone_on_with(tmp_path, batch_stats):
+    old = _state(4).replace(batch_stats=batch_stats)
+    old = old.replace(ema_params=jax.tree.map(lambda x: 2 * x, old.params))
+    checkpointer = Checkpointer(tmp_path / "checkpoints")
+    checkpointer.save(old)
+    checkpointer.close()
+    reader = Checkpointer(tmp_path / "checkpoints", read_only=True)
+    with pytest.raises(UserError, match=f"held no batch statistics.*source={tmp_path}$"):
+        reader.restore(old.replace(ema_params=start_average(old.params, batch_stats)), 4)
+    found = encoder_variables(**reader.restore_weights(4))
+    _assert_equal(found, {"params": old.ema_params["encoder"], "batch_stats": batch_stats})
+    reader.close()
 
 
 def test_the_weights_alone_are_read_without_a_template(tmp_path):

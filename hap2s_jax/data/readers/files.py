@@ -124,10 +124,17 @@ def list_folders(folder: Path | str) -> list[str]:
 def walk_images(folder: Path | str) -> list[str]:
     """Paths of the images at any depth, with forward slashes, relative to `folder`, in an order that is the same on
     every machine. Hidden files and folders are left out; a folder that links lead to is searched once.
+
+    Raises:
+      OSError: a folder cannot be read.
     """
+
+    def fail(error: OSError) -> None:
+        raise error
+
     root = os.fspath(folder)
     paths, seen = [], {os.path.realpath(root)}
-    for place, inside, names in os.walk(root, followlinks=True):
+    for place, inside, names in os.walk(root, followlinks=True, onerror=fail):
         # The folder itself before links to it, whatever the disk lists first.
         inside.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
         entered = []

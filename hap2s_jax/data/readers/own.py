@@ -126,17 +126,21 @@ def _folder_rows(root: Path) -> tuple[dict[str, _Rows], tuple[str, ...]]:
         folders = by_part
     else:
         folders = {"all": ""}
-    parts, loose = {part: _Rows() for part in folders}, []
+    parts, loose, direct = {part: _Rows() for part in folders}, [], 0
     for part, folder in folders.items():
         for path in walk_images(root / folder):
             path = f"{folder}/{path}" if folder else path
+            if not (root / path).is_file():  # a link that leads nowhere
+                continue
             name, *inside = path.split("/")[bool(folder) :]
             if inside:
                 parts[part].paths.append(path)
                 parts[part].classes.append(name)
             else:
                 loose.append(path)
-    if not any(rows.paths for rows in parts.values()):
+            direct += len(inside) == 1
+    # Images that all lie deeper lie in folders of something else than classes.
+    if not direct:
         raise UserError(
             f"{root}: found no image in a folder of its own class, such as {root}/CLASS/IMAGE.jpg"
         )
