@@ -1,7 +1,7 @@
 """The paper's first claim: HAP2S retrieves better than other losses.
 
     python experiments/accuracy.py                                  # the headline table, about two hours of two cores
-    python experiments/accuracy.py --losses=others --seeds=0,1,2    # the other losses
+    python experiments/accuracy.py --losses=all                     # and eight more
     python experiments/accuracy.py --minutes=50                     # as far as it comes; again to go on
     python experiments/accuracy.py --dataset=emoji:gpu              # the GPU-sized study
     python experiments/accuracy.py --dataset=market1501
