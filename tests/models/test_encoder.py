@@ -233,6 +233,16 @@ def test_pooling_against_numpy(kind):
     np.testing.assert_allclose(pooled, expected, rtol=1e-5)
 
 
+def test_the_gradient_of_a_maximum_goes_to_its_first_place():
+    from hap2s_jax.models.pooling import Pooling
+
+    x = np.random.default_rng(0).integers(0, 5, (2, 3, 4, 5)).astype(np.float32)  # with ties
+    gradient = jax.grad(lambda x: Pooling("gap+gmp").apply({}, x).sum())(x)
+    expected = np.full((2, 12, 5), 1 / 12)
+    np.put_along_axis(expected, x.reshape(2, 12, 5).argmax(1)[:, None], 13 / 12, axis=1)
+    np.testing.assert_allclose(gradient, expected.reshape(x.shape), rtol=1e-6)
+
+
 def test_gem_of_a_dead_map_has_a_finite_gradient():
     from hap2s_jax.models.pooling import Pooling
 
