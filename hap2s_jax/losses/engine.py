@@ -32,6 +32,7 @@ from hap2s_jax.losses.checks import (
     check_reduction,
     check_sample_weights,
 )
+from hap2s_jax.losses.pytrees import as_pytree
 from hap2s_jax.losses.rows import (
     AnchorLoss,
     AnchorRow,
@@ -43,7 +44,6 @@ from hap2s_jax.losses.rows import (
     row_losses,
     summed,
 )
-from hap2s_jax.losses.weightings import as_pytree
 
 # Above this many pairs the plain path's matrices outgrow the cache.
 _PLAIN_PAIRS = 2**18

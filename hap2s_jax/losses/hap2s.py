@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from hap2s_jax.distances import Distance
 from hap2s_jax.losses.checks import Axis, BlockSize, Reduction
 from hap2s_jax.losses.engine import mean_over_anchors, mean_over_rows
+from hap2s_jax.losses.pytrees import register_dataclass
 from hap2s_jax.losses.rows import AnchorRow, Anchors, Sums
 from hap2s_jax.losses.tiles import tiled_sums
 from hap2s_jax.losses.weightings import (
@@ -28,7 +29,7 @@ from hap2s_jax.losses.weightings import (
 )
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Hap2s:
     """The anchor loss [D(a, S+) - D(a, S-) + margin]_+, or its soft form log(1 + exp(.))."""

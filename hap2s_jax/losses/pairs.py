@@ -17,6 +17,7 @@ from jax import lax
 from hap2s_jax.distances import Distance
 from hap2s_jax.losses.checks import check_range
 from hap2s_jax.losses.engine import mean_over_anchors
+from hap2s_jax.losses.pytrees import register_dataclass
 from hap2s_jax.losses.rows import AnchorRow, mean_of
 from hap2s_jax.losses.weightings import Scalar
 
@@ -39,7 +40,7 @@ def _both(row: AnchorRow) -> jax.Array:
     return jnp.any(row.is_positive) & jnp.any(row.is_negative)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Contrastive:
     """Mean over positives of d^p / p plus mean over negatives of [margin - d]_+^p / p."""
@@ -88,7 +89,7 @@ def contrastive_loss(
     return mean_over_anchors(loss, embeddings, labels, distance=distance, **arguments)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class LiftedStructure:
     """[log sum_p exp(d) + log sum_n exp(margin - d)]_+."""
@@ -121,7 +122,7 @@ def lifted_structure_loss(
     return mean_over_anchors(LiftedStructure(margin), embeddings, labels, distance=distance, **arguments)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class MultiSimilarity:
     """Soft pair losses around a base similarity, on pairs that are harder than the anchor's best opposite."""
@@ -181,7 +182,7 @@ def multi_similarity_loss(
     return mean_over_anchors(loss, embeddings, labels, distance="cosine", **arguments)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Circle:
     """Each similarity weighted by its own distance from its optimum."""
@@ -221,7 +222,7 @@ def circle_loss(
     return mean_over_anchors(Circle(margin, gamma), embeddings, labels, distance="cosine", **arguments)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class SupervisedContrastive:
     """Mean over positives of -log of the positive's share among all keys."""
@@ -254,7 +255,7 @@ def supervised_contrastive_loss(
     return mean_over_anchors(loss, embeddings, labels, distance="cosine", **arguments)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class PositiveAgainstNegatives:
     """Sum over positives of log(1 + sum_n exp((d_p - d_n) / temperature)); the mean is over positive

@@ -17,6 +17,7 @@ from jax import lax
 from hap2s_jax.distances import Distance, clean_rows, compute_dtype
 from hap2s_jax.losses.checks import check_embeddings, check_range
 from hap2s_jax.losses.engine import mean_over_anchors
+from hap2s_jax.losses.pytrees import register_dataclass
 from hap2s_jax.losses.rows import AnchorRow
 from hap2s_jax.losses.weightings import Scalar
 
@@ -26,7 +27,7 @@ def _sorted_negatives(row: AnchorRow) -> tuple[jax.Array, jax.Array]:
     return jnp.sort(jnp.where(row.is_negative, row.distances, jnp.inf)), jnp.sum(row.is_negative)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class BatchAll:
     """Sum of [d_p - d_n + margin]_+ over all triplets of the anchor, and the number of those above 0."""
@@ -66,7 +67,7 @@ def batch_all_loss(
     return mean_over_anchors(BatchAll(margin), embeddings, labels, distance=distance, **arguments)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class SemiHard:
     """For each positive, the nearest negative that is farther than it (the farthest if none is)."""
@@ -107,7 +108,7 @@ def semi_hard_loss(
     return mean_over_anchors(SemiHard(margin), embeddings, labels, distance=distance, **arguments)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class RandomTriplet:
     """One positive and one negative drawn at random."""
@@ -156,7 +157,7 @@ def _key_data(key: jax.Array | None) -> jax.Array:
     return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Margin:
     """Pairs on either side of a learnt boundary; each positive brings a negative drawn evenly over

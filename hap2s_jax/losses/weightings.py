@@ -18,12 +18,13 @@ from jax import lax
 from jax.tree_util import Partial
 
 from hap2s_jax.losses.checks import check_range
+from hap2s_jax.losses.pytrees import as_pytree, register_dataclass
 
 LogWeights = Callable[[jax.Array, jax.Array], jax.Array]
 Scalar = float | jax.Array
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Weighting:
     """Log-weights of the positive set and of the negative set.
@@ -134,11 +135,6 @@ def as_weighting(weighting: Any) -> Weighting:
             "hardest(), ranked() or a pair of functions (distances, mask) -> log_weights"
         )
     return Weighting(as_pytree(weighting.positive), as_pytree(weighting.negative), weighting.elementwise)
-
-
-def as_pytree(function: Callable) -> Callable:
-    """`function` itself if it is a pytree with its parameters as leaves, else a Partial that holds it."""
-    return Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 
 def harmless(distances: jax.Array, mask: jax.Array) -> jax.Array:
