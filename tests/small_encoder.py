@@ -5,6 +5,7 @@ from flax import linen as nn
 
 from hap2s_jax.models.encoder import EncoderOutput, l2_normalize, normalize_images
 from hap2s_jax.models.norm import BatchNorm
+from hap2s_jax.models.pooling import Pooling
 
 
 class SmallEncoder(nn.Module):
@@ -14,7 +15,7 @@ class SmallEncoder(nn.Module):
     def __call__(self, images, train):
         x = nn.Conv(8, (4, 4), strides=4, use_bias=False)(normalize_images(images))
         x = nn.relu(BatchNorm(axis_name=self.axis_name)(x, train))
-        features = jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1)
+        features = jnp.concatenate([Pooling()(x), Pooling("gap+gmp")(x)], axis=-1)
         return EncoderOutput(embedding=l2_normalize(nn.Dense(16)(features)), features=features)
 
 
