@@ -187,6 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OutOfTime:
         print("out of time; the same command goes on")
     study.options.report_only = True
+    seeds = study.shown_seeds
     finished = rows(seeds)
     tables = {title: (found, found[0]) for title, found in finished.items()}
     figure = report.dots(finished)

@@ -17,22 +17,25 @@ from typing import Any
 
 from accuracy import chosen_setting, suffix
 from study import report
-from study.cells import OutOfTime, Study, parser, start
+from study.cells import OutOfTime, Setting, Study, parser, start
+from study.settings import identity
 
 from hap2s_jax.errors import UserError
 
+DATASETS = "emoji,glyphs"
 LOSSES = ("batch_hard", "point_to_set_mean", "hap2s_e", "hap2s_p", "softmax", "contrastive")
 BACKBONES: dict[str, Mapping[str, Any]] = {
     "ResNet-18": {"encoder.name": "resnet18"},
     "ResNet-26, bottlenecks": {"encoder.name": "resnet26"},
     "pooling over the whole map": {"encoder.pooling": "gap"},
 }
+_ANY = Setting("hap2s_e", "hap2s_e")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains on all data sets and with all variants, and writes the tables."""
     options = parser("The same settings on other data, with other encoders, and for longer.", "0,1,2")
-    options.add_argument("--datasets", default="emoji,glyphs", help="configs to train on, comma-separated")
+    options.add_argument("--datasets", default=DATASETS, help="configs to train on, comma-separated")
     study = Study(options.parse_args(arguments))
     seeds = study.options.seeds
     steps, warmup = study.plain.steps, study.plain.schedule.warmup_steps
@@ -40,11 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names, variants = LOSSES, {"four times the steps": longer, **BACKBONES}
     if study.options.tiny:
         names, variants = ("batch_hard",), {"narrow": {"encoder.width": 2}}
-    places = {name: (name, {}) for name in study.options.datasets.split(",")}
-    places |= {
-        f"{study.options.dataset}, {title}": (study.options.dataset, v) for title, v in variants.items()
-    }
-    absent = set()
+    own = study.options.dataset
+    asked: list[str] = study.options.datasets.split(",")
+    shown = [own, *([] if study.options.tiny else DATASETS.split(",")), *asked]
+    for name in shown:
+        study.config(_ANY, 0, name)  # A name without a config is reported before hours of cells.
+    places: dict[str, tuple[str, Mapping[str, Any]]] = {name: (name, {}) for name in shown}
+    # What the data set's config has anyway is no variant of it.
+    places |= {f"{own}, {title}": (own, v) for title, v in variants.items() if _changes(study, v)}
+    left_out: dict[str, str] = {}
 
     def rows(title: str, seeds: Sequence[int]) -> list[report.Row]:
         dataset, overrides = places[title]
@@ -55,29 +62,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found.append(report.collect(study, name, setting, seeds, dataset=dataset))
         return found
 
-    def rows_if_there(title: str, seeds: Sequence[int]) -> list[report.Row]:
-        if title in absent:
-            return []
-        try:
-            return rows(title, seeds)
-        except UserError as e:
-            print(f"{title} is left out: {e}", file=sys.stderr)
-            absent.add(title)
-            return []
+    def run(title: str, seeds: Sequence[int]) -> None:
+        if title not in left_out:
+            try:
+                rows(title, seeds)
+            except UserError as e:
+                left_out[title] = str(e)
+                print(f"{title} is left out: {e}", file=sys.stderr)
 
     try:
         for count in range(1, len(seeds) + 1):
             for title in places:
-                rows_if_there(title, seeds[:count])
+                if places[title][0] in (own, *asked):
+                    run(title, seeds[:count])
     except OutOfTime:
         print("out of time; the same command goes on")
     study.options.report_only = True
     tables = {}
     for title in places:
-        if found := rows_if_there(title, seeds):
+        found = rows(title, study.shown_seeds)
+        if title not in left_out or any(row.outcomes for row in found):
             tables[title] = (found, found[0])
     figure = report.dots({title: found for title, (found, _) in tables.items()})
-    report.write(study, "generality" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
+    remarks = [f"{title} was left out by this call: {why}" for title, why in left_out.items()]
+    command = f"python {' '.join(sys.argv)}"
+    report.write(study, "generality" + suffix(study), tables, figure, command, remarks)
+
+
+def _changes(study: Study, overrides: Mapping[str, Any]) -> bool:
+    changed = study.config(_ANY.but(overrides=overrides), 0, study.options.dataset)
+    return identity(changed) != identity(study.plain)
 
 
 if __name__ == "__main__":

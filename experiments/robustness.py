@@ -96,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OutOfTime:
         print("out of time; the same command goes on")
     study.options.report_only = True
+    seeds = study.shown_seeds
     settings = {name: chosen_setting(study, name) for name in names}
     tables, panels = {}, {}
     # Cells of the other kind may be there from another call.
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines = panels.setdefault(f"{TITLES[kind]}, % of the training images", {})
         for fraction in fractions:
             rows = [row(study, name, settings[name], kind, fraction, seeds) for name in names]
-            tables[f"{TITLES[kind]}, {fraction:.0%}"] = (rows, rows[0])
+            tables[f"{TITLES[kind]}, {100 * fraction:g}%"] = (rows, rows[0])
             for found in rows:
                 lines.setdefault(found.label, {})[100 * fraction] = found
     figure = report.curves(panels)

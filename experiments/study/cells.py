@@ -64,7 +64,8 @@ class Study:
     Attributes:
       plain: the config of a cell of HAP2S_E as it is.
       busy: names of the cells that were passed over since another process is at them.
-      failed: names and errors of the cells that crashed; this call does not try them again.
+      failed: names and errors of the cells that crashed, and of those that an earlier call has left so; this call
+        does not try them again.
 
     Raises:
       UserError: for a data set that has no config, or a `--set` that does not fit it.
@@ -104,6 +105,9 @@ class Study:
         path = self.folder / "cells" / chosen.replace(":", "-").replace(",", "-") / name
         if path.is_file():
             return json.loads(path.read_text())
+        crashed = path.with_suffix(".failed")
+        if self.options.report_only and crashed.is_file():
+            self.failed[name] = crashed.read_text().strip()
         if self.options.report_only or name in self.failed:
             return None
         if time.monotonic() > self._deadline:
@@ -128,14 +132,22 @@ class Study:
             raise
         except Exception:
             self.failed[path.name] = traceback.format_exc().strip().splitlines()[-1]
+            path.with_suffix(".failed").write_text(self.failed[path.name] + "\n")
             traceback.print_exc()
             print(f"FAILED {path.name}; the next call runs it again", file=sys.stderr, flush=True)
             return
         with replacing(path) as temporary:
             temporary.write_text(json.dumps({**record, **outcome}, default=list) + "\n")
+        path.with_suffix(".failed").unlink(missing_ok=True)
         shown = {k: round(v, 4) for k, v in outcome.get("metrics", {}).items()} or outcome
         what = ", ".join([setting.describe(), *(f"{k} {v}" for k, v in setting.overrides.items())])
         print(f"{dataset} {part} {setting.label} ({what}), seed {seed}: {shown}", flush=True)
+
+    @property
+    def shown_seeds(self) -> list[int]:
+        """The seeds of the tables: the study's own and those asked for, so that a part of it hides no finished cell."""
+        usual = [] if self.options.tiny else self.options.usual_seeds
+        return sorted({*self.options.seeds, *usual})
 
     def config(self, setting: Setting, seed: int, dataset: str) -> Config:
         """The resolved config of a cell."""
@@ -299,6 +311,7 @@ def _best(study: Study, settings: list[Setting]) -> Setting | None:
 def parser(description: str, seeds: str) -> argparse.ArgumentParser:
     """The options of every study."""
     made = argparse.ArgumentParser(description=description)
+    made.set_defaults(usual_seeds=_integers(seeds))
     made.add_argument(
         "--dataset", default="emoji", help="a config's name, with its argument: emoji, emoji:gpu, cub"
     )
@@ -317,7 +330,7 @@ def parser(description: str, seeds: str) -> argparse.ArgumentParser:
 
 def _integers(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        return list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         raise argparse.ArgumentTypeError(f"whole numbers such as 0,1,2 are wanted, not {text!r}") from None
 

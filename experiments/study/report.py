@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from hap2s_jax.errors import UserError
 from hap2s_jax.reporting import environment
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.reporting.table import to_markdown
@@ -59,9 +61,33 @@ def collect(study: Study, label: str, setting: Setting | None, seeds: Sequence[i
     return Row(label, setting, outcomes, tuple(seeds))
 
 
-def difference(row: Row, other: Row, metric: str) -> tuple[float, float, float] | None:
-    """How much `row` is better than `other`: mean over common seeds, and the 95 % interval of a bootstrap over test
-    classes, each drawn for all seeds and both losses at once; None without common seeds."""
+class Difference(NamedTuple):
+    """How much one row is better than another.
+
+    Attributes:
+      mean: over the seeds that both have.
+      low: of the 95 % interval of a bootstrap over test classes, each drawn for all seeds and both rows at once.
+      high: its other end.
+      by_seed: the differences whose mean it is. The interval holds the seeds fixed; these tell what they change.
+    """
+
+    mean: float
+    low: float
+    high: float
+    by_seed: tuple[float, ...]
+
+    def __str__(self) -> str:
+        ahead = sum(gain > 0 for gain in self.by_seed)
+        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}], {ahead} of {len(self.by_seed)}"
+
+
+@functools.cache
+def _draws(classes: int) -> np.ndarray:
+    return np.random.default_rng(0).multinomial(classes, np.full(classes, 1 / classes), RESAMPLES)
+
+
+def difference(row: Row, other: Row, metric: str) -> Difference | None:
+    """How much `row` is better than `other`; None without common seeds."""
     seeds = [s for s in row.outcomes if s in other.outcomes]
     if not seeds or row.diverged or other.diverged:
         return None
@@ -74,14 +100,13 @@ def difference(row: Row, other: Row, metric: str) -> tuple[float, float, float] 
 
     (sums, counts), (other_sums, other_counts) = table(row), table(other)
     classes = sums.shape[1]
-    draws = np.random.default_rng(0).multinomial(classes, np.full(classes, 1 / classes), RESAMPLES)
 
-    def means(times: np.ndarray) -> np.ndarray:
-        ours = (times @ sums.T) / (times @ counts.T)
-        return np.mean(ours - (times @ other_sums.T) / (times @ other_counts.T), axis=1)
+    def gains(times: np.ndarray) -> np.ndarray:
+        return (times @ sums.T) / (times @ counts.T) - (times @ other_sums.T) / (times @ other_counts.T)
 
-    low, high = np.percentile(means(draws), [2.5, 97.5])
-    return float(means(np.ones((1, classes)))[0]), float(low), float(high)
+    low, high = np.percentile(gains(_draws(classes)).mean(axis=1), [2.5, 97.5])
+    by_seed = gains(np.ones((1, classes)))[0]
+    return Difference(float(by_seed.mean()), float(low), float(high), tuple(by_seed.tolist()))
 
 
 def first_metric(rows: Iterable[Row]) -> str:
@@ -110,7 +135,7 @@ def table(rows: Sequence[Row], baseline: Row | None, metrics: Sequence[str] = ME
         if baseline is not None and row is not baseline:
             found = difference(row, baseline, first)
             if found:
-                cells[f"{first} over {baseline.label}"] = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*found)
+                cells[f"{first} over {baseline.label}"] = str(found)
         cells["setting"] = "search unfinished" if row.setting is None else row.setting.describe()
         if row.setting is not None and at_edge(row.setting):
             cells["setting"] += " (edge of the grid)"
@@ -128,7 +153,12 @@ def spread(values: Sequence[float]) -> str:
 
 
 def write(
-    study: Study, name: str, tables: Mapping[str, tuple[Sequence[Row], Row | None]], figure: Any, command: str
+    study: Study,
+    name: str,
+    tables: Mapping[str, tuple[Sequence[Row], Row | None]],
+    figure: Any,
+    command: str,
+    remarks: Sequence[str] = (),
 ) -> None:
     """Writes ``results/<name>.json``, ``.md`` and ``.png``.
 
@@ -138,33 +168,44 @@ def write(
       tables: title -> rows and the one that the others are compared with.
       figure: of matplotlib.
       command: what makes all this.
+      remarks: lines below the tables.
+
+    Raises:
+      UserError: after all is written, where cells have crashed.
     """
     folder: pathlib.Path = study.folder
     text = [
         f"`{command}`, data set `{study.options.dataset}`. Mean ± standard deviation over seeds; differences are"
     ]
     text += [
-        "means over seeds with the 95 % interval of a bootstrap over test classes, paired by class and seed.\n"
+        "means over seeds with the 95 % interval of a bootstrap over test classes, paired by class and seed, and the",
+        "number of seeds that are ahead.\n",
     ]
     summary: dict[str, Any] = {"command": command, "environment": environment.describe(), "tables": {}}
+    everything = [row for rows, _ in tables.values() for row in rows]
+    summary["cells"] = _provenance(everything)
     missing = 0
     for title, (rows, baseline) in tables.items():
         text += [f"\n## {title}\n", table(rows, baseline)]
         first = first_metric(rows)
         missing += sum(len(row.wanted) - len(row.outcomes) for row in rows)
+        # Tables of one baseline are parts of one comparison.
+        peers = [row for found, base in tables.values() if base is baseline for row in found]
         summary["tables"][title] = {
             row.label: {
                 "setting": None if row.setting is None else dataclasses.asdict(row.setting),
                 "seeds": {seed: o.get("metrics", o) for seed, o in row.outcomes.items()},
                 "diverged": row.diverged,
                 "seconds": [o["seconds"] for o in row.outcomes.values() if "seconds" in o],
-                "over_baseline": None if baseline is None else difference(row, baseline, first),
+                "over_baseline": None if baseline is None else _as_json(difference(row, baseline, first)),
+                "over": _over(row, peers, first),
             }
             for row in rows
         }
     failures = [f"{cell}: {error}" for cell, error in study.failed.items()]
     summary["unfinished_cells"], summary["failed_cells"] = missing, failures
-    text += [f"\n{missing} cells have not run." if missing else "\nAll cells have run."]
+    text += [f"\n{missing} cells have not run." if missing else "\nAll cells have run.", *remarks]
+    text += [_made_with(summary["cells"])] if summary["cells"]["count"] else []
     text += [f"Failed, to be run again: {failure}" for failure in failures]
     with replacing(folder / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1, default=list) + "\n")
@@ -172,6 +213,39 @@ def write(
     figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
     print(
         f"written: {folder / name}.json, .md and .png; {missing} cells have not run, {len(failures)} failed"
+    )
+
+    if failures:
+        raise UserError(
+            f"{len(failures)} cells have crashed; the same command runs them again:\n" + "\n".join(failures)
+        )
+
+
+def _as_json(found: Difference | None) -> dict[str, Any] | None:
+    return None if found is None else found._asdict()
+
+
+def _over(row: Row, others: Iterable[Row], metric: str) -> dict[str, str]:
+    """Other rows' labels -> how much `row` is better."""
+    found = {other.label: difference(row, other, metric) for other in others if other is not row}
+    return {label: str(d) for label, d in found.items() if d is not None}
+
+
+def _provenance(rows: Iterable[Row]) -> dict[str, Any]:
+    """Of what code, versions and machines the cells behind some rows are."""
+    made = [o["environment"] for row in rows for o in row.outcomes.values() if "environment" in o]
+    facts = {"commits": "commit", "packages": "packages", "devices": "devices", "cpus": "cpu"}
+    every = {name: {json.dumps(m.get(key), sort_keys=True) for m in made} for name, key in facts.items()}
+    return {"count": len(made)} | {
+        name: [json.loads(x) for x in sorted(found)] for name, found in every.items()
+    }
+
+
+def _made_with(cells: Mapping[str, Any]) -> str:
+    versions = sorted({p.get("jax", "?") for p in cells["packages"]})
+    return (
+        f"The cells shown are of {len(cells['commits'])} commits (in the .json), jax {', '.join(versions)}, "
+        f"{', '.join(map(str, cells['cpus']))}."
     )
 
 

@@ -31,7 +31,7 @@ TINY = {
     "batch.classes": 4,
     "batch.images_per_class": 4,
 }
-TINY |= {"num_devices": 1, "data.image_size": (32, 32), "encoder.stem": "small32"}
+TINY |= {"num_devices": 1, "data.image_size": (32, 32), "encoder.stem": "small32", "pretrained.source": ""}
 # What a study chooses for every cell, so that --set cannot.
 _CHOSEN = ("loss", "auxiliary", "seed")
 # What says where and how fast a cell runs, not what comes out. A path is one of these only beside a name that says
@@ -107,6 +107,8 @@ def resolve(options: argparse.Namespace, setting: Setting, seed: int, dataset: s
     config.auxiliary = {"name": "", "weight": 1.0}
     # All training classes are for training: the search has a split of its own.
     config.data.validation_fraction = 0.0
+    # Margins, scales and temperatures are tried in the units of embeddings of length 1.
+    config.encoder.normalize = True
     common.set_loss(config, setting.loss, **setting.hyperparameters)
     if setting.identification:
         common.set_auxiliary(config, "arcface", weight=setting.identification, margin=0.0, scale=16.0)
