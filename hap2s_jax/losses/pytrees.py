@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -11,14 +11,14 @@ from jax.tree_util import Partial
 
 C = TypeVar("C", bound=type)
 
-_told_apart: set[type] = {Partial}
+_told_apart: set[type] = set()
 
 
 def register_dataclass(cls: C) -> C:
     """As `jax.tree_util.register_dataclass`, but the structure holds the class.
 
-    JAX's own (jaxlib 0.10.2) makes structures of two dataclasses with fields of the same names compare equal. Only
-    their hashes differ, so that now and then jit finds one loss's program for another.
+    JAX's own (jaxlib 0.10.2) makes structures of any two dataclasses with equally many leaves and equal static fields
+    compare equal. Only their hashes differ, so that now and then jit finds one loss's program for another.
     """
     fields = dataclasses.fields(cls)
     static = tuple(f.name for f in fields if f.metadata.get("static"))
@@ -44,9 +44,43 @@ def register_dataclass(cls: C) -> C:
     return cls
 
 
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """Calls its first argument, and holds the classes in that one's tree."""
+
+    kinds: tuple[type, ...]
+
+    def __call__(self, function: Callable, *arguments: Any) -> Any:
+        return function(*arguments)
+
+
 def as_pytree(function: Callable) -> Callable:
-    """`function` as a pytree with its parameters as leaves, and with a structure like no other function's."""
+    """`function` as a pytree with its parameters as leaves, and with a structure like no other function's.
+
+    Raises:
+        TypeError: a dataclass that JAX does not know. Its fields would not be differentiated.
+    """
+    if type(function) in _told_apart:
+        return function
     if jax.tree_util.all_leaves([function]):
+        if dataclasses.is_dataclass(function) and dataclasses.fields(function):
+            raise TypeError(
+                f"{type(function).__name__} is a dataclass that JAX does not know; register it with "
+                "jax.tree_util.register_dataclass, so that its fields are parameters"
+            )
         return Partial(function)
-    kind: Any = type(function)
-    return function if kind in _told_apart else Partial(kind.__call__, function)
+    if isinstance(function, Partial) and isinstance(function.func, _Call):
+        return function
+    kinds = tuple(_kinds(jax.tree.structure(function)))
+    if any(dataclasses.is_dataclass(kind) and kind not in _told_apart for kind in kinds):
+        return Partial(_Call(kinds), function)
+    return function
+
+
+def _kinds(structure: Any) -> Iterator[type]:
+    """The classes of a tree's inner nodes."""
+    node = structure.node_data()
+    if node is not None:
+        yield node[0]
+        for child in structure.children():
+            yield from _kinds(child)

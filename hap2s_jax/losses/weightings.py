@@ -115,6 +115,7 @@ def easy_positive() -> Weighting:
 def detached(weighting: Weighting) -> Weighting:
     """The same weights with no gradient through them, so that easy positives are not pushed away (an
     ablation)."""
+    weighting = as_weighting(weighting)
     positive, negative = Partial(_detached, weighting.positive), Partial(_detached, weighting.negative)
     return Weighting(positive, negative, weighting.elementwise)
 

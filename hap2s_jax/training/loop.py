@@ -40,7 +40,8 @@ def train(
 
     Args:
       state: where to begin; donated.
-      batches: the batches of steps ``state.step``, ``state.step + 1``, ...
+      batches: the batches of steps ``state.step``, ``state.step + 1``, ... They must not be changed once they are
+        given: a CPU reads them where they lie, later.
       update: the compiled step.
       total_steps: completed updates at which to end.
       log_every: updates between two calls of `log`, which gets means over the updates since the last one.
