@@ -75,8 +75,8 @@ OTHERS: dict[str, Entry] = {
         ({"margin": 0.5}, {"margin": 1.5}, {"distance": "squared_euclidean"}),
     ),
     # On unit vectors inner products need a temperature, which makes it NT-Xent.
-    "n_pair": (
-        Setting("n_pair", "nt_xent"),
+    "nt_xent (n-pair)": (
+        Setting("nt_xent (n-pair)", "nt_xent"),
         ({"temperature": 0.05}, {"temperature": 0.2}, {"temperature": 0.5}),
     ),
     "margin": (Setting("margin", "margin"), ({"alpha": 0.1}, {"alpha": 0.3}, {"nu": 0.01})),

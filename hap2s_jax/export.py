@@ -3,7 +3,8 @@
     python -m hap2s_jax.export --workdir=runs/emoji --output=exported
     python -m hap2s_jax.export --workdir=runs/emoji --output=exported --formats=stablehlo,saved_model
 
-stablehlo: one file for cpu, cuda and tpu, any batch size, that needs jax alone. safetensors: the parameters, the trunk
+stablehlo: one file for cpu, cuda and tpu, any batch size, that needs jax and
+flatbuffers. safetensors: the parameters, the trunk
 under torchvision's names, for PyTorch. saved_model: TensorFlow.
 How to run each stands in docs/use.md; preprocessing.json, beside them, says what to do to an image first.
 """

@@ -156,7 +156,7 @@ def create(name: str, **overrides: Any) -> Loss:
         if key not in settings:
             raise UserError(
                 f"loss {name!r} has no hyperparameter {key!r}{did_you_mean(key, settings, cutoff=0.5)}; "
-                f"it has {', '.join(settings)}"
+                f"it has {', '.join(settings)}. A config takes another loss as FILE.py:loss={name}"
             )
         settings[key] = _converted(f"loss {name!r}: {key}", value, settings[key])
     return Loss(name, settings, _entry(name))
