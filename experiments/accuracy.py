@@ -68,8 +68,11 @@ OTHERS: dict[str, Entry] = {
         Setting("triplet (batch all)", "batch_all"),
         ({"margin": 0.1}, {"margin": 0.6}, {"margin": 1.0}),
     ),
-    # Its one hinge never closes here, so that the margins make no difference.
-    "msml": (Setting("msml", "msml"), ({"margin": 0.1}, {"margin": 0.6}, {"margin": 1.0})),
+    # Its one hinge never closes here, so that margins make no difference.
+    "msml": (
+        Setting("msml", "msml"),
+        ({"margin": 0.6}, {"distance": "squared_euclidean"}, {"distance": "cosine"}),
+    ),
     "lifted_structure": (
         Setting("lifted_structure", "lifted_structure"),
         ({"margin": 0.5}, {"margin": 1.5}, {"distance": "squared_euclidean"}),
