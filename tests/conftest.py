@@ -24,6 +24,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+UNOPTIMISED = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
 OPTIMISED = ("losses", "evaluation")
 
 
@@ -35,10 +36,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="module")
 def optimised_where_numbers_matter(request):
-    """Losses and metrics are compiled with all of XLA's optimisations."""
+    """Losses and metrics are compiled with all of XLA's optimisations, in subprocesses too."""
     import jax
 
-    wanted = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and request.path.parent.name not in OPTIMISED
+    wanted = UNOPTIMISED and request.path.parent.name not in OPTIMISED
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(wanted))
     if jax.config.values["jax_disable_most_optimizations"] != wanted:
         jax.config.update("jax_disable_most_optimizations", wanted)
         jax.clear_caches()  # They do not ask with which setting a program was compiled.
