@@ -32,8 +32,8 @@ Entry = tuple[Setting, Sequence[Mapping[str, Any]]]
 # The losses that the paper names, the uniform mean, and HAP2S beside an identification loss. Three alternatives each.
 HEADLINE: dict[str, Entry] = {
     "softmax": (_SOFTMAX, _SCALES),
-    # Close to pytorch-metric-learning's default, which averages over the near negatives of a whole batch at once. Its
-    # form was found after two searches that failed, both with squares as in its paper, which no other loss was given.
+    # Close to pytorch-metric-learning's default, which averages over the near negatives of a whole batch at once. Two
+    # searches with squares, as in its paper, failed before this form was taken; no other loss had such a second chance.
     "contrastive": (
         Setting("contrastive", "contrastive", {"active_only": True, "power": 1}),
         ({"margin": 0.7}, {"margin": 1.3}, {"power": 2}),

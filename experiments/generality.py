@@ -17,7 +17,7 @@ from typing import Any
 
 from accuracy import chosen_setting, suffix
 from study import report
-from study.cells import OutOfTime, Setting, Study, parser, start
+from study.cells import PLAIN, OutOfTime, Study, parser, start
 from study.settings import identity
 
 from hap2s_jax.errors import UserError
@@ -29,7 +29,6 @@ BACKBONES: dict[str, Mapping[str, Any]] = {
     "ResNet-26, bottlenecks": {"encoder.name": "resnet26"},
     "pooling over the whole map": {"encoder.pooling": "gap"},
 }
-_ANY = Setting("hap2s_e", "hap2s_e")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked: list[str] = study.options.datasets.split(",")
     shown = [own, *([] if study.options.tiny else DATASETS.split(",")), *asked]
     for name in shown:
-        study.config(_ANY, 0, name)  # A name without a config is reported before hours of cells.
+        study.config(PLAIN, 0, name)  # A name without a config is reported before hours of cells.
     places: dict[str, tuple[str, Mapping[str, Any]]] = {name: (name, {}) for name in shown}
     # What the data set's config has anyway is no variant of it.
     places |= {f"{own}, {title}": (own, v) for title, v in variants.items() if _changes(study, v)}
@@ -90,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _changes(study: Study, overrides: Mapping[str, Any]) -> bool:
-    changed = study.config(_ANY.but(overrides=overrides), 0, study.options.dataset)
+    changed = study.config(PLAIN.but(overrides=overrides), 0, study.options.dataset)
     return identity(changed) != identity(study.plain)
 
 

@@ -47,6 +47,8 @@ RATES_BEYOND = 2
 RESULTS, TINY_RESULTS = "experiments/results", "runs/tiny_studies"
 # Which half of the training classes the search validates on; one draw for all losses.
 SEARCH_SPLIT = 0
+# Stands for a data set's config where no loss is asked about.
+PLAIN = Setting("hap2s_e", "hap2s_e")
 _PROGRAMS_KEPT = 12
 _PROGRAMS: collections.OrderedDict[str, tuple[Any, Any]] = collections.OrderedDict()
 
@@ -77,7 +79,7 @@ class Study:
         self.failed: dict[str, str] = {}
         self.busy: set[str] = set()
         # A mistake in the command line is reported before hours of cells, and before tables are written.
-        self.plain = self.config(Setting("hap2s_e", "hap2s_e"), 0, options.dataset)
+        self.plain = self.config(PLAIN, 0, options.dataset)
         self._deadline = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
 
     def run(
@@ -124,6 +126,7 @@ class Study:
         self, path: pathlib.Path, setting: Setting, seed: int, dataset: str, part: str, record: dict[str, Any]
     ) -> None:
         """Trains a cell and writes its file, or remembers that it crashed."""
+        crashed = path.with_suffix(".failed")
         try:
             outcome: dict[str, Any] = self._train(setting, seed, dataset, part)
         except DivergedError as e:
@@ -132,13 +135,13 @@ class Study:
             raise
         except Exception:
             self.failed[path.name] = traceback.format_exc().strip().splitlines()[-1]
-            path.with_suffix(".failed").write_text(self.failed[path.name] + "\n")
+            crashed.write_text(self.failed[path.name] + "\n")
             traceback.print_exc()
             print(f"FAILED {path.name}; the next call runs it again", file=sys.stderr, flush=True)
             return
         with replacing(path) as temporary:
             temporary.write_text(json.dumps({**record, **outcome}, default=list) + "\n")
-        path.with_suffix(".failed").unlink(missing_ok=True)
+        crashed.unlink(missing_ok=True)
         shown = {k: round(v, 4) for k, v in outcome.get("metrics", {}).items()} or outcome
         what = ", ".join([setting.describe(), *(f"{k} {v}" for k, v in setting.overrides.items())])
         print(f"{dataset} {part} {setting.label} ({what}), seed {seed}: {shown}", flush=True)

@@ -191,17 +191,7 @@ def write(
         missing += sum(len(row.wanted) - len(row.outcomes) for row in rows)
         # Tables of one baseline are parts of one comparison.
         peers = [row for found, base in tables.values() if base is baseline for row in found]
-        summary["tables"][title] = {
-            row.label: {
-                "setting": None if row.setting is None else dataclasses.asdict(row.setting),
-                "seeds": {seed: o.get("metrics", o) for seed, o in row.outcomes.items()},
-                "diverged": row.diverged,
-                "seconds": [o["seconds"] for o in row.outcomes.values() if "seconds" in o],
-                "over_baseline": None if baseline is None else _as_json(difference(row, baseline, first)),
-                "over": _over(row, peers, first),
-            }
-            for row in rows
-        }
+        summary["tables"][title] = {row.label: _as_json(row, baseline, peers, first) for row in rows}
     failures = [f"{cell}: {error}" for cell, error in study.failed.items()]
     summary["unfinished_cells"], summary["failed_cells"] = missing, failures
     text += [f"\n{missing} cells have not run." if missing else "\nAll cells have run.", *remarks]
@@ -214,21 +204,24 @@ def write(
     print(
         f"written: {folder / name}.json, .md and .png; {missing} cells have not run, {len(failures)} failed"
     )
-
     if failures:
         raise UserError(
             f"{len(failures)} cells have crashed; the same command runs them again:\n" + "\n".join(failures)
         )
 
 
-def _as_json(found: Difference | None) -> dict[str, Any] | None:
-    return None if found is None else found._asdict()
-
-
-def _over(row: Row, others: Iterable[Row], metric: str) -> dict[str, str]:
-    """Other rows' labels -> how much `row` is better."""
-    found = {other.label: difference(row, other, metric) for other in others if other is not row}
-    return {label: str(d) for label, d in found.items() if d is not None}
+def _as_json(row: Row, baseline: Row | None, peers: Iterable[Row], metric: str) -> dict[str, Any]:
+    """What the summary says of a row; ``over`` is how much it is better than each of its peers."""
+    over_baseline = None if baseline is None else difference(row, baseline, metric)
+    over = {peer.label: difference(row, peer, metric) for peer in peers if peer is not row}
+    return {
+        "setting": None if row.setting is None else dataclasses.asdict(row.setting),
+        "seeds": {seed: o.get("metrics", o) for seed, o in row.outcomes.items()},
+        "diverged": row.diverged,
+        "seconds": [o["seconds"] for o in row.outcomes.values() if "seconds" in o],
+        "over_baseline": None if over_baseline is None else over_baseline._asdict(),
+        "over": {label: str(found) for label, found in over.items() if found is not None},
+    }
 
 
 def _provenance(rows: Iterable[Row]) -> dict[str, Any]:
