@@ -6,7 +6,7 @@ DIR holds CUB_200_2011/, or what `tfds build caltech_birds2011` has prepared in 
 hap2s_jax.check_data --name=cub --data_dir=DIR` tells whether it is found and whole. TFDS's own train and test
 split every class; they are joined and split again by class. --config.data.options.boxes=true cuts every image
 to its bird (from the official folder only). 8,000 updates of 112 images.
-The recipe stands in configs/fine_grained.py; it starts from ImageNet's weights.
+The recipe stands in hap2s_jax/recipes/fine_grained.py; it starts from ImageNet's weights.
 No figure of this config on the real data has been measured here.
 """
 
@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs import fine_grained
-from hap2s_jax.config import Config
+from hap2s_jax.recipes import fine_grained
+from hap2s_jax.run.config import Config
 
 
 def get_config(arg: str | None = None) -> Config:
-    """The config; for `arg` see configs/fine_grained.py."""
+    """The config; for `arg` see hap2s_jax/recipes/fine_grained.py."""
     config = fine_grained.recipe("cub200_2011", arg, steps=8_000, classes=56, images_per_class=2)
     config.data.options = ml_collections.ConfigDict({"boxes": False})
     return config

@@ -6,7 +6,7 @@ DIR holds cuhk03_release/ with cuhk-03.mat and cuhk03_new_protocol_config_{detec
 folders cuhk03-np/{labeled,detected}/; `python -m hap2s_jax.check_data --name=cuhk03 --data_dir=DIR` tells
 whether it is found and whole. Another part or protocol with --config.data.options.detection=labeled,
 --config.data.options.protocol=old and --config.data.options.split=0 (to 19).
-Other recipes, as configs/cuhk03.py:bot, stand in configs/reid.py; all start from ImageNet's
+Other recipes, as configs/cuhk03.py:bot, stand in hap2s_jax/recipes/reid.py; all start from ImageNet's
 weights. No figure of this config on the real data has been measured here.
 """
 
@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs import reid
-from hap2s_jax.config import Config
+from hap2s_jax.recipes import reid
+from hap2s_jax.run.config import Config
 
 
 def get_config(arg: str | None = None) -> Config:
-    """The config; for `arg` see configs/reid.py."""
+    """The config; for `arg` see hap2s_jax/recipes/reid.py."""
     config = reid.recipe("cuhk03", arg)
     config.data.options = ml_collections.ConfigDict({"detection": "detected", "protocol": "new", "split": 0})
     return config

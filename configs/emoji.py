@@ -18,8 +18,8 @@ training part, never on test classes.
 
 from __future__ import annotations
 
-from configs import common
-from hap2s_jax.config import Config
+from hap2s_jax.recipes import common
+from hap2s_jax.run.config import Config
 
 
 def get_config(arg: str | None = None) -> Config:

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs import fine_grained
-from hap2s_jax.config import Config
+from hap2s_jax.recipes import fine_grained
+from hap2s_jax.run.config import Config
 
 
 def get_config(arg: str | None = None) -> Config:
-    """The config; for `arg` see configs/fine_grained.py."""
+    """The config; for `arg` see hap2s_jax/recipes/fine_grained.py."""
     config = fine_grained.recipe("folder", arg, steps=8_000, classes=16, images_per_class=4)
     config.optimizer.learning_rate = 3e-4
     # Nobody knows how far these images are from ImageNet's: let batch normalisation follow them.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ml_collections
 
 from configs import emoji
-from hap2s_jax.config import Config
+from hap2s_jax.run.config import Config
 
 
 def get_config(arg: str | None = None) -> Config:

@@ -5,18 +5,18 @@
 DIR holds inshop/ with img/ and list_eval_partition.txt; `python -m hap2s_jax.check_data --name=inshop
 --data_dir=DIR` tells whether it is found and whole. Judged by query against gallery, without cameras. 30,000
 updates of 112 images.
-The recipe stands in configs/fine_grained.py; it starts from ImageNet's weights.
+The recipe stands in hap2s_jax/recipes/fine_grained.py; it starts from ImageNet's weights.
 No figure of this config on the real data has been measured here.
 """
 
 from __future__ import annotations
 
-from configs import fine_grained
-from hap2s_jax.config import Config
+from hap2s_jax.recipes import fine_grained
+from hap2s_jax.run.config import Config
 
 
 def get_config(arg: str | None = None) -> Config:
-    """The config; for `arg` see configs/fine_grained.py."""
+    """The config; for `arg` see hap2s_jax/recipes/fine_grained.py."""
     config = fine_grained.recipe("inshop", arg, steps=30_000, classes=28, images_per_class=4)
     config.checkpoint.best_metric = "mAP"
     return config

@@ -6,7 +6,7 @@ DIR holds market1501/Market-1501-v15.09.15/ or one of its usual names; `python -
 --name=market1501 --data_dir=DIR` tells whether it is found and whole. The default recipe makes 25,000 updates of 72
 images. Judged by single-query mAP and CMC, same-camera images of the query's person removed; with
 --config.data.options.multi_query=true also by queries pooled from gt_bbox/.
-Other recipes, as configs/market1501.py:bot, stand in configs/reid.py; all start from ImageNet's
+Other recipes, as configs/market1501.py:bot, stand in hap2s_jax/recipes/reid.py; all start from ImageNet's
 weights. No figure of this config on the real data has been measured here.
 """
 
@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs import reid
-from hap2s_jax.config import Config
+from hap2s_jax.recipes import reid
+from hap2s_jax.run.config import Config
 
 
 def get_config(arg: str | None = None) -> Config:
-    """The config; for `arg` see configs/reid.py."""
+    """The config; for `arg` see hap2s_jax/recipes/reid.py."""
     config = reid.recipe("market1501", arg)
     config.data.options = ml_collections.ConfigDict({"multi_query": False})
     return config

@@ -24,9 +24,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hap2s_jax import embed, models
-from hap2s_jax.evaluator import embedding_function
-from hap2s_jax.parallel import AXIS, DataParallel, use_cores
+from hap2s_jax.distributed.devices import AXIS, DataParallel, use_cores
 from hap2s_jax.reporting import environment
+from hap2s_jax.run.evaluator import embedding_function
 from hap2s_jax.serving.trained import TrainedEncoder
 
 

@@ -1,7 +1,7 @@
 """What the commands share: flags whose mistakes are one line, and exit codes.
 
 Exit codes: 0 done; 1 something the user can mend, said in one line; 2 a wrong flag; 75 asked to stop (SIGTERM), saved;
-76 another process of the job is gone (`hap2s_jax.cluster`); 130 interrupted.
+76 another process of the job is gone (`hap2s_jax.distributed.processes`); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from hap2s_jax import config as configs
+from hap2s_jax.distributed.devices import expect_no_tpu
 from hap2s_jax.errors import Preempted, UserError
-from hap2s_jax.parallel import expect_no_tpu
+from hap2s_jax.run import config as configs
 
 EXIT_PREEMPTED = 75  # "try again later" of sysexits.h
 

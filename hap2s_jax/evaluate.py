@@ -60,11 +60,12 @@ def from_workdir(
       UserError: there is no run, no checkpoint, or no data.
     """
     # Everything heavy is loaded here and not before: whoever brings embeddings needs none of it.
-    from hap2s_jax import cluster, parallel
-    from hap2s_jax import config as configs
+    from hap2s_jax.distributed import devices
     from hap2s_jax.evaluation.test_time import VIEWS
-    from hap2s_jax.evaluator import Evaluator
-    from hap2s_jax.job import use_compilation_cache, use_devices
+    from hap2s_jax.run import config as configs
+    from hap2s_jax.run import facts
+    from hap2s_jax.run.evaluator import Evaluator
+    from hap2s_jax.run.trainer import use_compilation_cache, use_devices
     from hap2s_jax.serving import loading
 
     config: Any = configs.load(workdir)
@@ -77,13 +78,13 @@ def from_workdir(
         config.evaluate.feature = feature or config.evaluate.feature
         config.evaluate.distance = distance or config.evaluate.distance
         config.data.data_dir = data_dir or config.data.data_dir
-    parallel.expect_no_tpu()
+    devices.expect_no_tpu()
     with configs.written_by(workdir):
         use_compilation_cache(config)
         use_devices(config)
         encoder = loading.load(workdir, checkpoint=step, own_code=own_code)
         evaluator = Evaluator.of_run(config, encoder.module)
-        cluster.warn_of_changed_data(evaluator.dataset, encoder.workdir)
+        facts.warn_of_changed_data(evaluator.dataset, encoder.workdir)
     test = evaluator.dataset.test
     embeddings, present = evaluator.embed_source(evaluator.parallel.replicate(encoder.variables), test)
     query, gallery = evaluator.query_and_gallery(test)

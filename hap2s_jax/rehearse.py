@@ -24,13 +24,14 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from hap2s_jax import cli, rehearsal
-from hap2s_jax.config import Config
+from hap2s_jax import cli
 from hap2s_jax.data import registry, splits, turns
+from hap2s_jax.distributed import tpu
+from hap2s_jax.distributed.tpu import Compiled, DoesNotFitError, Topology
 from hap2s_jax.errors import UserError
-from hap2s_jax.program import Program
-from hap2s_jax.rehearsal import Compiled, DoesNotFitError, Topology
-from hap2s_jax.rehearsed import Rehearsal
+from hap2s_jax.run.compiled import Rehearsal
+from hap2s_jax.run.config import Config
+from hap2s_jax.run.learner import Learner
 
 REMARK = (
     "Memory is the compiler's own plan and binding. Times are its estimates: no program has run, and nobody has "
@@ -52,10 +53,10 @@ def rehearse(
     """Compiles a config's programs for a TPU slice, says what comes out and returns it.
 
     Args:
-      config: as `configs/common.py` describes it.
-      topology_name: one of `rehearsal.names()`.
+      config: as `hap2s_jax/recipes/common.py` describes it.
+      topology_name: one of `tpu.names()`.
       num_classes: training classes, where the registry of data sets does not know them.
-      effort: see `rehearsal.compile_for`.
+      effort: see `tpu.compile_for`.
       largest: whether to find the largest batch that fits.
       scaling: whether to compile the loss for all slices of the generation.
       say: gets each line as it comes.
@@ -63,15 +64,15 @@ def rehearse(
     Raises:
       UserError: an unknown topology, no compiler, or a config that does not suit the slice.
     """
-    program = Program.create(config)
-    if scaling and not program.losses["metric"].has_blocks:
+    learner = Learner.create(config)
+    if scaling and not learner.losses["metric"].has_blocks:
         raise UserError(
             f"--scaling compares the loss whole and in blocks, in which {config.loss.name} cannot be computed; leave "
             "it out"
         )
-    topology = rehearsal.topology(topology_name)
-    subject = Rehearsal(program, topology, _training_classes(config, num_classes), effort)
-    n, batch = len(topology.devices), program.batch_size
+    topology = tpu.topology(topology_name)
+    subject = Rehearsal(learner, topology, _training_classes(config, num_classes), effort)
+    n, batch = len(topology.devices), learner.batch_size
     topology.parallel.check_batch(batch, config.batch.pieces)
     say(
         f"{config.name} on {topology.name}: {n} chips ({topology.devices[0].device_kind}), {topology.hosts} hosts"
@@ -138,7 +139,7 @@ def _report_largest(
     subject: Rehearsal, known: int | None, step: Compiled | None, say: Callable[[str], None]
 ) -> int:
     """The largest multiple of K times chips that compiles."""
-    config, unit, hbm = subject.program.config, subject.step_unit, subject.topology.chip.hbm
+    config, unit, hbm = subject.learner.config, subject.step_unit, subject.topology.chip.hbm
     # A share must divide into the pieces.
     pieces = config.batch.pieces
     unit *= pieces // math.gcd(pieces, config.batch.images_per_class)
@@ -157,7 +158,7 @@ def _report_largest(
     if step is not None and step.temporaries > 0:
         # Temporaries grow with the batch; the state does not.
         start = max(int(start * (0.9 * hbm - step.arguments - step.code) / step.temporaries), 1)
-    units = rehearsal.largest(fits, start, hbm)
+    units = tpu.largest(fits, start, hbm)
     if units == 0:
         say(f"not even a global batch of {unit:,} images fits; set batch.pieces or encoder.remat_stages")
         return 0
@@ -179,7 +180,7 @@ def _report_scaling(
 ) -> list[dict[str, Any]]:
     """The loss of ever larger global batches, the share of a chip staying what it is."""
     generation = subject.topology.name.partition(":")[0]
-    share = subject.program.batch_size // len(subject.topology.devices)
+    share = subject.learner.batch_size // len(subject.topology.devices)
     say(
         f"the loss when the slice grows, {share} images a chip: time and memory of the loss, with its matrix whole, "
         "and in blocks"
@@ -189,8 +190,8 @@ def _report_scaling(
     )
     rows = []
     alone = subject.loss(subject.topology, share) if step else None
-    for name in rehearsal.names(generation):
-        topology = rehearsal.topology(name)
+    for name in tpu.names(generation):
+        topology = tpu.topology(name)
         n = len(topology.devices)
         if n < _SMALLEST_SLICE:
             continue

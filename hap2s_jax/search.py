@@ -238,10 +238,10 @@ def open_searcher(options: argparse.Namespace) -> tuple[Searcher, str]:
 def _calibrate(options: argparse.Namespace) -> None:
     if options.workdir is None:
         raise UserError("--calibrate needs --workdir, whose validation classes it is made on")
-    from hap2s_jax import cluster
-    from hap2s_jax import config as configs
-    from hap2s_jax.evaluator import Evaluator
-    from hap2s_jax.job import use_devices
+    from hap2s_jax.run import config as configs
+    from hap2s_jax.run import facts
+    from hap2s_jax.run.evaluator import Evaluator
+    from hap2s_jax.run.trainer import use_devices
 
     config: Any = configs.load(options.workdir)
     try:
@@ -251,7 +251,7 @@ def _calibrate(options: argparse.Namespace) -> None:
             use_devices(config)
             encoder = commands.open_encoder(options)
             evaluator = Evaluator.of_run(config, encoder.module)
-            cluster.warn_of_changed_data(evaluator.dataset, encoder.workdir)
+            facts.warn_of_changed_data(evaluator.dataset, encoder.workdir)
     except ImportError as error:
         raise UserError(
             f'--calibrate reads the run\'s data set, which needs pip install -e ".[train]" ({error})'

@@ -46,7 +46,7 @@ def test_links_and_pictures_exist(page):
 
 def test_commands_name_modules_configs_and_keys_that_exist(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    from hap2s_jax.config import flatten
+    from hap2s_jax.run.config import flatten
 
     seen = 0
     for page, line in _commands():

@@ -17,13 +17,16 @@ import jax
 import numpy as np
 import pytest
 
-from hap2s_jax import cluster, main
-from hap2s_jax import config as configs
+from hap2s_jax import main
+from hap2s_jax.distributed import processes
 from hap2s_jax.errors import UserError
-from hap2s_jax.program import Program
 from hap2s_jax.reporting.atomic import holding
 from hap2s_jax.reporting.metric_log import read_metrics
 from hap2s_jax.reporting.progress import ProgressBar
+from hap2s_jax.run import config as configs
+from hap2s_jax.run import folder, report
+from hap2s_jax.run import run as flow
+from hap2s_jax.run.learner import Learner
 from hap2s_jax.training.checkpoint import Checkpointer
 from hap2s_jax.training.watch import DivergedError
 
@@ -54,7 +57,7 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Most of a run of six steps is drawing."""
-    monkeypatch.setattr(main.report, "draw", lambda *a, **k: None)
+    monkeypatch.setattr(report, "draw", lambda *a, **k: None)
 
 
 def _killed(*arguments, **settings):
@@ -106,7 +109,7 @@ def test_the_log_has_every_step_and_evaluation_in_order(finished):
 
 def test_a_second_run_says_that_it_is_finished(finished, capsys, monkeypatch):
     workdir, results = finished
-    monkeypatch.setattr(main, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(flow, "train", lambda *a, **k: pytest.fail("trained again"))
     again = main.run(_config(), workdir)
     assert again["test"] == results["test"]
     printed = capsys.readouterr().out
@@ -142,7 +145,7 @@ def test_more_steps_go_on_from_a_finished_run(tmp_path, monkeypatch, capsys):
     main.run(_config(**config), tmp_path)
     # It dies between the last checkpoint and the results, beside which those of 6 steps still lie.
     with monkeypatch.context() as patch:
-        patch.setattr(main.report, "finish", lambda *a, **k: 1 / 0)
+        patch.setattr(report, "finish", lambda *a, **k: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main.run(_config(steps=8, **config), tmp_path)
     longer = main.run(_config(steps=8, **config), tmp_path)
@@ -156,9 +159,9 @@ def test_more_steps_of_a_schedule_that_falls_are_told(tmp_path):
     configs.save(_config(steps=100, **settings), tmp_path)
 
     def told(start, **changes):
-        schedule = Program.create(_config(**settings | changes)).schedule
+        schedule = Learner.create(_config(**settings | changes)).schedule
         job = types.SimpleNamespace(config=_config(**settings | changes), schedule=schedule)
-        return main._changed_rate(job, tmp_path, start)
+        return folder.changed_rate(job, tmp_path, start)
 
     assert told(100, steps=100) is None
     assert re.search(r"goes on at 0\.5\d*, where it stood at 0\.00", told(100, steps=200))
@@ -169,11 +172,11 @@ def test_more_steps_of_a_schedule_that_falls_are_told(tmp_path):
 def test_fewer_steps_finish_a_run_that_is_beyond_them(tmp_path, monkeypatch):
     config = {"schedule.name": "constant", "evaluate.untrained": False}
     with monkeypatch.context() as patch:
-        patch.setattr(main.report, "finish", lambda *a, **k: 1 / 0)
+        patch.setattr(report, "finish", lambda *a, **k: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main.run(_config(steps=4, **config), tmp_path)
     assert main.run(_config(steps=3, **config), tmp_path)["steps"] == 4
-    monkeypatch.setattr(main, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(flow, "train", lambda *a, **k: pytest.fail("trained again"))
     assert main.run(_config(steps=2, **config), tmp_path)["weights_of_step"] == 4
     assert json.loads((tmp_path / "config.json").read_text())["steps"] == 3, "nothing ran with 2"
 
@@ -184,9 +187,9 @@ def test_a_run_that_died_over_its_pictures_draws_them_the_next_time(finished, tm
     left = [workdir / name for name in ("results.json", "model_card.md", "thresholds.json", "retrievals.png")]
     for file in left:
         file.unlink()
-    monkeypatch.setattr(main, "train", lambda state, *a, **k: state)
+    monkeypatch.setattr(flow, "train", lambda state, *a, **k: state)
     with monkeypatch.context() as patch:
-        patch.setattr(main.report, "draw", _killed)
+        patch.setattr(report, "draw", _killed)
         with pytest.raises(KeyboardInterrupt):
             main.run(_config(), workdir)
     assert main.run(_config(), workdir)["test"] == pytest.approx(finished[1]["test"])
@@ -197,8 +200,8 @@ def test_pictures_that_cannot_be_drawn_do_not_cost_the_figures(finished, tmp_pat
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     (workdir / "results.json").unlink()
-    monkeypatch.setattr(main, "train", lambda state, *a, **k: state)
-    monkeypatch.setattr(main.report.plots, "curves", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(flow, "train", lambda state, *a, **k: state)
+    monkeypatch.setattr(report.plots, "curves", lambda *a, **k: 1 / 0)
     assert main.run(_config(), workdir)["test"] == pytest.approx(finished[1]["test"])
     assert "not all pictures could be drawn: ZeroDivisionError" in capsys.readouterr().out
     assert json.loads((workdir / "results.json").read_text())["steps"] == 6
@@ -206,12 +209,12 @@ def test_pictures_that_cannot_be_drawn_do_not_cost_the_figures(finished, tmp_pat
 
 def test_a_folder_takes_one_run_at_a_time(finished):
     workdir, results = finished
-    with holding(workdir / cluster.LOCK) as held:
+    with holding(workdir / processes.LOCK) as held:
         assert held
         with pytest.raises(UserError, match=r"another run is at work in .*choose another --workdir"):
             main.run(_config(), workdir)
     assert main.run(_config(), workdir)["test"] == results["test"]
-    assert not (workdir / cluster.LOCK).exists()
+    assert not (workdir / processes.LOCK).exists()
 
 
 def test_another_config_is_refused_and_leaves_the_run_alone(finished):
@@ -246,7 +249,7 @@ def test_a_config_that_never_ran_does_not_claim_the_folder(tmp_path):
         main.run(_config(**{"optimizer.name": "adamm"}), tmp_path)
     assert not (tmp_path / "config.json").exists()
     (tmp_path / "config.json").write_text("{}")  # of a run that stopped before its first checkpoint
-    main._open(tmp_path, _config())
+    folder.open_folder(tmp_path, _config())
 
 
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):

@@ -12,10 +12,10 @@ import sys
 import jax
 import pytest
 
-from hap2s_jax import rehearsal
 from hap2s_jax.data import emoji
+from hap2s_jax.distributed import tpu
 from hap2s_jax.errors import UserError
-from hap2s_jax.program import Program
+from hap2s_jax.run.learner import Learner
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOPOLOGY = "v5e:2x4"
@@ -62,7 +62,7 @@ def test_turned_classes_are_counted():
 def test_a_loss_without_blocks_is_no_subject_for_scaling(monkeypatch):
     from hap2s_jax import rehearse
 
-    monkeypatch.setattr(rehearsal, "topology", lambda name: pytest.fail("went on"))
+    monkeypatch.setattr(tpu, "topology", lambda name: pytest.fail("went on"))
     config = _config()
     config.loss = {"name": "softmax"}
     with pytest.raises(UserError, match="in which softmax cannot be computed; leave it out"):
@@ -76,7 +76,7 @@ def test_the_programs_of_a_config_compile_for_a_slice(rehearsed):
     assert (figures["chips"], figures["hosts"], figures["batch"]) == (8, 2, 32)
     from hap2s_jax.rehearse import _training_classes
 
-    state = Program.create(config).abstract_state(_training_classes(config, None))
+    state = Learner.create(config).abstract_state(_training_classes(config, None))
     # What the compiler needs for the arguments is at least what they are, and padding to tiles is not everything.
     least = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) + 4 * 32 * 32 * 3
     assert least <= figures["train"]["arguments"] < least + 2**20
@@ -98,16 +98,16 @@ def test_the_programs_of_a_config_compile_for_a_slice(rehearsed):
 @needs_libtpu
 @pytest.mark.slow
 def test_what_does_not_fit_is_said_with_what_it_needs():
-    topology = rehearsal.topology(TOPOLOGY)
+    topology = tpu.topology(TOPOLOGY)
 
     def step(state, batch):
         return state, jax.lax.pmean(sum(x.mean() for x in batch), "devices")
 
     too_much = [jax.ShapeDtypeStruct((8, 2**16, 2**16), "float32") for _ in range(2)]  # 16 GiB each
     with pytest.raises(
-        rehearsal.DoesNotFitError, match=r"v5e:2x4's devices: it needs .* of which 15.*G can"
+        tpu.DoesNotFitError, match=r"v5e:2x4's devices: it needs .* of which 15.*G can"
     ) as caught:
-        rehearsal.compile_for(topology, topology.parallel.compile_step(step), {}, too_much)
+        tpu.compile_for(topology, topology.parallel.compile_step(step), {}, too_much)
     assert caught.value.needed > 2**35
 
 
@@ -115,13 +115,12 @@ def test_a_topology_that_does_not_exist_lists_those_that_do():
     with pytest.raises(
         UserError, match=r"unknown topology 'v5e:3x5' .*there are: v5e:2x2, .*v5p:8x16x16.*v6e:16x16"
     ):
-        rehearsal.topology("v5e:3x5")
+        tpu.topology("v5e:3x5")
 
 
 def test_slices_reach_from_8_chips_to_2048():
     sizes = [
-        functools.reduce(lambda a, b: a * int(b), shape.split("x"), 1)
-        for shape in rehearsal.CHIPS["v5p"].shapes
+        functools.reduce(lambda a, b: a * int(b), shape.split("x"), 1) for shape in tpu.CHIPS["v5p"].shapes
     ]
     assert sizes == sorted(sizes)
     assert {8, 16, 32, 64, 128, 256, 512, 1024, 2048} <= set(sizes)
@@ -139,7 +138,7 @@ def test_the_largest_that_fits_is_shown_by_the_next_one_failing(limit, start, kn
         # Memory that bends: the compiler trades time for it when it gets scarce.
         return number <= limit, (50 + min(number, limit + 1) * 10.0 if knows else None)
 
-    assert rehearsal.largest(fits, start, 50 + 10.0 * limit) == limit
+    assert tpu.largest(fits, start, 50 + 10.0 * limit) == limit
     assert not tried[limit + 1]
     assert limit == 0 or tried[limit]
     assert len(tried) < 30
@@ -154,7 +153,7 @@ def test_bytes_of_collectives_in_a_compiled_program():
       %rs = f32[4,16]{1,0} reduce-scatter(%z), dimensions={0}
       %no = f32[1000]{0} fusion(%all-reduce.1), kind=kLoop
     """
-    assert rehearsal.collectives(text, 8) == {
+    assert tpu.collectives(text, 8) == {
         "all-reduce": (1, 64 * 128 * 4 + 20),
         "all-gather": (2, 32 * 16 * 4 + 32 * 4),
         "reduce-scatter": (1, 32 * 16 * 4),
@@ -167,8 +166,8 @@ def test_what_the_compiler_says_about_memory():
         "HLO temporaries (17.25G) exceeds available HBM (15.75G).",
     ]
     for text in both:
-        assert rehearsal._memory_needed(text) == (17.25 * 2**30, "15.75G")
-    assert rehearsal._memory_needed("RESOURCE_EXHAUSTED") == (None, None)
+        assert tpu._memory_needed(text) == (17.25 * 2**30, "15.75G")
+    assert tpu._memory_needed("RESOURCE_EXHAUSTED") == (None, None)
 
 
 def test_data_without_a_known_number_of_classes_asks_for_it():

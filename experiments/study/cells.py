@@ -22,18 +22,18 @@ from typing import Any
 
 import numpy as np
 
-from hap2s_jax.config import Config
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.source import Source
 from hap2s_jax.data.splits import split_by_class
 from hap2s_jax.data.turns import QuarterTurns
+from hap2s_jax.distributed.devices import expect_no_tpu
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import protocols
 from hap2s_jax.evaluation.retrieval import rank_matches
-from hap2s_jax.job import Job, use_compilation_cache, use_devices
-from hap2s_jax.parallel import expect_no_tpu
 from hap2s_jax.reporting import environment
 from hap2s_jax.reporting.atomic import holding, replacing
+from hap2s_jax.run.config import Config
+from hap2s_jax.run.trainer import Trainer, use_compilation_cache, use_devices
 from hap2s_jax.training.loop import train
 from hap2s_jax.training.watch import DivergedError
 from study.settings import Setting, identity, resolve
@@ -161,7 +161,7 @@ class Study:
         config = self.config(setting, seed, dataset)
         use_devices(config)
         use_compilation_cache(config)
-        job = self._with_programs(Job.create(config))
+        job = self._with_programs(Trainer.create(config))
         measured = job.dataset.test
         if part == "search":
             trained, measured = search_parts(job.dataset.train)
@@ -175,14 +175,14 @@ class Study:
             job = dataclasses.replace(job, dataset=dataclasses.replace(job.dataset, train=trained), plan=plan)
         last: dict[str, float] = {}
         state = train(
-            job.parallel.replicate(job.with_first_weights(job.initial_state())[0]),
+            job.parallel.replicate(job.with_initial_weights(job.initial_state())[0]),
             job.train_batches(0),
             update=job.update,
             total_steps=config.steps,
             log_every=max(config.steps // 10, 1),
             evaluate_every=config.steps,
             save_every=config.steps,
-            log=lambda step, metrics: last.update(metrics),
+            log=lambda step, part, metrics: last.update(metrics),
             evaluate=None,
             save=lambda state, metrics: None,
             wait_each_step=job.parallel.must_wait,
@@ -199,7 +199,7 @@ class Study:
             **({"by_class": by_class} if part == "test" else {}),
         }
 
-    def _with_programs(self, job: Job) -> Job:
+    def _with_programs(self, job: Trainer) -> Trainer:
         """The job with the compiled functions of an earlier one that differs in seed and data alone."""
         same = {k: v for k, v in job.config.to_dict().items() if k not in ("data", "seed", "name")}
         key = json.dumps(same, sort_keys=True, default=list)
@@ -236,7 +236,7 @@ def classes_that_fit(batch: Config, labels: np.ndarray, shares: int) -> int:
 
 
 def measure(
-    job: Job, embeddings: np.ndarray, present: np.ndarray, source: Source
+    job: Trainer, embeddings: np.ndarray, present: np.ndarray, source: Source
 ) -> dict[str, dict[str, list]]:
     """Figures by class: name -> ``sums`` and ``counts`` over the class's queries, in the order of the labels."""
     labels = np.where(present, source.labels, -1)

@@ -9,9 +9,9 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from configs import common
-from hap2s_jax.config import Config, flatten
 from hap2s_jax.errors import UserError, unknown_name
+from hap2s_jax.recipes import common
+from hap2s_jax.run.config import Config, flatten
 
 # The CPU-sized study's own values, by data set, of what tuning configs/emoji.py is likely to change, so that finished
 # cells stay; other configs run as they are.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hap2s_jax.parallel import DataParallel
+from hap2s_jax.distributed.devices import DataParallel
 
 PyTree = Any
 

@@ -84,12 +84,13 @@ class MetricLog:
 
             self._events = EventFile(folder, history=[_decode(line) for line in kept])
 
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def write(self, step: int, metrics: Mapping[str, Any], *, part: str = "") -> None:
         """Appends one line; it is with the operating system when the call returns.
 
         Args:
           step: completed updates, at least that of the line before.
           metrics: name -> number (Python, NumPy, or a JAX array of one element).
+          part: where they were measured; with "test", `mAP` is logged as ``test/mAP``.
 
         Raises:
           TypeError: a value is not a number; ValueError: the step lies before the last one.
@@ -105,7 +106,8 @@ class MetricLog:
                 f"step must not go back: it was {step}, the log stands at {self._last_step}; "
                 "open the log with resume_step to cut it"
             )
-        record = {"step": step} | {name: _number(name, value) for name, value in metrics.items()}
+        prefix = f"{part}/" if part else ""
+        record = {"step": step} | {prefix + name: _number(name, value) for name, value in metrics.items()}
         line = _encode({name: _jsonable(value) for name, value in record.items()})
         size = self._file.seek(0, os.SEEK_END)
         try:

@@ -47,12 +47,12 @@ def add_own_code(parser: argparse.ArgumentParser) -> None:
 
 def open_encoder(options: argparse.Namespace, workdir: str | None = None) -> TrainedEncoder:
     """The encoder that the flags name; programs compiled for it are kept between commands."""
-    from hap2s_jax import parallel
-    from hap2s_jax.job import use_compilation_cache
+    from hap2s_jax.distributed import devices
+    from hap2s_jax.run.trainer import use_compilation_cache
     from hap2s_jax.serving.loading import load
 
-    parallel.expect_no_tpu()
-    parallel.use_cores(getattr(options, "batch_size", None) or 64)
+    devices.expect_no_tpu()
+    devices.use_cores(getattr(options, "batch_size", None) or 64)
     encoder = load(
         workdir or options.workdir,
         checkpoint=options.checkpoint,

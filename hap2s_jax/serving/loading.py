@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from hap2s_jax import config as configs
 from hap2s_jax import models
 from hap2s_jax.errors import UserError
 from hap2s_jax.models import own
+from hap2s_jax.run import config as configs
 from hap2s_jax.serving.trained import TrainedEncoder
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer, quiet
 from hap2s_jax.training.state import encoder_variables

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 
 from hap2s_jax.data import pixels
+from hap2s_jax.distributed.devices import DataParallel
 from hap2s_jax.errors import UserError, require
-from hap2s_jax.evaluator import embedding_function
-from hap2s_jax.parallel import DataParallel
 from hap2s_jax.reporting.environment import usable_cores
+from hap2s_jax.run.evaluator import embedding_function
 
 PyTree = Any
 # A path, an encoded image, or uint8 [H, W, 3].

@@ -29,7 +29,7 @@ def train(
     log_every: int,
     evaluate_every: int,
     save_every: int,
-    log: Callable[[int, dict[str, float]], None],
+    log: Callable[[int, str, dict[str, float]], None],
     evaluate: Callable[[TrainState], dict[str, float]] | None,
     save: Callable[[TrainState, dict[str, float] | None], None],
     progress: Callable[[int, dict[str, float]], None] | None = None,
@@ -47,7 +47,7 @@ def train(
       log_every: updates between two calls of `log`, which gets means over the updates since the last one.
       evaluate_every: updates between two calls of `evaluate`; it also runs at the end.
       save_every: updates between two calls of `save`; it also runs after every evaluation, with its metrics.
-      log: ``log(step, metrics)``.
+      log: ``log(step, part, metrics)``; `part` is "train" or "validation".
       evaluate: ``evaluate(state) -> metrics``, which are logged, or None.
       save: ``save(state, metrics of this step's evaluation or None)``.
       progress: ``progress(step, metrics)`` after each update whose numbers have arrived.
@@ -66,7 +66,7 @@ def train(
         if stop is not None and stop(step - 1):
             if step - 1 > saved:
                 if not window.is_empty:
-                    log(step - 1, window.means())
+                    log(step - 1, "train", window.means())
                 save(state, None)
             raise Preempted(step - 1)
         # The order is an invariant that resuming relies on: the batch of update t, update t, the numbers of
@@ -83,11 +83,11 @@ def train(
         evaluates = evaluate is not None and (last or step % evaluate_every == 0)
         saves = last or evaluates or step % save_every == 0
         if saves or step % log_every == 0:
-            log(step, window.means())
+            log(step, "train", window.means())
         evaluated = None
         if evaluate is not None and evaluates:
             evaluated = evaluate(state)
-            log(step, evaluated)
+            log(step, "validation", evaluated)
         if saves:
             save(state, evaluated)
             saved = step

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.emoji_build.curate import near_pairs
+from experiments.emoji_build.names import CAMERA_OF_SET, read_table
 from hap2s_jax.data import emoji
 from hap2s_jax.data.emoji.baseline import decode, figures_of_query, pixel_baseline
-from hap2s_jax.data.emoji.curate import near_pairs
-from hap2s_jax.data.emoji.names import CAMERA_OF_SET, read_table
 from hap2s_jax.data.source import Source
 from hap2s_jax.evaluation.protocols import evaluate
 

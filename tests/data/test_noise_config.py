@@ -12,7 +12,7 @@ import trees
 from hap2s_jax import main
 from hap2s_jax.data import noise
 from hap2s_jax.errors import UserError
-from hap2s_jax.job import Job
+from hap2s_jax.run.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,12 @@ def config(folder, **changes):
 
 
 def test_without_noise_there_is_no_record(folder):
-    assert Job.create(config(folder)).noise is None
+    assert Trainer.create(config(folder)).noise is None
 
 
 def test_flipped_labels_are_those_of_the_record_and_nowhere_else(folder):
-    clean = Job.create(config(folder)).dataset
-    job = Job.create(config(folder, kind="labels", fraction=0.4, seed=5))
+    clean = Trainer.create(config(folder)).dataset
+    job = Trainer.create(config(folder, kind="labels", fraction=0.4, seed=5))
     record = job.noise
     assert record is not None
     changed = np.flatnonzero(job.dataset.train.labels != clean.train.labels)
@@ -55,13 +55,13 @@ def test_flipped_labels_are_those_of_the_record_and_nowhere_else(folder):
     np.testing.assert_array_equal(job.dataset.validation.labels, clean.validation.labels)
     np.testing.assert_array_equal(job.dataset.test.labels, clean.test.labels)
     # Another seed, other images; the run's own seed decides nothing about them.
-    other = Job.create(config(folder, kind="labels", fraction=0.4, seed=6)).noise
+    other = Trainer.create(config(folder, kind="labels", fraction=0.4, seed=6)).noise
     assert other is not None
     assert other.indices != record.indices
 
 
 def test_foreign_images_come_from_the_data_set_that_is_named(folder):
-    job = Job.create(config(folder, kind="images", fraction=0.25))
+    job = Trainer.create(config(folder, kind="images", fraction=0.25))
     record = job.noise
     assert record is not None
     assert record.kind == "images"
@@ -83,7 +83,7 @@ def test_foreign_images_come_from_the_data_set_that_is_named(folder):
 )
 def test_a_mistake_is_named(folder, changes, message):
     with pytest.raises(UserError, match=message):
-        Job.create(config(folder, **changes))
+        Trainer.create(config(folder, **changes))
 
 
 def test_the_record_lies_in_the_workdir_before_training_begins(folder, tmp_path, monkeypatch):

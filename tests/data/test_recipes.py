@@ -12,9 +12,9 @@ import trees
 
 from hap2s_jax import main
 from hap2s_jax.errors import UserError
-from hap2s_jax.job import Job
-from hap2s_jax.program import Program
 from hap2s_jax.reporting.metric_log import read_metrics
+from hap2s_jax.run.learner import Learner
+from hap2s_jax.run.trainer import Trainer
 from hap2s_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 
@@ -40,7 +40,7 @@ def tiny(name, arg, data_dir):
     ("name", "arg"), [("market1501", "trinet"), ("market1501", "agw"), ("cub", "scratch,loss=hap2s_p")]
 )
 def test_a_recipe_makes_three_updates(data_dir, name, arg):
-    job = Job.create(tiny(name, arg, data_dir).lock())
+    job = Trainer.create(tiny(name, arg, data_dir).lock())
     state = job.parallel.replicate(job.initial_state())
     for _, batch in zip(range(3), job.train_batches(0), strict=False):
         state, metrics = job.update(state, batch)
@@ -54,7 +54,7 @@ def test_an_encoder_of_ones_own_trains_by_config(data_dir, own, monkeypatch, req
     config = tiny("market1501", "trinet", data_dir)
     config.encoder = {"name": f"tests.models.my_encoders:{own}", "embedding_dim": 8}
     config.num_devices = 2
-    job = Job.create(config.lock())
+    job = Trainer.create(config.lock())
     before = jax.device_get(job.initial_state())
     state, _ = job.update(job.parallel.replicate(before), next(job.train_batches(0)))
     assert job.embeddings(state, job.dataset.test)[0].shape[1] == 8
@@ -69,7 +69,7 @@ def test_the_recipe_of_the_page_is_a_config(monkeypatch, request):
     names = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(compile(block, "recipes.md", "exec"), names)
-    program = Program.create(names["get_config"]().lock())
+    program = Learner.create(names["get_config"]().lock())
     assert set(program.losses) == {"metric", "auxiliary"}
     for name in (*OPTIMIZERS, *SCHEDULES):
         assert name in page

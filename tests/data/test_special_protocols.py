@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import trees
 
-from hap2s_jax.job import Job
+from hap2s_jax.run.trainer import Trainer
 
 
 def market(root):
@@ -40,7 +40,7 @@ def test_the_figures_of_a_data_set(tmp_path, name, make, options, special):
     config.data.validation_fraction = 0.0
     for key, value in options.items():
         config.data.options[key] = value
-    job = Job.create(config.lock())
+    job = Trainer.create(config.lock())
     test = job.dataset.test
     # Every image at its class's own place: everything is found.
     perfect = np.eye(len(test.class_names), dtype=np.float32)[test.labels]

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from configs import common
 from hap2s_jax.data import emoji, pixels
 from hap2s_jax.data.source import Subset
 from hap2s_jax.data.turns import QuarterTurns
 from hap2s_jax.errors import UserError
+from hap2s_jax.recipes import common
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +53,14 @@ def test_boxes_are_refused_by_name(upright):
 
 
 def test_a_config_turns_the_training_images_alone():
-    from hap2s_jax.job import Job
+    from hap2s_jax.run.trainer import Trainer
 
     config = common.get_config()
     config.data.name = "emoji"
     config.num_devices = 1
-    plain = Job.create(config).dataset
+    plain = Trainer.create(config).dataset
     config.data.quarter_turns = True
-    job = Job.create(config)
+    job = Trainer.create(config)
     assert len(job.dataset.train) == 4 * len(plain.train)
     assert job.plan.num_classes == 4 * len(plain.train.class_names)
     assert (len(job.dataset.validation), len(job.dataset.test)) == (len(plain.validation), len(plain.test))

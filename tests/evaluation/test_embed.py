@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from hap2s_jax.distributed.devices import DataParallel
 from hap2s_jax.evaluation.embed import embed_dataset
-from hap2s_jax.parallel import DataParallel
 
 
 def _batches(images, batch_size, skip=()):

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hap2s_jax import cluster
-from hap2s_jax import config as configs
 from hap2s_jax import evaluate as command
 from hap2s_jax.errors import UserError
-from hap2s_jax.job import Job
+from hap2s_jax.run import config as configs
+from hap2s_jax.run import facts
+from hap2s_jax.run.trainer import Trainer
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 64, 32, 3)).astype(np.uint8)
 
@@ -29,7 +29,7 @@ def create(root, **changes):
     config.evaluate.enlarge = 1.0
     config.evaluate.keep_aspect = False
     config.update_from_flattened_dict(changes)
-    return Job.create(ml_collections.FrozenConfigDict(config))
+    return Trainer.create(ml_collections.FrozenConfigDict(config))
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_a_run_is_measured_on_another_machine_and_told_of_other_data(run, tmp_pa
     root, workdir, job, _ = run
     moved = tmp_path / "run"
     shutil.copytree(workdir, moved)
-    cluster.save_data_facts(cluster.data_facts(job.dataset), moved)
+    facts.save_data_facts(facts.data_facts(job.dataset), moved)
     config = json.loads((moved / "config.json").read_text())
     config["num_devices"] = 64  # and its batches are of as many images
     config["loss"] = {"name": "that the config's own file registered"}

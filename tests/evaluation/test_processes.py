@@ -15,10 +15,10 @@ from hap2s_jax.evaluation import retrieval
 WORKER = """
 import sys
 import numpy as np
-from hap2s_jax import parallel
+from hap2s_jax.distributed import devices
 from hap2s_jax.evaluation import retrieval, symmetric
 address, number, source, target = sys.argv[1:]
-parallel.initialize_processes(address, 2, int(number))
+devices.initialize_processes(address, 2, int(number))
 arrays = np.load(source)
 found = retrieval.rank_matches(arrays["x"], arrays["labels"], cameras=arrays["cameras"], block_size=16)
 symmetric._TILE = 32  # several strips, of which each process takes its share

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import hap2s_jax
-from hap2s_jax import config as configs
 from hap2s_jax import embed, evaluate, models
 from hap2s_jax.errors import UserError
-from hap2s_jax.evaluator import embedding_function
+from hap2s_jax.run import config as configs
+from hap2s_jax.run.evaluator import embedding_function
 from hap2s_jax.training.optimizer import matches
 
 HERE = "tests.models.my_encoders"

@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hap2s_jax import config as configs
 from hap2s_jax.data.source import Subset
-from hap2s_jax.job import Job
+from hap2s_jax.run import config as configs
+from hap2s_jax.run.trainer import Trainer
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Run(NamedTuple):
     workdir: pathlib.Path
-    job: Job
+    job: Trainer
     states: dict[int, Any]
     source: Subset  # a few of its test images
 
@@ -48,7 +48,7 @@ def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("serving") / "run"
     workdir.mkdir()
     configs.save(config, workdir)
-    job = Job.create(configs.load(workdir))
+    job = Trainer.create(configs.load(workdir))
     state = job.initial_state()
     checkpointer = job.checkpointer(workdir)
     states = {}

@@ -15,7 +15,8 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from hap2s_jax import losses, parallel
+from hap2s_jax import losses
+from hap2s_jax.distributed import devices
 from hap2s_jax.models.encoder import EncoderOutput, normalize_images
 from hap2s_jax.models.norm import BatchNorm
 from hap2s_jax.training.objective import objective
@@ -31,7 +32,7 @@ class TinyEncoder(nn.Module):
     def __call__(self, images, train=False):
         x = normalize_images(images, jnp.float64)
         x = nn.Conv(4, (3, 3), strides=2, use_bias=False, dtype=jnp.float64)(x)
-        x = nn.relu(BatchNorm(axis_name=parallel.AXIS, dtype=jnp.float64)(x, train))
+        x = nn.relu(BatchNorm(axis_name=devices.AXIS, dtype=jnp.float64)(x, train))
         features = x.mean((1, 2))
         return EncoderOutput(nn.Dense(8, use_bias=False, dtype=jnp.float64)(features), features)
 
@@ -46,7 +47,7 @@ def batch(step):
 def run(num_devices=None):
     """The losses of all steps, and the last state."""
     with jax.enable_x64(True):
-        data = parallel.DataParallel.create(num_devices)
+        data = devices.DataParallel.create(num_devices)
         optimizer = optax.adam(1e-2)
         variables = TinyEncoder().init(jax.random.key(0), batch(0)["image"])
         variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables)
@@ -55,7 +56,7 @@ def run(num_devices=None):
             encoder=TinyEncoder(),
             objective=functools.partial(objective, loss=losses.create("hap2s_p")),
             optimizer=optimizer,
-            axis_name=parallel.AXIS,
+            axis_name=devices.AXIS,
         )
         update = data.compile_step(step)
         state = data.replicate(assemble_state(variables, optimizer))
@@ -69,5 +70,5 @@ def run(num_devices=None):
 
 
 if __name__ == "__main__":
-    parallel.initialize_processes(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), join_timeout=900)
+    devices.initialize_processes(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), join_timeout=900)
     print(json.dumps(run()[0]))

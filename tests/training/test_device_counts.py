@@ -8,7 +8,7 @@ import sys
 import jax
 import many_steps
 import numpy as np
-import processes
+import peers
 import pytest
 
 from hap2s_jax.data.pk import PKPlan
@@ -30,10 +30,10 @@ def test_fifty_steps_in_float64(on_one_device, devices):
 
 @pytest.mark.slow
 def test_fifty_steps_in_two_processes_of_four_devices(on_one_device, tmp_path):
-    with processes.free_address() as address:
+    with peers.free_address() as address:
         commands = [[sys.executable, many_steps.__file__, address, "2", str(i)] for i in range(2)]
-        workers = processes.start(commands, tmp_path)
-        processes.wait(workers, timeout=900)
+        workers = peers.start(commands, tmp_path)
+        peers.wait(workers, timeout=900)
     for worker in workers:
         assert worker.code == 0, worker.err
         np.testing.assert_allclose(json.loads(worker.out.splitlines()[-1]), on_one_device[0], rtol=1e-8)

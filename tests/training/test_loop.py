@@ -25,9 +25,9 @@ class _Recorder:
     def __init__(self):
         self.events = []
 
-    def log(self, step, metrics):
+    def log(self, step, part, metrics):
         metrics = {k: v for k, v in metrics.items() if k not in ("seconds_per_step", "input_wait_fraction")}
-        self.events.append(("log", step, metrics))
+        self.events.append(("log", step, part, metrics))
 
     def evaluate(self, state):
         self.events.append(("evaluate", int(state.step)))
@@ -62,18 +62,18 @@ def test_order_of_logging_evaluation_and_saving():
         return dict.fromkeys(("loss", "grad_norm", "param_norm"), float(np.mean(values)))
 
     assert recorder.events == [
-        ("log", 2, mean(0, 1)),
-        ("log", 3, mean(2)),
+        ("log", 2, "train", mean(0, 1)),
+        ("log", 3, "train", mean(2)),
         ("save", 3, None),
-        ("log", 4, mean(3)),
+        ("log", 4, "train", mean(3)),
         ("evaluate", 4),
-        ("log", 4, {"mAP": 4.0}),
+        ("log", 4, "validation", {"mAP": 4.0}),
         ("save", 4, {"mAP": 4.0}),
-        ("log", 6, mean(4, 5)),
+        ("log", 6, "train", mean(4, 5)),
         ("save", 6, None),
-        ("log", 7, mean(6)),
+        ("log", 7, "train", mean(6)),
         ("evaluate", 7),
-        ("log", 7, {"mAP": 7.0}),
+        ("log", 7, "validation", {"mAP": 7.0}),
         ("save", 7, {"mAP": 7.0}),
     ]
 

@@ -10,9 +10,9 @@ import pytest
 from flax import linen as nn
 
 from hap2s_jax import losses, models
+from hap2s_jax.distributed.devices import AXIS, DataParallel
 from hap2s_jax.models.encoder import EncoderOutput, normalize_images
 from hap2s_jax.models.norm import BatchNorm
-from hap2s_jax.parallel import AXIS, DataParallel
 from hap2s_jax.training.objective import objective
 from hap2s_jax.training.state import create_state, move_average, start_average
 from hap2s_jax.training.step import embed_step, embedding_spread, gradients, train_step

@@ -12,17 +12,17 @@ import jax
 import numpy as np
 import optax
 
-from hap2s_jax import first_weights
-from hap2s_jax.config import Config
 from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.source import Dataset, Source
+from hap2s_jax.distributed.devices import DataParallel, use_cores
 from hap2s_jax.errors import UserError, require, unknown_name
 from hap2s_jax.evaluation import protocols
-from hap2s_jax.evaluator import Evaluator, embedding_function, load_dataset, with_noise
 from hap2s_jax.models import pretrained
-from hap2s_jax.parallel import DataParallel, use_cores
-from hap2s_jax.program import Program
+from hap2s_jax.run import initial_weights
+from hap2s_jax.run.config import Config
+from hap2s_jax.run.evaluator import Evaluator, embedding_function, load_dataset, with_noise
+from hap2s_jax.run.learner import Learner
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.state import TrainState, encoder_variables, start_average
 
@@ -47,25 +47,25 @@ def use_devices(config: Config) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job(Evaluator):
+class Trainer(Evaluator):
     """A config's data set, encoder, loss, optimiser and devices, bound together.
 
     Attributes, besides those of an `Evaluator`:
       augmentation: the random changes to training images.
       plan: which images make the batch of which step.
-      program: encoder, losses, optimiser and step.
+      learner: encoder, losses, optimiser and step.
       update: compiled ``(state, split batch) -> (state, metrics)``.
       noise: which training images were made wrong on purpose, None without noise.
     """
 
     augmentation: Any
     plan: PKPlan
-    program: Program
+    learner: Learner
     update: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
     noise: NoiseRecord | None = None
 
     @classmethod
-    def create(cls, config: Config) -> Job:
+    def create(cls, config: Config) -> Trainer:
         """Builds everything, the cheapest mistakes first.
 
         Raises:
@@ -73,9 +73,9 @@ class Job(Evaluator):
         """
         check_run(config)
         parallel = DataParallel.create(config.num_devices)
-        program = Program.create(config)
-        parallel.check_batch(program.batch_size, config.batch.pieces)
-        embed = parallel.compile_map(embedding_function(program.encoder, config.evaluate))
+        learner = Learner.create(config)
+        parallel.check_batch(learner.batch_size, config.batch.pieces)
+        embed = parallel.compile_map(embedding_function(learner.encoder, config.evaluate))
 
         from hap2s_jax.data.tf.augment import Augmentation  # TensorFlow, as late as `load_dataset` has it
 
@@ -89,35 +89,35 @@ class Job(Evaluator):
             images_per_class=config.batch.images_per_class,
             seed=config.seed,
         )
-        update = parallel.compile_step(program.train_step)
-        return cls(config, parallel, dataset, embed, augmentation, plan, program, update, noise)
+        update = parallel.compile_step(learner.train_step)
+        return cls(config, parallel, dataset, embed, augmentation, plan, learner, update, noise)
 
     @property
     def encoder(self) -> Any:
         """The flax module."""
-        return self.program.encoder
+        return self.learner.encoder
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """The optax optimiser."""
-        return self.program.optimizer
+        return self.learner.optimizer
 
     @property
     def schedule(self) -> optax.Schedule:
         """Step -> learning rate."""
-        return self.program.schedule
+        return self.learner.schedule
 
     @property
     def batch_size(self) -> int:
         """Images in a global batch."""
-        return self.program.batch_size
+        return self.learner.batch_size
 
     def initial_state(self) -> TrainState:
         """The state before the first update, not yet placed on the devices."""
         # The classes are not the plan's: flipped labels may leave a class in the middle without images.
-        return self.program.initial_state(len(self.dataset.train.class_names))
+        return self.learner.initial_state(len(self.dataset.train.class_names))
 
-    def with_first_weights(self, state: TrainState) -> tuple[TrainState, str]:
+    def with_initial_weights(self, state: TrainState) -> tuple[TrainState, str]:
         """The state with `config.pretrained`'s weights in place of the random ones, and a line that says what came."""
         settings = self.config.pretrained
         if not settings.source:
@@ -125,7 +125,7 @@ class Job(Evaluator):
             warning = ", and batch normalisation keeps its first statistics: unfreeze encoder.freeze_bn_stats"
             return state, "weights start at random" + (warning if frozen else "")
         try:
-            encoder, report = first_weights.load(
+            encoder, report = initial_weights.load(
                 settings.source,
                 self.encoder,
                 {"params": state.params["encoder"], "batch_stats": state.batch_stats},

@@ -9,18 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hap2s_jax import rehearsal
-from hap2s_jax.evaluator import embedding_function
-from hap2s_jax.parallel import AXIS
-from hap2s_jax.program import Program
-from hap2s_jax.rehearsal import Compiled, Topology
+from hap2s_jax.distributed import tpu
+from hap2s_jax.distributed.devices import AXIS
+from hap2s_jax.distributed.tpu import Compiled, Topology
+from hap2s_jax.run.evaluator import embedding_function
+from hap2s_jax.run.learner import Learner
 
 
 @dataclasses.dataclass(frozen=True)
 class Rehearsal:
     """A config, its programs and the slice that they are compiled for."""
 
-    program: Program
+    learner: Learner
     topology: Topology
     num_classes: int
     effort: float
@@ -28,42 +28,42 @@ class Rehearsal:
     @property
     def step_unit(self) -> int:
         """Images by which a global batch can grow: one class on every device."""
-        return self.program.config.batch.images_per_class * len(self.topology.devices)
+        return self.learner.config.batch.images_per_class * len(self.topology.devices)
 
     def train_step(self, batch_size: int) -> Compiled:
         """The training step for a global batch."""
         shares = (len(self.topology.devices), batch_size // len(self.topology.devices))
         batch = {
-            "image": jax.ShapeDtypeStruct((*shares, *self.program.config.data.image_size, 3), jnp.uint8),
+            "image": jax.ShapeDtypeStruct((*shares, *self.learner.config.data.image_size, 3), jnp.uint8),
             "label": jax.ShapeDtypeStruct(shares, jnp.int32),
         }
-        step = self.topology.parallel.compile_step(self.program.train_step)
-        state = self.program.abstract_state(self.num_classes)
-        return rehearsal.compile_for(self.topology, step, state, batch, effort=self.effort)
+        step = self.topology.parallel.compile_step(self.learner.train_step)
+        state = self.learner.abstract_state(self.num_classes)
+        return tpu.compile_for(self.topology, step, state, batch, effort=self.effort)
 
     def embed_step(self) -> tuple[int, Compiled]:
         """The evaluation's program on one host: images in its batch, and what the compiler says."""
-        host = rehearsal.topology(self.topology.name.partition(":")[0] + ":" + self.topology.chip.shapes[0])
-        config, devices = self.program.config, len(host.devices)
+        host = tpu.topology(self.topology.name.partition(":")[0] + ":" + self.topology.chip.shapes[0])
+        config, devices = self.learner.config, len(host.devices)
         images = -(-config.evaluate.batch_size // devices) * devices
-        state = self.program.abstract_state(self.num_classes)
+        state = self.learner.abstract_state(self.num_classes)
         variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
         batch = jax.ShapeDtypeStruct((images, *config.data.image_size, 3), jnp.uint8)
-        program = host.parallel.map_program(embedding_function(self.program.encoder, config.evaluate))
-        return images, rehearsal.compile_for(host, program, variables, batch, effort=self.effort)
+        program = host.parallel.map_program(embedding_function(self.learner.encoder, config.evaluate))
+        return images, tpu.compile_for(host, program, variables, batch, effort=self.effort)
 
     def loss(self, topology: Topology, share: int, **settings: Any) -> Compiled:
         """The loss with its gradient by the embeddings, for `share` images a device; `settings` of the engine's."""
-        state = self.program.abstract_state(self.num_classes)
-        images = jax.ShapeDtypeStruct((share, *self.program.config.data.image_size, 3), jnp.uint8)
-        apply = functools.partial(self.program.encoder.apply, train=False)
+        state = self.learner.abstract_state(self.num_classes)
+        images = jax.ShapeDtypeStruct((share, *self.learner.config.data.image_size, 3), jnp.uint8)
+        apply = functools.partial(self.learner.encoder.apply, train=False)
         output = jax.eval_shape(
             apply, {"params": state.params["encoder"], "batch_stats": state.batch_stats}, images
         )
-        objective = self.program.objective
+        objective = self.learner.objective
         if settings:
             objective = functools.partial(
-                objective, loss=functools.partial(self.program.losses["metric"], **settings)
+                objective, loss=functools.partial(self.learner.losses["metric"], **settings)
             )
 
         def step(loss_params: Any, batch: Any) -> tuple[Any, Any]:
@@ -80,4 +80,4 @@ class Rehearsal:
             "label": jax.ShapeDtypeStruct((n, share), jnp.int32),
         }
         compiled = topology.parallel.compile_step(step)
-        return rehearsal.compile_for(topology, compiled, state.params["loss"], batch, effort=self.effort)
+        return tpu.compile_for(topology, compiled, state.params["loss"], batch, effort=self.effort)

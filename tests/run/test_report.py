@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from hap2s_jax import report
+from hap2s_jax.run import report
 
 
 def test_a_mean_over_nothing_is_null():

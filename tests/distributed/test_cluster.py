@@ -12,15 +12,17 @@ import subprocess
 import sys
 
 import numpy as np
-import processes
+import peers
 import pytest
 from PIL import Image
 
-from hap2s_jax import cluster, main
+from hap2s_jax import main
+from hap2s_jax.distributed import processes
 from hap2s_jax.errors import Preempted
 from hap2s_jax.reporting.metric_log import read_metrics
+from hap2s_jax.run import facts as run_facts
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 LONG = 900  # seconds that no healthy wait of these tests takes, even on a very busy machine
 
 CONFIG = "tiny,scratch"
@@ -76,7 +78,7 @@ def _command(images, workdir, address, number, **changes):
 
 def _start(images, workdir, address, **changes):
     commands = [_command(images, workdir, address, number, **changes) for number in range(2)]
-    return processes.start(commands, workdir.parent)
+    return peers.start(commands, workdir.parent)
 
 
 def _losses(workdir):
@@ -103,9 +105,9 @@ def eight_devices(images, tmp_path_factory):
 def test_two_processes_train_and_measure_what_one_does(images, eight_devices, tmp_path):
     alone, figures = eight_devices
     workdir = tmp_path / "run"
-    with processes.free_address() as address:
+    with peers.free_address() as address:
         workers = _start(images, workdir, address)
-        processes.wait(workers, LONG)
+        peers.wait(workers, LONG)
     for worker in workers:
         assert worker.code == 0, worker.err
     ours, theirs = _losses(workdir), _losses(alone)
@@ -124,24 +126,24 @@ def test_stop_kill_and_resume_on_other_numbers_of_devices(images, eight_devices,
     """Saved by 8 devices; goes on in 2 processes, which one SIGTERM stops; again, where one is killed; then on 4."""
     workdir = tmp_path / "run"
     shutil.copytree(eight_devices[0], workdir)
-    with processes.free_address() as address:
+    with peers.free_address() as address:
         workers = _start(images, workdir, address, steps=100_000)
-        processes.wait_until(_reached(workdir, 4), workers, LONG)
+        peers.wait_until(_reached(workdir, 4), workers, LONG)
         workers[1].process.send_signal(signal.SIGTERM)
-        processes.wait(workers, LONG)
+        peers.wait(workers, LONG)
     saved = _newest(workdir)
     for worker in workers:
         assert worker.code == 75, worker.err
         assert f"asked to stop: saved at step {saved}" in worker.err
     assert saved > 3
 
-    with processes.free_address() as address:
+    with peers.free_address() as address:
         workers = _start(images, workdir, address, steps=100_000)
-        processes.wait_until(_reached(workdir, saved + 1), workers, LONG)
+        peers.wait_until(_reached(workdir, saved + 1), workers, LONG)
         workers[1].process.kill()
-        processes.wait(workers, LONG)
+        peers.wait(workers, LONG)
     assert workers[0].code not in (0, 75)
-    if workers[0].code == cluster.EXIT_LOST:  # else JAX itself was the first to see it, and aborted
+    if workers[0].code == processes.EXIT_LOST:  # else JAX itself was the first to see it, and aborted
         assert "the connection to another process broke" in workers[0].err
     newest = _newest(workdir)
     assert newest >= saved
@@ -154,10 +156,10 @@ def test_stop_kill_and_resume_on_other_numbers_of_devices(images, eight_devices,
 
 @pytest.mark.slow
 def test_processes_that_differ_are_refused_before_any_data_is_read(images, tmp_path):
-    with processes.free_address() as address:
+    with peers.free_address() as address:
         commands = [_command(images, tmp_path / "run", address, number, seed=number) for number in range(2)]
-        workers = processes.start(commands, tmp_path)
-        processes.wait(workers, LONG)
+        workers = peers.start(commands, tmp_path)
+        peers.wait(workers, LONG)
     says = "error: the processes of this job differ: config.seed is 0 on process 0 and 1 on process 1"
     for worker in workers:
         assert worker.code == 1, worker.err
@@ -170,10 +172,10 @@ def test_processes_that_differ_are_refused_before_any_data_is_read(images, tmp_p
 )
 def test_nobody_there_is_one_line_after_a_time(number, says):
     code = (
-        "from hap2s_jax import parallel\n"
-        f"parallel.initialize_processes('ADDRESS', 2, {number}, join_timeout=2)"
+        "from hap2s_jax.distributed import devices\n"
+        f"devices.initialize_processes('ADDRESS', 2, {number}, join_timeout=2)"
     )
-    with processes.free_address() as address:
+    with peers.free_address() as address:
         command = [sys.executable, "-c", code.replace("ADDRESS", address)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONG, check=False)
     assert done.returncode == 1, done.stderr
@@ -184,9 +186,9 @@ def test_nobody_there_is_one_line_after_a_time(number, says):
 def test_one_process_saves_when_asked_to_stop_and_goes_on(images, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     # The pipeline hands out batch 2, which is not trained with any more, when the signal comes.
-    from hap2s_jax.job import Job
+    from hap2s_jax.run.trainer import Trainer
 
-    plain = Job.train_batches
+    plain = Trainer.train_batches
 
     def interrupted(self, start):
         for number, batch in enumerate(plain(self, start), start):
@@ -196,7 +198,7 @@ def test_one_process_saves_when_asked_to_stop_and_goes_on(images, tmp_path, monk
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(Job, "train_batches", interrupted)
+        patch.setattr(Trainer, "train_batches", interrupted)
         with pytest.raises(Preempted, match="saved at step 2"):
             _alone(images, tmp_path, 1)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -207,34 +209,34 @@ def test_one_process_saves_when_asked_to_stop_and_goes_on(images, tmp_path, monk
 
 def test_the_service_goes_on_counting_from_the_step_resumed_at(monkeypatch):
     asked = []
-    monkeypatch.setattr(cluster.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
     monkeypatch.setattr(
-        cluster.multihost_utils, "reached_preemption_sync_point", lambda step: asked.append(step) or False
+        processes.multihost_utils, "reached_preemption_sync_point", lambda step: asked.append(step) or False
     )
-    cluster.StopRequests().check_before(7)
+    processes.StopRequests().check_before(7)
     assert asked == [1, 7]
 
     # Of a signal that came before anything was asked.
-    monkeypatch.setattr(cluster.multihost_utils, "reached_preemption_sync_point", lambda step: step == 1)
+    monkeypatch.setattr(processes.multihost_utils, "reached_preemption_sync_point", lambda step: step == 1)
     with pytest.raises(Preempted):
-        cluster.StopRequests().check_before(7)
+        processes.StopRequests().check_before(7)
 
 
 def test_first_weights_that_differ_are_told_apart():
     weights = {"a": np.arange(3.0), "b": {"c": np.ones(2)}}
-    assert cluster.arrays_fact(weights, {}) == cluster.arrays_fact(weights, {})
-    assert cluster.arrays_fact(weights, {}) != cluster.arrays_fact(
+    assert run_facts.arrays_fact(weights, {}) == run_facts.arrays_fact(weights, {})
+    assert run_facts.arrays_fact(weights, {}) != run_facts.arrays_fact(
         {**weights, "a": np.arange(3.0) + 1e-9}, {}
     )
 
 
 def test_facts_name_what_differs():
-    facts = cluster.code_facts()
+    facts = run_facts.code_facts()
     assert facts["the version of jax"]
     assert len(facts["the code of hap2s_jax"]) == 12
     from hap2s_jax.data import emoji
 
     dataset = emoji.load()
-    once, again = cluster.data_facts(dataset), cluster.data_facts(dataset)
+    once, again = run_facts.data_facts(dataset), run_facts.data_facts(dataset)
     assert once == again
     assert once["the train part of emoji"] != once["the test part of emoji"]

@@ -1,17 +1,14 @@
 """Several processes as one job: they agree before they begin, stop together, and do not outlive each other.
 
-`hap2s_jax.parallel.initialize_processes` joins them. With a single process every check here passes at once.
+`hap2s_jax.distributed.devices.initialize_processes` joins them. With a single process every check passes at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import signal
 import sys
 import threading
@@ -24,17 +21,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from hap2s_jax.data.pixels import UnreadableImageError
-from hap2s_jax.data.source import Dataset, Source
 from hap2s_jax.errors import Preempted, UserError
-from hap2s_jax.reporting.atomic import holding, replacing
+from hap2s_jax.reporting.atomic import holding
 
 EXIT_LOST = 76  # another process is gone; the other exit codes stand in `hap2s_jax.cli`
 
-# Whose versions decide the numbers.
-_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "opencv-python-headless")
-_SAMPLED_IMAGES = 8
-DATA_FACTS = "data.json"  # in a working directory, of the data that its run began with
 LOCK = ".lock"  # in a working directory, while a run is at work there
 _SEEN_WITHIN = 10.0  # seconds; a network file system may show a new file late
 
@@ -59,7 +50,7 @@ def check_same(gather_facts: Callable[[], Mapping[str, str]]) -> None:
     rows = np.asarray(multihost_utils.process_allgather(padded))
     everyone = [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
     for process, theirs in enumerate(everyone):
-        if different := _first_difference(everyone[0], theirs):
+        if different := first_difference(everyone[0], theirs):
             name, here, there = different
             raise UserError(
                 f"the processes of this job differ: {name} is {here} on process 0 and {there} on process "
@@ -67,89 +58,13 @@ def check_same(gather_facts: Callable[[], Mapping[str, str]]) -> None:
             )
 
 
-def _first_difference(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[str, str, str] | None:
+def first_difference(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[str, str, str] | None:
     """The first fact that differs, and its two values; None where all are the same."""
     for name in {**one, **other}:
         values = one.get(name, "missing"), other.get(name, "missing")
         if values[0] != values[1]:
             return name, *values
     return None
-
-
-def code_facts() -> dict[str, str]:
-    """Versions of what decides the numbers, and a fingerprint of this package's own sources."""
-    package = pathlib.Path(__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
-    facts = {"the code of hap2s_jax": digest.hexdigest()[:12], "python": platform.python_version()}
-    for library in _LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            facts[f"the version of {library}"] = importlib.metadata.version(library)
-    return facts
-
-
-def data_facts(dataset: Dataset) -> dict[str, str]:
-    """Fingerprints of a data set's parts: all labels, cameras and class names, and some of the images."""
-    facts = {}
-    for name in ("train", "validation", "test"):
-        source = getattr(dataset, name)
-        if source is not None:
-            facts[f"the {name} part of {dataset.name}"] = f"{len(source)} images, {_fingerprint(source)}"
-    for name in ("query", "gallery"):
-        rows = getattr(dataset, name)
-        if rows is not None:
-            digest = hashlib.sha256(np.ascontiguousarray(rows, "<i8").tobytes()).hexdigest()[:12]
-            facts[f"the {name} of {dataset.name}"] = f"{len(rows)} images, {digest}"
-    return facts
-
-
-def save_data_facts(facts: Mapping[str, str], folder: pathlib.Path) -> None:
-    """Writes `data_facts` beside a run's config, for `changed_data`."""
-    with replacing(folder / DATA_FACTS) as temporary:
-        temporary.write_text(json.dumps(dict(facts), indent=2) + "\n")
-
-
-def changed_data(facts: Mapping[str, str], folder: pathlib.Path) -> str | None:
-    """What differs between `data_facts` and those that a run began with, in a few words; None: nothing is known to."""
-    try:
-        began = json.loads((folder / DATA_FACTS).read_text())
-    except (OSError, ValueError):  # of a run from before there was such a file
-        return None
-    if different := _first_difference(began, facts):
-        name, before, now = different
-        return f"{name} was {before} when the run in {folder} began, and is {now}"
-    return None
-
-
-def warn_of_changed_data(dataset: Dataset, folder: pathlib.Path) -> None:
-    """Says on standard error what `changed_data` finds."""
-    if changed := changed_data(data_facts(dataset), folder):
-        print(
-            f"warning: {changed}; its weights may have seen classes that are now for testing or validation",
-            file=sys.stderr,
-        )
-
-
-def arrays_fact(*trees: Any) -> str:
-    """A fingerprint of all arrays in `trees`."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(trees):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()[:12]
-
-
-def _fingerprint(source: Source) -> str:
-    digest = hashlib.sha256("\0".join(source.class_names).encode(errors="surrogateescape"))
-    digest.update(np.ascontiguousarray(source.labels, "<i4").tobytes())
-    if source.cameras is not None:
-        digest.update(np.ascontiguousarray(source.cameras, "<i4").tobytes())
-    for index in np.linspace(0, len(source) - 1, min(len(source), _SAMPLED_IMAGES)).astype(int):
-        try:
-            digest.update(hashlib.sha256(source.read(int(index))).digest())
-        except (OSError, UnreadableImageError):  # what to do about it, data.on_unreadable says later
-            digest.update(b"unreadable")
-    return digest.hexdigest()[:12]
 
 
 def check_shared(folder: pathlib.Path) -> None:

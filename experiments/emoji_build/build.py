@@ -3,7 +3,7 @@
     npm install --prefix DIR @iconify-json/{noto@1.2.9,noto-v1@1.2.5,twemoji@1.2.5} \\
         @iconify-json/{fluent-emoji@1.2.7,emojione@1.2.3,fxemoji@1.2.2}
     pip install 'hap2s_jax[emoji-build]'
-    python -m hap2s_jax.data.emoji.build --packages=DIR/node_modules --output=hap2s_jax/data/emoji
+    python -m experiments.emoji_build.build --packages=DIR/node_modules --output=hap2s_jax/data/emoji
 
 Takes about two minutes. Users never need it: its output is part of the package. What was decided by
 eye stands in the tables under `reviewed/`, each exception with its reason.
@@ -20,8 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from hap2s_jax.data.emoji import ARCHIVE, INDEX, INDEX_FIELDS, SPLITS
-from hap2s_jax.data.emoji.curate import (
+from experiments.emoji_build.curate import (
     LEAST_CAMERAS,
     LEAST_IMAGES,
     Drawing,
@@ -29,8 +28,9 @@ from hap2s_jax.data.emoji.curate import (
     assign_splits,
     curate,
 )
-from hap2s_jax.data.emoji.names import CAMERA_OF_SET, IconSet, NameTable, base_code, read_table
-from hap2s_jax.data.emoji.render import draw, encode_png
+from experiments.emoji_build.names import CAMERA_OF_SET, IconSet, NameTable, base_code, read_table
+from experiments.emoji_build.render import draw, encode_png
+from hap2s_jax.data.emoji import ARCHIVE, INDEX, INDEX_FIELDS, SPLITS
 from hap2s_jax.errors import UserError
 
 VERSIONS = {

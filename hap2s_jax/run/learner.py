@@ -12,9 +12,9 @@ import numpy as np
 import optax
 
 from hap2s_jax import losses, models
-from hap2s_jax.config import Config
+from hap2s_jax.distributed.devices import AXIS
 from hap2s_jax.errors import UserError, require
-from hap2s_jax.parallel import AXIS
+from hap2s_jax.run.config import Config
 from hap2s_jax.training import objective, optimizer, step
 from hap2s_jax.training.state import TrainState, assemble_state, create_state
 
@@ -22,7 +22,7 @@ PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class Learner:
     """A config's pure functions and what they are made of.
 
     Attributes:
@@ -44,7 +44,7 @@ class Program:
     train_step: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
 
     @classmethod
-    def create(cls, config: Config) -> Program:
+    def create(cls, config: Config) -> Learner:
         """Builds everything.
 
         Raises:

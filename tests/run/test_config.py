@@ -4,8 +4,8 @@ import pathlib
 import ml_collections
 import pytest
 
-from hap2s_jax import config as configs
 from hap2s_jax.errors import UserError
+from hap2s_jax.run import config as configs
 
 
 def _config(**changes):
@@ -88,7 +88,7 @@ def test_nearest_key():
 
 
 def _common():
-    path = pathlib.Path(__file__).parents[1] / "configs" / "common.py"
+    path = pathlib.Path(__file__).parents[2] / "hap2s_jax" / "recipes" / "common.py"
     spec = importlib.util.spec_from_file_location("common_config", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -14,12 +14,12 @@ import numpy as np
 from hap2s_jax.data.source import Source
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.retrieval import nearest
-from hap2s_jax.job import Job
 from hap2s_jax.reporting import card, environment, plots, selection
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.reporting.metric_log import MetricLog, read_metrics
 from hap2s_jax.reporting.pictures import retrievals
 from hap2s_jax.reporting.table import print_metrics
+from hap2s_jax.run.trainer import Trainer
 from hap2s_jax.serving import calibration
 from hap2s_jax.serving.trained import fingerprint
 from hap2s_jax.training.state import TrainState
@@ -52,11 +52,11 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def announce(job: Job, state: TrainState, workdir: pathlib.Path) -> None:
+def announce(trainer: Trainer, state: TrainState, workdir: pathlib.Path) -> None:
     """Says what is about to be done, with what and where."""
-    if not job.parallel.is_lead:
+    if not trainer.parallel.is_lead:
         return
-    data = job.dataset
+    data = trainer.dataset
     parts = [("train", data.train), ("validation", data.validation), ("test", data.test)]
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     sizes = "; ".join(
@@ -65,33 +65,41 @@ def announce(job: Job, state: TrainState, workdir: pathlib.Path) -> None:
     say(f"{data.name}: {sizes}")
     for remark in data.remarks:
         say(f"warning: {remark}")
-    if job.noise is not None:
-        say(job.noise.describe())
-    say(f"batches: {job.plan.describe()}")
-    say(f"loss {job.config.loss.name}, encoder {job.config.encoder.name}, {parameters:,} parameters")
+    if trainer.noise is not None:
+        say(trainer.noise.describe())
+    say(f"batches: {trainer.plan.describe()}")
+    say(f"loss {trainer.config.loss.name}, encoder {trainer.config.encoder.name}, {parameters:,} parameters")
     say(f"on {environment.summary()}")
     say(f"in {workdir}")
 
 
 def finish(
-    job: Job, state: TrainState, workdir: pathlib.Path, log: MetricLog, *, last_step: int, seconds: float
+    trainer: Trainer,
+    state: TrainState,
+    workdir: pathlib.Path,
+    log: MetricLog,
+    *,
+    last_step: int,
+    seconds: float,
 ) -> dict[str, Any]:
     """Measures the chosen weights on the test classes, writes and draws the results, and prints the table.
 
     Args:
-      job: the run's objects.
+      trainer: the run's objects.
       state: the weights to report.
       workdir: where to write.
       log: the run's log, which gets the test metrics.
       last_step: completed updates.
       seconds: what this process has spent on the run so far.
     """
-    test = job.dataset.test
-    embeddings, present = job.embeddings(state, test)
-    measured = job.measure(embeddings, present, test)
-    log.write(last_step, {f"test/{name}": value for name, value in measured.items()})
-    held_out = None if job.dataset.validation is None else job.embeddings(state, job.dataset.validation)
-    if not job.parallel.is_lead:
+    test = trainer.dataset.test
+    embeddings, present = trainer.embeddings(state, test)
+    measured = trainer.measure(embeddings, present, test)
+    log.write(last_step, measured, part="test")
+    held_out = (
+        None if trainer.dataset.validation is None else trainer.embeddings(state, trainer.dataset.validation)
+    )
+    if not trainer.parallel.is_lead:
         return {"test": measured}
 
     records = read_metrics(workdir)
@@ -99,19 +107,19 @@ def finish(
         "test": measured,
         "validation": _last(records, "validation/", int(state.step)),
         "untrained": _last(records, "test/", 0),
-        "baselines": {name: dict(values) for name, values in job.dataset.baselines.items()},
+        "baselines": {name: dict(values) for name, values in trainer.dataset.baselines.items()},
         "weights_of_step": int(state.step),
         "steps": last_step,
         "seconds_of_this_process": round(seconds, 1),
         "peak_memory": environment.peak_memory(),
         "environment": environment.describe(),
-        "config": job.config.to_dict(),
+        "config": trainer.config.to_dict(),
     }
     results = _without_nan(results)
     print_results(results)
-    _write_card(job, state, results, held_out, workdir)
+    _write_card(trainer, state, results, held_out, workdir)
     try:
-        draw(job, embeddings, present, workdir)
+        draw(trainer, embeddings, present, workdir)
     except UserError:
         raise
     except Exception as error:  # the figures are worth more than their pictures
@@ -124,29 +132,29 @@ def finish(
 
 
 def _write_card(
-    job: Job,
+    trainer: Trainer,
     state: TrainState,
     results: Mapping[str, Any],
     held_out: tuple[np.ndarray, np.ndarray] | None,
     workdir: pathlib.Path,
 ) -> None:
     """Calibrates the threshold on the embedded validation classes, and writes the model card."""
-    variables, threshold = job.variables(state), None
+    variables, threshold = trainer.variables(state), None
     if held_out is not None:
         try:
-            rates = calibration.from_embeddings(job, variables, *held_out, workdir, int(state.step))
+            rates = calibration.from_embeddings(trainer, variables, *held_out, workdir, int(state.step))
             accepts, rejects = rates.at(rates.equal())
             threshold = {
                 "threshold": rates.equal(),
                 "false_accepts": accepts,
                 "false_rejects": rejects,
-                "distance": job.config.evaluate.distance,
+                "distance": trainer.config.evaluate.distance,
                 "gallery": rates.gallery,
-                "weights": fingerprint(variables, job.config),
+                "weights": fingerprint(variables, trainer.config),
             }
         except UserError as error:
             say(f"no threshold for searching: {error}")
-    data = job.dataset
+    data = trainer.dataset
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
     text = card.model_card(
         results,
@@ -197,28 +205,30 @@ def print_results(results: Mapping[str, Any]) -> None:
     print_metrics(rows, columns=columns, title="Retrieval on the test classes")
 
 
-def draw(job: Job, embeddings: np.ndarray, present: np.ndarray, workdir: pathlib.Path) -> None:
+def draw(trainer: Trainer, embeddings: np.ndarray, present: np.ndarray, workdir: pathlib.Path) -> None:
     """Draws ``retrievals.png``, ``embeddings.png`` and ``curves.png``."""
-    test = job.dataset.test
+    test = trainer.dataset.test
     plots.curves(workdir)
     readable = np.flatnonzero(present)
     if not len(readable):
         return
-    shown = readable[selection.choose_for_map(test.labels[readable], seed=job.config.seed)]
+    shown = readable[selection.choose_for_map(test.labels[readable], seed=trainer.config.seed)]
     plots.embedding_map(
-        embeddings[shown], job.images(test, shown), workdir / "embeddings.png", labels=test.labels[shown]
+        embeddings[shown], trainer.images(test, shown), workdir / "embeddings.png", labels=test.labels[shown]
     )
-    _draw_retrievals(job, embeddings, present, workdir / "retrievals.png")
+    _draw_retrievals(trainer, embeddings, present, workdir / "retrievals.png")
 
 
-def _draw_retrievals(job: Job, embeddings: np.ndarray, present: np.ndarray, path: pathlib.Path) -> None:
-    test, data = job.dataset.test, job.dataset
+def _draw_retrievals(
+    trainer: Trainer, embeddings: np.ndarray, present: np.ndarray, path: pathlib.Path
+) -> None:
+    test, data = trainer.dataset.test, trainer.dataset
     labels = np.where(present, test.labels, -1)
-    queries, gallery = job.query_and_gallery(test)
+    queries, gallery = trainer.query_and_gallery(test)
     queries = queries[labels[queries] >= 0]
     queries = queries[
         selection.choose_queries(
-            len(queries), SHOWN_QUERIES, seed=job.config.seed, labels=test.labels[queries]
+            len(queries), SHOWN_QUERIES, seed=trainer.config.seed, labels=test.labels[queries]
         )
     ]
     neighbours = nearest(
@@ -228,16 +238,16 @@ def _draw_retrievals(job: Job, embeddings: np.ndarray, present: np.ndarray, path
         cameras=test.cameras if "query_gallery" in data.protocols else None,
         query=queries,
         gallery=gallery,
-        distance=job.config.evaluate.distance,
+        distance=trainer.config.evaluate.distance,
     )
     complete = (neighbours >= 0).all(axis=1)
     queries, neighbours = queries[complete], neighbours[complete]
     if not len(queries):
         return
-    images = job.images(test, neighbours.reshape(-1))
+    images = trainer.images(test, neighbours.reshape(-1))
     retrievals(
         path,
-        job.images(test, queries),
+        trainer.images(test, queries),
         images.reshape(*neighbours.shape, *images.shape[1:]),
         test.labels[neighbours] == test.labels[queries][:, None],
         query_captions=[test.class_names[label] for label in test.labels[queries]],

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import pytest
 
 from hap2s_jax.data import emoji
+from hap2s_jax.distributed.devices import AXIS
 from hap2s_jax.errors import UserError
-from hap2s_jax.job import check_best_metric, check_run
-from hap2s_jax.parallel import AXIS
-from hap2s_jax.program import Program
+from hap2s_jax.run.learner import Learner
+from hap2s_jax.run.trainer import check_best_metric, check_run
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def traced(monkeypatch):
         """Shapes of state and metrics after a step, and the step's operations as text."""
         config = importlib.import_module("configs.emoji").get_config("tiny")
         config.update_from_flattened_dict(changes)
-        program = Program.create(config)
+        program = Learner.create(config)
         state = program.abstract_state(482)
         batch = {
             "image": jax.ShapeDtypeStruct((1, 32, 64, 64, 3), jnp.uint8),
@@ -92,7 +92,7 @@ def test_rematerialisation_and_pieces_change_the_program_and_not_the_state(trace
 )
 def test_what_would_fail_later_is_refused_at_once(monkeypatch, key, value):
     monkeypatch.syspath_prepend(str(ROOT))
-    config = importlib.import_module("configs.common").get_config()
+    config = importlib.import_module("hap2s_jax.recipes.common").get_config()
     check_run(config)
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=key) as caught:
@@ -120,11 +120,11 @@ def test_what_would_fail_later_is_refused_at_once(monkeypatch, key, value):
 )
 def test_a_value_without_a_meaning_is_refused(monkeypatch, changes, message):
     monkeypatch.syspath_prepend(str(ROOT))
-    config = importlib.import_module("configs.common").get_config()
+    config = importlib.import_module("hap2s_jax.recipes.common").get_config()
     for key, value in changes.items():
         config.update_from_flattened_dict({key: value}) if "." in key else config.update({key: value})
     with pytest.raises(UserError, match=message) as caught:
-        Program.create(config)
+        Learner.create(config)
     assert "\n" not in str(caught.value)
 
 
@@ -147,10 +147,10 @@ def test_the_metric_to_choose_by_is_one_that_is_measured(monkeypatch, decay, nam
 def test_two_losses_of_the_same_shapes_begin_with_other_arrays(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     config = importlib.import_module("configs.emoji").get_config("tiny")
-    common = importlib.import_module("configs.common")
+    common = importlib.import_module("hap2s_jax.recipes.common")
     common.set_loss(config, "arcface")
     common.set_auxiliary(config, "softmax", weight=1.0)
-    _, params = Program.create(config)._loss_params(5)
+    _, params = Learner.create(config)._loss_params(5)
     metric, auxiliary = (params[name]["kernel"] for name in ("metric", "auxiliary"))
     assert metric.shape == auxiliary.shape
     assert abs(metric - auxiliary).max() > 0.01

@@ -1,4 +1,4 @@
-"""What the person re-identification configs share: four recipes, each a handful of lines over configs/common.py.
+"""Four recipes for person re-identification, each a handful of lines over `hap2s_jax.recipes.common`.
 
 `paper`, the default, is HAP2S alone under TriNet's public schedule; its head (FC 1024 with BN and ReLU, FC 128) is a
 reader's note on the HAP2S paper. `trinet` is the same with the loss that TriNet had. `bot` and `agw` are two strong
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 
-from configs import common
-from hap2s_jax.config import Config
 from hap2s_jax.data import registry
 from hap2s_jax.errors import UserError
+from hap2s_jax.recipes import common
+from hap2s_jax.run.config import Config
 
 IMAGENET = "hf://timm/resnet50.tv_in1k"
 # What any recipe can be given besides its loss, all off.

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hap2s_jax.data.emoji import build
-from hap2s_jax.data.emoji.curate import (
+from experiments.emoji_build import build
+from experiments.emoji_build.curate import (
     Drawing,
     apply_exceptions,
     assign_splits,
@@ -26,7 +26,7 @@ from hap2s_jax.data.emoji.curate import (
     large_enough,
     near_pairs,
 )
-from hap2s_jax.data.emoji.names import (
+from experiments.emoji_build.names import (
     CAMERA_OF_SET,
     IconSet,
     NameTable,
@@ -35,7 +35,8 @@ from hap2s_jax.data.emoji.names import (
     read_table,
     squeeze,
 )
-from hap2s_jax.data.emoji.render import draw, encode_png, icon_svg, turn
+from experiments.emoji_build.render import draw, encode_png, icon_svg, turn
+from hap2s_jax.data import emoji
 from hap2s_jax.errors import UserError
 
 
@@ -383,7 +384,7 @@ def test_the_shipped_set_can_be_built_again(tmp_path):
     if not packages:
         pytest.skip("EMOJI_PACKAGES does not name a folder with the six npm packages")
     build.build(Path(packages), tmp_path)
-    shipped = Path(build.__file__).parent
+    shipped = emoji.FOLDER
     assert (tmp_path / build.INDEX).read_bytes() == (shipped / build.INDEX).read_bytes()
     with zipfile.ZipFile(tmp_path / build.ARCHIVE) as new, zipfile.ZipFile(shipped / build.ARCHIVE) as old:
         assert new.namelist() == old.namelist()

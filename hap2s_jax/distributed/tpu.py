@@ -18,8 +18,8 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from hap2s_jax.distributed.devices import DataParallel, expect_no_tpu
 from hap2s_jax.errors import UserError, did_you_mean
-from hap2s_jax.parallel import DataParallel, expect_no_tpu
 
 PyTree = Any
 

@@ -10,15 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from hap2s_jax.config import Config
 from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.source import Dataset, Source, Subset
 from hap2s_jax.data.turns import QuarterTurns
+from hap2s_jax.distributed.devices import DataParallel
 from hap2s_jax.errors import UserError, unknown_name
 from hap2s_jax.evaluation import protocols, test_time
 from hap2s_jax.evaluation.embed import embed_dataset
 from hap2s_jax.evaluation.inputs import DISTANCES
-from hap2s_jax.parallel import DataParallel
+from hap2s_jax.run.config import Config
 from hap2s_jax.training import step
 
 PyTree = Any

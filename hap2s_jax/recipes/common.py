@@ -12,9 +12,9 @@ import ml_collections
 from ml_collections import config_dict
 
 from hap2s_jax import losses
-from hap2s_jax.config import Config
 from hap2s_jax.data.tf.augment import Augmentation
 from hap2s_jax.errors import UserError, unknown_name
+from hap2s_jax.run.config import Config
 
 
 def get_config() -> Config:

@@ -7,9 +7,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from hap2s_jax import config as configs
 from hap2s_jax.errors import UserError
 from hap2s_jax.models import pretrained
+from hap2s_jax.run import config as configs
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.state import encoder_variables
 

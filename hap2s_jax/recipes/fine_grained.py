@@ -7,9 +7,9 @@ the new layer learns ten times as fast is ours.
 
 from __future__ import annotations
 
-from configs import common
-from configs.reid import IMAGENET, SWITCHES, switch
-from hap2s_jax.config import Config
+from hap2s_jax.recipes import common
+from hap2s_jax.recipes.reid import IMAGENET, SWITCHES, switch
+from hap2s_jax.run.config import Config
 
 
 def recipe(name: str, arg: str | None, *, steps: int, classes: int, images_per_class: int) -> Config:

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 
-from hap2s_jax.data.emoji.names import IconSet
+from experiments.emoji_build.names import IconSet
 
 SIZE = 64
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from experiments.emoji_build.names import CAMERA_OF_SET
 from hap2s_jax.data.emoji import SPLITS
-from hap2s_jax.data.emoji.names import CAMERA_OF_SET
 
 CONFUSABLE_BELOW = 2.0
 SAME_DRAWING_BELOW = 10.0

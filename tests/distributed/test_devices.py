@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hap2s_jax import parallel as parallel_module
+from hap2s_jax.distributed import devices
+from hap2s_jax.distributed.devices import AXIS, DataParallel, use_cores
 from hap2s_jax.errors import UserError
-from hap2s_jax.parallel import AXIS, DataParallel, use_cores
 
 
 def _step(state, batch):
@@ -79,7 +79,7 @@ def test_only_several_cpu_devices_must_be_waited_for():
 def test_a_cpu_is_split_into_devices_of_a_core_each(monkeypatch, batch, cores, num_devices, expected):
     made = {}
     monkeypatch.delenv("XLA_FLAGS")
-    monkeypatch.setattr(parallel_module, "usable_cores", lambda: cores)
+    monkeypatch.setattr(devices, "usable_cores", lambda: cores)
     monkeypatch.setattr(jax.config, "update", made.__setitem__)
     use_cores(batch, num_devices)
     assert made == {"jax_num_cpu_devices": expected}

@@ -1,0 +1,1 @@
+"""Builds the embedded emoji set from six npm icon packages; see `build`."""

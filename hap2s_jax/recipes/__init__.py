@@ -1,0 +1,1 @@
+"""Configs that configs share: every key with its default, and the published recipes over them."""

@@ -1,0 +1,171 @@
+"""A run from start to end: build, restore or start, train, measure, report.
+
+`run` is the way through it, once, in that order; each step is a function of one module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any, cast
+
+import jax
+import ml_collections
+import numpy as np
+
+from hap2s_jax.distributed import processes
+from hap2s_jax.errors import Preempted, UserError
+from hap2s_jax.reporting.metric_log import MetricLog
+from hap2s_jax.reporting.progress import ProgressBar
+from hap2s_jax.run import config as configs
+from hap2s_jax.run import facts, folder, report
+from hap2s_jax.run.trainer import Trainer, use_compilation_cache, use_devices
+from hap2s_jax.training.checkpoint import Checkpointer
+from hap2s_jax.training.loop import train
+from hap2s_jax.training.state import TrainState
+from hap2s_jax.training.watch import CollapseWatch
+
+
+def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Trains, or goes on training, in a working directory, and measures the result on the test classes.
+
+    Args:
+      config: as `hap2s_jax/recipes/common.py` describes it.
+      workdir: where checkpoints, ``metrics.jsonl``, ``results.json`` and the pictures go.
+
+    Returns:
+      What ``results.json`` holds.
+
+    Raises:
+      UserError: for whatever the user can mend, in one line.
+      Preempted: if SIGTERM came; everything done so far is saved.
+    """
+    config = cast(configs.Config, ml_collections.FrozenConfigDict(config))
+    use_devices(config)
+    with processes.StopRequests() as stop:
+        processes.check_same(lambda: facts.of_config(config))
+        with folder.entered(workdir, config) as path:
+            use_compilation_cache(config)
+            trainer = Trainer.create(config)
+            with _closing(trainer.checkpointer(path)) as checkpointer:
+                start = checkpointer.latest_step or 0
+                data_facts = functools.cache(lambda: facts.data_facts(trainer.dataset))  # reads images
+                finished = report.is_finished(path, start)
+                processes.check_same(lambda: {**data_facts(), **facts.of_progress(start, finished)})
+                stop.check_before(start)
+                if start >= config.steps and finished:
+                    return report.already_finished(path, start, is_lead=trainer.parallel.is_lead)
+                if start:
+                    folder.check_data(data_facts(), path)
+                if 0 < start < config.steps and trainer.parallel.is_lead:
+                    folder.warn_of_changed_rate(trainer, path, start)
+                folder.claim(path, trainer, data_facts())
+                return _train_and_report(trainer, path, checkpointer, start, stop)
+
+
+def _train_and_report(
+    trainer: Trainer, path: pathlib.Path, checkpointer: Checkpointer, start: int, stop: processes.StopRequests
+) -> dict[str, Any]:
+    config, is_lead = trainer.config, trainer.parallel.is_lead
+    began = time.perf_counter()
+    state = _first_state(trainer, checkpointer, start)
+    with MetricLog(path, resume_step=start, tensorboard=config.log.tensorboard, enabled=is_lead) as log:
+        report.announce(trainer, state, path)
+        if start == 0 and config.evaluate.untrained:
+            test = trainer.dataset.test
+            log.write(0, trainer.measure(*trainer.embeddings(state, test), test), part="test")
+        state = _train(trainer, state, log, checkpointer, start, stop)
+        chosen = _chosen_weights(trainer, state, checkpointer)
+        return report.finish(
+            trainer, chosen, path, log, last_step=int(state.step), seconds=time.perf_counter() - began
+        )
+
+
+def _first_state(trainer: Trainer, checkpointer: Checkpointer, start: int) -> TrainState:
+    """The state to begin with, on the devices: the checkpoint of step `start`, or the first weights for 0."""
+    state, is_lead = trainer.initial_state(), trainer.parallel.is_lead
+    if start:
+        if is_lead:
+            report.say(f"resuming at step {start} of {trainer.config.steps}")
+        return trainer.parallel.replicate(checkpointer.restore(state, start))
+    state, weights = trainer.with_initial_weights(state)
+    if trainer.config.pretrained.source:  # of which each host may have a copy of its own
+        processes.check_same(
+            lambda: {"the first weights": facts.arrays_fact(state.params, state.batch_stats)}
+        )
+    if is_lead:
+        report.say(weights)
+    return trainer.parallel.replicate(state)
+
+
+def _train(
+    trainer: Trainer,
+    state: TrainState,
+    log: MetricLog,
+    checkpointer: Checkpointer,
+    start: int,
+    stop: processes.StopRequests,
+) -> TrainState:
+    config, validation, is_lead = trainer.config, trainer.dataset.validation, trainer.parallel.is_lead
+    watch = CollapseWatch()
+    with ProgressBar(
+        config.steps, start, "training", images_per_step=trainer.batch_size, enabled=is_lead
+    ) as bar:
+
+        def write(step: int, part: str, metrics: dict[str, float]) -> None:
+            if part == "train":
+                metrics["images_per_second"] = trainer.batch_size / metrics.pop("seconds_per_step")
+                metrics["learning_rate"] = float(np.asarray(trainer.schedule(step - 1)))
+                for warning in watch.check(step, metrics):
+                    bar.write(f"warning: {warning}")
+            log.write(step, metrics, part=part)
+
+        def evaluate(state: TrainState) -> dict[str, float]:
+            assert validation is not None
+            with bar.paused():
+                return trainer.evaluate(state, validation)
+
+        return train(
+            state,
+            trainer.train_batches(start),
+            update=trainer.update,
+            total_steps=config.steps,
+            log_every=config.log.every_steps,
+            evaluate_every=config.evaluate.every_steps,
+            save_every=config.checkpoint.every_steps,
+            log=write,
+            evaluate=None if validation is None else evaluate,
+            save=checkpointer.save,
+            progress=lambda step, metrics: bar.update(step, loss=metrics["loss"]),
+            wait_each_step=trainer.parallel.must_wait,
+            stop=stop,
+        )
+
+
+def _chosen_weights(trainer: Trainer, last: TrainState, checkpointer: Checkpointer) -> TrainState:
+    """The state whose figures on the test classes are reported."""
+    best = checkpointer.best_step if trainer.config.evaluate.weights == "best" else None
+    if best is None or best == int(last.step):
+        return last
+    return trainer.parallel.replicate(checkpointer.restore(last, best))
+
+
+@contextlib.contextmanager
+def _closing(checkpointer: Checkpointer) -> Iterator[Checkpointer]:
+    """Waits for the last checkpoint to be whole, also after an error, which a second one must not hide."""
+    try:
+        yield checkpointer
+    except Preempted:
+        checkpointer.close()
+        raise
+    except BaseException:
+        if jax.process_count() > 1:  # the others may be gone, and no save can be completed without them
+            raise
+        with contextlib.suppress(UserError):
+            checkpointer.close()
+        raise
+    checkpointer.close()
