@@ -15,6 +15,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "hap2s_jax"
 LAYERS = {
     "hap2s_jax": 0,
     "hap2s_jax.errors": 0,
+    "hap2s_jax.settings": 0,
     "hap2s_jax.distances": 0,
     "hap2s_jax.losses": 0,
     "hap2s_jax.data": 0,

@@ -14,10 +14,10 @@ from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.source import Dataset, Source, Subset
 from hap2s_jax.data.turns import QuarterTurns
 from hap2s_jax.distributed.devices import DataParallel
-from hap2s_jax.errors import UserError, unknown_name
+from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import protocols, test_time
 from hap2s_jax.evaluation.embed import embed_dataset
-from hap2s_jax.evaluation.inputs import DISTANCES
+from hap2s_jax.run import schema
 from hap2s_jax.run.config import Config
 from hap2s_jax.training import step
 
@@ -169,10 +169,7 @@ def embedding_function(encoder: Any, settings: Config) -> Callable[[PyTree, Any]
     Raises:
       UserError: for a feature or a distance that there is not, or a crop out of range.
     """
-    if settings.feature not in step.FEATURES:
-        raise unknown_name("feature (evaluate.feature)", settings.feature, step.FEATURES)
-    if settings.distance not in DISTANCES:
-        raise unknown_name("distance (evaluate.distance)", settings.distance, DISTANCES)
+    schema.Evaluate.read(settings)
     embed = functools.partial(step.embed_step, encoder=encoder, feature=settings.feature)
     # What has length 1 keeps it as a mean over views. An encoder of the user's own says so by the same attributes.
     own = getattr(encoder, "module", encoder)

@@ -14,6 +14,7 @@ import optax
 from hap2s_jax import losses, models
 from hap2s_jax.distributed.devices import AXIS
 from hap2s_jax.errors import UserError, require
+from hap2s_jax.run import schema
 from hap2s_jax.run.config import Config
 from hap2s_jax.training import objective, optimizer, step
 from hap2s_jax.training.state import TrainState, assemble_state, create_state
@@ -50,9 +51,7 @@ class Learner:
         Raises:
           UserError: naming the key that is wrong.
         """
-        require(
-            0 <= (config.ema_decay or 0) < 1, "ema_decay", config.ema_decay, "0, for none, or a decay below 1"
-        )
+        schema.check(config)
         named = {"metric": _loss("loss", config.loss)}
         if config.auxiliary.name:
             require(config.auxiliary.weight >= 0, "auxiliary.weight", config.auxiliary.weight, "at least 0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -71,9 +71,8 @@ class Trainer(Evaluator):
         Raises:
           UserError: naming the key that is wrong, or the data that is missing.
         """
-        check_run(config)
-        parallel = DataParallel.create(config.num_devices)
         learner = Learner.create(config)
+        parallel = DataParallel.create(config.num_devices)
         parallel.check_batch(learner.batch_size, config.batch.pieces)
         embed = parallel.compile_map(embedding_function(learner.encoder, config.evaluate))
 
@@ -195,35 +194,6 @@ class Trainer(Evaluator):
         live = dataclasses.replace(state, ema_params=None)
         beside = self.measure(*self.embeddings(live, source), source)
         return measured | {f"live/{name}": value for name, value in beside.items()}
-
-
-def check_run(config: Config) -> None:
-    """Raises a UserError for what would stop a run later on, or leave it without the weights that are wanted."""
-    least = {
-        f"{part}.every_steps": (config[part].every_steps, 1) for part in ("log", "evaluate", "checkpoint")
-    }
-    least |= {
-        "checkpoint.keep_last": (config.checkpoint.keep_last, 1),
-        "checkpoint.keep_best": (config.checkpoint.keep_best, 0),
-        "seed": (config.seed, 0),
-    }
-    least |= {
-        "steps": (config.steps, 0),
-        "batch.classes": (config.batch.classes, 1),
-        "batch.images_per_class": (config.batch.images_per_class, 1),
-        "batch.pieces": (config.batch.pieces, 1),
-        "evaluate.batch_size": (config.evaluate.batch_size, 1),
-        "evaluate.enlarge": (config.evaluate.enlarge, 1),
-    }
-    for key, (value, smallest) in least.items():
-        require(value >= smallest, key, value, f"at least {smallest}")
-    size = config.data.image_size
-    is_size = (
-        isinstance(size, Sequence) and len(size) == 2 and all(isinstance(n, int) and n >= 1 for n in size)
-    )
-    require(is_size, "data.image_size", size, "height and width in pixels, as in 256,128")
-    if config.evaluate.weights not in ("best", "last"):
-        raise unknown_name("weights (evaluate.weights)", config.evaluate.weights, ("best", "last"))
 
 
 def check_best_metric(config: Config, dataset: Dataset) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import optax
 
-from hap2s_jax.errors import UserError, require, unknown_name
+from hap2s_jax.errors import UserError, require
+from hap2s_jax.settings import Settings, at_least, below, between, one_of
 
 PyTree = Any
 
@@ -56,65 +58,66 @@ SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
 }
 
 
-def create_schedule(
-    name: str,
-    *,
-    learning_rate: float,
-    steps: int,
-    warmup_steps: int = 0,
-    final_factor: float = 0.001,
-    decay_from: float = 0.6,
-    boundaries: Sequence[float] = (0.33, 0.58),
-    step_factor: float = 0.1,
-    power: float = 1.0,
-) -> optax.Schedule:
+@dataclasses.dataclass(frozen=True)
+class Schedule(Settings):
+    """How the learning rate changes over a run. TriNet's (Hermans et al. 2017) is "exponential" from 0.6 to 0.001."""
+
+    section = "schedule"
+    name: Annotated[str, one_of(*SCHEDULES)] = "cosine"
+    warmup_steps: Annotated[
+        int,
+        "Updates over which the rate rises in a line to its peak; the first has 1 / (warmup_steps + 1) of it.",
+        at_least(0),
+    ] = 0
+    final_factor: Annotated[float, "Last rate over peak (cosine, exponential, polynomial).", at_least(0)] = (
+        0.001
+    )
+    decay_from: Annotated[
+        float, "Where the exponential decay begins, as a part of the steps after the warm-up.", between(0, 1)
+    ] = 0.6
+    boundaries: Annotated[
+        tuple[float, ...],
+        "Where the rate is multiplied by step_factor (step), as parts of the steps after the warm-up: with a tenth of "
+        "the run for warm-up, 30% and 60% of the run are (2/9, 5/9).",
+    ] = (0.33, 0.58)
+    step_factor: Annotated[float, "The factor at each boundary (step).", at_least(0)] = 0.1
+    power: Annotated[float, "Of the polynomial; 1 is a straight line.", at_least(0)] = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rising = all(a < b for a, b in itertools.pairwise((0.0, *self.boundaries, 1.0)))
+        wanted = "rising parts of the run between 0 and 1"
+        require(rising, "schedule.boundaries", tuple(self.boundaries), wanted)
+        # Of a decay to nothing no ratio can be taken.
+        wanted = "above 0 for an exponential decay"
+        above = self.final_factor > 0 or self.name != "exponential"
+        require(above, "schedule.final_factor", self.final_factor, wanted)
+
+
+def create_schedule(name: str, *, learning_rate: float, steps: int, **settings: Any) -> optax.Schedule:
     """Builds a schedule from steps to learning rates, preceded by a linear warm-up.
 
     Args:
-      name: ``constant``; ``cosine`` (to ``final_factor``); ``exponential`` (constant up to the fraction
-        `decay_from` of the steps, then exponentially to ``final_factor``: TriNet, Hermans et al. 2017, is
-        0.6 and 0.001); ``polynomial`` (to ``final_factor``, `power` 1 being a straight line); ``step`` (times
-        `step_factor` at each of `boundaries`).
+      name: one of `SCHEDULES`.
       learning_rate: the peak.
       steps: length of the whole schedule, warm-up included.
-      warmup_steps: length of the warm-up.
-      final_factor: last learning rate over the peak.
-      decay_from: fraction of the steps after the warm-up.
-      boundaries: increasing fractions of the steps after the warm-up.
-      step_factor: what the rate is multiplied by at each boundary.
-      power: of the polynomial.
+      **settings: the other fields of `Schedule`.
 
     Raises:
       UserError: for an unknown name or a value out of range.
     """
-    if name not in SCHEDULES:
-        raise unknown_name("schedule", name, SCHEDULES)
+    chosen = Schedule(name, **settings)
     in_run = f"between 0 and the number of steps, {steps}"
-    require(0 <= warmup_steps <= steps, "schedule.warmup_steps", warmup_steps, in_run)
+    require(chosen.warmup_steps <= steps, "schedule.warmup_steps", chosen.warmup_steps, in_run)
     require(0 <= learning_rate < math.inf, "optimizer.learning_rate", learning_rate, "at least 0 and finite")
-    require(0 <= decay_from <= 1, "schedule.decay_from", decay_from, "a part of the run, 0 to 1")
-    for key, factor in (("final_factor", final_factor), ("step_factor", step_factor), ("power", power)):
-        require(0 <= factor < math.inf, f"schedule.{key}", factor, "at least 0 and finite")
-    edges = (0.0, *boundaries, 1.0)
-    rising = all(a < b for a, b in itertools.pairwise(edges))
-    require(rising, "schedule.boundaries", tuple(boundaries), "rising parts of the run between 0 and 1")
-    # Of a decay to nothing no ratio can be taken.
-    wanted = "above 0 for an exponential decay"
-    require(final_factor > 0 or name != "exponential", "schedule.final_factor", final_factor, wanted)
-    main = SCHEDULES[name](
-        learning_rate,
-        steps - warmup_steps,
-        final_factor=final_factor,
-        decay_from=decay_from,
-        boundaries=boundaries,
-        step_factor=step_factor,
-        power=power,
-    )
-    if not warmup_steps:
+    shape = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen)[2:]}
+    main = SCHEDULES[name](learning_rate, steps - chosen.warmup_steps, **shape)
+    if not chosen.warmup_steps:
         return main
     # From rate/(n+1), not 0: a first step of rate 0 would be an update that does nothing.
-    warmup = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, warmup_steps)
-    return optax.join_schedules([warmup, main], [warmup_steps])
+    first = learning_rate / (chosen.warmup_steps + 1)
+    warmup = optax.linear_schedule(first, learning_rate, chosen.warmup_steps)
+    return optax.join_schedules([warmup, main], [chosen.warmup_steps])
 
 
 def _with_decay(transform: Callable[..., optax.GradientTransformation]) -> Callable[..., Any]:
@@ -168,62 +171,63 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
 }
 
 
-def create_optimizer(
-    name: str,
-    schedule: optax.Schedule,
-    *,
-    weight_decay: float = 0.0,
-    decay_biases: bool = False,
-    clip_norm: float | None = None,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    trunk_factor: float = 1.0,
-    loss_factor: float = 1.0,
-    frozen: Iterable[str] = (),
-) -> optax.GradientTransformation:
+@dataclasses.dataclass(frozen=True)
+class Optimizer(Settings):
+    """The optimiser, but for its learning rate's course, which is `Schedule`'s."""
+
+    section = "optimizer"
+    name: Annotated[str, one_of(*OPTIMIZERS)] = "adam"
+    learning_rate: Annotated[float, "The peak of the schedule.", at_least(0)] = 3e-4
+    weight_decay: Annotated[
+        float,
+        "Decoupled for adamw, nadamw, lamb and lion, within the trust ratio for lars, an L2 penalty for the others.",
+        at_least(0),
+    ] = 0.0
+    decay_biases: Annotated[bool, "Whether it holds for biases and normalisation layers too."] = False
+    clip_norm: Annotated[float, "Largest global norm of the gradient; 0 does not clip.", at_least(0)] = 0.0
+    b1: Annotated[float, "Decay of the first moment (Adam and the like).", below(0, 1)] = 0.9
+    b2: Annotated[float, "Decay of the second moment (Adam and the like).", below(0, 1)] = 0.999
+    momentum: Annotated[float, "Of sgd, rmsprop and lars.", below(0, 1)] = 0.9
+    nesterov: Annotated[bool, "Whether that momentum is Nesterov's."] = False
+    trunk_factor: Annotated[
+        float,
+        "Learning rate of the trunk over that of the head, such as 0.1 where the trunk has been trained; 0 keeps the "
+        "trunk (but for its batch statistics, unless encoder.freeze_bn_stats).",
+        at_least(0),
+    ] = 1.0
+    loss_factor: Annotated[
+        float,
+        "Learning rate of the loss's own arrays (a classifier, proxies) over that of the head.",
+        at_least(0),
+    ] = 1.0
+    frozen: Annotated[
+        tuple[str, ...],
+        "Parameters that stay as they are, bit for bit: regular expressions of whole paths or of their beginnings, "
+        'such as "encoder/trunk/stem_.*" or "encoder/trunk/stage1.*".',
+    ] = ()
+
+
+def create_optimizer(name: str, schedule: optax.Schedule, **settings: Any) -> optax.GradientTransformation:
     """Builds an optimiser by name.
 
     Args:
-      name: one of `OPTIMIZERS`. The decay of adamw, nadamw, lamb and lion is decoupled; for the others it is
-        the gradient of an L2 penalty.
+      name: one of `OPTIMIZERS`.
       schedule: step -> learning rate.
-      weight_decay: its strength.
-      decay_biases: whether it also holds for biases and the scales of normalisation layers.
-      clip_norm: largest global norm of the gradient; None or 0 does not clip.
-      b1: first moment's decay (Adam-like).
-      b2: second moment's decay (Adam-like).
-      momentum: of sgd, rmsprop and lars.
-      nesterov: whether that momentum is Nesterov's.
-      trunk_factor: learning rate of the encoder's trunk over that of its head; 0 keeps the trunk's parameters (not
-        its batch statistics, which no optimiser sees). The trunk is what stands under a module called "trunk".
-      loss_factor: learning rate of the loss's own arrays, such as a classifier or proxies, over the head's.
-      frozen: parameters that stay as they are, bit for bit, whatever the gradient, the decay and the optimiser:
-        regular expressions of whole paths or of what they begin with, such as "encoder/trunk/stem_conv1" or
-        "encoder/trunk/stage[12].*".
+      **settings: the other fields of `Optimizer`.
 
     Raises:
       UserError: for an unknown name or a value out of range; and from the optimiser's ``init``, when a factor or an
         entry of `frozen` fits no parameter.
     """
-    if name not in OPTIMIZERS:
-        raise unknown_name("optimizer", name, OPTIMIZERS)
-    not_negative = {"trunk_factor": trunk_factor, "loss_factor": loss_factor, "weight_decay": weight_decay}
-    for key, value in not_negative.items():
-        require(0 <= value < math.inf, f"optimizer.{key}", value, "at least 0 and finite")
-    require((clip_norm or 0.0) >= 0, "optimizer.clip_norm", clip_norm, "at least 0")
-    for key, value in (("b1", b1), ("b2", b2), ("momentum", momentum)):
-        require(0 <= value < 1, f"optimizer.{key}", value, "at least 0 and below 1")
+    chosen = Optimizer(name, **settings)
     build, takes = OPTIMIZERS[name]
-    settings = {"b1": b1, "b2": b2, "momentum": momentum, "nesterov": nesterov}
-    mask = None if decay_biases else decays
-    optimizer = build(schedule, weight_decay, mask, **{k: settings[k] for k in takes})
-    if clip_norm:
-        optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+    mask = None if chosen.decay_biases else decays
+    optimizer = build(schedule, chosen.weight_decay, mask, **{k: getattr(chosen, k) for k in takes})
+    if chosen.clip_norm:
+        optimizer = optax.chain(optax.clip_by_global_norm(chosen.clip_norm), optimizer)
 
-    factors = {TRUNK: trunk_factor, LOSS: loss_factor}
-    stays = [*frozen, *(pattern for pattern, factor in factors.items() if not factor)]
+    factors = {TRUNK: chosen.trunk_factor, LOSS: chosen.loss_factor}
+    stays = [*chosen.frozen, *(pattern for pattern, factor in factors.items() if not factor)]
     if stays:
         labels = {True: "frozen", False: "trained"}
         optimizer = optax.partition(

@@ -16,7 +16,8 @@ from hap2s_jax.data import emoji
 from hap2s_jax.distributed.devices import AXIS
 from hap2s_jax.errors import UserError
 from hap2s_jax.run.learner import Learner
-from hap2s_jax.run.trainer import check_best_metric, check_run
+from hap2s_jax.run.schema import check
+from hap2s_jax.run.trainer import check_best_metric
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -93,10 +94,10 @@ def test_rematerialisation_and_pieces_change_the_program_and_not_the_state(trace
 def test_what_would_fail_later_is_refused_at_once(monkeypatch, key, value):
     monkeypatch.syspath_prepend(str(ROOT))
     config = importlib.import_module("hap2s_jax.recipes.common").get_config()
-    check_run(config)
+    check(config)
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=key) as caught:
-        check_run(config)
+        check(config)
     assert "\n" not in str(caught.value)
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+from typing import Annotated
 
 import cv2
 import numpy as np
 
 from hap2s_jax.data.pixels import centre_part, fit, resize
 from hap2s_jax.data.tf import auto_augment
-from hap2s_jax.errors import UserError
+from hap2s_jax.settings import Rule, Settings, between, one_of
 
 __all__ = ["CROPS", "DRAWS", "IMAGENET_MEAN", "Augmentation", "centre_part", "resize"]
 
@@ -51,87 +52,81 @@ class _Draw(enum.IntEnum):
 DRAWS = 31
 
 
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """What may change in a training image. The defaults change nothing but the size.
+Pair = tuple[float, float]
+Color = tuple[int, int, int]
+_SHARE = between(0, 1)
+_COLOR = Rule(lambda color: all(0 <= value <= 255 for value in color), "red, green and blue of 0 to 255")
 
-    Attributes:
-      crop: which part of the image is resized to the encoder's size. "none": all of it. "pad": all, then
-        shifted by up to `pad` pixels. "random": a part 1 / `enlarge` as high and as wide, anywhere (the usual
-        "resize to 256, crop 224" is enlarge = 256 / 224 with `keep_aspect`). "resized": a part of random area
-        and aspect ratio (Szegedy et al. 2015).
-      keep_aspect: whether the part has the aspect ratio of the encoder's input ("none", "pad", "random"), so
-        that nothing is squeezed but margins are lost.
-      enlarge: see "random", at least 1.
-      pad: largest shift of "pad", pixels of the encoder's input.
-      crop_area: smallest and largest share of the image's area ("resized").
-      crop_ratio: smallest and largest width / height ("resized"); what does not fit is cut to the image.
-      flip: whether half of the images are mirrored. Off by default: an arrow is not its mirror image.
-      scale: smallest and largest zoom factor about the centre.
-      shift: largest shift as a share of the side.
-      rotate: largest angle, degrees.
-      brightness: largest change, as a share of full scale.
-      contrast: largest relative change, about mid-grey.
-      color_mix: largest change of an entry of the 3x3 matrix that mixes the colour channels.
-      auto_augment: share of the images that AutoAugment's policy for ImageNet changes besides (Cubuk et al. 2019).
-      erase_probability: share of the images in which a random rectangle is erased (Zhong et al. 2017).
-      erase_area: smallest and largest share of the area that is erased.
-      erase_ratio: smallest and largest height / width of the rectangle.
-      erase_color: red, green, blue of the erased rectangle.
-      fill: red, green, blue outside the image, where shift, scale, rotation or padding show it.
+
+def _within(high: float = math.inf) -> Rule:
+    words = "(smallest, largest) above 0" + ("" if math.isinf(high) else f" and up to {high:g}")
+    return Rule(lambda pair: 0 < pair[0] <= pair[1] <= high, words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation(Settings):
+    """Possible random changes to a training image. The defaults change nothing but the size.
 
     Raises:
       UserError: a value is out of range; the message names the field.
     """
 
-    crop: str = "none"
-    keep_aspect: bool = False
-    enlarge: float = 1.0
-    pad: int = 10
-    crop_area: tuple[float, float] = (0.16, 1.0)
-    crop_ratio: tuple[float, float] = (0.75, 1.3333)
-    flip: bool = False
-    scale: tuple[float, float] = (1.0, 1.0)
-    shift: float = 0.0
-    rotate: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    color_mix: float = 0.0
-    auto_augment: float = 0.0
-    erase_probability: float = 0.0
-    erase_area: tuple[float, float] = (0.02, 0.4)
-    erase_ratio: tuple[float, float] = (0.3, 3.3333)
-    erase_color: tuple[int, int, int] = IMAGENET_MEAN
-    fill: tuple[int, int, int] = IMAGENET_MEAN
-
-    def __post_init__(self) -> None:
-        """Refuse what would only fail, or silently do nothing, once training runs."""
-        if self.crop not in CROPS:
-            raise UserError(f"augment.crop: must be one of {', '.join(CROPS)}, found {self.crop!r}")
-        if self.enlarge < 1:
-            raise UserError(f"augment.enlarge: must be at least 1, found {self.enlarge}")
-        for name, low, high in (
-            ("crop_area", 0.0, 1.0),
-            ("crop_ratio", 0.0, math.inf),
-            ("scale", 0.0, math.inf),
-            ("erase_area", 0.0, 1.0),
-            ("erase_ratio", 0.0, math.inf),
-        ):
-            pair = tuple(getattr(self, name))
-            if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
-                raise UserError(
-                    f"augment.{name}: must be (smallest, largest) above {low} and up to {high}, found {pair}"
-                )
-        for name in ("shift", "brightness", "contrast", "color_mix", "auto_augment", "erase_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augment.{name}: must lie in [0, 1], found {getattr(self, name)}")
-        for name in ("fill", "erase_color"):
-            color = tuple(getattr(self, name))
-            if len(color) != 3 or not all(0 <= value <= 255 for value in color):
-                raise UserError(f"augment.{name}: must be red, green and blue of 0 to 255, found {color}")
-        for name in ("pad", "rotate"):
-            if not 0 <= getattr(self, name) <= 180:
-                raise UserError(f"augment.{name}: must lie in [0, 180], found {getattr(self, name)}")
+    section = "augment"
+    crop: Annotated[
+        str,
+        'Which part of the image is resized to the encoder\'s size. "none": all of it. "pad": all, then shifted by up '
+        'to `pad` pixels. "random": a part 1 / `enlarge` as high and as wide, anywhere (the usual "resize to 256, crop '
+        '224" is enlarge = 256 / 224 with `keep_aspect`). "resized": a part of random area and aspect ratio (Szegedy '
+        "et al. 2015).",
+        one_of(*CROPS),
+    ] = "none"
+    keep_aspect: Annotated[
+        bool,
+        'Whether the part has the aspect ratio of the encoder\'s input ("none", "pad", "random"), so that nothing is '
+        "squeezed but margins are lost.",
+    ] = False
+    enlarge: Annotated[float, 'See "random".', between(1, 16)] = 1.0
+    pad: Annotated[int, 'Largest shift of "pad", pixels of the encoder\'s input.', between(0, 180)] = 10
+    crop_area: Annotated[Pair, 'Smallest and largest share of the image\'s area ("resized").', _within(1)] = (
+        0.16,
+        1.0,
+    )
+    crop_ratio: Annotated[
+        Pair,
+        'Smallest and largest width / height ("resized"); where it does not fit, it is cut to the image.',
+        _within(),
+    ] = (0.75, 1.3333)
+    flip: Annotated[
+        bool, "Whether half of the images are mirrored. Off by default: an arrow is not its mirror image."
+    ] = False
+    scale: Annotated[Pair, "Smallest and largest zoom factor about the centre.", _within()] = (1.0, 1.0)
+    shift: Annotated[float, "Largest shift as a share of the side.", _SHARE] = 0.0
+    rotate: Annotated[float, "Largest angle, degrees.", between(0, 180)] = 0.0
+    brightness: Annotated[float, "Largest change, as a share of full scale.", _SHARE] = 0.0
+    contrast: Annotated[float, "Largest relative change, about mid-grey.", _SHARE] = 0.0
+    color_mix: Annotated[
+        float, "Largest change of an entry of the 3x3 matrix that mixes the colour channels.", _SHARE
+    ] = 0.0
+    auto_augment: Annotated[
+        float,
+        "Share of the images that AutoAugment's policy for ImageNet changes besides (Cubuk et al. 2019).",
+        _SHARE,
+    ] = 0.0
+    erase_probability: Annotated[
+        float, "Share of the images in which a random rectangle is erased (Zhong et al. 2017).", _SHARE
+    ] = 0.0
+    erase_area: Annotated[Pair, "Smallest and largest share of the area that is erased.", _within(1)] = (
+        0.02,
+        0.4,
+    )
+    erase_ratio: Annotated[Pair, "Smallest and largest height / width of the rectangle.", _within()] = (
+        0.3,
+        3.3333,
+    )
+    erase_color: Annotated[Color, "Red, green, blue of the erased rectangle.", _COLOR] = IMAGENET_MEAN
+    fill: Annotated[
+        Color, "Red, green, blue outside the image, where shift, scale, rotation or padding show it.", _COLOR
+    ] = IMAGENET_MEAN
 
     def part(
         self, height: int, width: int, size: tuple[int, int], u: np.ndarray
