@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax import formats
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.atomic import holding, replacing
 from hap2s_jax.reporting.progress import ProgressBar
@@ -167,6 +168,8 @@ def _reason(failure: Exception) -> str:
 def _finished(output: pathlib.Path, model: dict[str, Any]) -> vectors.Outcome:
     try:
         there = vectors.read_model(output)
+    except formats.NewerFormatError:
+        raise
     except Exception:  # whatever it is, it is not ours to replace
         there = {}
     if all(there.get(key) == model[key] for key in ("fingerprint", "listing", "images")):

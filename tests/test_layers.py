@@ -16,6 +16,7 @@ LAYERS = {
     "hap2s_jax": 0,
     "hap2s_jax.errors": 0,
     "hap2s_jax.settings": 0,
+    "hap2s_jax.formats": 0,
     "hap2s_jax.distances": 0,
     "hap2s_jax.losses": 0,
     "hap2s_jax.data": 0,

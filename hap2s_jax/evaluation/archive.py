@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from hap2s_jax import formats
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.inputs import DISTANCES
 
@@ -43,7 +44,7 @@ def from_npz(path: str) -> Inputs:
     Euclidean unless the file was written by `hap2s_jax.embed` with an encoder that compares by another.
 
     Raises:
-      UserError: naming the file and what it lacks.
+      UserError: naming the file and what it lacks; or a later version of `hap2s_jax.embed` wrote it.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -52,7 +53,9 @@ def from_npz(path: str) -> Inputs:
                 for name in file.files
                 if name in ("embeddings", "labels", "cameras", "split")
             }
-            distance = _distance(file)
+            distance = _distance(file, path)
+    except formats.NewerFormatError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"--embeddings: there is no file {path}.") from error
     except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError, EOFError) as error:
@@ -90,10 +93,13 @@ def from_npz(path: str) -> Inputs:
     )
 
 
-def _distance(file: Mapping[str, np.ndarray]) -> str:
+def _distance(file: Mapping[str, np.ndarray], path: str) -> str:
     """What `hap2s_jax.embed` says, in the JSON that it keeps beside its embeddings, that they are compared by."""
     try:
-        chosen = json.loads(str(file["model"]))["distance"]
+        model = json.loads(str(file["model"]))
+        chosen = (formats.upgraded(model, path) if "fingerprint" in model else model)["distance"]
+    except formats.NewerFormatError:
+        raise
     except (ValueError, KeyError, TypeError):  # no such entry, or one of somebody else's
         return DISTANCES[0]
     return chosen if chosen in DISTANCES else DISTANCES[0]

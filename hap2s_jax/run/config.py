@@ -12,6 +12,7 @@ from typing import Any
 
 import ml_collections
 
+from hap2s_jax import formats
 from hap2s_jax.errors import UserError
 
 # A ConfigDict, locked or frozen. ml_collections types an attribute as a union of everything that it may be, of which
@@ -41,10 +42,6 @@ CHANGEABLE = (
     "pretrained.cache_dir",
 )
 
-
-# What was added since runs are kept: section, key, and the value that older runs had in effect.
-_ADDED = (("evaluate", "zooms", False),)
-
 # What each host of a job may have its own value of.
 OF_ONE_HOST = ("compilation_cache", "data.data_dir", "data.num_workers")
 
@@ -63,19 +60,18 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def save(config: Config, workdir: pathlib.Path) -> None:
-    """Writes the resolved config to ``workdir/config.json``."""
-    text = json.dumps(config.to_dict(), indent=2, default=list) + "\n"
+    """Writes the resolved config to ``workdir/config.json``, with the number of its format."""
+    text = json.dumps(formats.stamped(config.to_dict()), indent=2, default=list) + "\n"
     temporary = workdir / (FILE_NAME + ".tmp")
     temporary.write_text(text)
     temporary.replace(workdir / FILE_NAME)
 
 
 def load(workdir: str | pathlib.Path) -> Config:
-    """Reads the resolved config of a run; a key that was not known when it was written has the value that it had in
-    effect.
+    """Reads the resolved config of a run as today's version would have written it (see `hap2s_jax.formats`).
 
     Raises:
-      UserError: if `workdir` holds no run, or its config cannot be read.
+      UserError: if `workdir` holds no run, or its config cannot be read or is of a later version.
     """
     path = pathlib.Path(workdir) / FILE_NAME
     if not path.is_file():
@@ -83,14 +79,13 @@ def load(workdir: str | pathlib.Path) -> Config:
             f"{workdir} holds no run: {path} is missing; give the --workdir of a run of hap2s_jax.main"
         )
     try:
-        values = json.loads(path.read_text())
+        values = formats.read(path, config="")
+    except formats.NewerFormatError:
+        raise
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read: {e}") from e
-    config: Config = ml_collections.ConfigDict(values)
-    for section, key, value in _ADDED:
-        if section in config and key not in config[section]:
-            config[section][key] = value
-    return config.lock()
+    del values[formats.KEY]
+    return ml_collections.ConfigDict(values).lock()
 
 
 @contextlib.contextmanager

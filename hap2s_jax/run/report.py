@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hap2s_jax import formats
 from hap2s_jax.data.source import Source
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.retrieval import nearest
@@ -115,7 +116,7 @@ def finish(
         "environment": environment.describe(),
         "config": trainer.config.to_dict(),
     }
-    results = _without_nan(results)
+    results = formats.stamped(_without_nan(results))
     print_results(results)
     _write_card(trainer, state, results, held_out, workdir)
     try:
@@ -173,16 +174,22 @@ def _write_card(
 
 
 def is_finished(workdir: pathlib.Path, step: int) -> bool:
-    """Whether the results in `workdir` are of a run of `step` updates; older ones stay there while a run goes on."""
+    """Whether the results in `workdir` are of a run of `step` updates; older ones stay there while a run goes on.
+
+    Raises:
+      UserError: a later version wrote them.
+    """
     try:
-        return json.loads((workdir / RESULTS).read_text())["steps"] == step
+        return formats.read(workdir / RESULTS, config="config")["steps"] == step
+    except formats.NewerFormatError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def already_finished(workdir: pathlib.Path, steps: int, *, is_lead: bool) -> dict[str, Any]:
     """Says that there is nothing left to do, shows the results again and returns them."""
-    results = json.loads((workdir / RESULTS).read_text())
+    results = formats.read(workdir / RESULTS, config="config")
     if is_lead:
         say(
             f"{workdir} holds a finished run of {steps} steps; raise --config.steps to go on (at the rates of "

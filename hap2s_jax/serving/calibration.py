@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax import formats
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.thresholds import ErrorRates, error_rates
 from hap2s_jax.reporting.atomic import replacing
@@ -70,7 +71,7 @@ def from_embeddings(
     }
     path = pathlib.Path(workdir)
     with replacing(path / FILE_NAME) as temporary:
-        temporary.write_text(json.dumps(record) + "\n")
+        temporary.write_text(json.dumps(formats.stamped(record)) + "\n")
     draw(
         path / PICTURE,
         rates.thresholds,
@@ -87,14 +88,16 @@ def read(workdir: str | os.PathLike[str], weights: str) -> ErrorRates | None:
     """The error rates in a working directory, None where there are none of these `weights` (a fingerprint).
 
     Raises:
-      UserError: the file is damaged.
+      UserError: the file is damaged, or of a later version.
     """
     path = pathlib.Path(workdir) / FILE_NAME
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text())
+        record = formats.read(path)
         return ErrorRates.from_json(record) if record["weights"] == weights else None
+    except formats.NewerFormatError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}); make it again with python -m hap2s_jax.search --calibrate"

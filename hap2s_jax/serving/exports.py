@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hap2s_jax import formats
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import test_time
 from hap2s_jax.models import pretrained, torch_names
@@ -113,7 +114,7 @@ def write_preprocessing(encoder: TrainedEncoder, folder: pathlib.Path) -> pathli
     }
     path = folder / PREPROCESSING
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.write_text(json.dumps(formats.stamped(record), indent=2) + "\n")
     return path
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hap2s_jax import formats
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.serving.listing import Listing
@@ -143,7 +144,7 @@ def write(output: pathlib.Path, parts: Iterable[Part], listing: Listing, model: 
     counts = {"count": len(rows), "unreadable": len(unreadable)}
     writer = _write_npz if output.suffix == ".npz" else _write_parquet
     with replacing(output) as temporary:
-        writer(temporary, rows, dim, blocks, listing, json.dumps(model | counts))
+        writer(temporary, rows, dim, blocks, listing, json.dumps(formats.stamped(model | counts)))
     return Outcome(len(rows), unreadable)
 
 
@@ -213,7 +214,7 @@ def read(path: str | os.PathLike[str]) -> Vectors:
     """Reads a file that `hap2s_jax.embed` wrote.
 
     Raises:
-      UserError: the file is missing, damaged, or of another make.
+      UserError: the file is missing, damaged, of another make or of a later version.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -237,29 +238,31 @@ def read_model(path: pathlib.Path) -> dict[str, Any]:
     """Which encoder and which images a finished file is of, without reading its embeddings."""
     if path.suffix == ".parquet":
         _, parquet = _pyarrow()
-        return json.loads((parquet.read_schema(path).metadata or {})[b"hap2s_jax"])
+        return _model((parquet.read_schema(path).metadata or {})[b"hap2s_jax"], path)
     with np.load(path, allow_pickle=False) as file:
-        return json.loads(str(file["model"]))
+        return _model(str(file["model"]), path)
+
+
+def _model(text: str | bytes, path: pathlib.Path) -> dict[str, Any]:
+    return formats.upgraded(json.loads(text), path)
 
 
 def _read_npz(path: pathlib.Path) -> Vectors:
     with np.load(path, allow_pickle=False) as file:
-        embeddings = file["embeddings"]
-        return Vectors(
-            embeddings, file["paths"], file["labels"], file["class_names"], json.loads(str(file["model"]))
-        )
+        model = _model(str(file["model"]), path)  # first, since another format may have other arrays
+        return Vectors(file["embeddings"], file["paths"], file["labels"], file["class_names"], model)
 
 
 def _read_parquet(path: pathlib.Path) -> Vectors:
     _, parquet = _pyarrow()
     table = parquet.read_table(path)
+    model = _model((table.schema.metadata or {})[b"hap2s_jax"], path)
     column = table.column("embedding").combine_chunks()
     embeddings = np.asarray(column.flatten(), np.float32).reshape(len(table), -1)
     names: Sequence[str | None] = table.column("label").to_pylist()
     class_names = sorted({name for name in names if name is not None})
     number = {name: n for n, name in enumerate(class_names)}
     labels = np.array([-1 if name is None else number[name] for name in names], np.int64)
-    model = json.loads((table.schema.metadata or {})[b"hap2s_jax"])
     return Vectors(
         embeddings, np.array(table.column("path").to_pylist(), str), labels, np.array(class_names, str), model
     )

@@ -143,7 +143,7 @@ def test_a_run_of_an_older_version_is_one_line(run, tmp_path, capsys):
     shutil.copytree(run[1], workdir)
     path = workdir / configs.FILE_NAME
     config = json.loads(path.read_text())
-    del config["evaluate"]["zooms"]
+    del config["evaluate"]["zooms"], config["format"]
     path.write_text(json.dumps(config))
     found = command.from_workdir(str(workdir)).embeddings  # a view that it cannot have had
     np.testing.assert_array_equal(found, command.from_workdir(str(run[1])).embeddings)

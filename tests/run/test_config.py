@@ -1,9 +1,11 @@
 import importlib.util
+import json
 import pathlib
 
 import ml_collections
 import pytest
 
+from hap2s_jax import formats
 from hap2s_jax.errors import UserError
 from hap2s_jax.run import config as configs
 
@@ -25,6 +27,7 @@ def test_saved_config_comes_back(tmp_path):
     configs.save(_config(), tmp_path)
     loaded = configs.load(tmp_path)
     assert configs.flatten(loaded) == configs.flatten(_config())
+    assert json.loads((tmp_path / configs.FILE_NAME).read_text())["format"] == formats.FORMAT
     assert loaded.is_locked
     configs.check_resumable(_config(), tmp_path)
 
@@ -53,9 +56,10 @@ def test_added_and_removed_keys_are_refused(tmp_path):
 
 
 def test_a_key_added_since_is_what_it_was(tmp_path):
-    old, new = (ml_collections.ConfigDict(_config().to_dict()) for _ in range(2))
-    old.evaluate, new.evaluate = {"flip": True}, {"flip": True, "zooms": False}
-    configs.save(old, tmp_path)
+    new = ml_collections.ConfigDict(_config().to_dict())
+    new.evaluate = {"flip": True, "zooms": False}
+    old = {**_config().to_dict(), "evaluate": {"flip": True}}  # from before formats had numbers
+    (tmp_path / configs.FILE_NAME).write_text(json.dumps(old))
     assert configs.load(tmp_path).evaluate.zooms is False
     configs.check_resumable(new, tmp_path)
     new.evaluate.zooms = True

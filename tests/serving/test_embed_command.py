@@ -263,7 +263,7 @@ def test_one_process_at_a_time_makes_a_file(encoder, folder, tmp_path):
 def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "damaged.npz").write_bytes(b"PK\3\4 nothing")
     np.savez(tmp_path / "foreign.npz", embeddings=np.zeros((2, 3)))
-    np.savez(tmp_path / "pickled.npz", embeddings=np.array([None]), paths=np.array(["x"]))
+    np.savez(tmp_path / "pickled.npz", model="{}", embeddings=np.array([None]), paths=np.array(["x"]))
     for name, says in (
         ("missing", "there is no file"),
         ("damaged", "is damaged"),

@@ -1,0 +1,82 @@
+"""The number in every file that outlives the version that wrote it, and how files of older numbers are read.
+
+``"format": n`` stands in config.json, results.json, thresholds.json, the preprocessing.json of exports, in galleries'
+description of their encoder, and in the study's cells. A file without a number is of format 0. Checkpoints, whose
+layout is orbax's, have a number of their own.
+
+Whoever adds, renames or removes a config key, or a name in one of those files, raises `FORMAT` and adds the step that
+makes the new names of the old ones. `tests/witness/` keeps a run of every format, which the tests go on with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from hap2s_jax.errors import UserError
+
+FORMAT = 1
+KEY = "format"
+
+Record = dict[str, Any]
+
+
+def _from_0(config: Record | None, record: Record) -> None:
+    """Formats had no numbers, and one key was added on the way."""
+    del record
+    if config and "evaluate" in config:
+        config["evaluate"].setdefault("zooms", False)
+
+
+# The step from each format to the next: (config, record) -> None, changing them in place. `record` is all of a file,
+# `config` the run's config in it, or None; of a study's cell sections and keys may be missing. What is added gets the
+# value that was in effect before.
+_STEPS: tuple[Callable[[Record | None, Record], None], ...] = (_from_0,)
+
+
+def stamped(record: Record) -> Record:
+    """The record with today's number before all else."""
+    return {KEY: FORMAT, **{key: value for key, value in record.items() if key != KEY}}
+
+
+def read(path: str | os.PathLike[str], *, config: str | None = None) -> Record:
+    """Reads a JSON file as if it had been written today; arguments and errors are `upgraded`'s.
+
+    Raises:
+      OSError, ValueError: it cannot be read, or is no JSON.
+    """
+    return upgraded(json.loads(pathlib.Path(path).read_text()), path, config=config)
+
+
+def upgraded(record: Any, path: str | os.PathLike[str], *, config: str | None = None) -> Record:
+    """A record with the names and the number of today, whichever version wrote it; may change `record`.
+
+    Args:
+      record: what was in the file.
+      path: of the file, for errors.
+      config: the name under which the record holds a run's config; "" if it is one, None without.
+
+    Raises:
+      NewerFormatError: a later version wrote it.
+      ValueError: it is no record at all.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"it should hold names and values, but holds {type(record).__name__}")
+    number = record.get(KEY, 0)
+    if type(number) is not int or number < 0:
+        raise ValueError(f"{KEY} is {number!r}; it should be a whole number up to {FORMAT}")
+    if number > FORMAT:
+        raise NewerFormatError(
+            f"{path} has format {number}, and this version of hap2s_jax reads formats up to {FORMAT}; use the version "
+            "that wrote it, or a later one"
+        )
+    for step in _STEPS[number:]:
+        step(record if config == "" else record.get(config) if config else None, record)
+    return stamped(record)
+
+
+class NewerFormatError(UserError):
+    """A file of a later version than this one."""
