@@ -18,7 +18,7 @@ from typing import Any
 from accuracy import chosen_setting, suffix
 from study import report
 from study.cells import PLAIN, OutOfTime, Study, parser, start
-from study.settings import identity
+from study.kept import of_the_outcome
 
 from hap2s_jax.errors import UserError
 
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _changes(study: Study, overrides: Mapping[str, Any]) -> bool:
     changed = study.config(PLAIN.but(overrides=overrides), 0, study.options.dataset)
-    return identity(changed) != identity(study.plain)
+    return of_the_outcome(changed) != of_the_outcome(study.plain)
 
 
 if __name__ == "__main__":

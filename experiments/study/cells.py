@@ -1,8 +1,8 @@
 """The cells of which every study consists: one setting trained with one seed and measured, kept in one file.
 
-A cell is finished when its file is there, so that a study is stopped and started at will and studies share cells.
-Several processes may work on one study: a cell that another is at is passed over. Within a process cells that differ
-in seed or data alone share their compiled programs.
+A cell is finished when its file is there, so that a study is stopped and started at will and studies share cells (see
+`study.kept`). Several processes may work on one study: a cell that another is at is passed over. Within a process cells
+that differ in seed or data alone share their compiled programs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import hashlib
 import json
 import math
 import pathlib
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax import formats
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.source import Source
 from hap2s_jax.data.splits import split_by_class
@@ -36,7 +36,8 @@ from hap2s_jax.run.config import Config
 from hap2s_jax.run.trainer import Trainer, use_compilation_cache, use_devices
 from hap2s_jax.training.loop import train
 from hap2s_jax.training.watch import DivergedError
-from study.settings import Setting, identity, resolve
+from study.kept import Kept, of_the_outcome, read
+from study.settings import Setting, resolve
 
 METRICS = ("mAP", "rank-1", "recall@1", "map@r")
 # What settings are chosen and compared by: the first that a data set has.
@@ -78,6 +79,7 @@ class Study:
         self.folder = pathlib.Path(options.results or (TINY_RESULTS if options.tiny else RESULTS))
         self.failed: dict[str, str] = {}
         self.busy: set[str] = set()
+        self._kept = Kept(self.folder / "cells")
         # A mistake in the command line is reported before hours of cells, and before tables are written.
         self.plain = self.config(PLAIN, 0, options.dataset)
         self._deadline = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
@@ -100,13 +102,12 @@ class Study:
         chosen: str = dataset or self.options.dataset
         cell: dict[str, Any] = {"dataset": chosen, "set": sorted(self.options.set), "tiny": self.options.tiny}
         cell |= {**dataclasses.asdict(setting), "seed": seed, "part": part}
-        # What is trained, by whatever names: studies share cells, and a changed recipe never finds the old ones.
-        key = {"part": part, "config": identity(self.config(setting, seed, chosen))}
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=list).encode()).hexdigest()[:10]
-        name = f"{setting.loss.replace(' ', '_')}-{part}-seed{seed}-{digest}.json"
-        path = self.folder / "cells" / chosen.replace(":", "-").replace(",", "-") / name
+        leaves = of_the_outcome(self.config(setting, seed, chosen))
+        begin = f"{setting.loss.replace(' ', '_')}-{part}-seed{seed}"
+        path = self._kept.path(begin, chosen, part, leaves)
+        name = path.name
         if path.is_file():
-            return json.loads(path.read_text())
+            return read(path)
         crashed = path.with_suffix(".failed")
         if self.options.report_only and crashed.is_file():
             self.failed[name] = crashed.read_text().strip()
@@ -119,8 +120,8 @@ class Study:
                 self.busy.add(name)
                 return None
             if not path.is_file():
-                self._finish(path, setting, seed, chosen, part, {"cell": cell, "config": key["config"]})
-        return json.loads(path.read_text()) if path.is_file() else None
+                self._finish(path, setting, seed, chosen, part, {"cell": cell, "config": leaves})
+        return read(path) if path.is_file() else None
 
     def _finish(
         self, path: pathlib.Path, setting: Setting, seed: int, dataset: str, part: str, record: dict[str, Any]
@@ -140,7 +141,7 @@ class Study:
             print(f"FAILED {path.name}; the next call runs it again", file=sys.stderr, flush=True)
             return
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps({**record, **outcome}, default=list) + "\n")
+            temporary.write_text(json.dumps(formats.stamped({**record, **outcome}), default=list) + "\n")
         crashed.unlink(missing_ok=True)
         shown = {k: round(v, 4) for k, v in outcome.get("metrics", {}).items()} or outcome
         what = ", ".join([setting.describe(), *(f"{k} {v}" for k, v in setting.overrides.items())])

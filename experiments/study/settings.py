@@ -1,4 +1,4 @@
-"""What a cell trains: a setting, the config that it resolves to, and what makes two configs the same cell."""
+"""What a cell trains: a setting, and the config that it resolves to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import ast
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hap2s_jax.errors import UserError, unknown_name
@@ -34,23 +34,6 @@ TINY = {
 TINY |= {"num_devices": 1, "data.image_size": (32, 32), "encoder.stem": "small32", "pretrained.source": ""}
 # What a study chooses for every cell, so that --set cannot.
 _CHOSEN = ("loss", "auxiliary", "seed")
-# What says where and how fast a cell runs, not what comes out. A path is one of these only beside a name that says
-# which data lie there.
-_NOT_OF_THE_OUTCOME = (
-    "name",
-    "num_devices",
-    "compilation_cache",
-    "log",
-    "checkpoint",
-    "evaluate.every_steps",
-    "evaluate.batch_size",
-    "evaluate.untrained",
-    "evaluate.weights",
-    "data.cache_bytes",
-    "data.num_workers",
-    "pretrained.offline",
-    "pretrained.cache_dir",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,19 +106,9 @@ def resolve(options: argparse.Namespace, setting: Setting, seed: int, dataset: s
     return config.lock()
 
 
-def identity(config: Config) -> dict[str, Any]:
-    """The config's leaves that decide what comes out of a cell."""
-    dropped: list[str] = [*_NOT_OF_THE_OUTCOME]
-    if config.data.name != "folder":
-        dropped.append("data.data_dir")
-    if config.data.noise.foreign != "folder":
-        dropped.append("data.noise.foreign_dir")
-    return {key: value for key, value in flatten(config).items() if not _below(key, dropped)}
-
-
 def _set(config: Config, item: str) -> None:
     key, given, text = item.partition("=")
-    if _below(key, _CHOSEN):
+    if below(key, _CHOSEN):
         raise UserError(
             f"--set {item}: {key} is what the study chooses; set another key, or change the study"
         )
@@ -152,7 +125,8 @@ def _set(config: Config, item: str) -> None:
         ) from e
 
 
-def _below(key: str, names: list[str] | tuple[str, ...]) -> bool:
+def below(key: str, names: Iterable[str]) -> bool:
+    """Whether a dotted key is one of `names` or stands in a section of that name."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 

@@ -1,6 +1,7 @@
 """The studies: their cells, what they do with failures, their statistics, and that all of them run."""
 
 import concurrent.futures
+import dataclasses
 import json
 import os
 import pathlib
@@ -22,11 +23,12 @@ import robustness  # noqa: E402
 from study import cells, report  # noqa: E402
 
 from configs import emoji as emoji_config  # noqa: E402
-from hap2s_jax import hap2s_loss, losses  # noqa: E402
+from hap2s_jax import formats, hap2s_loss, losses  # noqa: E402
 from hap2s_jax.data import emoji  # noqa: E402
 from hap2s_jax.data.turns import QuarterTurns  # noqa: E402
 from hap2s_jax.errors import UserError  # noqa: E402
 from hap2s_jax.losses import registry  # noqa: E402
+from hap2s_jax.recipes import common  # noqa: E402
 from hap2s_jax.training.watch import DivergedError  # noqa: E402
 
 SETTING = cells.Setting("hap2s_e", "hap2s_e")
@@ -280,6 +282,87 @@ def test_a_cell_is_what_its_config_says_and_not_where_it_runs(tmp_path, monkeypa
     monkeypatch.setattr(emoji_config, "get_config", changed)
     found.run(SETTING, 0)
     assert len(list(tmp_path.rglob("*.json"))) == 2
+
+
+def with_changes(monkeypatch, change, hyperparameters=None):
+    """The common config as `change` makes it, and all losses with further hyperparameters."""
+    recipe, known = common.get_config, losses.hyperparameters
+    monkeypatch.setattr(losses, "hyperparameters", lambda name: known(name) | (hyperparameters or {}))
+
+    def get_config():
+        config = recipe()
+        change(config)
+        return config
+
+    monkeypatch.setattr(common, "get_config", get_config)
+
+
+def new_keys(config):
+    config.augment.sharpen = 0.0
+    config.brand_new = {"section": {"key": (1, 2)}}
+
+
+def test_new_keys_orphan_no_finished_cell(monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    flexibility.register_weightings()
+    with_changes(monkeypatch, new_keys, {"new_number": 0.5})
+    monkeypatch.setattr(cells.Study, "_train", None)
+    found = cells.Study(cells.parser("", "0").parse_args(["--report-only"]))
+    paths = sorted((ROOT / cells.RESULTS / "cells").glob("*/*.json"))
+    assert len(paths) >= 573
+    for path in paths:
+        cell = json.loads(path.read_text())["cell"]
+        fields = {field.name: cell[field.name] for field in dataclasses.fields(cells.Setting)}
+        outcome = found.run(cells.Setting(**fields), cell["seed"], dataset=cell["dataset"], part=cell["part"])
+        assert outcome is not None, path.name
+        assert outcome["cell"] == cell
+
+
+def test_cells_of_another_default_are_other_cells(tmp_path, monkeypatch):
+    new_study(tmp_path, monkeypatch, scored(0.5))[0].run(SETTING, 0)
+    with_changes(monkeypatch, new_keys, {"new_number": 0.5})
+    found, ran = new_study(tmp_path, monkeypatch, scored(0.6))
+    assert found.run(SETTING, 0)["metrics"] == {"mAP": 0.5}
+    # What is not at its default, be it new or old, is another cell.
+    for n, changes in enumerate(
+        ({"overrides": {"augment.sharpen": 1.0}}, {"hyperparameters": {"new_number": 1.0}}), start=1
+    ):
+        assert found.run(SETTING.but(**changes), 0)["metrics"] == {"mAP": 0.6}
+        assert len(ran) == n
+    with_changes(monkeypatch, lambda config: config.optimizer.update(clip_norm=3.0), {"sigma": 0.25})
+    found, _ = new_study(tmp_path, monkeypatch, scored(0.7))
+    assert found.run(SETTING, 0)["metrics"] == {"mAP": 0.7}
+    old = {"hyperparameters": {"sigma": 0.5}, "overrides": {"optimizer.clip_norm": 0.0}}
+    assert found.run(SETTING.but(**old), 0)["metrics"] == {"mAP": 0.5}
+
+
+def test_cells_have_the_number_of_their_format(tmp_path, monkeypatch):
+    outcome = new_study(tmp_path, monkeypatch, scored(0.5))[0].run(SETTING, 0)
+    (path,) = tmp_path.rglob("*.json")
+    assert json.loads(path.read_text())["format"] == outcome["format"] == formats.FORMAT
+
+    # A key that is renamed by the next format.
+    def rename(config, record):
+        config["optimizer"]["max_norm"] = config["optimizer"].pop("clip_norm")
+
+    def renamed(config):
+        del config.optimizer.clip_norm
+        config.optimizer.max_norm = 0.0
+
+    with monkeypatch.context() as later:
+        later.setattr(formats, "FORMAT", formats.FORMAT + 1)
+        later.setattr(formats, "_STEPS", (*formats._STEPS, rename))
+        with_changes(later, renamed)
+        found, ran = new_study(tmp_path, later, scored(0.6))
+        assert found.run(SETTING, 0)["metrics"] == {"mAP": 0.5}
+        assert found.run(SETTING, 1)["format"] == formats.FORMAT
+        assert len(ran) == 1
+    with pytest.raises(UserError, match=rf"has format {formats.FORMAT + 1}, and this version"):
+        new_study(tmp_path, monkeypatch, scored(0.7))[0].run(SETTING, 0)
+    for path in tmp_path.rglob("*.json"):
+        path.write_text("{")
+    with pytest.raises(UserError, match=r"is no finished cell .*; remove it"):
+        new_study(tmp_path, monkeypatch, scored(0.7))[0].run(SETTING, 0)
 
 
 def test_folders_are_data_and_so_make_other_cells(tmp_path, monkeypatch):
