@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 
 from hap2s_jax import search
 from hap2s_jax.data import pixels
+from hap2s_jax.data.regular_files import read_bytes
 from hap2s_jax.errors import UserError
 from hap2s_jax.serving import commands, index
 
@@ -41,10 +41,7 @@ def answer(
     if path is None:
         return "", None, []
     try:
-        file = pathlib.Path(path)
-        if file.stat().st_size > MAX_FILE:
-            raise pixels.UnreadableImageError(f"it is larger than {MAX_FILE // 2**20} MiB")
-        data = file.read_bytes()
+        data = read_bytes(path, MAX_FILE)
         if pixels.header_shape(data) is None:
             raise pixels.UnreadableImageError("it is no JPEG, PNG, GIF, BMP or WebP")
         seen = searcher.encoder.preprocess(data, max_pixels=MAX_PIXELS)

@@ -63,12 +63,12 @@ def from_workdir(
     from hap2s_jax.distributed import devices
     from hap2s_jax.evaluation.test_time import VIEWS
     from hap2s_jax.run import config as configs
-    from hap2s_jax.run import facts
+    from hap2s_jax.run import facts, foreign
     from hap2s_jax.run.evaluator import Evaluator
-    from hap2s_jax.run.trainer import use_compilation_cache, use_devices
+    from hap2s_jax.run.trainer import use_compilation_cache
     from hap2s_jax.serving import loading
 
-    config: Any = configs.load(workdir)
+    config: Any = foreign.load(workdir, data_dir=data_dir)
     with configs.written_by(workdir), config.unlocked():
         if views is not None:
             if unknown := set(views) - set(VIEWS):
@@ -77,11 +77,10 @@ def from_workdir(
                 config.evaluate[name] = name in views
         config.evaluate.feature = feature or config.evaluate.feature
         config.evaluate.distance = distance or config.evaluate.distance
-        config.data.data_dir = data_dir or config.data.data_dir
     devices.expect_no_tpu()
     with configs.written_by(workdir):
         use_compilation_cache(config)
-        use_devices(config)
+        devices.use_cores(config.evaluate.batch_size)
         encoder = loading.load(workdir, checkpoint=step, own_code=own_code)
         evaluator = Evaluator.of_run(config, encoder.module)
         facts.warn_of_changed_data(evaluator.dataset, encoder.workdir)
@@ -277,7 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--own_code",
         action="store_true",
-        help="call the function that --workdir's config names as its encoder; only for runs that you trust",
+        help="import and run the code that --workdir's config names as its encoder; only for runs that you trust",
     )
     parser.add_argument(
         "--step", type=int, help="checkpoint of --workdir; unless given, what evaluate.weights names"

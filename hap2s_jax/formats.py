@@ -10,12 +10,11 @@ makes the new names of the old ones. `tests/witness/` keeps a run of every forma
 
 from __future__ import annotations
 
-import json
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from hap2s_jax.data.regular_files import read_json
 from hap2s_jax.errors import UserError
 
 FORMAT = 1
@@ -48,7 +47,7 @@ def read(path: str | os.PathLike[str], *, config: str | None = None) -> Record:
     Raises:
       OSError, ValueError: it cannot be read, or is no JSON.
     """
-    return upgraded(json.loads(pathlib.Path(path).read_text()), path, config=config)
+    return upgraded(read_json(path), path, config=config)
 
 
 def upgraded(record: Any, path: str | os.PathLike[str], *, config: str | None = None) -> Record:

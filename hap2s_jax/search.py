@@ -239,16 +239,12 @@ def _calibrate(options: argparse.Namespace) -> None:
     if options.workdir is None:
         raise UserError("--calibrate needs --workdir, whose validation classes it is made on")
     from hap2s_jax.run import config as configs
-    from hap2s_jax.run import facts
+    from hap2s_jax.run import facts, foreign
     from hap2s_jax.run.evaluator import Evaluator
-    from hap2s_jax.run.trainer import use_devices
 
-    config: Any = configs.load(options.workdir)
+    config = foreign.load(options.workdir, data_dir=options.data_dir)
     try:
-        with configs.written_by(options.workdir), config.unlocked():
-            config.data.data_dir = options.data_dir or config.data.data_dir
-            # Before the encoder takes devices.
-            use_devices(config)
+        with configs.written_by(options.workdir):
             encoder = commands.open_encoder(options)
             evaluator = Evaluator.of_run(config, encoder.module)
             facts.warn_of_changed_data(evaluator.dataset, encoder.workdir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,15 +50,20 @@ class OwnEncoder(nn.Module):
         return EncoderOutput(embedding=embedding, features=embedding)
 
 
-def check_class(name: str) -> None:
-    """Raises a UserError unless `name` is that of a linen module's class: a function that somebody else's config names
-    might do anything, with the arguments that the config gives it.
+def check_consent(name: str) -> None:
+    """Raises a UserError unless `name`, which somebody else's config gives, is that of a linen module's class that the
+    program has imported already. To import a module, or to call a function with the arguments of that config, might do
+    anything.
     """
-    found = _named(name)
+    module_name, _, attribute = name.partition(":")
+    module = sys.modules.get(module_name)
+    # Not getattr, at which a module may import what it has not imported yet.
+    found = None if module is None else vars(module).get(attribute)
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        what = "is code that would have to be imported" if module is None else "is no class of flax modules"
         raise UserError(
-            f"the encoder {name!r} is no class of flax modules, and calling it may do anything; if you trust the run, "
-            "give --own_code (own_code=True in Python)"
+            f"the encoder {name!r} {what}, and to run it may do anything; if you trust the run, give --own_code "
+            "(own_code=True in Python)"
         )
 
 

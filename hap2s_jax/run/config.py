@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import os
 import pathlib
 import traceback
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def save(config: Config, workdir: pathlib.Path) -> None:
     temporary.replace(workdir / FILE_NAME)
 
 
-def load(workdir: str | pathlib.Path) -> Config:
+def load(workdir: str | os.PathLike[str]) -> Config:
     """Reads the resolved config of a run as today's version would have written it (see `hap2s_jax.formats`).
 
     Raises:
@@ -80,12 +81,12 @@ def load(workdir: str | pathlib.Path) -> Config:
         )
     try:
         values = formats.read(path, config="")
+        del values[formats.KEY]
+        return ml_collections.ConfigDict(values).lock()
     except formats.NewerFormatError:
         raise
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         raise UserError(f"{path} cannot be read: {e}") from e
-    del values[formats.KEY]
-    return ml_collections.ConfigDict(values).lock()
 
 
 @contextlib.contextmanager

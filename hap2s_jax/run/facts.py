@@ -20,6 +20,7 @@ import numpy as np
 
 import hap2s_jax
 from hap2s_jax.data.pixels import UnreadableImageError
+from hap2s_jax.data.regular_files import read_json
 from hap2s_jax.data.source import Dataset, Source
 from hap2s_jax.distributed.processes import first_difference
 from hap2s_jax.reporting.atomic import replacing
@@ -69,7 +70,7 @@ def save_data_facts(facts: Mapping[str, str], folder: pathlib.Path) -> None:
 def changed_data(facts: Mapping[str, str], folder: pathlib.Path) -> str | None:
     """What differs between `data_facts` and those that a run began with, in a few words; None: nothing is known to."""
     try:
-        began = json.loads((folder / DATA_FACTS).read_text())
+        began = read_json(folder / DATA_FACTS)
     except (OSError, ValueError):  # of a run from before there was such a file
         return None
     if different := first_difference(began, facts):

@@ -10,6 +10,7 @@ from typing import Any
 from hap2s_jax.errors import UserError
 from hap2s_jax.models import pretrained
 from hap2s_jax.run import config as configs
+from hap2s_jax.run import foreign
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.state import encoder_variables
 
@@ -50,7 +51,7 @@ def from_run(
     `pretrained.from_variables`.
     """
     path = pathlib.Path(workdir)
-    config = configs.load(path)
+    config = foreign.load(path)
     if not (path / FOLDER).is_dir():
         raise UserError(f"pretrained {path} holds a run without a checkpoint yet")
     checkpointer = Checkpointer(path / FOLDER, read_only=True)

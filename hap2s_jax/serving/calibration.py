@@ -91,7 +91,7 @@ def read(workdir: str | os.PathLike[str], weights: str) -> ErrorRates | None:
       UserError: the file is damaged, or of a later version.
     """
     path = pathlib.Path(workdir) / FILE_NAME
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
         record = formats.read(path)

@@ -37,11 +37,11 @@ def add_encoder(parser: argparse.ArgumentParser, *, required: bool = True, where
 
 
 def add_own_code(parser: argparse.ArgumentParser) -> None:
-    """The flag for runs whose encoder a function makes."""
+    """The flag for runs whose encoder is code of their own."""
     parser.add_argument(
         "--own_code",
         action="store_true",
-        help="call the function that the run's config names as its encoder; only for runs that you trust",
+        help="import and run the code that the run's config names as its encoder; only for runs that you trust",
     )
 
 

@@ -14,6 +14,7 @@ from hap2s_jax import models
 from hap2s_jax.errors import UserError
 from hap2s_jax.models import own
 from hap2s_jax.run import config as configs
+from hap2s_jax.run import foreign
 from hap2s_jax.serving.trained import TrainedEncoder
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer, quiet
 from hap2s_jax.training.state import encoder_variables
@@ -39,17 +40,17 @@ def load(
         run's own results are of.
       average: whether to take the moving average of the weights; by default where the run kept one, as its own
         evaluation does.
-      own_code: whether a function that the run's config names as its encoder, `package.module:function`, may be
-        called. Classes of flax modules always may.
+      own_code: whether the code that the run's config names as its encoder, `package.module:Class`, may be imported
+        and run. Classes of flax modules that the program has imported already always may.
 
     Raises:
       UserError: in one line, if there is no finished checkpoint, or it is damaged or of a newer version.
     """
     path = pathlib.Path(workdir).absolute()
-    config: Any = configs.load(path)
+    config: Any = foreign.load(path)
     with configs.written_by(path):
         if ":" in config.encoder.name and not own_code:
-            own.check_class(config.encoder.name)
+            own.check_consent(config.encoder.name)
     if not any(f.is_dir() and f.name.isdigit() for f in (path / FOLDER).glob("*")):
         raise UserError(
             f"{workdir} holds no finished checkpoint; train on with hap2s_jax.main, or copy {FOLDER} whole"

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from hap2s_jax.data import pixels
+from hap2s_jax.data.regular_files import read_bytes
 from hap2s_jax.distributed.devices import DataParallel
 from hap2s_jax.errors import UserError, require
 from hap2s_jax.reporting.environment import usable_cores
@@ -129,7 +130,7 @@ class TrainedEncoder:
         """
         data: Any = image
         if isinstance(image, str | os.PathLike):
-            data = pathlib.Path(image).read_bytes()
+            data = read_bytes(image)
         elif not isinstance(image, bytes):
             data = np.asarray(image)
             if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3 or 0 in data.shape:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax.data.regular_files import read_bytes
 from hap2s_jax.data.source import Source
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -82,8 +83,7 @@ class FileSource:
 
     def read(self, index: int) -> bytes:
         """The bytes of file number `index`."""
-        with open(self.describe(index), "rb", buffering=0) as file:
-            return file.read()
+        return read_bytes(self.describe(index))
 
     def describe(self, index: int) -> str:
         """The path of file number `index`."""

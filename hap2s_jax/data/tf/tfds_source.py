@@ -75,6 +75,10 @@ def read_tfds(name: str, data_dir: str | os.PathLike[str]) -> Parts | None:
         from hap2s_jax.data.builders.official import SPLITS
 
         layout, splits = _OWN, SPLITS
+    # Where TFDS does not know a config or a version, it imports whatever the prepared files name.
+    made_by, _, config = name.partition("/")
+    if config and config not in (known := tfds.builder_cls(made_by).builder_configs):
+        raise UserError(f"{name}: there is no such data set; known: {', '.join(known)}")
     builder = tfds.builder(name, data_dir=os.fspath(data_dir))
     records = {}
     for split in splits:

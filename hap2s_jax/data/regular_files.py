@@ -1,0 +1,90 @@
+"""Reading files that may be anything: regular ones alone, and their size is asked before they are read."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import stat
+from typing import IO, Any
+
+# Of an encoded image, 256 MiB, and of a JSON file of ours.
+MAX_IMAGE = 2**28
+MAX_JSON = 2**24
+
+
+class RefusedError(OSError):
+    """A file that is not read: a device, a pipe, a folder, or a larger one than is allowed."""
+
+
+def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> IO[bytes]:
+    """Opens a regular file of at most `limit` bytes to be read; links to one are followed.
+
+    Raises:
+      RefusedError: it is no regular file, or a larger one.
+      OSError: it is not there, or may not be read.
+    """
+    try:
+        # Before it is opened: a pipe would wait for its writer, and to open a device may set something going.
+        _check(os.stat(path), limit)
+        file = os.fdopen(
+            os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb", 0
+        )
+    except ValueError:
+        raise RefusedError("its name holds a zero byte") from None
+    try:
+        _check(os.fstat(file.fileno()), limit)  # what lies there now
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _check(status: os.stat_result, limit: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise RefusedError("it is no regular file")
+    if limit is not None and status.st_size > limit:
+        raise RefusedError(f"it holds {status.st_size:,} bytes, more than the {limit:,} allowed")
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int = MAX_IMAGE) -> bytes:
+    """All bytes of a regular file; errors are those of `open_regular`."""
+    with open_regular(path, limit) as file:
+        # No more than was promised: some of the kernel's files say 0 and never end.
+        size = os.fstat(file.fileno()).st_size
+        parts = [file.read(size)]
+        while parts[-1] and (missing := size - sum(map(len, parts))):
+            parts.append(file.read(missing))
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_json(path: str | os.PathLike[str], limit: int = MAX_JSON) -> dict[str, Any]:
+    """A JSON file whose outermost value is an object; a ValueError for any other, besides `open_regular`'s errors."""
+    return parse_json(read_bytes(path, limit))
+
+
+def parse_json(text: str | bytes) -> dict[str, Any]:
+    """A JSON object from text; a ValueError for anything else."""
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}, not an object")
+    return found
+
+
+def below(folder: str | os.PathLike[str], path: str) -> pathlib.Path:
+    """Where `path`, relative to `folder`, leads to, links followed.
+
+    Raises:
+      RefusedError: out of the folder.
+    """
+    try:
+        root = pathlib.Path(folder).resolve()
+        found = (root / path).resolve()
+    except (ValueError, RuntimeError) as error:  # a zero byte; links that go round
+        raise RefusedError(str(error)) from None
+    if not found.is_relative_to(root):
+        raise RefusedError(f"it does not lie below {root}")
+    return found
