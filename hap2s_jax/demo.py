@@ -26,6 +26,8 @@ from hap2s_jax.serving import commands, index
 MAX_FILE = 32 * 2**20
 MAX_PIXELS = 50_000_000
 _SHOWN_SIDE = 256
+# What this machine calls itself.
+_HERE = ("127.0.0.1", "localhost", "::1")
 _AT_ONCE = 4
 # Captions are cut to two thirds of the picture otherwise.
 _CSS = "#gallery .caption-label { max-width: 100% !important; white-space: normal !important; }"
@@ -139,6 +141,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.host not in _HERE and not options.images:
+        raise UserError(
+            f"--host={options.host} shows the gallery's pictures to others: name the folder that holds them, and none "
+            "but them, with --images"
+        )
     searcher, words = search.open_searcher(options)
     launch(build(searcher, words, options.k), host=options.host, port=options.port)
 

@@ -13,9 +13,12 @@ directory; --calibrate makes it again (which needs the run's data set).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import hashlib
 import json
 import math
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -23,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax.data.regular_files import below
 from hap2s_jax.errors import UserError, require
 from hap2s_jax.serving import calibration, commands, index, vectors
 from hap2s_jax.serving.listing import list_images
@@ -68,6 +72,8 @@ class Searcher:
       gallery: its vectors.
       threshold: the greatest distance of an answer, None for any.
       kind: see `index.open_index`; cache likewise.
+      pictures: the folder of the gallery's images; by default the one that was embedded, by the gallery's own account,
+        unless that is the home folder or one above it.
 
     Raises:
       UserError: the gallery was embedded with other weights.
@@ -81,6 +87,7 @@ class Searcher:
         threshold: float | None = None,
         kind: str = "auto",
         cache: pathlib.Path | None = None,
+        pictures: str | os.PathLike[str] | None = None,
     ):
         if gallery.model.get("fingerprint") != encoder.fingerprint:
             raise UserError(
@@ -90,6 +97,7 @@ class Searcher:
             )
         self.encoder, self.gallery, self.threshold = encoder, gallery, threshold
         self._index = index.open_index(gallery.embeddings, encoder.distance, kind=kind, cache=cache)
+        self._pictures = pictures or _embedded_folder(gallery.model)
 
     def search(self, images: Sequence[Image] | Image, k: int = 10) -> list[Answer]:
         """The `k` nearest gallery images (all, where there are fewer) to each query; errors are `TrainedEncoder`'s."""
@@ -116,14 +124,26 @@ class Searcher:
         ]
 
     def picture_of(self, hit: Hit) -> np.ndarray:
-        """A gallery image as the encoder sees it, uint8 `[h, w, 3]`; grey where it can no longer be read.
+        """A gallery image as the encoder sees it, uint8 `[h, w, 3]`; grey where it cannot be read, or lies elsewhere
+        than below `pictures`.
 
         A gallery made from a CSV file with boxes keeps no boxes: the whole image is shown.
         """
-        try:
-            return self.encoder.preprocess(pathlib.Path(self.gallery.model["images"]) / hit.path)
-        except (OSError, ValueError):
-            return np.full((*self.encoder.image_size, 3), _MISSING)
+        with contextlib.suppress(OSError, ValueError):
+            if self._pictures is not None:
+                return self.encoder.preprocess(below(self._pictures, hit.path))
+        return np.full((*self.encoder.image_size, 3), _MISSING)
+
+
+def _embedded_folder(model: dict[str, Any]) -> pathlib.Path | None:
+    """The folder that was embedded, by a gallery's own account; None where that is the home folder or one above it: a
+    gallery of somebody else's might claim all of the user's files.
+    """
+    with contextlib.suppress(OSError):
+        claimed = below("/", str(model.get("images")))
+        if not pathlib.Path.home().resolve().is_relative_to(claimed):
+            return claimed
+    return None
 
 
 def choose_threshold(
@@ -220,8 +240,6 @@ def _run(options: argparse.Namespace) -> None:
 def open_searcher(options: argparse.Namespace) -> tuple[Searcher, str]:
     """The searcher that the flags of this command (or of the demo) describe, and its threshold in words."""
     gallery = vectors.read(options.gallery)
-    if options.images:
-        gallery.model["images"] = str(pathlib.Path(options.images).absolute())
     if options.checkpoint is None and options.average is None:
         options.checkpoint, options.average = gallery.model["step"], gallery.model["average"]
     workdir = options.workdir or gallery.model["workdir"]
@@ -231,8 +249,11 @@ def open_searcher(options: argparse.Namespace) -> tuple[Searcher, str]:
         )
     encoder = commands.open_encoder(options, workdir)
     threshold, words = choose_threshold(encoder, options.threshold, options.false_accepts)
-    cache = pathlib.Path(f"{options.gallery}.faiss")
-    return Searcher(encoder, gallery, threshold=threshold, kind=options.index, cache=cache), words
+    # Not beside the gallery: who made that could have put an index there, and faiss trusts what it reads.
+    name = hashlib.sha256(os.fsencode(os.path.realpath(options.gallery))).hexdigest()[:16]
+    cache = pathlib.Path.home() / ".cache" / "hap2s_jax" / "faiss" / name
+    more = {"kind": options.index, "cache": cache, "pictures": options.images}
+    return Searcher(encoder, gallery, threshold=threshold, **more), words
 
 
 def _calibrate(options: argparse.Namespace) -> None:

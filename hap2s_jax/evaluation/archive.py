@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
 from hap2s_jax import formats
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.inputs import DISTANCES
+from hap2s_jax.evaluation.stored import DamagedError, check_labels, read_model, read_npz
 
 SPLITS = ("query", "gallery", "both", "views")
 
@@ -47,31 +46,22 @@ def from_npz(path: str) -> Inputs:
       UserError: naming the file and what it lacks; or a later version of `hap2s_jax.embed` wrote it.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {
-                name: file[name]
-                for name in file.files
-                if name in ("embeddings", "labels", "cameras", "split")
-            }
-            distance = _distance(file, path)
-    except formats.NewerFormatError:
-        raise
+        arrays = read_npz(path, ("embeddings", "labels"), ("cameras", "split"))
     except FileNotFoundError as error:
         raise UserError(f"--embeddings: there is no file {path}.") from error
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError, EOFError) as error:
+    except KeyError as error:
+        name = error.args[0]
+        raise UserError(
+            f"--embeddings: {path} has no array {name!r}; save with numpy.savez(path, {name}=...)."
+        ) from error
+    except (OSError, DamagedError) as error:
         raise UserError(
             f"--embeddings: {path} is not an .npz file of plain arrays, as numpy.savez writes it ({error})."
         ) from error
-    for name in ("embeddings", "labels"):
-        if name not in arrays:
-            raise UserError(
-                f"--embeddings: {path} has no array {name!r}; save with numpy.savez(path, {name}=...)."
-            )
+    distance = _distance(path, arrays["labels"])
     query = gallery = views = None
     if "split" in arrays:
         split = arrays["split"].astype(str)
-        if split.shape != (len(arrays["embeddings"]),):
-            raise UserError(f"--embeddings: split in {path} must have one entry for each embedding.")
         strange = sorted(set(split) - set(SPLITS))
         if strange:
             raise UserError(
@@ -93,13 +83,17 @@ def from_npz(path: str) -> Inputs:
     )
 
 
-def _distance(file: Mapping[str, np.ndarray], path: str) -> str:
-    """What `hap2s_jax.embed` says, in the JSON that it keeps beside its embeddings, that they are compared by."""
+def _distance(path: str, labels: np.ndarray) -> str:
+    """What `hap2s_jax.embed` says, in the JSON beside its embeddings, that they are compared by. A file of
+    its own is read as `hap2s_jax.search` reads it: its labels are numbers of its classes.
+    """
     try:
-        model = json.loads(str(file["model"]))
-        chosen = (formats.upgraded(model, path) if "fingerprint" in model else model)["distance"]
+        found = read_npz(path, ("model",), ("class_names",))
+        chosen = read_model(found["model"], path)["distance"]
     except formats.NewerFormatError:
         raise
-    except (ValueError, KeyError, TypeError):  # no such entry, or one of somebody else's
+    except (ValueError, KeyError):  # no such entry, or one of somebody else's
         return DISTANCES[0]
+    if "class_names" in found:
+        check_labels(labels, found["class_names"], path)
     return chosen if chosen in DISTANCES else DISTANCES[0]

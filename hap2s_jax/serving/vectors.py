@@ -6,23 +6,27 @@ stopped, and so that only one part need be in memory.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hap2s_jax import formats
+from hap2s_jax.data.regular_files import open_regular
 from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation import stored
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.serving.listing import Listing
 
 SUFFIXES = (".npz", ".parquet")
+_ARRAYS = ("embeddings", "paths", "labels", "class_names", "model")
 _STATE = "parts.json"
 _ROWS_AT_ONCE = 65536
 
@@ -217,20 +221,33 @@ def read(path: str | os.PathLike[str]) -> Vectors:
       UserError: the file is missing, damaged, of another make or of a later version.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"there is no file {path}; python -m hap2s_jax.embed makes one")
-    reader: Callable[[pathlib.Path], Vectors] = _read_parquet if path.suffix == ".parquet" else _read_npz
-    try:
-        found = reader(path)
-        if not np.isfinite(found.embeddings).all():
+    with _reading(path):
+        arrays = _read_parquet(path) if path.suffix == ".parquet" else stored.read_npz(path, _ARRAYS)
+        stored.check_labels(arrays["labels"], arrays["class_names"], path)
+        with np.errstate(over="ignore"):
+            embeddings = arrays["embeddings"].astype(np.float32, copy=False)
+        # The extremes carry any NaN or infinity.
+        if not (np.isfinite(embeddings.max()) and np.isfinite(embeddings.min())):
             raise UserError(f"{path} holds embeddings that are not finite; its encoder has diverged")
-        return found
-    except UserError:
-        raise
+        model = stored.read_model(arrays["model"], path)
+        return Vectors(embeddings, arrays["paths"], arrays["labels"], arrays["class_names"], model)
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+    """What is wrong with a file, in one line."""
+    try:
+        yield
     except KeyError as error:
         raise UserError(f"{path} lacks {error}; make it with python -m hap2s_jax.embed") from error
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    except stored.DamagedError as error:
+        raise UserError(f"{path} is damaged or no file of embeddings ({error}); make it again") from error
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow and NumPy raise what they stumble over
+        first = stored.first_line(error)
         raise UserError(f"{path} is damaged or no file of embeddings ({first}); make it again") from error
 
 
@@ -238,34 +255,55 @@ def read_model(path: pathlib.Path) -> dict[str, Any]:
     """Which encoder and which images a finished file is of, without reading its embeddings."""
     if path.suffix == ".parquet":
         _, parquet = _pyarrow()
-        return _model((parquet.read_schema(path).metadata or {})[b"hap2s_jax"], path)
-    with np.load(path, allow_pickle=False) as file:
-        return _model(str(file["model"]), path)
+        with open_regular(path) as file:
+            return stored.read_model(_model_of(parquet.read_schema(file)), path)
+    return stored.read_model(stored.read_npz(path, ("model",))["model"], path)
 
 
-def _model(text: str | bytes, path: pathlib.Path) -> dict[str, Any]:
-    return formats.upgraded(json.loads(text), path)
+def _model_of(schema: Any) -> str:
+    return (schema.metadata or {})[b"hap2s_jax"].decode()
 
 
-def _read_npz(path: pathlib.Path) -> Vectors:
-    with np.load(path, allow_pickle=False) as file:
-        model = _model(str(file["model"]), path)  # first, since another format may have other arrays
-        return Vectors(file["embeddings"], file["paths"], file["labels"], file["class_names"], model)
-
-
-def _read_parquet(path: pathlib.Path) -> Vectors:
-    _, parquet = _pyarrow()
-    table = parquet.read_table(path)
-    model = _model((table.schema.metadata or {})[b"hap2s_jax"], path)
-    column = table.column("embedding").combine_chunks()
-    embeddings = np.asarray(column.flatten(), np.float32).reshape(len(table), -1)
-    names: Sequence[str | None] = table.column("label").to_pylist()
+def _read_parquet(path: pathlib.Path) -> dict[str, Any]:
+    """The arrays of a parquet file, as those of an .npz file are named; its own promises are checked first."""
+    arrow, parquet = _pyarrow()
+    with open_regular(path) as file:
+        most = stored.allowed(os.fstat(file.fileno()).st_size)
+    # Text as numbers of a dictionary: a short file may repeat a long text without end.
+    with parquet.ParquetFile(path, read_dictionary=["path", "label"]) as file:
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+        kind = schema.field("embedding").type
+        if not arrow.types.is_fixed_size_list(kind) or not arrow.types.is_floating(kind.value_type):
+            raise UserError(
+                f"{path}: the column embedding must hold lists of one length of numbers, but is {kind}"
+            )
+        dtype = np.dtype(kind.value_type.to_pandas_dtype())
+        stored.check({"embeddings": (dtype, (rows, kind.list_size))}, path)
+        if rows * kind.list_size * dtype.itemsize > most:
+            raise stored.DamagedError(f"it promises {rows:,} rows of {kind.list_size} numbers")
+        table = file.read(columns=["path", "label", "embedding"])
+    text = {name: _text(table.column(name), most, arrow) for name in ("path", "label")}
+    names = text["label"]
     class_names = sorted({name for name in names if name is not None})
     number = {name: n for n, name in enumerate(class_names)}
-    labels = np.array([-1 if name is None else number[name] for name in names], np.int64)
-    return Vectors(
-        embeddings, np.array(table.column("path").to_pylist(), str), labels, np.array(class_names, str), model
-    )
+    return {
+        "embeddings": np.asarray(table.column("embedding").combine_chunks().flatten()).reshape(
+            len(table), -1
+        ),
+        "labels": np.array([-1 if name is None else number[name] for name in names], np.int64),
+        "paths": np.array(text["path"], str),
+        "class_names": np.array(class_names, str),
+        "model": _model_of(schema),
+    }
+
+
+def _text(column: Any, most: int, arrow: Any) -> list[str | None]:
+    if not arrow.types.is_dictionary(column.type):
+        raise stored.DamagedError(f"its texts are {column.type}")
+    longest = max((len(text) for chunk in column.chunks for text in chunk.dictionary.to_pylist()), default=0)
+    if 4 * longest * len(column) > most:
+        raise stored.DamagedError(f"it promises {len(column):,} texts of up to {longest:,} letters")
+    return column.cast(arrow.string()).to_pylist()
 
 
 def _pyarrow() -> tuple[Any, Any]:
