@@ -31,13 +31,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from hap2s_jax.data.augment import DRAWS, Augmentation
+from hap2s_jax.data.batches import train_batches
 from hap2s_jax.data.draws import uniforms
+from hap2s_jax.data.images import CACHE_BYTES, DecodedImages
 from hap2s_jax.data.pixels import Window, cut, decode_whole, image_shape, reduction
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.readers.files import FileSource
-from hap2s_jax.data.tf.augment import DRAWS, Augmentation
-from hap2s_jax.data.tf.images import CACHE_BYTES, DecodedImages
-from hap2s_jax.data.tf.pipeline import train_batches
 from hap2s_jax.data.tf.quiet import tf
 from hap2s_jax.reporting import environment
 from hap2s_jax.reporting.table import to_markdown

@@ -230,7 +230,7 @@ def run(
     Raises:
       UserError: the data set is not there, or images of it cannot be read.
     """
-    from hap2s_jax.data.tf import datasets
+    from hap2s_jax.data import datasets
 
     entry = registry.entry(name)
     dataset = datasets.load(name, data_dir=data_dir, validation_fraction=0.0, **options)

@@ -209,7 +209,7 @@ def for_evaluation(
     box: np.ndarray | None = None,
     max_pixels: int | None = None,
 ) -> np.ndarray:
-    """An image as the encoder sees it in evaluation, the same that `data.tf.pipeline.eval_batches` makes.
+    """An image as the encoder sees it in evaluation, the same that `data.batches.eval_batches` makes.
 
     Args:
       image: encoded, or uint8 `[H, W, 3]`. A JPEG several times larger than `size` is decoded at a fraction.

@@ -60,10 +60,10 @@ class Evaluator:
 
     def eval_batches(self, source: Source) -> Iterator[PyTree]:
         """This process's share of a source's images, each once."""
-        from hap2s_jax.data.tf import pipeline
+        from hap2s_jax.data.batches import eval_batches
 
         devices = len(self.parallel.local_devices)
-        return pipeline.eval_batches(
+        return eval_batches(
             source,
             image_size=self.config.data.image_size,
             batch_size=-(-self.config.evaluate.batch_size // devices) * devices,
@@ -114,9 +114,9 @@ class Evaluator:
 
     def images(self, source: Source, indices: np.ndarray) -> np.ndarray:
         """Some images of a source as the encoder sees them, uint8 ``[n, h, w, 3]``, for pictures."""
-        from hap2s_jax.data.tf import pipeline
+        from hap2s_jax.data.batches import eval_batches
 
-        batches = pipeline.eval_batches(
+        batches = eval_batches(
             Subset(source, indices, relabel=False),
             image_size=self.config.data.image_size,
             batch_size=max(len(indices), 1),
@@ -133,8 +133,7 @@ def load_dataset(config: Config) -> Dataset:
     Raises:
       UserError: naming the key that is wrong, or the data that are missing.
     """
-    # TensorFlow is loaded here and not before: a mistake in the config is reported at once.
-    from hap2s_jax.data.tf import datasets
+    from hap2s_jax.data import datasets
 
     return datasets.load(
         config.data.name,
@@ -151,7 +150,7 @@ def with_noise(config: Config, dataset: Dataset) -> tuple[Dataset, NoiseRecord |
     Raises:
       UserError: naming the key that is wrong, or the foreign data that are missing.
     """
-    from hap2s_jax.data.tf import datasets
+    from hap2s_jax.data import datasets
 
     dataset, noise = datasets.with_noise(dataset, data_dir=config.data.data_dir, **config.data.noise)
     if config.data.quarter_turns:

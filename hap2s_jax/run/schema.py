@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import ml_collections
 from ml_collections import config_dict
 
-from hap2s_jax.data.tf.augment import Augmentation
+from hap2s_jax.data.augment import Augmentation
 from hap2s_jax.evaluation.inputs import DISTANCES
 from hap2s_jax.run.config import Config
 from hap2s_jax.settings import (

@@ -76,7 +76,7 @@ class Trainer(Evaluator):
         parallel.check_batch(learner.batch_size, config.batch.pieces)
         embed = parallel.compile_map(embedding_function(learner.encoder, config.evaluate))
 
-        from hap2s_jax.data.tf.augment import Augmentation  # TensorFlow, as late as `load_dataset` has it
+        from hap2s_jax.data.augment import Augmentation
 
         augmentation = Augmentation(**config.augment)
         dataset = load_dataset(config)
@@ -148,9 +148,9 @@ class Trainer(Evaluator):
 
     def train_batches(self, start_step: int) -> Iterator[PyTree]:
         """The batches of steps `start_step`, `start_step` + 1, ..., split over the local devices."""
-        from hap2s_jax.data.tf import pipeline
+        from hap2s_jax.data.batches import train_batches
 
-        batches = pipeline.train_batches(
+        batches = train_batches(
             self.dataset.train,
             self.plan,
             augmentation=self.augmentation,

@@ -7,8 +7,8 @@ import pytest
 import tensorflow_datasets as tfds
 import trees
 
+from hap2s_jax.data import datasets
 from hap2s_jax.data.builders import official
-from hap2s_jax.data.tf import datasets
 from hap2s_jax.errors import UserError
 
 SETS = {

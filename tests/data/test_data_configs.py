@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 from hap2s_jax.data import registry
-from hap2s_jax.data.tf.augment import Augmentation
+from hap2s_jax.data.augment import Augmentation
 
 CONFIGS = ("market1501", "dukemtmc", "cuhk03", "msmt17", "cub", "cars196", "sop", "inshop", "folder")
 

@@ -12,7 +12,7 @@ from PIL import Image
 from trees import encoded, picture
 
 from hap2s_jax.data import pixels
-from hap2s_jax.data.tf import pipeline
+from hap2s_jax.data.batches import eval_batches
 
 KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 
@@ -55,10 +55,10 @@ BOXES = np.array([[5, 3, 40 + n, 50] for n in range(len(FILES))], np.int32)
 def test_the_pipeline_and_a_single_image_agree_to_the_bit(cache_bytes, boxes, options):
     source, size = _Memory(FILES, boxes), (24, 20)
     for _ in range(2):  # the second pass comes from what was kept
-        batches = pipeline.eval_batches(
+        made = eval_batches(
             source, image_size=size, batch_size=3, cache_bytes=cache_bytes, num_workers=2, **options
         )
-        seen = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
+        seen = np.concatenate([batch["image"][batch["mask"]] for batch in made])
         for number, file in enumerate(FILES):
             box = None if boxes is None else boxes[number]
             alone = pixels.for_evaluation(file, size, box=box, **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -161,7 +160,10 @@ def test_the_picture_shows_what_every_query_found(gallery, encoder, folder, tmp_
 
 
 def test_calibrating_needs_the_training_extra(run, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "hap2s_jax.data.tf", None)
+    def load(config):
+        raise ModuleNotFoundError("No module named 'h5py'")
+
+    monkeypatch.setattr("hap2s_jax.evaluator.load_dataset", load)
     assert search.main([f"--workdir={run.workdir}", "--calibrate"]) == 1
     assert 'needs pip install -e ".[train]"' in capsys.readouterr().err
 

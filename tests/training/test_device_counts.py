@@ -42,8 +42,8 @@ def test_fifty_steps_in_two_processes_of_four_devices(on_one_device, tmp_path):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_batches_are_the_same_bit_for_bit_on_any_number_of_hosts(hosts):
     from hap2s_jax.data import emoji
-    from hap2s_jax.data.tf.augment import Augmentation
-    from hap2s_jax.data.tf.pipeline import train_batches
+    from hap2s_jax.data.augment import Augmentation
+    from hap2s_jax.data.batches import train_batches
 
     train = Subset(emoji.load().train, np.arange(300))
     plan = PKPlan(train.labels, classes_per_batch=8, images_per_class=2, seed=0)

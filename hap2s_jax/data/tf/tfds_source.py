@@ -23,6 +23,7 @@ import numpy as np
 
 from hap2s_jax.data.readers.files import Parts, number_identities
 from hap2s_jax.data.source import Subset
+from hap2s_jax.data.tf import is_remote
 from hap2s_jax.data.tf.quiet import tf
 from hap2s_jax.errors import UserError
 
@@ -147,11 +148,6 @@ class TfdsSource:
         """The split, or file, and the record in it."""
         split, row = self._place(index)
         return split.describe(row)
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is for TensorFlow's file systems, such as gs://bucket/folder."""
-    return "://" in os.fspath(path)
 
 
 def _open(path: str) -> Any:

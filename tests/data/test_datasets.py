@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import trees
 from etils import epath
 
-from hap2s_jax.data.tf import datasets, tfds_source
+from hap2s_jax.data import datasets
+from hap2s_jax.data.tf import tfds_source
 from hap2s_jax.data.tf.quiet import tf
 from hap2s_jax.errors import UserError
 
@@ -231,7 +234,7 @@ def test_records_are_read_from_a_file_system_that_is_no_disk(prepared, monkeypat
 
 def test_a_bucket_is_asked_for_prepared_data_alone(monkeypatch):
     asked = []
-    monkeypatch.setattr(datasets, "read_tfds", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(tfds_source, "read_tfds", lambda *arguments: asked.append(arguments))
     with pytest.raises(UserError, match=r"gs://bucket/data holds no CUHK03 prepared with TFDS; prepare it"):
         datasets.load("cuhk03", data_dir="gs://bucket/data", detection="labeled")
     assert asked == [("cuhk03/labeled", "gs://bucket/data")]
@@ -240,3 +243,14 @@ def test_a_bucket_is_asked_for_prepared_data_alone(monkeypatch):
     monkeypatch.undo()
     with pytest.raises(UserError, match="xy://bucket cannot be read"):
         datasets.load("sop", data_dir="xy://bucket")
+
+
+def test_without_tensorflow_folders_are_read_and_what_needs_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    trees.cub(tmp_path / "CUB_200_2011", classes=4)
+    assert len(datasets.load("cub", data_dir=tmp_path, validation_fraction=0).train)
+    for where in (tmp_path / "elsewhere", "gs://bucket/data"):
+        with pytest.raises(
+            UserError, match=r"TensorFlow, which is not installed: pip install 'hap2s_jax\[train\]'"
+        ):
+            datasets.load("cub", data_dir=where)

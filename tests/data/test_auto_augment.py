@@ -7,9 +7,9 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from trees import picture
 
+from hap2s_jax.data.augment import DRAWS, Augmentation
+from hap2s_jax.data.auto_augment import _POLICY, OPERATIONS, auto_augment
 from hap2s_jax.data.draws import uniforms
-from hap2s_jax.data.tf.augment import DRAWS, Augmentation
-from hap2s_jax.data.tf.auto_augment import _POLICY, OPERATIONS, auto_augment
 
 IMAGE = np.clip(
     picture(5, 60, 44).astype(int) + np.random.default_rng(0).integers(-20, 21, (60, 44, 3)), 10, 230

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from trees import encoded, picture
 
+from hap2s_jax.data import batches
+from hap2s_jax.data.augment import Augmentation
+from hap2s_jax.data.batches import eval_batches, train_batches
+from hap2s_jax.data.images import DecodedImages
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.source import Subset
-from hap2s_jax.data.tf import pipeline
-from hap2s_jax.data.tf.augment import Augmentation
-from hap2s_jax.data.tf.images import DecodedImages
-from hap2s_jax.data.tf.pipeline import eval_batches, train_batches
 from hap2s_jax.errors import UserError
 
 ALL = Augmentation(
@@ -104,26 +104,36 @@ def test_without_augmentation_the_images_are_the_files(source):
             assert np.abs(image.astype(int) - picture(index, 32, 24)).mean() < 6
 
 
+@pytest.fixture(params=["tf.data", "threads"])
+def made_by(request, monkeypatch):
+    """`first_twelve` come through tf.data: what a test compares with them is the same bit for bit without it."""
+    if request.param == "threads":
+        monkeypatch.setattr(batches, "has_tensorflow", lambda: False)
+        monkeypatch.setitem(sys.modules, "hap2s_jax.data.tf.pipeline", None)
+
+
 @pytest.mark.parametrize("workers", [1, 5])
+@pytest.mark.usefixtures("made_by")
 def test_the_number_of_workers_changes_nothing(source, first_twelve, workers):
     same(take(source, 12, num_workers=workers), first_twelve)
 
 
+@pytest.mark.usefixtures("made_by")
 def test_few_large_batches_lie_in_memory_and_threads_share_them(source, first_twelve, monkeypatch):
-    monkeypatch.setattr(pipeline, "_AHEAD_BYTES", 1)
+    monkeypatch.setattr(batches, "_AHEAD_BYTES", 1)
     same(take(source, 12, num_workers=4), first_twelve)
     options = {"image_size": (32, 24), "batch_size": 5}
     few = list(eval_batches(source, num_workers=4, **options))
-    monkeypatch.undo()
+    monkeypatch.setattr(batches, "_AHEAD_BYTES", 2**30)
     for batch, expected in zip(few, eval_batches(source, num_workers=1, **options), strict=True):
         for name in ("image", "index", "mask"):
             np.testing.assert_array_equal(batch[name], expected[name])
 
-    monkeypatch.setattr(pipeline, "_AHEAD_BYTES", 1)
+    monkeypatch.setattr(batches, "_AHEAD_BYTES", 1)
     begun, plan = [], plan_of(source)
     watched = SimpleNamespace(batch=lambda step: begun.append(step) or plan.batch(step))
-    batches = train_batches(source, watched, augmentation=ALL, image_size=(32, 24), seed=7, num_workers=8)
-    next(batches)
+    made = train_batches(source, watched, augmentation=ALL, image_size=(32, 24), seed=7, num_workers=8)
+    next(made)
     time.sleep(1.0)
     assert max(begun) <= 4  # eight threads with a batch each would be at the tenth
 
@@ -265,6 +275,7 @@ def test_nothing_readable_at_all_is_an_error(broken):
         take(broken, 1, on_unreadable="skip")
 
 
+@pytest.mark.usefixtures("made_by")
 def test_an_error_comes_in_its_turn(broken):
     plan = plan_of(broken)
     turn = next(t for t in itertools.count() if 4 in plan.batch(t))
@@ -291,17 +302,18 @@ def test_arguments_out_of_range_are_refused_before_the_first_batch(source, kwarg
 
 
 @pytest.mark.slow
-def test_leaving_in_the_middle_ends_the_process():
+@pytest.mark.parametrize("start", ["", "sys.modules['tensorflow'] = None"])
+def test_leaving_in_the_middle_ends_the_process(start):
     code = """
-import sys; sys.path.insert(0, {here!r})
-import test_tf_pipeline as t
+import sys; sys.path.insert(0, {here!r}); {start}
+import test_batches as t
 # Large, so that several batches are in the making when the process ends.
 batches = t.train_batches(t.Memory(), t.plan_of(t.Memory()), augmentation=t.ALL, image_size=(320, 240), seed=0)
 next(batches); print("fine")
 """
     here = __file__.rpartition("/")[0]
     done = subprocess.run(
-        [sys.executable, "-c", code.format(here=here)],
+        [sys.executable, "-c", code.format(here=here, start=start)],
         capture_output=True,
         text=True,
         timeout=120,

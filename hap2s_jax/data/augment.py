@@ -14,8 +14,8 @@ from typing import Annotated
 import cv2
 import numpy as np
 
+from hap2s_jax.data import auto_augment
 from hap2s_jax.data.pixels import centre_part, fit, resize
-from hap2s_jax.data.tf import auto_augment
 from hap2s_jax.settings import Rule, Settings, between, one_of
 
 __all__ = ["CROPS", "DRAWS", "IMAGENET_MEAN", "Augmentation", "centre_part", "resize"]

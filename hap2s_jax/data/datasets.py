@@ -11,12 +11,12 @@ from hap2s_jax.data import noise, registry
 from hap2s_jax.data.readers.files import Parts
 from hap2s_jax.data.source import Dataset
 from hap2s_jax.data.splits import split_by_class
-from hap2s_jax.data.tf.quiet import tf
-from hap2s_jax.data.tf.tfds_source import LAYOUTS, is_remote, read_tfds
+from hap2s_jax.data.tf import has_tensorflow, is_remote
 from hap2s_jax.errors import UserError, unknown_name
 
 _LOG = logging.getLogger(__name__)
 _TEST_SEED = 0
+_INSTALL = "pip install 'hap2s_jax[train]'"
 
 
 def load(
@@ -154,7 +154,11 @@ def _parts(
         _LOG.info("reading %s from %s", found.title, root)
         return registry.read_parts(found, root, options, seed)
     hint = ""
-    if found.tfds is not None:
+    if found.tfds is not None and not has_tensorflow():
+        hint = f"; data prepared with TFDS would be read with TensorFlow, which is not installed: {_INSTALL}"
+    elif found.tfds is not None:
+        from hap2s_jax.data.tf.tfds_source import LAYOUTS, read_tfds
+
         builder = found.tfds.format(**{**found.options, **options})
         for base in bases:
             parts = read_tfds(builder, base)
@@ -174,6 +178,13 @@ def _remote_parts(found: registry.Entry, data_dir: str, options: dict[str, Any])
         raise UserError(
             f"data.data_dir: {data_dir} is not on a disk, and {found.name} cannot be prepared with TFDS; copy it to one"
         )
+    if not has_tensorflow():
+        raise UserError(
+            f"data.data_dir: {data_dir} is read with TensorFlow, which is not installed: {_INSTALL}"
+        )
+    from hap2s_jax.data.tf.quiet import tf
+    from hap2s_jax.data.tf.tfds_source import read_tfds
+
     builder = found.tfds.format(**{**found.options, **options})
     try:
         parts = read_tfds(builder, data_dir)

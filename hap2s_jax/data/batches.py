@@ -1,0 +1,309 @@
+"""Batches for training and for evaluation, in NumPy and OpenCV, made ahead of time.
+
+The unit of work is a batch: a Python function from the step number to the whole batch runs several steps at once and
+in order, through tf.data where TensorFlow is installed and on a pool of threads elsewhere; the batches are the same
+bit for bit. Everything expensive in it (decoding, resizing, warping) leaves Python's lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+import cv2
+import numpy as np
+
+from hap2s_jax.data.augment import DRAWS, Augmentation, centre_part, resize
+from hap2s_jax.data.draws import uniforms
+from hap2s_jax.data.images import CACHE_BYTES, DecodedImages
+from hap2s_jax.data.pixels import UnreadableImageError
+from hap2s_jax.data.source import Source
+from hap2s_jax.data.tf import AHEAD, has_tensorflow
+from hap2s_jax.errors import UserError
+from hap2s_jax.reporting.environment import usable_cores
+
+_LOG = logging.getLogger(__name__)
+_UNREADABLE = ("error", "skip")
+_FOREVER = np.iinfo(np.int64).max
+_AHEAD_BYTES = (
+    4 * 2**30
+)  # of all batches that exist at a time: in the making, `AHEAD` that wait, and one taken
+_Batch = TypeVar("_Batch")
+# (fill, count): fill(0), ..., fill(count - 1), in any order
+_Each = Callable[[Callable[[int], None], int], None]
+
+
+class Plan(Protocol):
+    """Which images stand in which batch; see `hap2s_jax.data.pk.PKPlan`."""
+
+    def batch(self, step: int) -> np.ndarray:
+        """Indices of the images of the global batch number `step`, int `[B]`."""
+        ...
+
+
+def train_batches(
+    source: Source,
+    plan: Plan,
+    *,
+    augmentation: Augmentation,
+    image_size: tuple[int, int],
+    seed: int,
+    start_step: int = 0,
+    host_index: int = 0,
+    host_count: int = 1,
+    num_workers: int | None = None,
+    on_unreadable: str = "error",
+    cache_bytes: int = CACHE_BYTES,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Training batches of the steps `start_step`, `start_step` + 1, ... without end.
+
+    Batch `t` is a pure function of (seed, t): bit for bit the same after a resume, with any number of
+    workers, and, put together, on any number of hosts.
+
+    Args:
+      source: the training images.
+      plan: which of them make up batch `t`.
+      augmentation: the random changes.
+      image_size: (height, width) of the encoder's input.
+      seed: of the random changes.
+      start_step: the first batch; a large number costs nothing.
+      host_index: which contiguous share of the global batch to make.
+      host_count: number of shares.
+      num_workers: threads; by default the number of usable cores. Each makes a batch, large batches are shared.
+      on_unreadable: "error" names the image and ends; "skip" names it once and puts the next readable image
+        of its class in its place (where the class has none, of another class, with that one's label), the same at
+        every run.
+      cache_bytes: decoded images are kept when all of them fit into this many bytes.
+
+    Returns:
+      An iterator of {"image": uint8 `[b, h, w, 3]`, "label": int32 `[b]`}, b = B / host_count.
+
+    Raises:
+      UserError: the batch cannot be divided among the hosts, an argument is out of range, or (while
+        iterating) an image cannot be read.
+    """
+    _check(on_unreadable, image_size, num_workers, cache_bytes)
+    batch_size = len(plan.batch(start_step))
+    if batch_size % host_count:
+        raise UserError(f"batch: {batch_size} images cannot be divided evenly among {host_count} hosts")
+    share = batch_size // host_count
+    slots = np.arange(host_index * share, (host_index + 1) * share)
+    labels = np.asarray(source.labels)
+    reader = _Reader(DecodedImages(source, cache_bytes), on_unreadable)
+    size = (int(image_size[0]), int(image_size[1]))
+
+    def load(step: int, each: _Each) -> tuple[np.ndarray, np.ndarray]:
+        indices = plan.batch(step)[slots]
+        draws = uniforms(seed, step, slots, DRAWS)
+        out = np.empty((share, *size, 3), np.uint8)
+        taken = np.empty(share, np.int64)
+
+        def fill(slot: int) -> None:
+            u = draws[slot]
+            part, taken[slot] = reader.get_or_substitute(
+                int(indices[slot]), lambda h, w: augmentation.part(h, w, size, u), size
+            )
+            augmentation.finish(part, out[slot], u)
+
+        each(fill, share)
+        return out, labels[taken].astype(np.int32)
+
+    batches = _run(load, start_step, _FOREVER, num_workers, share * math.prod(size) * 3)
+    return ({"image": image, "label": label} for image, label in batches)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    image_size: tuple[int, int],
+    batch_size: int,
+    enlarge: float = 1.0,
+    keep_aspect: bool = False,
+    host_index: int = 0,
+    host_count: int = 1,
+    num_workers: int | None = None,
+    on_unreadable: str = "error",
+    cache_bytes: int = CACHE_BYTES,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every image of a source exactly once, in order, unchanged but for its size.
+
+    Args:
+      source: the images.
+      image_size: (height, width) of the encoder's input.
+      batch_size: images per batch of this host.
+      enlarge: 256 / 224 with `keep_aspect` is "resize to 256, centre crop 224"; see `augment.centre_part`.
+      keep_aspect: whether margins are cut instead of squeezing the image.
+      host_index: which contiguous share of the source to read.
+      host_count: number of shares; every host gets the same number of batches, some perhaps all padding.
+      num_workers: threads; by default the number of usable cores. Each makes a batch, large batches are shared.
+      on_unreadable: "error" names the image and ends; "skip" names it and masks it.
+      cache_bytes: decoded images are kept, also for the next pass, when all of them fit into this many bytes.
+
+    Returns:
+      An iterator of {"image": uint8 `[b, h, w, 3]`, "index": int32 `[b]`, "mask": bool `[b]`}. The mask is
+      False for the padding of the last batches (index 0) and for images that cannot be read (black).
+
+    Raises:
+      UserError: an argument is out of range, or (while iterating) an image cannot be read.
+    """
+    _check(on_unreadable, image_size, num_workers, cache_bytes)
+    if batch_size < 1:
+        raise UserError(f"evaluate.batch_size: must be at least 1, found {batch_size}")
+    share = -(-len(source) // host_count)
+    first, last = host_index * share, min((host_index + 1) * share, len(source))
+    reader = _Reader(DecodedImages(source, cache_bytes), on_unreadable)
+    size = (int(image_size[0]), int(image_size[1]))
+
+    def choose(height: int, width: int) -> tuple[int, int, int, int]:
+        return centre_part(height, width, size, enlarge=enlarge, keep_aspect=keep_aspect)
+
+    def load(step: int, each: _Each) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        start = first + step * batch_size
+        indices = np.arange(start, min(start + batch_size, last), dtype=np.int32)
+        out = np.zeros((batch_size, *size, 3), np.uint8)
+        mask = np.zeros(batch_size, bool)
+
+        def fill(slot: int) -> None:
+            part = reader.get(int(indices[slot]), choose, size)
+            if part is not None:
+                out[slot], mask[slot] = resize(part, size), True
+
+        each(fill, len(indices))
+        return out, np.pad(indices, (0, batch_size - len(indices))), mask
+
+    batches = _run(load, 0, -(-share // batch_size), num_workers, batch_size * math.prod(size) * 3)
+    return ({"image": image, "index": index, "mask": mask} for image, index, mask in batches)
+
+
+class _Reader:
+    """What to do about images that cannot be read."""
+
+    def __init__(self, images: DecodedImages, on_unreadable: str):
+        self.images = images
+        self.skip = on_unreadable == "skip"
+        self.unreadable: set[int] = set()
+        self._warned: set[int] = set()
+        self._labels = np.asarray(images.source.labels)
+
+    def get(self, index: int, choose: Callable, size: tuple[int, int]) -> np.ndarray | None:
+        """The part of an image, or None where it cannot be read and may be skipped."""
+        try:
+            return self.images.get(index, choose, size)
+        except (OSError, UnreadableImageError) as error:
+            where = self.images.source.describe(index)
+            if not self.skip:
+                raise UserError(
+                    f"cannot read the image {where}: {error}; mend or remove it, or set "
+                    "config.data.on_unreadable=skip to leave such images out"
+                ) from None
+            if index not in self.unreadable:
+                self.unreadable.add(index)
+                _LOG.warning("skipping the image %s, which cannot be read: %s", where, error)
+            return None
+
+    def get_or_substitute(
+        self, index: int, choose: Callable, size: tuple[int, int]
+    ) -> tuple[np.ndarray, int]:
+        """The part of an image, or of the next readable one of its class, or of any class; and that one's number."""
+        part = self.get(index, choose, size)
+        if part is not None:
+            return part, index
+        for other in self._substitutes(index):
+            part = None if other in self.unreadable else self.get(other, choose, size)
+            if part is not None:
+                return part, other
+        raise UserError(
+            f"none of the images of {self.images.source.name} can be read, such as "
+            f"{self.images.source.describe(index)}; mend them, or check config.data.data_dir"
+        )
+
+    def _substitutes(self, index: int) -> Iterator[int]:
+        """All other images with a class in the order in which they may stand in: first those of the same class.
+
+        The images of a class go over to as many different ones of the class that follows.
+        """
+        labelled = np.flatnonzero(self._labels >= 0)
+        by_class = labelled[np.argsort(self._labels[labelled], kind="stable")]
+        classes, first, which, size = np.unique(
+            self._labels[by_class], return_index=True, return_inverse=True, return_counts=True
+        )
+        place, own = np.arange(len(by_class)) - first[which], int(np.flatnonzero(by_class == index)[0])
+        classes_on, places_on = (which - which[own]) % len(classes), (place - place[own]) % size[which]
+        ranking, same = by_class[np.lexsort((places_on, classes_on))].tolist(), size[which[own]]
+        yield from ranking[1:same]
+        if self._labels[index] not in self._warned:
+            self._warned.add(self._labels[index])
+            _LOG.warning(
+                "no image of class %d of %s can be read; those of other classes stand in for it",
+                self._labels[index],
+                self.images.source.name,
+            )
+        yield from ranking[same:]
+
+
+def _run(
+    load: Callable[[int, _Each], tuple[np.ndarray, ...]],
+    start: int,
+    stop: int,
+    num_workers: int | None,
+    batch_bytes: int,
+) -> Generator[tuple[np.ndarray, ...], None, None]:
+    """load(start), load(start + 1), ... in order, made ahead of time on `num_workers` threads.
+
+    A thread makes a batch of its own, unless batches are so large that `_AHEAD_BYTES` do not hold as many: then fewer
+    are made at a time, each by several threads.
+    """
+    threads = num_workers or usable_cores()
+    at_once = min(threads, max(1, _AHEAD_BYTES // batch_bytes - AHEAD - 1))
+    threads_each = threads // at_once
+    made_ahead = on_threads
+    if has_tensorflow():
+        from hap2s_jax.data.tf.pipeline import made_ahead
+    # Our own threads are the parallelism; OpenCV's would only fight them, and the encoder, for the cores.
+    cv2.setNumThreads(1)
+    pool = ThreadPoolExecutor(at_once * threads_each, "images") if threads_each > 1 else None
+
+    def each(fill: Callable[[int], None], count: int) -> None:
+        for _ in map(fill, range(count)) if pool is None else pool.map(fill, range(count)):
+            pass
+
+    try:
+        yield from made_ahead(lambda step: load(step, each), start, stop, at_once)
+    finally:
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def on_threads(
+    make: Callable[[int], _Batch], start: int, stop: int, at_once: int
+) -> Generator[_Batch, None, None]:
+    """make(start), ..., make(stop - 1) in order, as `data.tf.pipeline.made_ahead` has them."""
+    pool, steps = ThreadPoolExecutor(at_once, "batches"), iter(range(start, stop))
+    try:
+        waiting = deque(pool.submit(make, step) for step in itertools.islice(steps, at_once + AHEAD))
+        while waiting:
+            batch = waiting.popleft().result()
+            waiting.extend(pool.submit(make, step) for step in itertools.islice(steps, 1))
+            yield batch
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _check(
+    on_unreadable: str, image_size: tuple[int, int], num_workers: int | None, cache_bytes: int
+) -> None:
+    if on_unreadable not in _UNREADABLE:
+        raise UserError(
+            f"data.on_unreadable: must be one of {', '.join(_UNREADABLE)}, found {on_unreadable!r}"
+        )
+    if len(image_size) != 2 or min(image_size) < 1:
+        raise UserError(f"data.image_size: must be (height, width) in pixels, found {tuple(image_size)}")
+    if num_workers is not None and num_workers < 1:
+        raise UserError(f"data.num_workers: must be at least 1, or None for all cores, found {num_workers}")
+    if cache_bytes < 0:
+        raise UserError(f"data.cache_bytes: must be 0 (keep nothing) or more, found {cache_bytes}")
