@@ -67,6 +67,10 @@ INSIDE_FUNCTIONS = {
 }
 
 
+_EXACT = (["distances"], ["losses"], ["evaluation"])
+_PRODUCTS = ("matmul", "einsum", "dot", "vdot", "inner", "tensordot", "dot_general")
+
+
 def _name(path: pathlib.Path) -> str:
     parts = list(path.relative_to(PACKAGE.parent).with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -140,6 +144,24 @@ def test_pmap_and_distributed_live_in_one_module(module):
         if isinstance(node.value, ast.Name) and node.value.id == "jax"
     ]
     assert not uses, f"{module}:{uses[0].lineno} uses jax.{uses[0].attr}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[1:2] in _EXACT])
+def test_products_of_losses_and_metrics_say_how_exact_they_are(module):
+    """The default is TF32 on NVIDIA and bfloat16 on TPU, which no CPU test would see."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in _PRODUCTS
+        ):
+            of_numpy = isinstance(node.func.value, ast.Name) and node.func.value.id == "np"
+            said = any(keyword.arg == "precision" for keyword in node.keywords)
+            assert of_numpy or said, f"{module}:{node.lineno}: give precision="
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+            assert module == "hap2s_jax.evaluation.statistics", (
+                f"{module}:{node.lineno}: @ cannot say precision="
+            )
 
 
 def _loaded_after(statement: str) -> set[str]:

@@ -87,7 +87,8 @@ def _cross(a: jax.Array, b: jax.Array, *, cosine: bool) -> jax.Array:
     product = jnp.matmul(a, b.T, precision="highest")
     if cosine:
         return 1 - product
-    squares = jnp.einsum("nd,nd->n", a, a)[:, None] + jnp.einsum("nd,nd->n", b, b)
+    own, others = (jnp.einsum("nd,nd->n", x, x, precision="highest") for x in (a, b))
+    squares = own[:, None] + others
     return jnp.maximum(squares - 2 * product, 0)
 
 

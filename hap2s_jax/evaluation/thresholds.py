@@ -136,7 +136,8 @@ def _nearest_places(
     """Row of the nearest right and of the nearest wrong key, int32 `[block]` each, -1 without one."""
     row = start + jnp.arange(block)
     product = jnp.matmul(keys[row], keys.T, precision="highest")
-    score = -product if cosine else jnp.einsum("nd,nd->n", keys, keys) - 2 * product
+    squares = jnp.einsum("nd,nd->n", keys, keys, precision="highest")
+    score = -product if cosine else squares - 2 * product
     same = label[row][:, None] == label
     itself = row[:, None] == jnp.arange(len(keys))
     is_right = same & (camera[row][:, None] != camera) & ~itself

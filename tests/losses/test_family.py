@@ -34,7 +34,8 @@ def test_split_over_devices_and_blocks_changes_nothing(name):
 
     def step(matrix, params, x, labels, axis_name, **arguments):
         def value(matrix, params):
-            return run(loss, params, x @ matrix, labels, axis_name=axis_name, **arguments)
+            embeddings = jnp.matmul(x, matrix, precision="highest")
+            return run(loss, params, embeddings, labels, axis_name=axis_name, **arguments)
 
         out = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(matrix, params)
         return out if axis_name is None else (out[0], jax.lax.pmean(out[1], axis_name))

@@ -67,7 +67,7 @@ def test_permutation_relabelling_and_rotation(form, batch):
     close(loss(x, names[labels]), (value, gradient), x)
     rotation, _ = np.linalg.qr(random.normal(size=(DIM, DIM)))
     rotation = rotation.astype(np.float32)
-    close(loss(x @ rotation, labels), (value, gradient @ rotation), x)
+    close(loss(x @ rotation, labels), (value, np.asarray(gradient) @ rotation), x)
 
 
 @pytest.mark.parametrize("form", list(FORMS))
