@@ -9,13 +9,12 @@ runs transformers' ResNet (needs the bench extra; without it only our side is ti
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
-import time
-from collections.abc import Callable
-from typing import Any
 
-Run = Callable[[], object]
+from bench.encoders import Ours, Run, theirs
+from bench.timing import timed
 
 
 def main() -> None:
@@ -35,112 +34,22 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     print("| encoder | what | ours, img/s | torch, img/s | ratio |\n|---|---|---|---|---|")
     for name in options.names.split(","):
-        ours = _ours(name, options.batch, options.size, options.dtype)
-        theirs = _theirs(name, options.batch, options.size, options.threads, options.dtype)
-        for what in ours:
-            print(f"| {name} | {what} | {_compare(ours[what], theirs.get(what), options)} |", flush=True)
+        given = (name, options.batch, (options.size, options.size), options.dtype)
+        ours, torch = Ours(*given), theirs(*given, threads=options.threads)
+        for what in ("forward", "train step"):
+            print(f"| {name} | {what} | {_compare(ours.call(what), torch.get(what), options)} |", flush=True)
 
 
-def _compare(ours: Run, theirs: Run | None, options: argparse.Namespace) -> str:
-    sides = [ours] if theirs is None else [ours, theirs]
-    for side in sides:
+def _compare(ours: Run, torch: Run | None, options: argparse.Namespace) -> str:
+    sides = {"ours": ours} | ({} if torch is None else {"torch": torch})
+    for side in sides.values():
         side()
-    rates: list[list[float]] = [[] for _ in sides]
-    for _ in range(options.rounds):
-        for side, found in zip(sides, rates, strict=True):
-            start = time.perf_counter()
-            side()
-            found.append(options.batch / (time.perf_counter() - start))
-    medians = [f"{statistics.median(found):.1f}" for found in rates]
-    if theirs is None:
-        return f"{medians[0]} | - | -"
-    ratio = statistics.median(a / b for a, b in zip(*rates, strict=True))
-    return f"{medians[0]} | {medians[1]} | {ratio:.2f}"
-
-
-def _ours(name: str, batch: int, size: int, dtype: str) -> dict[str, Run]:
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from hap2s_jax import models
-
-    encoder = models.create(name, embedding_dim=0, dtype=dtype)
-    images = jax.device_put(
-        np.random.default_rng(0).integers(0, 256, (batch, size, size, 3)).astype(np.uint8)
-    )
-    variables = models.initialize(encoder, jax.random.key(0), images[:1])
-
-    @jax.jit
-    def forward(variables):
-        output: Any = encoder.apply(variables, images, train=False)
-        return output.embedding
-
-    def update(variables):
-        def loss(params):
-            output, state = encoder.apply(
-                {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
-            )
-            return jnp.square(output.embedding).mean(), state
-
-        gradients, state = jax.grad(loss, has_aux=True)(variables["params"])
-        return {"params": jax.tree.map(lambda p, g: p - 1e-3 * g, variables["params"], gradients), **state}
-
-    step = jax.jit(update)
-    return {
-        "forward": lambda: jax.block_until_ready(forward(variables)),
-        "train step": lambda: jax.block_until_ready(step(variables)),
-    }
-
-
-def _theirs(name: str, batch: int, size: int, threads: int, dtype: str) -> dict[str, Run]:
-    from hap2s_jax.models.resnet import ARCHITECTURES
-
-    try:
-        import torch
-        from transformers import ResNetConfig, ResNetModel
-    except ImportError:
-        return {}
-    architecture = ARCHITECTURES[name]
-    if (architecture.groups, architecture.group_width) != (1, 64):
-        return {}
-    torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    expansion = 4 if architecture.bottleneck else 1
-    config = ResNetConfig(
-        depths=list(architecture.stage_sizes),
-        layer_type="bottleneck" if architecture.bottleneck else "basic",
-        hidden_sizes=[64 * expansion * 2**stage for stage in range(4)],
-    )
-    model = torch.nn.Sequential(ResNetModel(config)).to(device)
-    # The layout that suits torch's convolutions best, on both kinds of device.
-    for parameter in model.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    images = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    autocast = torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32")
-
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    def forward() -> None:
-        model.eval()
-        with torch.no_grad(), autocast:
-            model(images)
-        wait()
-
-    def step() -> None:
-        model.train()
-        optimizer.zero_grad()
-        with autocast:
-            value = model(images).pooler_output.float().square().mean()
-        value.backward()
-        optimizer.step()
-        wait()
-
-    return {"forward": forward, "train step": step}
+    times = timed(sides, options.rounds, math.inf)
+    medians = {side: f"{options.batch / statistics.median(taken):.1f}" for side, taken in times.items()}
+    if torch is None:
+        return f"{medians['ours']} | - | -"
+    ratio = statistics.median(b / a for a, b in zip(times["ours"], times["torch"], strict=True))
+    return f"{medians['ours']} | {medians['torch']} | {ratio:.2f}"
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ rounds of the ratio within a round:
     hap2s     hap2s_loss with its defaults
     pml_bh    pytorch-metric-learning's TripletMarginLoss with BatchHardMiner
     pml_ms    its MultiSimilarityLoss
+    pml_nt    its NTXentLoss
+    torch     HAP2S as it is written by hand in torch
 
 Peak memory is that of a process of its own for each, above what its imports and a tiny call need, and in all.
 """
@@ -33,13 +35,11 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-IMAGES_PER_CLASS = 4
-
+from bench.losses import IMAGES_PER_CLASS, method
+from bench.timing import timed
 
 MODES: dict[str, dict[str, Any]] = {
     "small": {"sizes": "128,512,2048", "dims": "128,512", "seconds": 15.0},
@@ -66,78 +66,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--measure-memory", nargs=3, metavar=("METHOD", "N", "D"), help=argparse.SUPPRESS)
     parser.set_defaults(**MODES.get("".join(sys.argv[1:2]), MODES["small"]))
     return parser.parse_args()
-
-
-def batch(n: int, d: int) -> tuple[Any, Any]:
-    """Embeddings `[n, d]` of about unit length in shuffled classes of four."""
-    import numpy as np
-
-    random = np.random.default_rng(0)
-    labels = random.permutation(np.arange(n) // IMAGES_PER_CLASS).astype(np.int32)
-    centres = random.normal(size=(labels.max() + 1, d))
-    x = (centres[labels] + random.normal(size=(n, d))) / (2 * d) ** 0.5
-    return x.astype(np.float32), labels
-
-
-def jax_method(name: str, n: int, d: int) -> Callable[[], Any]:
-    """A call that runs `name` to its end."""
-    import jax
-    import jax.numpy as jnp
-    from jax import lax
-
-    from hap2s_jax import hap2s_loss
-
-    x, labels = (jnp.asarray(part) for part in batch(n, d))
-
-    def product(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.matmul(a, b, precision="highest")
-
-    def matmul(x: jax.Array, labels: jax.Array) -> jax.Array:
-        del labels
-        if n <= 8192:
-            gram = product(x, x.T)
-            return product(gram, x) + product(gram.T, x)
-
-        def step(total: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-            gram = product(rows, x.T)
-            return total + product(gram.T, rows), product(gram, x)
-
-        total, parts = lax.scan(step, jnp.zeros_like(x), x.reshape(-1, 512, d))
-        return total + parts.reshape(n, d)
-
-    call = jax.jit(matmul if name == "matmul" else jax.value_and_grad(hap2s_loss))
-    return lambda: jax.block_until_ready(call(x, labels))
-
-
-def torch_method(name: str, n: int, d: int, threads: int) -> Callable[[], Any]:
-    """A call that runs a peer's value and gradient."""
-    import torch
-    from pytorch_metric_learning import distances, losses, miners
-
-    torch.set_num_threads(threads)
-    x, labels = batch(n, d)
-    target = torch.from_numpy(labels).long()
-    euclidean = distances.LpDistance(normalize_embeddings=False)
-    if name == "pml_bh":
-        loss, miner = (
-            losses.TripletMarginLoss(0.3, distance=euclidean),
-            miners.BatchHardMiner(distance=euclidean),
-        )
-    else:
-        loss, miner = losses.MultiSimilarityLoss(), None
-
-    def call() -> Any:
-        embeddings = torch.from_numpy(x).requires_grad_()
-        value = loss(embeddings, target, miner(embeddings, target) if miner else None)
-        value.backward()
-        return embeddings.grad
-
-    return call
-
-
-def method(name: str, n: int, d: int, threads: int) -> Callable[[], Any]:
-    """A call of any method."""
-    return torch_method(name, n, d, threads) if name.startswith("pml") else jax_method(name, n, d)
 
 
 def peak_memory() -> int:
@@ -172,7 +100,10 @@ def compare(n: int, d: int, names: list[str], options: argparse.Namespace) -> li
     """Times all methods in turn, after one call each to compile, and measures their memory."""
     rows = {name: {"n": n, "d": d, "method": name} for name in names}
     if options.rounds:
-        times = timed({name: method(name, n, d, options.threads) for name in names}, options)
+        calls = {name: method(name, n, d, options.threads) for name in names}
+        for call in calls.values():
+            call()
+        times = timed(calls, options.rounds, options.seconds)
         for name, row in rows.items():
             row |= {"ms": 1e3 * statistics.median(times[name]), "rounds": len(times[name])}
             for other in ("matmul", "hap2s"):
@@ -183,22 +114,6 @@ def compare(n: int, d: int, names: list[str], options: argparse.Namespace) -> li
         for name, row in rows.items():
             row["gb_above_imports"], row["gb_in_all"] = memory_of(name, n, d, options.threads)
     return list(rows.values())
-
-
-def timed(calls: dict[str, Callable[[], Any]], options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of each method in each round."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    began = time.perf_counter()
-    for number in range(options.rounds):
-        if number and time.perf_counter() - began > options.seconds:
-            break
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return times
 
 
 def environment(peers: bool) -> dict[str, Any]:

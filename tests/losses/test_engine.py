@@ -66,16 +66,16 @@ def mapped(how, block_size):
 @pytest.mark.parametrize(
     ("how", "dtype", "block_size"),
     [
-        ("pmap", "float32", 3),
-        ("pmap", "float64", "never"),
+        pytest.param("pmap", "float32", 3, marks=pytest.mark.eight_devices),
+        pytest.param("pmap", "float64", "never", marks=pytest.mark.eight_devices),
         ("vmap", "float32", "never"),
         ("vmap", "float64", 3),
-        ("shard_map checked", "float32", 3),
-        ("shard_map checked", "float32", "never"),
-        ("shard_map checked", "float64", 3),
-        ("shard_map unchecked", "float32", 3),
-        ("shard_map unchecked", "float64", "never"),
-        ("shard_map unchecked", "float64", 3),
+        pytest.param("shard_map checked", "float32", 3, marks=pytest.mark.eight_devices),
+        pytest.param("shard_map checked", "float32", "never", marks=pytest.mark.eight_devices),
+        pytest.param("shard_map checked", "float64", 3, marks=pytest.mark.eight_devices),
+        pytest.param("shard_map unchecked", "float32", 3, marks=pytest.mark.eight_devices),
+        pytest.param("shard_map unchecked", "float64", "never", marks=pytest.mark.eight_devices),
+        pytest.param("shard_map unchecked", "float64", 3, marks=pytest.mark.eight_devices),
     ],
 )
 def test_eight_devices_equal_one(how, dtype, block_size):
@@ -91,6 +91,7 @@ def test_eight_devices_equal_one(how, dtype, block_size):
             np.testing.assert_allclose(got_stats[name], expected, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.eight_devices
 def test_sharded_global_arrays():
     weights, x, labels = devices_problem("float32")
     sharding = NamedSharding(Mesh(np.array(jax.devices()), ("devices",)), PartitionSpec("devices"))
@@ -101,6 +102,7 @@ def test_sharded_global_arrays():
         np.testing.assert_allclose(got[1], expected[1], atol=1e-5)
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize(
     "name", ["hap2s_e", "hap2s_ranked", "batch_all", "margin", "circle", "msml", "softmax"]
 )

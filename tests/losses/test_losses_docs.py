@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from loss_batches import clustered
 from loss_oracles import distance
 
@@ -27,6 +28,7 @@ def test_own_weighting():
     np.testing.assert_allclose(scope["loss"], np.mean(terms), rtol=1e-4)
 
 
+@pytest.mark.eight_devices
 def test_own_step_has_the_gradient_of_the_whole_batch():
     scope: dict = {}
     exec(OWN_STEP, scope)

@@ -1,0 +1,1 @@
+"""The parts of `accelerator.py`: each has `run(record, seeds)`."""
