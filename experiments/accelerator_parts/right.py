@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from bench.losses import batch
+from hap2s_jax.job import Job
 
 from accelerator_parts import job, suites
 from accelerator_parts.record import Goal, Record
@@ -21,7 +22,6 @@ from hap2s_jax.evaluation.inputs import space
 from hap2s_jax.evaluation.ranking import Keys
 from hap2s_jax.evaluation.retrieval import rank_matches
 from hap2s_jax.evaluation.symmetric import count_before_first
-from hap2s_jax.job import Job
 
 # Relative errors against float64 on the same device. float32 with exact products stays below; TF32 is at 3e-4.
 _PRODUCTS: Goal = ("<=", 2e-6)
