@@ -1,4 +1,6 @@
-"""Pairwise distances that stay right for duplicates, collapsed batches and ignored rows.
+"""The geometry of embeddings, for losses and metrics alike: products, squares, distances, centring.
+
+No other module multiplies embeddings, so that the precision of products is decided in one place.
 
 A Gram matrix gives all pairs at the price of one matrix product, but |a|^2 + |b|^2 - 2ab cancels: its error
 is relative to the distance from the origin, not to the distance of the pair. Three measures keep it small:
@@ -9,14 +11,18 @@ be taken again from a Gram matrix about a point of their class.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 Distance = Literal["euclidean", "squared_euclidean", "cosine", "negative_dot"]
+DISTANCES: tuple[str, ...] = get_args(Distance)
+
+Array = TypeVar("Array", jax.Array, "np.ndarray[Any, Any]")
 
 # A close pair (squared distance under this share of |a|^2 + |b|^2) is worth a second look: above it the Gram
 # matrix errs by less than 1e-5 of the batch's radius in float32.
@@ -35,10 +41,76 @@ class Rows(NamedTuple):
     origins: jax.Array | None = None
 
 
-def check_distance(distance: str) -> None:
-    """Raises ValueError unless `distance` names a kind of distance."""
-    if distance not in get_args(Distance):
-        raise ValueError(f"distance is {distance!r}; it should be one of {', '.join(get_args(Distance))}")
+def check_distance(distance: str, known: tuple[str, ...] = DISTANCES) -> str:
+    """The name of a distance again; raises ValueError unless it is one of `known`."""
+    if distance not in known:
+        raise ValueError(f"distance is {distance!r}; it should be one of {', '.join(known)}")
+    return distance
+
+
+def products(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Inner products `[n, m]` of rows `[n, d]` and `[m, d]`.
+
+    The default precision is TF32 on NVIDIA and bfloat16 on TPU, too coarse for near duplicates.
+    """
+    return jnp.matmul(a, b.T, precision=lax.Precision.HIGHEST)
+
+
+def squares(vectors: Array) -> Array:
+    """Squared lengths `[...]` of vectors `[..., d]`, of JAX or of NumPy."""
+    if isinstance(vectors, np.ndarray):
+        return np.einsum("...d,...d->...", vectors, vectors)  # without a second array of the same size
+    return jnp.sum(vectors * vectors, axis=-1)
+
+
+def scores(inner: Array, key_squares: Array) -> Array:
+    """|b|^2 - 2ab `[n, m]`, from `products` and the keys' `squares` `[m]`.
+
+    These are squared distances less the anchor's own |a|^2: they rank the same, and round less. Doubling is exact,
+    so the outcome has the same bits wherever a compiler fuses it.
+    """
+    return key_squares[None, :] - 2 * inner
+
+
+def gram_distances(
+    a: jax.Array,
+    b: jax.Array,
+    *,
+    cosine: bool = False,
+    a_squares: jax.Array | None = None,
+    b_squares: jax.Array | None = None,
+) -> jax.Array:
+    """max(0, |a|^2 + |b|^2 - 2ab) `[n, m]`, or 1 - ab of directions, as metrics rank by them.
+
+    Args:
+        a: `[n, d]`, centred or normalised already.
+        b: `[m, d]`, likewise.
+        cosine: whether these are directions.
+        a_squares: `squares(a)` `[n]`, where they are known.
+        b_squares: `squares(b)` `[m]`, likewise.
+    """
+    if cosine:
+        return 1 - products(a, b)
+    a_squares = squares(a) if a_squares is None else a_squares
+    b_squares = squares(b) if b_squares is None else b_squares
+    return jnp.maximum(a_squares[:, None] + b_squares[None, :] - 2 * products(a, b), 0)
+
+
+def distances_between(a: Any, b: Any, distance: str = "euclidean") -> np.ndarray[Any, Any]:
+    """Distances between vectors that stand opposite each other, `[..., d]` to `[...]`, by differences.
+
+    In float64 on the host: exact where a Gram matrix is not. Vectors need not be normalised for "cosine", under which
+    a zero vector has distance 1 from everything.
+    """
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if check_distance(distance) in ("cosine", "negative_dot"):
+        if distance == "negative_dot":
+            return -np.einsum("...d,...d->...", first, second)
+        lengths = [np.linalg.norm(x, axis=-1, keepdims=True) for x in (first, second)]
+        first, second = (x / np.where(n == 0, 1, n) for x, n in zip((first, second), lengths, strict=True))
+        return 1 - np.sum(first * second, axis=-1)
+    squared = np.sum((first - second) ** 2, axis=-1)
+    return squared if distance == "squared_euclidean" else np.sqrt(squared)
 
 
 def compute_dtype(dtype: jnp.dtype) -> jnp.dtype:
@@ -65,7 +137,7 @@ def clean_rows(vectors: jax.Array, valid: jax.Array, distance: str, centre: jax.
     """Rows `[n, d]` ready for `pair_distances`; ignored ones are zero and pass no gradient, NaN or not."""
     vectors = jnp.where(valid[:, None], vectors, 0)
     if distance == "cosine":
-        norm = safe_sqrt(jnp.sum(vectors * vectors, axis=-1, keepdims=True))
+        norm = safe_sqrt(squares(vectors))[:, None]
         # A length that overflows would make a row 0, as if nothing were wrong.
         return vectors / jnp.where(norm > 0, jnp.where(norm < jnp.inf, norm, jnp.nan), 1)
     if distance == "negative_dot" or centre is None:
@@ -78,7 +150,7 @@ def nan_unless_finite(vectors: jax.Array) -> jax.Array:
 
     Comparisons and, on CPU, XLA's maximum drop NaN, so that a loss made of them can look like any other.
     """
-    finite = jnp.all(jnp.isfinite(jnp.sum(lax.stop_gradient(vectors) ** 2, axis=-1)))
+    finite = jnp.all(jnp.isfinite(squares(lax.stop_gradient(vectors))))
     return jnp.where(finite, 0, jnp.nan).astype(vectors.dtype)
 
 
@@ -96,8 +168,8 @@ def pair_distances(
             Both ends of such a pair must have the same origin.
     """
     if distance in ("cosine", "negative_dot"):
-        product = _product(rows.vectors, keys.vectors)
-        return 1 - product if distance == "cosine" else -product
+        inner = products(rows.vectors, keys.vectors)
+        return 1 - inner if distance == "cosine" else -inner
     squared, scale = _squared(rows.vectors, keys.vectors)
     if candidates is not None and rows.origins is not None and keys.origins is not None:
         near_rows, near_keys = rows.vectors - rows.origins, keys.vectors - keys.origins
@@ -108,11 +180,6 @@ def pair_distances(
             lambda: squared,
         )
     return squared if distance == "squared_euclidean" else safe_sqrt(squared)
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    # The default precision is TF32 on NVIDIA and bfloat16 on TPU, too coarse for near duplicates.
-    return jnp.matmul(a, b.T, precision=lax.Precision.HIGHEST)
 
 
 def coincidence(dtype: jnp.dtype, dimensions: int) -> float:
@@ -128,8 +195,8 @@ def _squared(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     What is not a number, or overflows, must not pass for coincident.
     """
-    scale = jnp.sum(a * a, axis=-1)[:, None] + jnp.sum(b * b, axis=-1)[None, :]
-    squared = scale - 2 * _product(a, b)
+    scale = squares(a)[:, None] + squares(b)[None, :]
+    squared = scale - 2 * products(a, b)
     coincident = squared <= coincidence(a.dtype, a.shape[-1]) * scale
     return jnp.where(coincident, 0, squared), lax.stop_gradient(scale)
 

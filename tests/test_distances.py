@@ -1,9 +1,22 @@
+import ast
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hap2s_jax.distances import pairwise_distances, safe_sqrt
+import hap2s_jax.distances
+from hap2s_jax.distances import (
+    check_distance,
+    distances_between,
+    gram_distances,
+    pairwise_distances,
+    products,
+    safe_sqrt,
+    scores,
+    squares,
+)
 
 
 def direct(a, b, kind):
@@ -79,3 +92,72 @@ def test_what_is_not_a_number_is_not_coincident(kind):
     a[1, 2] = np.nan
     assert np.isnan(pairwise_distances(a, distance=kind)[1]).all()
     assert np.isnan(safe_sqrt(jnp.nan))
+
+
+def test_metrics_geometry_is_the_losses():
+    random = np.random.default_rng(4)
+    a, b = random.normal(size=(5, 8)).astype("f"), random.normal(size=(7, 8)).astype("f")
+    squared = direct(a, b, "squared_euclidean")
+    np.testing.assert_allclose(gram_distances(jnp.asarray(a), jnp.asarray(b)), squared, atol=2e-5)
+    np.testing.assert_allclose(squares(a), squares(jnp.asarray(a)), rtol=1e-6)
+    own = squares(np.asarray(a, np.float64))[:, None]
+    np.testing.assert_allclose(
+        own + scores(products(jnp.asarray(a), jnp.asarray(b)), squares(jnp.asarray(b))), squared, atol=2e-5
+    )
+    for kind in ("euclidean", "squared_euclidean", "cosine", "negative_dot"):
+        np.testing.assert_allclose(
+            distances_between(a, b[:5], kind), direct(a, b, kind).diagonal(), atol=1e-12
+        )
+    with pytest.raises(ValueError, match="distance is 'negative_dot'; it should be one of euclidean, cosine"):
+        check_distance("negative_dot", ("euclidean", "cosine"))
+
+
+# Who else may multiply vectors, and what. Every entry must be needed.
+MULTIPLIERS = {
+    "distances": "the one geometry",
+    "data.emoji.baseline": "the metrics of raw pixels by its own lines, in float64",
+    "data.tf.augment": "corners of images",
+    "data.tf.auto_augment": "corners of images",
+    "models.conv": "convolutions written as products",
+    "reporting.plots": "principal axes of a picture",
+    "evaluation.statistics": "drawn counts times sums",
+    # The metrics' own products, to be replaced by those of `distances`.
+    "evaluation.clustering": "",
+    "evaluation.inputs": "",
+    "evaluation.neighbors": "",
+    "evaluation.ranking": "",
+    "evaluation.symmetric": "",
+    "evaluation.thresholds": "",
+}
+PRODUCTS = {"matmul", "einsum", "tensordot", "dot", "dot_general", "vdot", "vecdot", "inner"}
+
+
+def multiplies(node):
+    """Whether a node of a syntax tree is a product of arrays, or the sum of something's square."""
+    if isinstance(node, ast.BinOp):
+        return isinstance(node.op, ast.MatMult)
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return False
+    if node.func.attr in PRODUCTS:
+        return True
+    if node.func.attr != "sum":
+        return False
+    of = [*node.args[:1], node.func.value]
+    return any(
+        isinstance(x, ast.BinOp)
+        and (
+            (isinstance(x.op, ast.Pow) and ast.unparse(x.right) == "2")
+            or (isinstance(x.op, ast.Mult) and ast.unparse(x.left) == ast.unparse(x.right))
+        )
+        for x in of
+    )
+
+
+def test_no_other_module_multiplies_embeddings():
+    package = pathlib.Path(hap2s_jax.distances.__file__).parent
+    found = {
+        ".".join(path.relative_to(package).with_suffix("").parts)
+        for path in package.rglob("*.py")
+        if any(multiplies(node) for node in ast.walk(ast.parse(path.read_text())))
+    }
+    assert found == set(MULTIPLIERS)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hap2s_jax.distances import compute_dtype, safe_sqrt
+from hap2s_jax.distances import compute_dtype, products, safe_sqrt, squares
 from hap2s_jax.losses.checks import (
     Axis,
     Reduction,
@@ -79,10 +79,6 @@ def reduce_samples(
     return value, jax.tree.map(lambda s: lax.stop_gradient(s.astype(jnp.float32)), report)
 
 
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-
-
 def _cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: Scalar) -> tuple[jax.Array, dict]:
     logs = jax.nn.log_softmax(logits)
     own = jnp.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
@@ -118,7 +114,7 @@ def softmax_loss(
     """
     check_range("label_smoothing", label_smoothing, positive=False, below=1)
     embeddings, labels, kernel, valid = _inputs(embeddings, labels, params["kernel"], 1, ignore_label)
-    logits = _dot(embeddings, kernel)
+    logits = products(embeddings, kernel.T)
     if use_bias:
         logits = logits + params["bias"]
     values, stats = _cross_entropy(logits, labels, label_smoothing)
@@ -158,8 +154,8 @@ def arcface_loss(
     check_range("scale", scale)
     embeddings, labels, kernel, valid = _inputs(embeddings, labels, params["kernel"], 1, ignore_label)
     # The lengths divide the products: dividing the kernel, far larger, took three times as long.
-    lengths = safe_sqrt(jnp.sum(kernel * kernel, axis=0))
-    cosines = _dot(unit_rows(embeddings, labels, None), kernel) / jnp.where(lengths > 0, lengths, 1)
+    lengths = safe_sqrt(squares(kernel.T))
+    cosines = products(unit_rows(embeddings, labels, None), kernel.T) / jnp.where(lengths > 0, lengths, 1)
     own = jnp.take_along_axis(cosines, labels[:, None], axis=1)
     # The sine's slope is infinite at cosine 1, which rounding can pass.
     sine = jnp.sqrt(jnp.maximum(1 - own**2, 1e-6))
@@ -203,7 +199,7 @@ def proxy_nca_loss(
     """
     check_range("scale", scale)
     embeddings, labels, proxies, valid = _inputs(embeddings, labels, params["proxies"], 0, ignore_label)
-    cosines = _dot(unit_rows(embeddings, labels, None), unit_rows(proxies, labels, None).T)
+    cosines = products(unit_rows(embeddings, labels, None), unit_rows(proxies, labels, None))
     logits = -2 * scale**2 * (1 - cosines)
     is_own = jnp.arange(cosines.shape[1])[None, :] == labels[:, None]
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
@@ -239,7 +235,7 @@ def centre_loss(
             `with_stats`.
     """
     embeddings, labels, centres, valid = _inputs(embeddings, labels, params["centres"], 0, ignore_label)
-    values = jnp.sum((embeddings - centres[labels]) ** 2, axis=1) / 2
+    values = squares(embeddings - centres[labels]) / 2
     stats = {"distance_to_centre": jnp.sqrt(2 * values)}
     settings = {"axis_name": axis_name, "sample_weights": sample_weights, "reduction": reduction}
     return reduce_samples(values, valid, stats, with_stats=with_stats, **settings)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hap2s_jax.distances import squares
 from hap2s_jax.training.state import TrainState, move_average
 
 PyTree = Any
@@ -171,8 +172,8 @@ def embedding_spread(embedding: jax.Array, axis_name: str) -> jax.Array:
     """
     x = jax.lax.stop_gradient(embedding).astype(jnp.promote_types(embedding.dtype, jnp.float32))
     mean = jax.lax.pmean(jnp.mean(x, axis=0), axis_name)
-    variance = jax.lax.pmean(jnp.mean(jnp.sum((x - mean) ** 2, axis=-1)), axis_name)
-    square_norm = jax.lax.pmean(jnp.mean(jnp.sum(x**2, axis=-1)), axis_name)
+    variance = jax.lax.pmean(jnp.mean(squares(x - mean)), axis_name)
+    square_norm = jax.lax.pmean(jnp.mean(squares(x)), axis_name)
     return jnp.sqrt(variance / jnp.maximum(square_norm, jnp.finfo(x.dtype).tiny))
 
 
