@@ -41,7 +41,9 @@ class Conv(nn.Module):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if side == 1 and groups == 1:
             # On CPU XLA's product is three times as fast as its 1x1 convolution.
-            return x[:, ::stride, ::stride] @ kernel[0, 0]
+            # Adding this zero makes the kernel vary over the devices as `x` does, which shard_map's check_vma wants of
+            # what goes into a custom rule.
+            return _project(x[:, ::stride, ::stride], kernel[0, 0] + jnp.zeros_like(x).sum())
 
         def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
             return lax.conv_general_dilated(
@@ -60,6 +62,34 @@ class Conv(nn.Module):
                 x, kernel, cpu=lambda x, kernel: _convolve_patches(x, kernel, stride), default=convolve
             )
         return convolve(x, kernel)
+
+
+@jax.custom_vjp
+def _project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The product of `x` `[..., c]` and `kernel` `[c, f]`; its gradient copies as little as it can on a CPU."""
+    return x @ kernel
+
+
+def _project_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _project_backward(
+    residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    rows, sums = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
+    over_rows = (((0,), (0,)), ((), ()))
+    # XLA transposes the first operand of such a product in memory, so the one with fewer channels comes first.
+    # Autodiff always has the cotangent there: 310 ms of a ResNet-50's step of 2,340 (16 images at 160 pixels).
+    if kernel.shape[0] <= kernel.shape[1]:
+        to_kernel = lax.dot_general(rows, sums, over_rows)
+    else:
+        to_kernel = lax.dot_general(sums, rows, over_rows).T
+    return cotangent @ kernel.T, to_kernel
+
+
+_project.defvjp(_project_forward, _project_backward)
 
 
 def _convolve_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:

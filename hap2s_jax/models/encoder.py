@@ -1,17 +1,18 @@
-"""The encoder: image normalisation, ResNet trunk, pooling and embedding head in one module."""
+"""The encoder: image normalisation, trunk, pooling and embedding head in one module."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from hap2s_jax.models.norm import BatchNorm
 from hap2s_jax.models.pooling import Pooling
-from hap2s_jax.models.resnet import Architecture, ResNet
+from hap2s_jax.models.resnet import ResNet
 
 # ImageNet's channel statistics, which every published ResNet's weights expect, for pixels in [0, 255].
 IMAGE_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -59,8 +60,8 @@ def normalize_images(images: jax.Array, dtype: jax.typing.DTypeLike = jnp.float3
         raise ValueError(f"images has shape {images.shape}; an encoder takes [n, height, width, 3].")
     if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f"images has dtype {images.dtype}; an encoder takes uint8, or floating in [0, 255].")
-    x = images.astype(jnp.promote_types(dtype, jnp.float32))
-    mean, std = jnp.asarray(IMAGE_MEAN, x.dtype), jnp.asarray(IMAGE_STD, x.dtype)
+    x = images.astype(np.promote_types(dtype, np.float32))
+    mean, std = (jnp.broadcast_to(jnp.asarray(v, x.dtype), x.shape) for v in (IMAGE_MEAN, IMAGE_STD))
     return ((x - mean) / std).astype(dtype)
 
 
@@ -92,14 +93,15 @@ class EmbeddingHead(nn.Module):
     def __call__(self, features: jax.Array, train: bool) -> EncoderOutput:
         """Maps `features` `[n, c]` to an `EncoderOutput`."""
         x = features
+        dense = functools.partial(nn.Dense, dtype=x.dtype)  # by name, where promotion is strict
         if self.hidden_dim:
-            x = nn.Dense(self.hidden_dim, use_bias=False, kernel_init=_dense_init, name="hidden")(x)
+            x = dense(self.hidden_dim, use_bias=False, kernel_init=_dense_init, name="hidden")(x)
             x = nn.relu(BatchNorm(axis_name=self.axis_name, name="hidden_bn")(x, train))
         if self.embedding_dim:
             # Distances, and the neck, do not see a shift of all embeddings: an unnormalised embedding's bias
             # would have gradient zero up to rounding, which Adam turns into noise. Nor does batch normalisation.
             use_bias = self.normalize and not self.embedding_bn
-            x = nn.Dense(self.embedding_dim, use_bias=use_bias, kernel_init=_dense_init, name="embedding")(x)
+            x = dense(self.embedding_dim, use_bias=use_bias, kernel_init=_dense_init, name="embedding")(x)
         if self.embedding_bn:
             x = BatchNorm(axis_name=self.axis_name, use_bias=False, name="embedding_bn")(x, train)
         embedding = l2_normalize(x) if self.normalize else x
@@ -108,7 +110,7 @@ class EmbeddingHead(nn.Module):
             neck = BatchNorm(axis_name=self.axis_name, use_bias=False, name="neck_bn")(embedding, train)
         logits = None
         if self.num_classes:
-            logits = nn.Dense(
+            logits = dense(
                 self.num_classes,
                 use_bias=not self.bnneck,
                 kernel_init=nn.initializers.normal(0.001) if self.bnneck else _dense_init,
@@ -118,36 +120,24 @@ class EmbeddingHead(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images in, embeddings out: a ResNet trunk, global pooling and an `EmbeddingHead`.
+    """Images in, embeddings out. The image normalisation is inside, so that an export carries its preprocessing.
 
-    The image normalisation is part of it, so that an exported encoder carries its preprocessing. Attributes
-    are those of `ResNet`, `Pooling` and `EmbeddingHead`.
+    Attributes:
+      trunk: maps normalised images and `train` to feature maps; the last one is pooled. Its `dtype` is that of the
+        normalised images, and its `frozen_parameters` name what no optimiser may touch.
+      pooling: maps that feature map to one vector per image.
+      head: maps the vectors and `train` to an `EncoderOutput`.
     """
 
-    architecture: Architecture
-    width: int = 64
-    stem: str = "imagenet"
-    last_stride: int = 2
-    pooling: str = "gap"
-    embedding_dim: int = 128
-    hidden_dim: int = 0
-    embedding_bn: bool = False
-    normalize: bool = False
-    bnneck: bool = False
-    num_classes: int = 0
-    zero_init_residual: bool = False
-    freeze_bn_stats: bool = False
-    freeze_bn_affine: bool = False
-    remat_stages: Sequence[int] = ()
-    axis_name: str | None = None
-    dtype: jax.typing.DTypeLike = jnp.float32
+    trunk: ResNet
+    pooling: Pooling
+    head: EmbeddingHead
 
     @property
     def frozen_parameters(self) -> tuple[str, ...]:
         """Regular expressions of the parameters' paths that no optimiser may touch."""
-        return (r"trunk/(?:.*/)?\w*bn\d?",) if self.freeze_bn_affine else ()
+        return tuple(f"trunk/{path}" for path in self.trunk.frozen_parameters)
 
-    @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> EncoderOutput:
         """Encodes `images` `[n, h, w, 3]`, uint8 or floating in [0, 255].
 
@@ -155,27 +145,5 @@ class Encoder(nn.Module):
           ValueError: images of another shape.
           TypeError: images of another dtype.
         """
-        maps = ResNet(
-            self.architecture,
-            width=self.width,
-            stem=self.stem,
-            last_stride=self.last_stride,
-            zero_init_residual=self.zero_init_residual,
-            remat_stages=self.remat_stages,
-            axis_name=self.axis_name,
-            freeze_stats=self.freeze_bn_stats,
-            freeze_affine=self.freeze_bn_affine,
-            dtype=self.dtype,
-            name="trunk",
-        )(normalize_images(images, self.dtype), train)
-        features = Pooling(self.pooling, name="pooling")(maps[-1])
-        return EmbeddingHead(
-            embedding_dim=self.embedding_dim,
-            hidden_dim=self.hidden_dim,
-            embedding_bn=self.embedding_bn,
-            normalize=self.normalize,
-            bnneck=self.bnneck,
-            num_classes=self.num_classes,
-            axis_name=self.axis_name,
-            name="head",
-        )(features, train)
+        maps = self.trunk(normalize_images(images, self.trunk.dtype), train)
+        return self.head(self.pooling(maps[-1]), train)

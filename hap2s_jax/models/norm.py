@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 
@@ -45,35 +46,50 @@ class BatchNorm(nn.Module):
         if self.freeze_affine:
             scale, bias = jax.lax.stop_gradient((scale, bias))
 
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        # (np: jnp.promote_types refuses where jax_numpy_dtype_promotion is "strict")
+        x = x.astype(np.promote_types(x.dtype, np.float32))
+        origin, var = running_mean.value.astype(x.dtype), running_var.value.astype(x.dtype)
+        # Output and statistics are both written in terms of the distance from the running mean. The gradient then takes
+        # two sums over the batch, of g and of g * shifted, and autodiff itself arrives at the closed form.
+        shifted = x - _over_batch(origin, x.shape)
+        mean = jnp.zeros_like(origin)
         if train and not self.freeze_stats:
-            mean, var, count = self._batch_statistics(x, running_mean.value)
+            mean, var, count = self._batch_statistics(shifted)
             if not self.is_initializing():
                 unbiased = var * (count / max(count - 1, 1))
-                running_mean.value = _blend(running_mean.value, mean, self.momentum)
+                running_mean.value = _blend(running_mean.value, mean + origin, self.momentum)
                 running_var.value = _blend(running_var.value, unbiased, self.momentum)
-        else:
-            mean, var = running_mean.value, running_var.value
 
-        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale)
-        if bias is not None:
-            y = y + bias
+        factor = jax.lax.rsqrt(var + self.epsilon) * scale.astype(x.dtype)
+        offset = -mean * factor if bias is None else bias.astype(x.dtype) - mean * factor
+        y = shifted * _over_batch(factor, x.shape) + _over_batch(offset, x.shape)
         return y if self.dtype is None else y.astype(self.dtype)
 
-    def _batch_statistics(self, x: jax.Array, running_mean: jax.Array) -> tuple[jax.Array, jax.Array, int]:
-        """Mean `[c]`, biased variance `[c]` and number of samples of the global batch."""
-        axes = tuple(range(x.ndim - 1))
-        count = x.size // x.shape[-1]
+    def _batch_statistics(self, shifted: jax.Array) -> tuple[jax.Array, jax.Array, int]:
+        """Mean `[c]` and biased variance `[c]` of `shifted`, and number of samples, of the global batch."""
+        count = shifted.size // shifted.shape[-1]
         # One pass and one collective need E[x^2] - E[x]^2, which cancels badly far from the origin. Variance
         # does not depend on the origin, so it is taken about the running mean, which is near the batch's.
-        shifted = x - running_mean
-        mean, mean_of_squares = shifted.mean(axes), jnp.square(shifted).mean(axes)
+        mean, mean_of_squares = (_sum(shifted) / count, _sum(jnp.square(shifted)) / count)
         if self.axis_name is not None and not self.is_initializing():
             mean, mean_of_squares = jax.lax.pmean((mean, mean_of_squares), self.axis_name)
             count *= jax.lax.axis_size(self.axis_name)
-        var = jnp.maximum(mean_of_squares - jnp.square(mean), 0.0)
-        return mean + running_mean, var, count
+        return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0.0), count
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    """Sums `x` `[..., w, c]` to `[c]`, over w first: on a CPU twice as fast as over all axes at once."""
+    return x.reshape(-1, *x.shape[-2:]).sum(1).sum(0) if x.ndim > 2 else x.sum(0)
+
+
+def _over_batch(channels: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Broadcasts `channels` `[c]` to `shape` `[..., w, c]` in two steps, so that the gradient sums as `_sum` does."""
+    if len(shape) < 3:
+        return jnp.broadcast_to(channels, shape)
+    rows = jnp.broadcast_to(channels, (*shape[:-2], 1, shape[-1]))
+    return jnp.broadcast_to(rows, shape)
 
 
 def _blend(old: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
-    return (momentum * old + (1 - momentum) * jax.lax.stop_gradient(new)).astype(old.dtype)
+    new = jax.lax.stop_gradient(new)
+    return (momentum * old.astype(new.dtype) + (1 - momentum) * new).astype(old.dtype)

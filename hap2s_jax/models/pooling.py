@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax import lax
 
 POOLINGS = ("gap", "gem", "gap+gmp", "grid2")
 
@@ -24,7 +28,7 @@ class Pooling(nn.Module):
     @nn.compact
     def __call__(self, feature_map: jax.Array) -> jax.Array:
         """Pools `feature_map` `[n, h, w, c]` to float32 `[n, c]`."""
-        x = feature_map.astype(jnp.promote_types(feature_map.dtype, jnp.float32))
+        x = feature_map.astype(np.promote_types(feature_map.dtype, np.float32))
         if self.kind == "gap":
             return x.mean((1, 2))
         if self.kind == "grid2":
@@ -40,7 +44,9 @@ class Pooling(nn.Module):
         if self.kind == "gem":
             p = self.param("p", nn.initializers.constant(3.0), (1,), jnp.float32)
             # Below this floor the gradients of x^p and of its root have no bound.
-            return (jnp.maximum(x, 1e-6) ** p).mean((1, 2)) ** (1 / p)
+            p = p.astype(x.dtype)
+            mean = (jnp.maximum(x, 1e-6) ** p.reshape(1, 1, 1, 1)).mean((1, 2))
+            return mean ** (1 / p).reshape(1, 1)
         raise ValueError(f"pooling is {self.kind!r}; choose one of {', '.join(POOLINGS)}.")
 
 
@@ -53,3 +59,54 @@ def _largest(x: jax.Array) -> jax.Array:
     flat = x.reshape(x.shape[0], -1, x.shape[-1])
     first = jnp.argmax(flat, axis=1, keepdims=True)
     return jnp.take_along_axis(flat, first, axis=1)[:, 0]
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """The maximum over 3x3 windows at stride 2, padded by 1 on every side, as torch's ResNets have it.
+
+    Maps `x` `[n, h, w, c]` to `[n, ceil(h / 2), ceil(w / 2), c]`; a window's gradient goes to the first of its largest.
+    """
+    # On a CPU XLA's gradient of reduce_window took 124 to 136 ms for 16 x 80 x 80 x 64, this one 21. XLA's TPU compiler
+    # estimates 5% more for the whole step of a ResNet-50 with it.
+    return lax.platform_dependent(x, cpu=_max_of_taps, default=_max_of_windows)
+
+
+def _max_of_windows(x: jax.Array) -> jax.Array:
+    lowest = np.asarray(-np.inf, x.dtype)
+    return lax.reduce_window(x, lowest, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+@jax.custom_jvp
+def _max_of_taps(x: jax.Array) -> jax.Array:
+    return functools.reduce(jnp.maximum, _taps(x, -jnp.inf))
+
+
+@_max_of_taps.defjvp
+def _max_of_taps_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    taps = _taps(primals[0], -jnp.inf)
+    largest, first = taps[0], jnp.zeros(taps[0].shape, jnp.int8)
+    for number, tap in enumerate(taps[1:], 1):
+        first = jnp.where(tap > largest, jnp.int8(number), first)
+        largest = jnp.maximum(largest, tap)
+    chosen = [jnp.where(first == number, tap, 0) for number, tap in enumerate(_taps(tangents[0], 0))]
+    return largest, functools.reduce(jnp.add, chosen)
+
+
+def _taps(x: jax.Array, border: float) -> list[jax.Array]:
+    """The nine arrays `[n, ceil(h / 2), ceil(w / 2), c]` that stand at the places of a 3x3 window at stride 2.
+
+    They are slices of the four arrays of even and odd rows and columns: the gradient then gathers those four and
+    interleaves them, where that of strided slices would scatter nine times.
+    """
+    rows, columns = (x.shape[1] + 1) // 2, (x.shape[2] + 1) // 2
+    after = (2 * rows + 1 - x.shape[1], 2 * columns + 1 - x.shape[2])
+    x = jnp.pad(x, ((0, 0), (1, after[0]), (1, after[1]), (0, 0)), constant_values=border)
+    x = x.reshape(x.shape[0], rows + 1, 2, columns + 1, 2, x.shape[-1])
+    phases = [
+        [lax.squeeze(part, (2, 4)) for part in lax.split(half, (1, 1), 4)] for half in lax.split(x, (1, 1), 2)
+    ]
+    return [
+        phases[i % 2][j % 2][:, i // 2 : i // 2 + rows, j // 2 : j // 2 + columns]
+        for i in range(3)
+        for j in range(3)
+    ]

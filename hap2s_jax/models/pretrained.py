@@ -305,7 +305,7 @@ def _refuse(
         f"{len(v)} {k} ({', '.join(v[:4])}{', ...' if len(v) > 4 else ''})" for k, v in found.items() if v
     ]
     if lists:
-        stem = getattr(encoder, "stem", "imagenet")
+        stem = getattr(getattr(encoder, "trunk", None), "stem", "imagenet")
         remedy = (
             ""
             if stem == "imagenet"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -13,11 +13,18 @@ from jax.typing import ArrayLike
 
 from hap2s_jax.errors import UserError, did_you_mean
 from hap2s_jax.models import own
-from hap2s_jax.models.encoder import Encoder
-from hap2s_jax.models.pooling import POOLINGS
-from hap2s_jax.models.resnet import ARCHITECTURES, STEMS
+from hap2s_jax.models.encoder import EmbeddingHead, Encoder
+from hap2s_jax.models.pooling import POOLINGS, Pooling
+from hap2s_jax.models.resnet import ARCHITECTURES, STEMS, ResNet
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+# Options and their defaults stand at the part that has them.
+_TRUNK, _HEAD = (
+    {f.name: f.default for f in dataclasses.fields(part) if f.name not in ("architecture", "parent", "name")}
+    for part in (ResNet, EmbeddingHead)
+)
+_OPTIONS = _TRUNK | {"pooling": Pooling.kind} | _HEAD
 
 
 def names() -> tuple[str, ...]:
@@ -34,26 +41,23 @@ def create(name: str, **options: Any) -> nn.Module:
     Args:
       name: one of `names()`, or "package.module:Class" for your own (see `own.create`, which takes the options
         that your class names).
-      **options: attributes of `Encoder`: `width` (None is 64, the published one), `stem` ("imagenet",
-        "small64", "small32"), `last_stride`, `pooling`, `embedding_dim`, `hidden_dim`, `embedding_bn`,
-        `normalize`, `bnneck`,
-        `num_classes`, `zero_init_residual`, `freeze_bn_stats`, `freeze_bn_affine`, `remat_stages`,
-        `axis_name`, and `dtype`, also as a string.
+      **options: `pooling`, the kind of `Pooling`, and the attributes of `ResNet` and `EmbeddingHead`: `width` (None
+        is 64, the published one), `stem` ("imagenet", "small64", "small32"), `last_stride`, `zero_init_residual`,
+        `freeze_bn_stats`, `freeze_bn_affine`, `remat_stages`, `embedding_dim`, `hidden_dim`, `embedding_bn`,
+        `normalize`, `bnneck`, `num_classes`, `axis_name` (of both), and `dtype`, also as a string.
 
     Raises:
       UserError: an unknown name or option, or a value that the option does not take; the message has the
         nearest right one.
     """
     if ":" in name:
-        defaults = {field.name: field.default for field in dataclasses.fields(Encoder)}
-        return own.create(name, options, defaults)
+        return own.create(name, options, _OPTIONS)
     if name not in ARCHITECTURES:
         raise UserError(f"Unknown model {name!r}{did_you_mean(name, names())}; known: {', '.join(names())}.")
-    known = [f.name for f in dataclasses.fields(Encoder) if f.name not in ("architecture", "parent", "name")]
     for key in options:
-        if key not in known:
+        if key not in _OPTIONS:
             raise UserError(
-                f"Unknown model option {key!r}{did_you_mean(key, known)}; known: {', '.join(known)}."
+                f"Unknown model option {key!r}{did_you_mean(key, _OPTIONS)}; known: {', '.join(_OPTIONS)}."
             )
     if options.get("width", 0) is None:
         options.pop("width")
@@ -62,9 +66,13 @@ def create(name: str, **options: Any) -> nn.Module:
         options["dtype"] = jnp.dtype(dtype)
     if "remat_stages" in options:
         options["remat_stages"] = tuple(options["remat_stages"])
-    encoder = Encoder(ARCHITECTURES[name], **options)
-    _check(encoder)
-    return encoder
+    options = _OPTIONS | options
+    _check(options, ARCHITECTURES[name].group_width)
+    return Encoder(
+        trunk=ResNet(ARCHITECTURES[name], **{key: options[key] for key in _TRUNK}),
+        pooling=Pooling(options["pooling"]),
+        head=EmbeddingHead(**{key: options[key] for key in _HEAD}),
+    )
 
 
 def initialize(model: nn.Module, key: jax.Array, images: ArrayLike) -> dict[str, Any]:
@@ -84,24 +92,24 @@ def initialize(model: nn.Module, key: jax.Array, images: ArrayLike) -> dict[str,
     return compiled.compile(compiler_options={"xla_backend_optimization_level": "0"})(key, images)
 
 
-def _check(encoder: Encoder) -> None:
-    _choose("stem", encoder.stem, STEMS)
-    _choose("pooling", encoder.pooling, POOLINGS)
-    _choose("last_stride", encoder.last_stride, (1, 2))
-    for stage in encoder.remat_stages:
+def _check(options: Mapping[str, Any], group_width: int) -> None:
+    _choose("stem", options["stem"], STEMS)
+    _choose("pooling", options["pooling"], POOLINGS)
+    _choose("last_stride", options["last_stride"], (1, 2))
+    for stage in options["remat_stages"]:
         _choose("remat_stages", stage, (1, 2, 3, 4))
     for key, least in (("width", 1), ("embedding_dim", 0), ("hidden_dim", 0), ("num_classes", 0)):
-        value = getattr(encoder, key)
+        value = options[key]
         if not isinstance(value, int) or value < least:
             raise UserError(
                 f"model option {key} is {value!r}; it must be a whole number of at least {least}."
             )
-    if encoder.width * encoder.architecture.group_width < 64:
-        least = -(-64 // encoder.architecture.group_width)
+    if options["width"] * group_width < 64:
         raise UserError(
-            f"model option width is {encoder.width}; this architecture's groups need at least {least}."
+            f"model option width is {options['width']}; this architecture's groups need at least "
+            f"{-(-64 // group_width)}."
         )
-    if encoder.hidden_dim and not encoder.embedding_dim:
+    if options["hidden_dim"] and not options["embedding_dim"]:
         raise UserError("model option hidden_dim needs an embedding_dim above 0 to follow it.")
 
 

@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from hap2s_jax.models.conv import Conv
 from hap2s_jax.models.norm import BatchNorm
+from hap2s_jax.models.pooling import max_pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,8 @@ class ResNet(nn.Module):
       zero_init_residual: see `ResidualBlock`.
       remat_stages: numbers (1 to 4) of the stages whose blocks recompute their insides in the backward pass,
         which trades about a third more time for memory.
-      axis_name, freeze_stats, freeze_affine: see `BatchNorm`.
+      axis_name: see `BatchNorm`.
+      freeze_bn_stats, freeze_bn_affine: its `freeze_stats` and `freeze_affine`.
       dtype: of the computation; parameters and statistics are float32.
     """
 
@@ -138,9 +140,14 @@ class ResNet(nn.Module):
     zero_init_residual: bool = False
     remat_stages: Sequence[int] = ()
     axis_name: str | None = None
-    freeze_stats: bool = False
-    freeze_affine: bool = False
+    freeze_bn_stats: bool = False
+    freeze_bn_affine: bool = False
     dtype: jax.typing.DTypeLike = jnp.float32
+
+    @property
+    def frozen_parameters(self) -> tuple[str, ...]:
+        """Regular expressions of the parameters' paths that no optimiser may touch."""
+        return (r"(?:.*/)?\w*bn\d?",) if self.freeze_bn_affine else ()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, ...]:
@@ -150,8 +157,8 @@ class ResNet(nn.Module):
         norm = functools.partial(
             BatchNorm,
             axis_name=self.axis_name,
-            freeze_stats=self.freeze_stats,
-            freeze_affine=self.freeze_affine,
+            freeze_stats=self.freeze_bn_stats,
+            freeze_affine=self.freeze_bn_affine,
             dtype=self.dtype,
         )
         x = self._stem(x, norm, train)
@@ -188,7 +195,5 @@ class ResNet(nn.Module):
             x = Conv(features, kernel, stride, dtype=self.dtype, name=f"stem_conv{number}")(x)
             x = nn.relu(norm(name=f"stem_bn{number}")(x, train))
         if stem.max_pool:
-            # After the ReLU nothing is below zero, so that padding with zeros is padding with -infinity.
-            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-            x = nn.max_pool(x, (3, 3), (2, 2), padding="VALID")
+            x = max_pool(x)
         return x

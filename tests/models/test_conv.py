@@ -21,13 +21,13 @@ def convolve_by_hand(x, kernel, stride):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (2, 5), (3, 4), (7, 6)])
-@pytest.mark.parametrize("kernel", [1, 3, 7])
+@pytest.mark.parametrize(("kernel", "features"), [(1, 2), (1, 4), (3, 4), (7, 4)])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_matches_a_loop_and_so_does_its_gradient(shape, kernel, stride):
+def test_matches_a_loop_and_so_does_its_gradient(shape, kernel, features, stride):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, *shape, 3)).astype(np.float32)
-    module = Conv(4, kernel, stride)
-    weights = rng.normal(size=(kernel, kernel, 3, 4)).astype(np.float32)
+    module = Conv(features, kernel, stride)
+    weights = rng.normal(size=(kernel, kernel, 3, features)).astype(np.float32)
 
     def run(x, weights):
         return module.apply({"params": {"kernel": weights}}, x)

@@ -251,3 +251,31 @@ def test_gem_of_a_dead_map_has_a_finite_gradient():
     variables = module.init(jax.random.key(0), x)
     gradients = jax.grad(lambda v, x: module.apply(v, x).sum(), argnums=(0, 1))(variables, x)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_own_rules_hold_inside_shard_map(check_vma):
+    """Two devices give one's gradients, and strict promotion and NaN checks find nothing."""
+    images = pixels(4, size=16)
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        options = {"width": 2, "embedding_dim": 4, "stem": "imagenet", "pooling": "gem", "dtype": "float64"}
+        model, variables = build("resnet10", **options)
+        variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
+        synced, _ = build("resnet10", **options, axis_name="d")
+        with jax.debug_nans(True):
+            single = run(lambda x: loss_and_gradients(model, variables, x), images)
+
+        def on_a_device(images):
+            value, state, gradients = loss_and_gradients(synced, variables, images, "d")
+            # Under check_vma gradients of what is replicated arrive summed.
+            return value, state, jax.tree.map(lambda g: g / 2, gradients) if check_vma else gradients
+
+        mesh = jax.make_mesh(
+            (2,), ("d",), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,)
+        )
+        spec = jax.sharding.PartitionSpec
+        several = run(
+            jax.shard_map(on_a_device, mesh=mesh, in_specs=spec("d"), out_specs=spec(), check_vma=check_vma),
+            images,
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), single, several)

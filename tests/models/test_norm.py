@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.test_util import check_grads
 
 from hap2s_jax.models.norm import BatchNorm
 
@@ -92,3 +94,37 @@ def test_bfloat16_in_float32_statistics():
     assert y.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32")}
     np.testing.assert_allclose(state["batch_stats"]["mean"], numpy_batch_norm(x)[1], rtol=1e-3)
+
+
+def textbook(x, scale, bias):
+    """Ioffe & Szegedy's formulas as they stand, for autodiff."""
+    axes = tuple(range(x.ndim - 1))
+    mean, var = x.mean(axes), x.var(axes)
+    return jax.nn.relu((x - mean) / jnp.sqrt(var + 1e-5) * scale + bias)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 6), (8, 1, 1, 6), (2, 3, 6), (8, 6)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
+def test_gradients_are_those_of_the_textbook(shape, dtype, tolerance):
+    with jax.enable_x64(dtype == "float64"):
+        rng = np.random.default_rng(0)
+        x, weights = rng.normal(2.0, 3.0, shape).astype(dtype), rng.normal(size=shape).astype(dtype)
+        x[..., 0] = 0.5  # a channel that is constant
+        scale, bias = rng.uniform(0.5, 2, 6).astype(dtype), rng.uniform(0.1, 1, 6).astype(dtype)
+
+        def normalise(x, scale, bias):
+            variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
+            return jax.nn.relu(BatchNorm().apply(variables, x, train=True, mutable=["batch_stats"])[0])
+
+        stats = {"mean": np.full(6, 1.5, dtype), "var": np.ones(6, dtype)}
+        with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"), jax.debug_nans(True):
+            value, pull = jax.vjp(normalise, x, scale, bias)
+            found = pull(weights)
+        expected, pull = jax.vjp(textbook, x, scale, bias)
+        for a, b in zip((value, *found), (expected, *pull(weights)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * float(jnp.abs(b).max()))
+        if (
+            dtype == "float64"
+        ):  # finite differences, forward mode too; what is constant bends too much for them
+            x[..., 0] = x[..., 1]
+            check_grads(normalise, (x, scale, bias), 1, rtol=1e-5)
