@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,20 @@ Run = Callable[[], object]
 IMAGES_PER_CLASS = 4
 
 
+def settings(name: str) -> dict[str, Any]:
+    """Options of the encoder called `name`, without an embedding layer, or of that of the config called `name`."""
+    from hap2s_jax.models.resnet import ARCHITECTURES
+
+    if name in ARCHITECTURES:
+        return {"name": name, "embedding_dim": 0}
+    return dict(importlib.import_module(f"configs.{name}").get_config().encoder)
+
+
 class Ours:
     """Programs of one of our encoders on random images.
 
     Args:
-      name: of the encoder.
+      name: of the encoder, see `settings`.
       batch: images.
       size: (height, width) in pixels.
       dtype: of the computation.
@@ -37,7 +47,7 @@ class Ours:
 
         from hap2s_jax import losses, models
 
-        encoder = models.create(name, embedding_dim=0, dtype=dtype, **options)
+        encoder = models.create(**settings(name) | {"dtype": dtype} | options)
         pixels = np.random.default_rng(0).integers(0, 256, (batch, *size, 3)).astype(np.uint8)
         self._images = jax.device_put(pixels)
         labels = jnp.arange(batch) // IMAGES_PER_CLASS
@@ -102,39 +112,25 @@ def theirs(
     threads: int | None = None,
     fused: bool = False,
 ) -> dict[str, Run]:
-    """The same of transformers' ResNet in torch, on the GPU where there is one; empty where it has no such encoder.
+    """The same of the same network in torch, on the GPU where there is one; empty without torch.
 
     Args:
       name, batch, size, dtype: as of `Ours`; dtypes other than float32 by autocast.
       threads: of the CPU.
       fused: whether torch.compile makes the step.
     """
-    from hap2s_jax.models.resnet import ARCHITECTURES
-
     try:
         import torch
-        from transformers import ResNetConfig, ResNetModel
+
+        from bench.torch_encoder import Encoder
     except ImportError:
-        return {}
-    architecture = ARCHITECTURES.get(name)
-    if architecture is None or (architecture.groups, architecture.group_width) != (1, 64):
         return {}
     if threads:
         torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    expansion = 4 if architecture.bottleneck else 1
-    config = ResNetConfig(
-        depths=list(architecture.stage_sizes),
-        layer_type="bottleneck" if architecture.bottleneck else "basic",
-        hidden_sizes=[64 * expansion * 2**stage for stage in range(4)],
-    )
-    model = torch.nn.Sequential(ResNetModel(config)).to(device)
-    # The layout that suits torch's convolutions best, on both kinds of device.
-    for parameter in model.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    model = Encoder(settings(name)).to(device)
     run: Any = torch.compile(model) if fused else model
-    images = torch.randn(batch, 3, *size, device=device).to(memory_format=torch.channels_last)
+    images = torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     autocast = torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32")
 
@@ -152,7 +148,7 @@ def theirs(
         model.train()
         optimizer.zero_grad()
         with autocast:
-            value = run(images).pooler_output.float().square().mean()
+            value = run(images).float().square().mean()
         value.backward()
         optimizer.step()
         wait()

@@ -138,6 +138,16 @@ class Encoder(nn.Module):
         """Regular expressions of the parameters' paths that no optimiser may touch."""
         return tuple(f"trunk/{path}" for path in self.trunk.frozen_parameters)
 
+    @property
+    def normalize(self) -> bool:
+        """Whether embeddings have length 1, so that their mean over views is to have it too."""
+        return self.head.normalize
+
+    @property
+    def bnneck(self) -> bool:
+        """Whether test images are compared by a neck of length 1."""
+        return self.head.bnneck
+
     def __call__(self, images: jax.Array, train: bool = False) -> EncoderOutput:
         """Encodes `images` `[n, h, w, 3]`, uint8 or floating in [0, 255].
 

@@ -279,3 +279,10 @@ def test_own_rules_hold_inside_shard_map(check_vma):
             images,
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), single, several)
+
+
+def test_it_says_whether_a_mean_over_views_has_length_one():
+    """`run.evaluator.embedding_function` asks for these two, of anybody's encoder."""
+    assert models.create("resnet10", normalize=True).normalize
+    assert models.create("resnet10", bnneck=True).bnneck
+    assert not models.create("resnet10").normalize
