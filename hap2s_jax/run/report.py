@@ -71,6 +71,9 @@ def announce(trainer: Trainer, state: TrainState, workdir: pathlib.Path) -> None
     say(f"batches: {trainer.plan.describe()}")
     say(f"loss {trainer.config.loss.name}, encoder {trainer.config.encoder.name}, {parameters:,} parameters")
     say(f"on {environment.summary()}")
+    if trainer.config.encoder.get("dtype") == "float32" and jax.default_backend() in ("gpu", "tpu"):
+        # 92.8 ms and 8.8 GiB become 49.6 and 4.6 (sop on v5e:2x4, by the TPU compiler's estimate)
+        say("encoder in float32; --config.encoder.dtype=bfloat16 about halves a TPU's time and memory")
     say(f"in {workdir}")
 
 
