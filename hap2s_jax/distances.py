@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 Distance = Literal["euclidean", "squared_euclidean", "cosine", "negative_dot"]
@@ -82,12 +83,8 @@ def gram_distances(
 ) -> jax.Array:
     """max(0, |a|^2 + |b|^2 - 2ab) `[n, m]`, or 1 - ab of directions, as metrics rank by them.
 
-    Args:
-        a: `[n, d]`, centred or normalised already.
-        b: `[m, d]`, likewise.
-        cosine: whether these are directions.
-        a_squares: `squares(a)` `[n]`, where they are known.
-        b_squares: `squares(b)` `[m]`, likewise.
+    Rows `[n, d]` and `[m, d]` are centred or normalised already. `a_squares` `[n]` and `b_squares` `[m]` are their
+    `squares`, where these are known.
     """
     if cosine:
         return 1 - products(a, b)
@@ -96,26 +93,80 @@ def gram_distances(
     return jnp.maximum(a_squares[:, None] + b_squares[None, :] - 2 * products(a, b), 0)
 
 
-def distances_between(a: Any, b: Any, distance: str = "euclidean") -> np.ndarray[Any, Any]:
-    """Distances between vectors that stand opposite each other, `[..., d]` to `[...]`, by differences.
+def distances_of_pairs(a: Array, b: Array, distance: str) -> Array:
+    """Distances `[...]` between cleaned vectors `[..., d]` that stand opposite each other, by differences."""
+    if distance in ("cosine", "negative_dot"):
+        inner: Any = (a * b).sum(axis=-1)  # of either library
+        return 1 - inner if distance == "cosine" else -inner
+    squared = squares(a - b)
+    if distance == "squared_euclidean":
+        return squared
+    if isinstance(squared, np.ndarray):
+        return np.sqrt(squared)
+    return safe_sqrt(squared)
 
-    In float64 on the host: exact where a Gram matrix is not. Vectors need not be normalised for "cosine", under which
-    a zero vector has distance 1 from everything.
+
+def distances_between(a: Any, b: Any, distance: str = "euclidean") -> np.ndarray[Any, Any]:
+    """As `distances_of_pairs`, on the host in float64, of vectors of any length: exact where a Gram matrix is not.
+
+    Under "cosine" a zero vector has distance 1 from everything.
     """
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if check_distance(distance) in ("cosine", "negative_dot"):
-        if distance == "negative_dot":
-            return -np.einsum("...d,...d->...", first, second)
+    if check_distance(distance) == "cosine":
         lengths = [np.linalg.norm(x, axis=-1, keepdims=True) for x in (first, second)]
         first, second = (x / np.where(n == 0, 1, n) for x, n in zip((first, second), lengths, strict=True))
-        return 1 - np.sum(first * second, axis=-1)
-    squared = np.sum((first - second) ** 2, axis=-1)
-    return squared if distance == "squared_euclidean" else np.sqrt(squared)
+    return distances_of_pairs(first, second, distance)
 
 
-def compute_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """The type in which distances of `dtype` embeddings are computed: float32, or float64 for float64."""
-    return jnp.promote_types(dtype, jnp.float32)
+def check_embeddings(
+    name: str, vectors: ArrayLike | None, label_name: str, labels: ArrayLike | None
+) -> tuple[jax.Array, jax.Array]:
+    """Both as arrays; raises ValueError or TypeError, by name, unless these are `[n, d]` floats and `[n]` integers."""
+    if vectors is None or labels is None:
+        raise ValueError(f"{name} and {label_name} go together; one of them is missing")
+    widest = jnp.iinfo(jnp.asarray(0).dtype)
+    remedy = f"number the classes from 0 on, as np.unique({label_name}, return_inverse=True)[1] does"
+    vectors, labels = (x if isinstance(x, jax.Array) else np.asarray(x) for x in (vectors, labels))
+    if not jnp.issubdtype(vectors.dtype, jnp.floating):
+        raise TypeError(f"{name} are {vectors.dtype}; they should be floating point, such as float32")
+    if vectors.ndim != 2:
+        raise ValueError(f"{name} have shape {vectors.shape}; they should be [n, d]")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"{label_name} are {labels.dtype}; they should be integers: {remedy}")
+    # What is known already must not become another class's or infinite on the way.
+    if (
+        isinstance(labels, np.ndarray)
+        and labels.size
+        and not widest.min <= labels.min() <= labels.max() <= widest.max
+    ):
+        raise ValueError(
+            f"{label_name} go from {labels.min()} to {labels.max()}, beyond {widest.dtype}; {remedy}"
+        )
+    if vectors.dtype == np.float64 and isinstance(vectors, np.ndarray) and vectors.size:
+        reach = np.max(np.abs(vectors), initial=0, where=np.isfinite(vectors))
+        if reach > 1e154:
+            raise ValueError(
+                f"{name} reach {reach:.3g}, whose square is not finite in float64; scale them down"
+            )
+    vectors, labels = jnp.asarray(vectors), jnp.asarray(labels)
+    if labels.shape != vectors.shape[:1]:
+        raise ValueError(
+            f"{name} {vectors.shape} and {label_name} {labels.shape} differ in length; "
+            f"{label_name} should be [{vectors.shape[0]}]"
+        )
+    # In a narrow or unsigned type the label that is ignored, -1, would be some class's.
+    narrow = labels.dtype.itemsize < 4 or labels.dtype == jnp.int32
+    return whole(vectors), whole(labels.astype(jnp.int32 if narrow else widest.dtype))
+
+
+def whole(array: jax.Array) -> jax.Array:
+    """The same on every device, where it is split over a mesh's explicit axes: they know no split sort or gather."""
+    sharding = jax.typeof(array).sharding
+    return (
+        jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
+        if any(sharding.spec)
+        else array
+    )
 
 
 def safe_sqrt(x: jax.Array) -> jax.Array:
@@ -124,17 +175,18 @@ def safe_sqrt(x: jax.Array) -> jax.Array:
     return jnp.where(none, 0, jnp.sqrt(jnp.where(none, 1, x)))
 
 
-def centre_of(vectors: jax.Array, valid: jax.Array) -> jax.Array:
-    """Mean `[d]` of the valid rows of `vectors` `[n, d]`; zero when there is none. Carries no gradient.
-
-    Distances do not depend on it, so neither do their gradients.
-    """
-    count = jnp.maximum(jnp.sum(valid), 1).astype(vectors.dtype)
-    return lax.stop_gradient(jnp.sum(jnp.where(valid[:, None], vectors, 0), axis=0) / count)
+def mean_of(values: jax.Array, mask: jax.Array, axis: int = -1) -> jax.Array:
+    """Mean over the masked entries of an axis, 0 where there are none."""
+    count = jnp.sum(mask, axis=axis)
+    total = jnp.sum(jnp.where(mask, values, 0), axis=axis)
+    return total / jnp.maximum(count, 1).astype(total.dtype)
 
 
 def clean_rows(vectors: jax.Array, valid: jax.Array, distance: str, centre: jax.Array | None) -> jax.Array:
-    """Rows `[n, d]` ready for `pair_distances`; ignored ones are zero and pass no gradient, NaN or not."""
+    """Rows `[n, d]` ready for `pair_distances`; ignored ones are zero and pass no gradient, NaN or not.
+
+    Distances do not depend on the centre `[d]`, so neither do their gradients, and it carries none.
+    """
     vectors = jnp.where(valid[:, None], vectors, 0)
     if distance == "cosine":
         norm = safe_sqrt(squares(vectors))[:, None]
@@ -142,16 +194,7 @@ def clean_rows(vectors: jax.Array, valid: jax.Array, distance: str, centre: jax.
         return vectors / jnp.where(norm > 0, jnp.where(norm < jnp.inf, norm, jnp.nan), 1)
     if distance == "negative_dot" or centre is None:
         return vectors
-    return jnp.where(valid[:, None], vectors - centre, 0)
-
-
-def nan_unless_finite(vectors: jax.Array) -> jax.Array:
-    """Scalar 0, or NaN where a row of `vectors` `[n, d]` is not finite or its squared length is not.
-
-    Comparisons and, on CPU, XLA's maximum drop NaN, so that a loss made of them can look like any other.
-    """
-    finite = jnp.all(jnp.isfinite(squares(lax.stop_gradient(vectors))))
-    return jnp.where(finite, 0, jnp.nan).astype(vectors.dtype)
+    return jnp.where(valid[:, None], vectors - lax.stop_gradient(centre)[None, :], 0)
 
 
 def pair_distances(
@@ -182,22 +225,16 @@ def pair_distances(
     return squared if distance == "squared_euclidean" else safe_sqrt(squared)
 
 
-def coincidence(dtype: jnp.dtype, dimensions: int) -> float:
-    """Largest share of |a|^2 + |b|^2 that rounding alone can leave as the squared distance of equal rows.
-
-    Twice what was measured for XLA's CPU product from 8 to 2,048 dimensions.
-    """
-    return float(jnp.finfo(dtype).eps) * max(4.0, math.sqrt(dimensions))
-
-
 def _squared(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Squared distances `[n, m]`, exactly 0 for coincident pairs, and their scale |a|^2 + |b|^2.
 
-    What is not a number, or overflows, must not pass for coincident.
+    What is not a number, or overflows, must not pass for coincident. Rounding alone can leave eps max(4, root of d) of
+    the scale as the squared distance of equal rows, twice what was measured for XLA's CPU product from 8 to 2,048
+    dimensions.
     """
     scale = squares(a)[:, None] + squares(b)[None, :]
     squared = scale - 2 * products(a, b)
-    coincident = squared <= coincidence(a.dtype, a.shape[-1]) * scale
+    coincident = squared <= float(jnp.finfo(a.dtype).eps) * max(4.0, math.sqrt(a.shape[-1])) * scale
     return jnp.where(coincident, 0, squared), lax.stop_gradient(scale)
 
 
@@ -215,11 +252,11 @@ def class_origins(
     ordered = key_labels[order]
     points = lax.stop_gradient(key_vectors)
 
-    def look_up(wanted: jax.Array) -> jax.Array:
+    found = []
+    for wanted in (labels, key_labels):
         place = jnp.minimum(jnp.searchsorted(ordered, wanted), ordered.shape[0] - 1)
-        return points[order[place]]
-
-    return look_up(labels), look_up(key_labels)
+        found.append(points[order[place]])
+    return found[0], found[1]
 
 
 def pairwise_distances(
@@ -252,10 +289,10 @@ def pairwise_distances(
     embeddings = jnp.asarray(embeddings)
     if not jnp.issubdtype(embeddings.dtype, jnp.floating):
         raise TypeError(f"embeddings are {embeddings.dtype}; they should be floating point")
-    dtype = compute_dtype(embeddings.dtype)
+    dtype = jnp.promote_types(embeddings.dtype, jnp.float32)
     rows = embeddings.astype(dtype)
     valid = jnp.ones(rows.shape[0], bool) if valid is None else jnp.asarray(valid)
-    centre = centre_of(rows, valid)
+    centre = mean_of(rows, valid[:, None], axis=0)
     cleaned = clean_rows(rows, valid, distance, centre)
     if keys is None:
         return pair_distances(Rows(cleaned), Rows(cleaned), distance)

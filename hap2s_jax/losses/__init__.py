@@ -12,12 +12,12 @@ from hap2s_jax.losses.classes import (
     proxy_nca_loss,
     softmax_loss,
 )
-from hap2s_jax.losses.engine import mean_over_anchors, mean_over_rows
+from hap2s_jax.losses.engine import mean_over_anchors
+from hap2s_jax.losses.given import hap2s_from_distances, mean_over_rows
 from hap2s_jax.losses.hap2s import (
     batch_hard_loss,
     easy_positive_loss,
     hap2s_e_loss,
-    hap2s_from_distances,
     hap2s_hardest_loss,
     hap2s_loss,
     hap2s_p_loss,
@@ -25,10 +25,8 @@ from hap2s_jax.losses.hap2s import (
     point_to_set_mean_loss,
 )
 from hap2s_jax.losses.pairs import (
-    circle_loss,
     contrastive_loss,
     lifted_structure_loss,
-    multi_similarity_loss,
     n_pair_loss,
     nt_xent_loss,
     supervised_contrastive_loss,
@@ -36,6 +34,7 @@ from hap2s_jax.losses.pairs import (
 from hap2s_jax.losses.registry import Loss, create, hyperparameters, names, register
 from hap2s_jax.losses.rows import AnchorLoss, AnchorRow
 from hap2s_jax.losses.schedules import create_schedule
+from hap2s_jax.losses.similarities import circle_loss, multi_similarity_loss
 from hap2s_jax.losses.triplets import (
     batch_all_loss,
     init_margin_params,
@@ -54,12 +53,12 @@ from hap2s_jax.losses.weightings import (
     uniform,
 )
 
-register("hap2s_e", hap2s_e_loss)
-register("hap2s_p", hap2s_p_loss)
-register("hap2s_ranked", hap2s_ranked_loss)
-register("hap2s_hardest", hap2s_hardest_loss)
-register("batch_hard", batch_hard_loss)
-register("point_to_set_mean", point_to_set_mean_loss)
+register("hap2s_e", hap2s_e_loss, like=hap2s_loss)
+register("hap2s_p", hap2s_p_loss, like=hap2s_loss)
+register("hap2s_ranked", hap2s_ranked_loss, like=hap2s_loss)
+register("hap2s_hardest", hap2s_hardest_loss, like=hap2s_loss)
+register("batch_hard", batch_hard_loss, like=hap2s_loss)
+register("point_to_set_mean", point_to_set_mean_loss, like=hap2s_loss)
 register("easy_positive", easy_positive_loss)
 register("batch_all", batch_all_loss)
 register("semi_hard", semi_hard_loss)

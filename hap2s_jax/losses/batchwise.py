@@ -1,102 +1,90 @@
 """Losses whose terms join pairs of different anchors: MSML and quadruplet.
 
-They see the whole global batch at once and share the engine's calling convention, not its blocks: memory
-grows with the square of the batch.
+They need one or two pairs of each anchor, which `selection` finds a block of anchors at a time.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
-from hap2s_jax.distances import Distance, Rows, nan_unless_finite, pair_distances
-from hap2s_jax.losses.checks import Axis, Reduction
-from hap2s_jax.losses.classes import reduce_samples
-from hap2s_jax.losses.engine import problem
-from hap2s_jax.losses.rows import Anchors, Keys, relations
-from hap2s_jax.losses.weightings import Scalar
-
-
-def _pairs(vectors: jax.Array, anchors: Anchors, key_vectors: jax.Array, keys: Keys, distance: str) -> tuple:
-    positive, negative = relations(anchors, keys)
-    rows, others = Rows(vectors, anchors.origins), Rows(key_vectors, keys.origins)
-    return pair_distances(rows, others, distance, positive), positive, negative
+from hap2s_jax.distances import Distance, check_distance, check_embeddings
+from hap2s_jax.losses.classes import call_options
+from hap2s_jax.losses.engine import prepare, reduced
+from hap2s_jax.losses.rows import Axis, Batch, Options, Result, RowLosses, SampleCall
+from hap2s_jax.losses.selection import Pairs, chosen_pairs
+from hap2s_jax.losses.weightings import Scalar, check_range
 
 
-def _extreme(distances: jax.Array, mask: jax.Array, sign: int, axis: Any = None) -> jax.Array:
-    """Largest (sign 1) or smallest (sign -1) masked distance; 0 where there is none."""
-    best = sign * jnp.max(jnp.where(mask, sign * distances, -jnp.inf), axis=axis)
-    return jnp.where(jnp.any(mask, axis=axis), best, 0)
+def _pairs(
+    embeddings: ArrayLike, labels: ArrayLike, distance: str, other: bool, call: SampleCall
+) -> tuple[Batch, Pairs, Options]:
+    """The batch, its deciding pairs, and the call's options."""
+    vectors, labels = check_embeddings("embeddings", embeddings, "labels", labels)
+    options, weights = call_options(call, len(labels), check_distance(distance))
+    batch = prepare(vectors, labels, None, weights, options)
+    # The stats of these losses need no other pairs.
+    return batch, chosen_pairs(batch, options._replace(with_stats=False), (1, -1), other=other), options
+
+
+def _over_devices(value: jax.Array, axis_name: Axis) -> jax.Array:
+    """`[n]` of all devices, with gradients."""
+    return value if axis_name is None else lax.all_gather(value, axis_name, tiled=True)
 
 
 def msml_loss(
-    embeddings: Any,
-    labels: Any,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
     *,
     margin: Scalar = 0.3,
     distance: Distance = "euclidean",
-    axis_name: Axis = None,
-    ignore_label: int | None = -1,
-    with_stats: bool = False,
-) -> Any:
+    **call: Unpack[SampleCall],
+) -> Result:
     """Margin sample mining loss (Xiao, Luo, Zhang, 2017): one pair of pairs for the whole batch.
 
     max(0, largest positive distance - smallest negative distance + margin) over the global batch, 0 where it
-    has no positive or no negative pair. There is nothing to average.
+    has no positive or no negative pair. It is every sample's loss, so that there is nothing to average.
 
     Args:
         embeddings: `[n, d]`.
         labels: `[n]`.
         margin: in units of the distance.
         distance: kind of distance.
-        axis_name: as in `mean_over_anchors`, and so are `ignore_label` and `with_stats`.
+        **call: `axis_name`, `ignore_label`, `sample_weights`, `reduction`, `with_stats`, as in `mean_over_anchors`.
     """
-    vectors, anchors, key_vectors, keys = problem(embeddings, labels, distance, axis_name, ignore_label)
-    distances, positive, negative = _pairs(vectors, anchors, key_vectors, keys, distance)
-    ends = jnp.stack(
-        [
-            jnp.max(jnp.where(positive, distances, -jnp.inf)),
-            jnp.max(jnp.where(negative, -distances, -jnp.inf)),
-        ]
-    )
-    if axis_name is not None:
-        # pmax has no derivative; the largest of the gathered ones has.
-        ends = jnp.max(lax.all_gather(ends, axis_name).reshape(-1, 2), axis=0)
-    valid = jnp.all(ends > -jnp.inf)
-    to_positive, to_negative = jnp.where(valid, ends, 0) * jnp.array([1, -1])
-    value = jnp.where(valid, jax.nn.relu(to_positive - to_negative + margin), 0) + nan_unless_finite(
-        key_vectors
-    )
-    if axis_name is not None:
-        # Equal on every device already; the mean says so to shard_map's check_vma.
-        value, to_positive, to_negative = lax.pmean((value, to_positive, to_negative), axis_name)
-    if not with_stats:
-        return value
+    check_range("margin", margin, positive=None)
+    batch, pairs, options = _pairs(embeddings, labels, distance, False, call)
+    far = jnp.where(pairs.has_positive, pairs.to_positive, -jnp.inf)
+    near = jnp.where(pairs.has_negative, pairs.to_negative, jnp.inf)
+    # pmax has no derivative; the largest of the gathered ones has.
+    to_positive = jnp.max(_over_devices(far, options.axis_name))
+    to_negative = jnp.min(_over_devices(near, options.axis_name))
+    both = (to_positive > -jnp.inf) & (to_negative < jnp.inf)
+    to_positive, to_negative = jnp.where(both, to_positive, 0), jnp.where(both, to_negative, 0)
+    value = jax.nn.relu(to_positive - to_negative + jnp.asarray(margin, far.dtype))
+    valid = batch.anchors.valid & both
     stats = {
         "active_fraction": value > 0,
         "hardest_positive_distance": to_positive,
         "hardest_negative_distance": to_negative,
-        "valid_anchors": lax.psum(jnp.sum(anchors.valid), axis_name) if axis_name else jnp.sum(anchors.valid),
     }
-    return value, {name: lax.stop_gradient(s.astype(jnp.float32)) for name, s in stats.items()}
+    losses = RowLosses(jnp.where(valid, value, 0), valid.astype(far.dtype), stats)
+    return reduced(losses, batch.anchors.weight, options)
 
 
 def quadruplet_loss(
-    embeddings: Any,
-    labels: Any,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
     *,
     margin: Scalar = 0.3,
     second_margin: Scalar = 0.15,
     distance: Distance = "euclidean",
-    axis_name: Axis = None,
-    ignore_label: int | None = -1,
-    sample_weights: Any = None,
-    reduction: Reduction = "mean",
-    with_stats: bool = False,
-) -> Any:
+    **call: Unpack[SampleCall],
+) -> Result:
     """Quadruplet loss (Chen et al., "Beyond Triplet Loss", CVPR 2017) with the hardest of each kind.
 
     max(0, d(a, p) - d(a, n) + margin) + max(0, d(a, p) - d(n1, n2) + second_margin), p the farthest positive,
@@ -110,40 +98,41 @@ def quadruplet_loss(
         margin: of the first term, in units of the distance.
         second_margin: of the second.
         distance: kind of distance.
-        axis_name: as in `mean_over_anchors`, and so are `ignore_label`, `sample_weights`, `reduction` and
-            `with_stats`.
+        **call: `axis_name`, `ignore_label`, `sample_weights`, `reduction`, `with_stats`, as in `mean_over_anchors`.
     """
-    vectors, anchors, key_vectors, keys = problem(embeddings, labels, distance, axis_name, ignore_label)
-    distances, positive, negative = _pairs(vectors, anchors, key_vectors, keys, distance)
-    farthest, nearest = _extreme(distances, positive, 1, 1), _extreme(distances, negative, -1, 1)
-    between, between_exists = _nearest_others(key_vectors, keys, distance, anchors.labels)
-    valid = jnp.any(positive, axis=1) & jnp.any(negative, axis=1)
-    second = jnp.where(between_exists, jax.nn.relu(farthest - between + second_margin), 0)
-    values = jax.nn.relu(farthest - nearest + margin) + second + nan_unless_finite(key_vectors)
+    check_range("margin", margin, positive=None)
+    check_range("second_margin", second_margin, positive=None)
+    batch, pairs, options = _pairs(embeddings, labels, distance, True, call)
+    farthest, dtype = pairs.to_positive, pairs.to_positive.dtype
+    between = _nearest_others(pairs, batch.anchors.labels, options.axis_name)
+    first = jax.nn.relu(farthest - pairs.to_negative + jnp.asarray(margin, dtype))
+    exists = jnp.isfinite(between)
+    second = jax.nn.relu(farthest - jnp.where(exists, between, 0) + jnp.asarray(second_margin, dtype))
+    values = jnp.where(pairs.valid, first + jnp.where(exists, second, 0), 0)
     stats = {
         "active_fraction": values > 0,
         "hardest_positive_distance": farthest,
-        "hardest_negative_distance": nearest,
+        "hardest_negative_distance": pairs.to_negative,
     }
-    settings = {"axis_name": axis_name, "sample_weights": sample_weights, "reduction": reduction}
-    return reduce_samples(values, valid, stats, with_stats=with_stats, **settings)
+    return reduced(RowLosses(values, pairs.valid.astype(dtype), stats), batch.anchors.weight, options)
 
 
-def _nearest_others(
-    key_vectors: jax.Array, keys: Keys, distance: str, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """For each label `[n]`, the smallest distance of two keys of different classes, neither of that label."""
-    rows = Rows(key_vectors)
-    distances = pair_distances(rows, rows, distance)
-    other = (keys.labels[:, None] != keys.labels[None, :]) & keys.valid[:, None] & keys.valid[None, :]
-    # A key's nearest key of another class, and its nearest of yet another: one of the two is not of the label
-    # asked.
-    apart = jnp.where(other, distances, jnp.inf)
-    place = jnp.argmin(apart, axis=1)
-    nearest, nearest_label = jnp.take_along_axis(apart, place[:, None], axis=1)[:, 0], keys.labels[place]
-    rest = jnp.where(keys.labels[None, :] == nearest_label[:, None], jnp.inf, apart)
-    second = jnp.min(rest, axis=1)
-    ends = jnp.where(nearest_label[None, :] == labels[:, None], second[None, :], nearest[None, :])
-    ends = jnp.where(keys.labels[None, :] == labels[:, None], jnp.inf, ends)
-    best = jnp.min(ends, axis=1)
-    return jnp.where(jnp.isfinite(best), best, 0), jnp.isfinite(best)
+def _nearest_others(pairs: Pairs, labels: jax.Array, axis_name: Axis) -> jax.Array:
+    """For each label `[n]`, the smallest distance of two keys of different classes, neither of that label; infinite
+    where there is none.
+
+    Each key has offered its nearest key of another class and its nearest of yet another. The nearest pair of all serves
+    every label but its own two, and for each of these the nearest pair without it.
+    """
+    nearest = _over_devices(jnp.where(pairs.has_negative, pairs.to_negative, jnp.inf), axis_name)
+    other = _over_devices(pairs.to_other, axis_name)
+    own, partner = _over_devices(labels, axis_name), _over_devices(pairs.negative_label, axis_name)
+
+    def without(label: jax.Array) -> jax.Array:
+        offered = jnp.where(own == label, jnp.inf, jnp.where(partner == label, other, nearest))
+        return offered[jnp.argmin(offered)]
+
+    place = jnp.argmin(nearest)
+    of_key, of_partner = without(own[place]), without(partner[place])
+    best = jnp.where(labels == partner[place], of_partner, nearest[place])
+    return jnp.where(labels == own[place], of_key, best)

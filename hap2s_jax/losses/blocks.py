@@ -1,124 +1,115 @@
 """Anchors in blocks: exact value and gradient with memory linear in the batch.
 
-A sum over anchors can form its gradient while it goes forward: each block of rows is differentiated on the
-spot and only the gradient, of the embeddings' own size, is kept. Nothing is computed twice and no `[n, m]`
-matrix ever exists. Reverse mode may be nested (the forward pass is ordinary JAX), forward mode is for the
-plain path.
+The total over anchors a of weights v_a and losses f,
+
+    (1)  T(theta, x, k) = sum_a v_a f(theta, x_a, k)        theta: the loss's numbers, x: anchors, k: keys
+
+is a sum, and so are its gradients,
+
+    (2)  dT/dtheta = sum_a v_a df/dtheta,   dT/dx_a = v_a df/dx_a,   dT/dk = sum_a v_a df/dk.
+
+So the forward pass can differentiate each block of anchors on the spot and keep nothing of it but its share of (2), of
+the embeddings' own size; the backward pass multiplies by one number. Nothing is computed twice and no `[n, m]` matrix
+ever exists. Reverse mode may be nested (the forward pass is ordinary JAX), forward mode is for the plain path.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hap2s_jax.losses.rows import AnchorLoss, Anchors, Keys, Sums, row_losses, summed
+from hap2s_jax.losses.engine import anchor_rows, apply_rows, summed
+from hap2s_jax.losses.rows import Anchors, Batch, Keys, Sums
+from hap2s_jax.losses.weightings import merge, separate, split
 
+Smooth = list[jax.Array]  # theta
 Static = tuple[Any, str, int]  # the loss's structure, the distance, anchors per block
 
 
-def blocked_sums(
-    loss: AnchorLoss,
-    vectors: jax.Array,
-    anchors: Anchors,
-    key_vectors: jax.Array,
-    keys: Keys,
-    distance: str,
-    block: int,
+class Fixed(NamedTuple):
+    """What carries no gradient."""
+
+    rough: list[jax.Array | None]
+    anchors: Anchors
+    keys: Keys
+
+
+class Gradients(NamedTuple):
+    """The derivatives of (2); those of x lie in blocks while they are summed."""
+
+    smooth: Smooth
+    vectors: jax.Array
+    key_vectors: jax.Array
+
+
+def blocked_sums(loss: Any, batch: Batch, distance: str, block: int) -> Sums:
+    """The sums of `summed(apply_rows(...))`, `block` anchors at a time."""
+    structure, smooth, rough = separate(loss, batch.vectors)
+    key_vectors = batch.key_vectors + jnp.zeros_like(batch.vectors).sum()
+    fixed = Fixed(rough, batch.anchors, batch.keys)
+    return _blocked((structure, distance, block), smooth, batch.vectors, key_vectors, fixed)
+
+
+def _block_sums(
+    static: Static, smooth: Smooth, vectors: jax.Array, key_vectors: jax.Array, anchors: Anchors, fixed: Fixed
 ) -> Sums:
-    """The sums of `summed(row_losses(...))`, `block` anchors at a time."""
-    structure, smooth, rough = separate(loss, vectors)
-    key_vectors = key_vectors + jnp.zeros_like(vectors).sum()
-    return _blocked((structure, distance, block), smooth, vectors, key_vectors, (rough, anchors, keys))
-
-
-def separate(loss: Any, like: jax.Array) -> tuple[Any, list, list]:
-    """A loss's structure, its differentiable leaves, and the others (None in the differentiable ones'
-    places)."""
-    leaves, structure = jax.tree_util.tree_flatten(loss)
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
-    # Every leaf must vary over the same mesh axes as the vectors: under shard_map's check_vma a loop's carry
-    # and a custom rule's cotangents may not change that on the way. Adding this zero says so in every
-    # version.
-    zero = jnp.zeros_like(like).sum()
-    smooth = [(leaf + zero).astype(leaf.dtype) for leaf in leaves if _is_smooth(leaf)]
-    return structure, smooth, [None if _is_smooth(leaf) else leaf for leaf in leaves]
-
-
-def merge(structure: Any, smooth: list, rough: list) -> Any:
-    """The loss again, from what `separate` returned."""
-    rest = iter(smooth)
-    return jax.tree_util.tree_unflatten(structure, [next(rest) if r is None else r for r in rough])
-
-
-def _is_smooth(leaf: jax.Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def split(array: jax.Array, block: int) -> jax.Array:
-    """`[n, ...]` as `[blocks, block, ...]`, the last one filled up with zeros."""
-    blocks = math.ceil(array.shape[0] / block)
-    padding = [(0, blocks * block - array.shape[0])] + [(0, 0)] * (array.ndim - 1)
-    return jnp.pad(array, padding).reshape(blocks, block, *array.shape[1:])
-
-
-def _block_sums(static: Static, smooth: list, block: Any, key_vectors: jax.Array, rest: Any) -> Sums:
     structure, distance, _ = static
-    vectors, anchors = block
-    rough, keys = rest
-    rows = row_losses(merge(structure, smooth, rough), vectors, anchors, key_vectors, keys, distance)
-    return summed(rows, anchors.weight)
+    rows = anchor_rows(Batch(vectors, anchors, key_vectors, fixed.keys), distance)
+    return summed(apply_rows(merge(structure, smooth, fixed.rough), rows, anchors.valid), anchors.weight)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocked(static: Static, smooth: list, vectors: jax.Array, key_vectors: jax.Array, rest: Any) -> Sums:
-    rough, anchors, keys = rest
-    blocks = jax.tree.map(lambda x: split(x, static[2]), (vectors, anchors))
+def _blocked(
+    static: Static, smooth: Smooth, vectors: jax.Array, key_vectors: jax.Array, fixed: Fixed
+) -> Sums:
+    def sums_of(block: tuple[jax.Array, Anchors]) -> Sums:
+        return _block_sums(static, smooth, block[0], key_vectors, block[1], fixed)
 
-    def step(total: Sums, block: Any) -> tuple[Sums, None]:
-        return jax.tree.map(
-            jnp.add, total, _block_sums(static, smooth, block, key_vectors, (rough, keys))
-        ), None
+    def step(total: Sums, block: tuple[jax.Array, Anchors]) -> tuple[Sums, None]:
+        return jax.tree.map(jnp.add, total, sums_of(block)), None
 
-    first = jax.tree.map(lambda x: x[0], blocks)
-    shape = jax.eval_shape(lambda b: _block_sums(static, smooth, b, key_vectors, (rough, keys)), first)
-    return lax.scan(step, _zeros(shape, vectors), blocks)[0]
+    blocks = split((vectors, fixed.anchors), static[2])
+    return lax.scan(step, _zeros(sums_of, blocks, vectors), blocks)[0]
 
 
-def _forward(static: Static, smooth: list, vectors: jax.Array, key_vectors: jax.Array, rest: Any) -> tuple:
-    rough, anchors, keys = rest
-    blocks = jax.tree.map(lambda x: split(x, static[2]), (vectors, anchors))
-
-    def total_loss(smooth: list, vectors: jax.Array, key_vectors: jax.Array, anchors: Anchors) -> tuple:
-        sums = _block_sums(static, smooth, (vectors, anchors), key_vectors, (rough, keys))
+def _forward(
+    static: Static, smooth: Smooth, vectors: jax.Array, key_vectors: jax.Array, fixed: Fixed
+) -> tuple[Sums, Gradients]:
+    def sums_of(
+        smooth: Smooth, vectors: jax.Array, key_vectors: jax.Array, anchors: Anchors
+    ) -> tuple[jax.Array, Sums]:
+        sums = _block_sums(static, smooth, vectors, key_vectors, anchors, fixed)
         return sums.loss, sums
 
-    def step(carry: tuple, block: Any) -> tuple:
-        gradient = jax.value_and_grad(total_loss, argnums=(0, 1, 2), has_aux=True)
+    def step(
+        carry: tuple[Sums, Smooth, jax.Array], block: tuple[jax.Array, Anchors]
+    ) -> tuple[Any, jax.Array]:
+        gradient = jax.value_and_grad(sums_of, argnums=(0, 1, 2), has_aux=True)
         (_, sums), (of_smooth, of_vectors, of_keys) = gradient(smooth, block[0], key_vectors, block[1])
         return jax.tree.map(jnp.add, carry, (sums, of_smooth, of_keys)), of_vectors
 
-    first = jax.tree.map(lambda x: x[0], blocks)
-    shape = jax.eval_shape(lambda b: _block_sums(static, smooth, b, key_vectors, (rough, keys)), first)
-    start = (_zeros(shape, vectors), jax.tree.map(jnp.zeros_like, smooth), jnp.zeros_like(key_vectors))
+    blocks = split((vectors, fixed.anchors), static[2])
+    sums = _zeros(lambda block: sums_of(smooth, block[0], key_vectors, block[1])[1], blocks, vectors)
+    start = (sums, jax.tree.map(jnp.zeros_like, smooth), jnp.zeros_like(key_vectors))
     (sums, of_smooth, of_keys), of_vectors = lax.scan(step, start, blocks)
     of_vectors = of_vectors.reshape(-1, vectors.shape[1])[: vectors.shape[0]]
-    return sums, (of_smooth, of_vectors, of_keys)
+    return sums, Gradients(of_smooth, of_vectors, of_keys)
 
 
-def _backward(static: Static, gradients: tuple, cotangent: Sums) -> tuple:
+def _backward(static: Static, gradients: Gradients, cotangent: Sums) -> tuple[Any, ...]:
     del static
-    of_smooth, of_vectors, of_keys = jax.tree.map(lambda g: (g * cotangent.loss).astype(g.dtype), gradients)
-    return of_smooth, of_vectors, of_keys, None
+    return *jax.tree.map(lambda g: g * cotangent.loss.astype(g.dtype), gradients), None
 
 
 _blocked.defvjp(_forward, _backward)
 
 
-def _zeros(shape: Any, like: jax.Array) -> Any:
+def _zeros(function: Any, blocks: Any, like: jax.Array) -> Sums:
+    """Zeros of the shape of `function`'s result for one block, varying over the same mesh axes as `like`."""
+    shape = jax.eval_shape(function, jax.tree.map(lambda x: x[0], blocks))
     zero = jnp.zeros_like(like).sum()
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype) + zero.astype(s.dtype), shape)

@@ -9,96 +9,80 @@ first ones. Every sample whose label is not ignored counts, and the mean over th
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax.typing import ArrayLike
 
-from hap2s_jax.distances import compute_dtype, products, safe_sqrt, squares
-from hap2s_jax.losses.checks import (
-    Axis,
-    Reduction,
-    check_embeddings,
-    check_range,
-    check_reduction,
-    check_sample_weights,
-)
-from hap2s_jax.losses.triplets import unit_rows
-from hap2s_jax.losses.weightings import Scalar
+from hap2s_jax.distances import check_embeddings, clean_rows, products, safe_sqrt, squares
+from hap2s_jax.losses.engine import check_options, counted, reduced
+from hap2s_jax.losses.rows import Options, Result, RowLosses, SampleCall
+from hap2s_jax.losses.weightings import Scalar, check_range
+
+Params = Mapping[str, ArrayLike]
 
 
 def _inputs(
-    embeddings: Any, labels: Any, points: Any, classes: int, ignore_label: int | None
+    embeddings: ArrayLike, labels: ArrayLike, points: ArrayLike, classes: int, call: SampleCall
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Checked embeddings (ignored rows zero), labels fit for indexing, the classes' points, and who
-    counts."""
-    embeddings, labels = check_embeddings("embeddings", embeddings, "labels", labels)
+    """Checked embeddings (ignored rows zero), labels fit for indexing, the classes' points, and who counts."""
+    vectors, labels = check_embeddings("embeddings", embeddings, "labels", labels)
     points = jnp.asarray(points)
-    if points.shape[1 - classes] != embeddings.shape[1]:
-        raise ValueError(
-            f"params {points.shape} do not fit embeddings {embeddings.shape}: widths should agree"
-        )
-    valid = jnp.ones(labels.shape, bool) if ignore_label is None else labels != ignore_label
-    embeddings = jnp.where(valid[:, None], embeddings.astype(compute_dtype(embeddings.dtype)), 0)
+    if points.shape[1 - classes] != vectors.shape[1]:
+        raise ValueError(f"params {points.shape} do not fit embeddings {vectors.shape}: widths should agree")
+    valid = counted(labels, call.get("ignore_label", -1))
+    vectors = jnp.where(valid[:, None], vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32)), 0)
     # An index out of range would be clamped in silence and train the wrong class.
     inside = (labels >= 0) & (labels < points.shape[classes])
-    embeddings = jnp.where((valid & ~inside)[:, None], jnp.nan, embeddings)
-    return embeddings, jnp.where(valid & inside, labels, 0), points.astype(embeddings.dtype), valid
+    vectors = jnp.where((valid & ~inside)[:, None], jnp.nan, vectors)
+    return vectors, jnp.where(valid & inside, labels, 0), points.astype(vectors.dtype), valid
 
 
-def reduce_samples(
-    values: jax.Array,
-    valid: jax.Array,
-    stats: dict[str, jax.Array],
-    *,
-    axis_name: Axis,
-    sample_weights: Any,
-    reduction: Reduction,
-    with_stats: bool,
-) -> Any:
-    """Mean, sum or none of per-sample values `[n]` over those that are valid, global under `axis_name`."""
-    check_reduction(reduction)
-    sample_weights = check_sample_weights(sample_weights, len(values))
-    values = jnp.where(valid, values, 0)
-    counted = valid.astype(values.dtype)
-    weight = counted
-    if sample_weights is not None:
-        weight = weight * sample_weights.astype(values.dtype)
-    sums = (jnp.sum(values * weight), jnp.sum(weight), jnp.sum(counted))
-    totals = {name: jnp.sum(jnp.where(valid, s, 0).astype(values.dtype)) for name, s in stats.items()}
-    if axis_name is not None:
-        sums, totals = lax.psum((sums, totals), axis_name)
-    value = values * weight if reduction == "none" else sums[0]
-    if reduction == "mean":
-        value = value / jnp.where(sums[1] == 0, 1, sums[1])
-    if not with_stats:
-        return value
-    report = {name: total / jnp.maximum(sums[2], 1) for name, total in totals.items()}
-    report["valid_anchors"] = sums[2]
-    return value, jax.tree.map(lambda s: lax.stop_gradient(s.astype(jnp.float32)), report)
+def call_options(call: SampleCall, count: int, distance: str = "given") -> tuple[Options, jax.Array | None]:
+    """A call's options, checked, and its sample weights."""
+    axis_name, ignore_label = call.get("axis_name"), call.get("ignore_label", -1)
+    reduction, with_stats = call.get("reduction", "mean"), call.get("with_stats", False)
+    weights = check_options(reduction, None, call.get("sample_weights"), count)
+    return Options(distance, axis_name, ignore_label, None, reduction, with_stats), weights
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: Scalar) -> tuple[jax.Array, dict]:
+def _reduced(values: jax.Array, valid: jax.Array, stats: dict[str, jax.Array], call: SampleCall) -> Result:
+    """The engine's reduction of per-sample values `[n]` over those that are valid."""
+    options, weights = call_options(call, len(values))
+    weight = jnp.ones_like(values) if weights is None else weights.astype(values.dtype)
+    return reduced(RowLosses(jnp.where(valid, values, 0), valid.astype(values.dtype), stats), weight, options)
+
+
+def _unit(rows: jax.Array) -> jax.Array:
+    return clean_rows(rows, jnp.ones(len(rows), bool), "cosine", None)
+
+
+def _own(table: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Each sample's entry for its own class `[n, 1]`, and where that stands, bool `[n, c]`."""
+    is_own = jnp.arange(table.shape[1], dtype=labels.dtype)[None, :] == labels[:, None]
+    return jnp.take_along_axis(table, labels[:, None], axis=1), is_own
+
+
+def _accuracy(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    return {"accuracy": jnp.argmax(logits, axis=1).astype(labels.dtype) == labels}
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: Scalar) -> jax.Array:
     logs = jax.nn.log_softmax(logits)
-    own = jnp.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
-    loss = -(1 - smoothing) * own - smoothing * jnp.mean(logs, axis=1)
-    return loss, {"accuracy": jnp.argmax(logits, axis=1) == labels}
+    return -(1 - smoothing) * _own(logs, labels)[0][:, 0] - smoothing * jnp.mean(logs, axis=1)
 
 
 def softmax_loss(
-    embeddings: Any,
-    labels: Any,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
     *,
-    params: Any,
+    params: Params,
     label_smoothing: Scalar = 0.1,
     use_bias: bool = True,
-    axis_name: Axis = None,
-    ignore_label: int | None = -1,
-    sample_weights: Any = None,
-    reduction: Reduction = "mean",
-    with_stats: bool = False,
-) -> Any:
+    **call: Unpack[SampleCall],
+) -> Result:
     """Cross-entropy of a linear classifier, with smoothed labels (Szegedy et al., CVPR 2016).
 
     The target is 1 - s for the own class plus s / c for every class; mean over samples.
@@ -109,32 +93,26 @@ def softmax_loss(
         params: {"kernel": `[d, c]`, "bias": `[c]`}.
         label_smoothing: s, 0.1 in the paper.
         use_bias: False leaves the bias out, as after BNNeck (Luo et al. 2019), whose features lie about the origin.
-        axis_name: as in `mean_over_anchors`, and so are `ignore_label`, `sample_weights`, `reduction` and
-            `with_stats` (here: accuracy).
+        **call: `axis_name`, `ignore_label`, `sample_weights`, `reduction` and `with_stats` (here: accuracy), as in
+            `mean_over_anchors`.
     """
     check_range("label_smoothing", label_smoothing, positive=False, below=1)
-    embeddings, labels, kernel, valid = _inputs(embeddings, labels, params["kernel"], 1, ignore_label)
-    logits = products(embeddings, kernel.T)
+    vectors, labels, kernel, valid = _inputs(embeddings, labels, params["kernel"], 1, call)
+    logits = products(vectors, kernel.T)
     if use_bias:
-        logits = logits + params["bias"]
-    values, stats = _cross_entropy(logits, labels, label_smoothing)
-    settings = {"axis_name": axis_name, "sample_weights": sample_weights, "reduction": reduction}
-    return reduce_samples(values, valid, stats, with_stats=with_stats, **settings)
+        logits = logits + jnp.asarray(params["bias"], logits.dtype)[None, :]
+    return _reduced(_cross_entropy(logits, labels, label_smoothing), valid, _accuracy(logits, labels), call)
 
 
 def arcface_loss(
-    embeddings: Any,
-    labels: Any,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
     *,
-    params: Any,
+    params: Params,
     margin: Scalar = 0.5,
     scale: Scalar = 64.0,
-    axis_name: Axis = None,
-    ignore_label: int | None = -1,
-    sample_weights: Any = None,
-    reduction: Reduction = "mean",
-    with_stats: bool = False,
-) -> Any:
+    **call: Unpack[SampleCall],
+) -> Result:
     """ArcFace (Deng et al., CVPR 2019): softmax of scaled cosines, the own class's angle enlarged by a
     margin.
 
@@ -148,39 +126,33 @@ def arcface_loss(
         params: {"kernel": `[d, c]`}, normalised here.
         margin: radians.
         scale: inverse temperature.
-        axis_name: as in `mean_over_anchors`, and so are `ignore_label`, `sample_weights`, `reduction` and
-            `with_stats` (here: accuracy).
+        **call: `axis_name`, `ignore_label`, `sample_weights`, `reduction` and `with_stats` (here: accuracy), as in
+            `mean_over_anchors`.
     """
+    check_range("margin", margin, positive=None)
     check_range("scale", scale)
-    embeddings, labels, kernel, valid = _inputs(embeddings, labels, params["kernel"], 1, ignore_label)
+    vectors, labels, kernel, valid = _inputs(embeddings, labels, params["kernel"], 1, call)
     # The lengths divide the products: dividing the kernel, far larger, took three times as long.
     lengths = safe_sqrt(squares(kernel.T))
-    cosines = products(unit_rows(embeddings, labels, None), kernel.T) / jnp.where(lengths > 0, lengths, 1)
-    own = jnp.take_along_axis(cosines, labels[:, None], axis=1)
+    cosines = products(_unit(vectors), kernel.T) / jnp.where(lengths > 0, lengths, 1)[None, :]
+    own, is_own = _own(cosines, labels)
     # The sine's slope is infinite at cosine 1, which rounding can pass.
     sine = jnp.sqrt(jnp.maximum(1 - own**2, 1e-6))
     turned = own * jnp.cos(margin) - sine * jnp.sin(margin)
     turned = jnp.where(own > -jnp.cos(margin), turned, own - margin * jnp.sin(margin))
-    is_own = jnp.arange(cosines.shape[1])[None, :] == labels[:, None]
-    values, stats = _cross_entropy(scale * jnp.where(is_own, turned, cosines), labels, 0.0)
-    stats["accuracy"] = jnp.argmax(cosines, axis=1) == labels
-    settings = {"axis_name": axis_name, "sample_weights": sample_weights, "reduction": reduction}
-    return reduce_samples(values, valid, stats, with_stats=with_stats, **settings)
+    values = _cross_entropy(scale * jnp.where(is_own, turned, cosines), labels, 0.0)
+    return _reduced(values, valid, _accuracy(cosines, labels), call)
 
 
 def proxy_nca_loss(
-    embeddings: Any,
-    labels: Any,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
     *,
-    params: Any,
+    params: Params,
     scale: Scalar = 3.0,
     include_own: bool = False,
-    axis_name: Axis = None,
-    ignore_label: int | None = -1,
-    sample_weights: Any = None,
-    reduction: Reduction = "mean",
-    with_stats: bool = False,
-) -> Any:
+    **call: Unpack[SampleCall],
+) -> Result:
     """Proxy-NCA (Movshovitz-Attias et al., ICCV 2017): each class is one learnt proxy on the sphere.
 
     -log(exp(-d(x, own)) / sum_z exp(-d(x, z))), d the squared distance of the vectors scaled to length
@@ -194,33 +166,26 @@ def proxy_nca_loss(
         params: {"proxies": `[c, d]`}, normalised here.
         scale: length of the vectors.
         include_own: count the own proxy among the sum's.
-        axis_name: as in `mean_over_anchors`, and so are `ignore_label`, `sample_weights`, `reduction` and
-            `with_stats` (here: accuracy).
+        **call: `axis_name`, `ignore_label`, `sample_weights`, `reduction` and `with_stats` (here: accuracy), as in
+            `mean_over_anchors`.
     """
     check_range("scale", scale)
-    embeddings, labels, proxies, valid = _inputs(embeddings, labels, params["proxies"], 0, ignore_label)
-    cosines = products(unit_rows(embeddings, labels, None), unit_rows(proxies, labels, None))
+    vectors, labels, proxies, valid = _inputs(embeddings, labels, params["proxies"], 0, call)
+    cosines = products(_unit(vectors), _unit(proxies))
     logits = -2 * scale**2 * (1 - cosines)
-    is_own = jnp.arange(cosines.shape[1])[None, :] == labels[:, None]
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    own, is_own = _own(logits, labels)
     rivals = logits if include_own else jnp.where(is_own, -1e30, logits)
-    values = jax.nn.logsumexp(rivals, axis=1) - own
-    stats = {"accuracy": jnp.argmax(cosines, axis=1) == labels}
-    settings = {"axis_name": axis_name, "sample_weights": sample_weights, "reduction": reduction}
-    return reduce_samples(values, valid, stats, with_stats=with_stats, **settings)
+    values = jax.nn.logsumexp(rivals, axis=1) - own[:, 0]
+    return _reduced(values, valid, _accuracy(cosines, labels), call)
 
 
 def centre_loss(
-    embeddings: Any,
-    labels: Any,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
     *,
-    params: Any,
-    axis_name: Axis = None,
-    ignore_label: int | None = -1,
-    sample_weights: Any = None,
-    reduction: Reduction = "mean",
-    with_stats: bool = False,
-) -> Any:
+    params: Params,
+    **call: Unpack[SampleCall],
+) -> Result:
     """Centre loss (Wen et al., ECCV 2016): half the squared distance to the learnt centre of the own class.
 
     Meant beside a softmax loss; alone, everything collapses. Mean over samples (the paper: sum over the
@@ -231,14 +196,13 @@ def centre_loss(
         embeddings: `[n, d]`.
         labels: `[n]`, 0 to c - 1; any other label than `ignore_label` makes the loss NaN.
         params: {"centres": `[c, d]`}.
-        axis_name: as in `mean_over_anchors`, and so are `ignore_label`, `sample_weights`, `reduction` and
-            `with_stats`.
+        **call: `axis_name`, `ignore_label`, `sample_weights`, `reduction` and `with_stats`, as in
+            `mean_over_anchors`.
     """
-    embeddings, labels, centres, valid = _inputs(embeddings, labels, params["centres"], 0, ignore_label)
-    values = squares(embeddings - centres[labels]) / 2
+    vectors, labels, centres, valid = _inputs(embeddings, labels, params["centres"], 0, call)
+    values = squares(vectors - centres[labels]) / 2
     stats = {"distance_to_centre": jnp.sqrt(2 * values)}
-    settings = {"axis_name": axis_name, "sample_weights": sample_weights, "reduction": reduction}
-    return reduce_samples(values, valid, stats, with_stats=with_stats, **settings)
+    return _reduced(values, valid, stats, call)
 
 
 def init_softmax_params(key: jax.Array, num_classes: int, embedding_dim: int) -> dict[str, jax.Array]:

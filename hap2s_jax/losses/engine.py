@@ -7,77 +7,85 @@ gets global batches, memories, ignored labels, sample weights and blocks of anch
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from hap2s_jax.distances import (
     Distance,
-    centre_of,
+    Rows,
     check_distance,
+    check_embeddings,
     class_origins,
     clean_rows,
-    compute_dtype,
-    nan_unless_finite,
+    mean_of,
+    pair_distances,
+    squares,
+    whole,
 )
-from hap2s_jax.losses.blocks import blocked_sums
-from hap2s_jax.losses.checks import (
-    Axis,
-    BlockSize,
-    Reduction,
-    check_block_size,
-    check_embeddings,
-    check_reduction,
-    check_sample_weights,
-)
-from hap2s_jax.losses.pytrees import as_pytree
+from hap2s_jax.losses.pytrees import TOLD_APART, as_pytree
 from hap2s_jax.losses.rows import (
+    AnchorArguments,
     AnchorLoss,
     AnchorRow,
     Anchors,
+    Axis,
+    Batch,
+    BlockSize,
     Keys,
+    Options,
+    PairStats,
+    Reduction,
+    Result,
+    RowLosses,
+    Stats,
     Sums,
-    apply_rows,
-    mean_of_terms,
-    row_losses,
-    summed,
 )
 
 # Above this many pairs the plain path's matrices outgrow the cache.
 _PLAIN_PAIRS = 2**18
 _BLOCK_PAIRS = 2**21
-_TILE = 512
-_MANY = 16384
+Labelled = tuple[jax.Array, jax.Array]  # embeddings and labels
 
 
-class Options(NamedTuple):
-    """The engine's arguments that decide the program; hashable."""
-
-    distance: str
-    axis_name: Axis
-    ignore_label: int | None
-    block_size: BlockSize
-    reduction: str
-    with_stats: bool
+@overload
+def mean_over_anchors(
+    loss: AnchorLoss,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    *,
+    with_stats: Literal[True],
+    **arguments: Unpack[AnchorArguments],
+) -> tuple[jax.Array, Stats]: ...
+@overload
+def mean_over_anchors(
+    loss: AnchorLoss,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    *,
+    with_stats: bool = False,
+    **arguments: Unpack[AnchorArguments],
+) -> jax.Array: ...
 
 
 def mean_over_anchors(
     loss: AnchorLoss,
-    embeddings: Any,
-    labels: Any,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
     *,
     distance: Distance = "euclidean",
     axis_name: Axis = None,
-    keys: Any = None,
-    key_labels: Any = None,
+    keys: ArrayLike | None = None,
+    key_labels: ArrayLike | None = None,
     ignore_label: int | None = -1,
-    sample_weights: Any = None,
+    sample_weights: ArrayLike | None = None,
     block_size: BlockSize = None,
     reduction: Reduction = "mean",
     with_stats: bool = False,
-) -> Any:
+) -> Result:
     """Mean of `loss` over the valid anchors of a batch, the global batch under `axis_name`.
 
     Args:
@@ -110,179 +118,183 @@ def mean_over_anchors(
         ValueError: shapes that do not fit, unknown `distance` or `reduction`, a block size below 1.
         TypeError: embeddings that are not floating point or labels that are not integers.
     """
-    embeddings, labels = check_embeddings("embeddings", embeddings, "labels", labels)
+    batch = check_embeddings("embeddings", embeddings, "labels", labels)
+    further = None
     if keys is not None or key_labels is not None:
-        keys, key_labels = check_embeddings("keys", keys, "key_labels", key_labels)
-        if keys.shape[1] != embeddings.shape[1]:
+        further = check_embeddings("keys", keys, "key_labels", key_labels)
+        if further[0].shape[1] != batch[0].shape[1]:
             raise ValueError(
-                f"keys have {keys.shape[1]} dimensions; embeddings have {embeddings.shape[1]}; they should agree"
+                f"keys have {further[0].shape[1]} dimensions; embeddings have {batch[0].shape[1]}; they should agree"
             )
-    sample_weights = check_sample_weights(sample_weights, len(labels))
     check_distance(distance)
-    check_reduction(reduction)
-    check_block_size(block_size)
+    weights = check_options(reduction, block_size, sample_weights, len(batch[1]))
+    loss = loss if type(loss) in TOLD_APART else as_pytree(loss)
     options = Options(distance, axis_name, ignore_label, block_size, reduction, with_stats)
-    return _evaluate(as_pytree(loss), embeddings, labels, keys, key_labels, sample_weights, options)
+    return _evaluate(loss, batch, further, weights, options)
 
 
-def mean_over_rows(
-    loss: AnchorLoss,
-    distances: jax.Array,
-    is_positive: jax.Array,
-    is_negative: jax.Array,
-    *,
-    axis_name: Axis = None,
-    sample_weights: Any = None,
-    reduction: Reduction = "mean",
-    with_stats: bool = False,
-) -> Any:
-    """Mean of `loss` over anchors whose rows `[n, m]` are given; for losses that ask for no labels.
-
-    Distances of pairs that are neither positive nor negative may be NaN.
-    """
-    check_reduction(reduction)
-    sample_weights = check_sample_weights(sample_weights, len(distances))
-    options = Options("given", axis_name, None, "never", reduction, with_stats)
-    return _evaluate_rows(as_pytree(loss), distances, is_positive, is_negative, sample_weights, options)
-
-
-@functools.partial(jax.jit, static_argnames="options")
-def _evaluate_rows(
-    loss: AnchorLoss,
-    distances: jax.Array,
-    is_positive: jax.Array,
-    is_negative: jax.Array,
-    sample_weights: Any,
-    options: Options,
-) -> Any:
-    count, dtype = distances.shape[0], compute_dtype(distances.dtype)
-    distances = jnp.where(is_positive | is_negative, distances.astype(dtype), 0)
-    index = jnp.arange(count)
-    if options.axis_name is not None:
-        index = index + lax.axis_index(options.axis_name) * count
-    nothing = jnp.zeros(distances.shape[1], jnp.int32)
-    rows = AnchorRow(distances, is_positive, is_negative, jnp.zeros(count, jnp.int32), nothing, index)
-    results = apply_rows(loss, rows, jnp.ones(count, bool))
-    weight = jnp.ones(count, dtype)
-    if sample_weights is not None:
-        weight = sample_weights.astype(dtype)
-    weight = jnp.where(jnp.any(jnp.isnan(distances), axis=1), jnp.nan, weight)
-    value = mean_of_terms(results) * weight if options.reduction == "none" else None
-    return finish(summed(results, weight), value, options)
+def check_options(
+    reduction: str, block_size: BlockSize, sample_weights: ArrayLike | None, count: int
+) -> jax.Array | None:
+    """The weights as an array without gradient; raises ValueError for what no loss understands."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is {reduction!r}; it should be 'mean', 'sum' or 'none'")
+    is_number = isinstance(block_size, int) and not isinstance(block_size, bool) and block_size >= 1
+    if not (is_number or block_size is None or block_size == "never"):
+        raise ValueError(
+            f"block_size is {block_size!r}; it should be a number of anchors, 'never', or None for automatic"
+        )
+    if sample_weights is None:
+        return None
+    weights = jnp.asarray(sample_weights)
+    if weights.shape != (count,):
+        raise ValueError(f"sample_weights are {weights.shape}; they should be ({count},), one per label")
+    return lax.stop_gradient(whole(weights))
 
 
 @functools.partial(jax.jit, static_argnames="options")
 def _evaluate(
-    loss: AnchorLoss,
-    embeddings: jax.Array,
-    labels: jax.Array,
-    keys: jax.Array | None,
-    key_labels: jax.Array | None,
-    sample_weights: jax.Array | None,
-    options: Options,
-) -> Any:
-    vectors, anchors, key_vectors, key_rows = _problem(
-        embeddings, labels, keys, key_labels, sample_weights, options
-    )
-    arguments = (loss, vectors, anchors, key_vectors, key_rows, options.distance)
-    if options.reduction == "none":
-        rows = row_losses(*arguments)
-        sums = summed(rows, anchors.weight)
-        value = mean_of_terms(rows) * anchors.weight
+    loss: Any, samples: Labelled, further: Labelled | None, weights: jax.Array | None, options: Options
+) -> Result:
+    """The way that suits the problem: chosen pairs, the whole matrix, tiles, or blocks of anchors."""
+    batch = prepare(*samples, further, weights, options)
+    size, (count, width) = options.block_size, (len(batch.vectors), len(batch.key_vectors))
+    # A loss of weighted sets says by its weighting what suffices.
+    weighting = getattr(loss, "weighting", None)
+    if weighting is not None and weighting.extremes:
+        result = loss.chosen_losses(batch, options)
+    elif size == "never" or options.reduction == "none" or (size is None and count * width <= _PLAIN_PAIRS):
+        result = apply_rows(loss, anchor_rows(batch, options.distance), batch.anchors.valid)
+    elif options.axis_name is None and further is None and weighting is not None and weighting.elementwise:
+        result = loss.tiled_sums(batch, options)
     else:
-        alone = options.axis_name is None and keys is None
-        sums = _sums(*arguments, options, alone)
-        value = None
-    return finish(sums, value, options)
+        from hap2s_jax.losses.blocks import (
+            blocked_sums,  # here, for blocks are built of this module's functions
+        )
+
+        block = min(size or max(16, _BLOCK_PAIRS // width), count)
+        result = blocked_sums(loss, batch, options.distance, block)
+    return reduced(result, batch.anchors.weight, options)
 
 
-def problem(
-    embeddings: Any, labels: Any, distance: str, axis_name: Axis, ignore_label: int | None
-) -> tuple[jax.Array, Anchors, jax.Array, Keys]:
-    """The cleaned anchors and the global batch's keys, for losses that do not go anchor by anchor."""
-    embeddings, labels = check_embeddings("embeddings", embeddings, "labels", labels)
-    check_distance(distance)
-    options = Options(distance, axis_name, ignore_label, "never", "mean", False)
-    return _problem(embeddings, labels, None, None, None, options)
-
-
-def _problem(
+def prepare(
     embeddings: jax.Array,
     labels: jax.Array,
-    keys: jax.Array | None,
-    key_labels: jax.Array | None,
-    sample_weights: jax.Array | None,
-    options: Options,
-) -> tuple[jax.Array, Anchors, jax.Array, Keys]:
+    further: Labelled | None = None,
+    weights: jax.Array | None = None,
+    options: Options = Options(),  # noqa: B008 - immutable
+) -> Batch:
     """Cleans the embeddings, and gathers the keys from wherever they come."""
-    dtype = compute_dtype(embeddings.dtype)
-    count = embeddings.shape[0]
-    valid = _counted(labels, options.ignore_label)
+    dtype = jnp.promote_types(embeddings.dtype, jnp.float32)
+    count, axis = embeddings.shape[0], options.axis_name
+    valid = counted(labels, options.ignore_label)
     # Ignored rows are zeroed before they are gathered: what is NaN on one device must not reach the others.
     vectors = jnp.where(valid[:, None], embeddings.astype(dtype), 0)
-    index = jnp.arange(count)
-    all_vectors, all_labels = vectors, labels
-    if options.axis_name is not None:
-        index = index + lax.axis_index(options.axis_name) * count
-        all_vectors = lax.all_gather(vectors, options.axis_name, tiled=True)
-        all_labels = lax.all_gather(labels, options.axis_name, tiled=True)
+    index = jnp.arange(count, dtype=jnp.int32)
+    key_vectors, key_labels = vectors, labels
+    if axis is not None:
+        index = index + lax.axis_index(axis) * count
+        key_vectors = lax.all_gather(vectors, axis, tiled=True)
+        key_labels = lax.all_gather(labels, axis, tiled=True)
     euclidean = options.distance in ("euclidean", "squared_euclidean")
-    centre = centre_of(all_vectors, _counted(all_labels, options.ignore_label)) if euclidean else None
-    if keys is not None and key_labels is not None:
-        all_vectors = jnp.concatenate([all_vectors, keys.astype(dtype)])
-        all_labels = jnp.concatenate([all_labels, key_labels])
-    all_valid = _counted(all_labels, options.ignore_label)
+    centre = (
+        mean_of(key_vectors, counted(key_labels, options.ignore_label)[:, None], axis=0)
+        if euclidean
+        else None
+    )
+    if further is not None:
+        widest = jnp.promote_types(labels.dtype, further[1].dtype)
+        labels = labels.astype(widest)
+        key_vectors = jnp.concatenate([key_vectors, further[0].astype(dtype)])
+        key_labels = jnp.concatenate([key_labels.astype(widest), further[1].astype(widest)])
+    key_valid = counted(key_labels, options.ignore_label)
     vectors = clean_rows(vectors, valid, options.distance, centre)
-    all_vectors = clean_rows(all_vectors, all_valid, options.distance, centre)
-    origins, key_origins = None, None
+    key_vectors = clean_rows(key_vectors, key_valid, options.distance, centre)
+    origins = key_origins = None
     if euclidean:
-        origins, key_origins = class_origins(vectors, labels, all_vectors, all_labels, all_valid)
-    weight = valid.astype(dtype)
-    if sample_weights is not None:
-        weight = weight * sample_weights.astype(dtype)
-    # What is not finite shows in the value, whatever the loss makes of it.
-    weight = weight + nan_unless_finite(all_vectors)
+        origins, key_origins = class_origins(vectors, labels, key_vectors, key_labels, key_valid)
+    weight = valid.astype(dtype) * (1 if weights is None else weights.astype(dtype))
+    # What is not finite shows in the value, whatever the loss makes of it: comparisons and, on CPU, XLA's maximum
+    # drop NaN.
+    finite = jnp.all(jnp.isfinite(squares(lax.stop_gradient(key_vectors))))
+    weight = weight + jnp.where(finite, 0, jnp.nan).astype(dtype)
     anchors = Anchors(origins, labels, index, weight, valid)
-    return vectors, anchors, all_vectors, Keys(key_origins, all_labels, all_valid)
+    return Batch(vectors, anchors, key_vectors, Keys(key_origins, key_labels, key_valid))
 
 
-def _counted(labels: jax.Array, ignore_label: int | None) -> jax.Array:
+def counted(labels: jax.Array, ignore_label: int | None) -> jax.Array:
+    """The rule of ignored labels: which samples `[n]` count."""
     return jnp.ones(labels.shape, bool) if ignore_label is None else labels != ignore_label
 
 
-def _sums(
-    loss: Any,
-    vectors: jax.Array,
-    anchors: Anchors,
-    key_vectors: jax.Array,
-    keys: Keys,
-    distance: str,
-    options: Options,
-    alone: bool,
-) -> Sums:
-    """The sums over anchors by the path that suits the problem; `alone` says that the batch is its own
-    keys."""
-    size, count = options.block_size, vectors.shape[0]
-    if size == "never" or (size is None and count * key_vectors.shape[0] <= _PLAIN_PAIRS):
-        return summed(row_losses(loss, vectors, anchors, key_vectors, keys, distance), anchors.weight)
-    if alone and getattr(loss, "can_tile", False):
-        tile = min(size or (_TILE if count <= _MANY else 2 * _TILE), count)
-        return loss.tiled_sums(vectors, anchors, distance, tile, options.with_stats)
-    block = min(size or max(16, _BLOCK_PAIRS // key_vectors.shape[0]), count)
-    return blocked_sums(loss, vectors, anchors, key_vectors, keys, distance, block)
+def anchor_rows(batch: Batch, distance: str) -> AnchorRow:
+    """The rows `[n, m]` of all anchors; key i is the anchor with number i itself."""
+    vectors, anchors, key_vectors, keys = batch
+    same = anchors.labels[:, None] == keys.labels[None, :]
+    both = anchors.valid[:, None] & keys.valid[None, :]
+    own = anchors.index[:, None] == jnp.arange(len(keys.labels), dtype=jnp.int32)[None, :]
+    positive = same & both & ~own
+    distances = pair_distances(
+        Rows(vectors, anchors.origins), Rows(key_vectors, keys.origins), distance, candidates=positive
+    )
+    return AnchorRow(distances, positive, ~same & both, anchors.labels, keys.labels, anchors.index)
 
 
-def finish(sums: Sums, value: jax.Array | None, options: Options) -> Any:
-    """The value and the stats from each device's sums; `value` is given where nothing is reduced."""
+def apply_rows(loss: Any, rows: AnchorRow, valid: jax.Array) -> RowLosses:
+    """Applies `loss` to rows `[n, m]` and adds the stats that every loss reports."""
+    if hasattr(loss, "of_rows"):
+        outcome = loss.of_rows(rows)
+    else:
+        outcome = jax.vmap(loss, in_axes=(AnchorRow(0, 0, 0, 0, None, 0),))(rows)  # pyright: ignore[reportArgumentType]
+    shapes = (jnp.shape(outcome[0])[1:], jnp.shape(outcome[1])[1:])
+    if shapes != ((), ()):
+        raise ValueError(
+            f"an anchor's loss and validity have shapes {shapes[0]} and {shapes[1]}; both should be single numbers, "
+            "and so should the loss's own numbers, such as the margin"
+        )
+    terms = jnp.where(valid, outcome[1].astype(outcome[0].dtype), 0)
+    value = jnp.where(terms > 0, outcome[0], 0)
+    stats = PairStats(
+        value > 0, mean_of(rows.distances, rows.is_positive), mean_of(rows.distances, rows.is_negative)
+    )._asdict()
+    for more in outcome[2:]:
+        stats |= more if isinstance(more, dict) else more._asdict()
+    return RowLosses(value, lax.stop_gradient(terms), stats)
+
+
+def summed(rows: RowLosses, weight: jax.Array) -> Sums:
+    """Sums of per-anchor results under the anchors' weights `[n]`."""
+    some = rows.terms > 0
+    stats = {}
+    for name, value in rows.stats.items():
+        stats[name] = jnp.sum(jnp.where(some, lax.stop_gradient(value).astype(rows.loss.dtype), 0))
+    return Sums(
+        jnp.sum(rows.loss * weight),
+        jnp.sum(rows.terms * weight),
+        jnp.sum(some.astype(rows.loss.dtype)),
+        stats,
+    )
+
+
+def reduced(result: RowLosses | Sums, weight: jax.Array, options: Options) -> Result:
+    """The one reduction, of anchors, samples and whole batches: weights, devices, mean, statistics.
+
+    Args:
+        result: the losses one by one, or each device's sums.
+        weight: `[n]`, of the losses.
+        options: the call's.
+    """
+    sums = summed(result, weight) if isinstance(result, RowLosses) else result
     if options.axis_name is not None:
         sums = lax.psum(sums, options.axis_name)
-    if value is None:
-        value = sums.loss
-        if options.reduction == "mean":
-            value = value / jnp.where(sums.weight == 0, 1, sums.weight)
+    value = sums.loss
+    if options.reduction == "mean":
+        value = value / jnp.where(sums.weight == 0, 1, sums.weight)
+    elif options.reduction == "none" and isinstance(result, RowLosses):
+        value = result.loss / jnp.where(result.terms > 0, result.terms, 1) * weight
     if not options.with_stats:
         return value
-    count = jnp.maximum(sums.count, 1)
-    stats = {name: (total / count).astype(jnp.float32) for name, total in sums.stats.items()}
-    stats["valid_anchors"] = sums.count.astype(jnp.float32)
-    return value, jax.tree.map(lax.stop_gradient, stats)
+    stats = {"valid_anchors": sums.count.astype(jnp.float32)}
+    for name, total in sums.stats.items():
+        stats[name] = (total / jnp.maximum(sums.count, 1)).astype(jnp.float32)
+    return value, lax.stop_gradient(stats)

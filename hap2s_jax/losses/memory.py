@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hap2s_jax.losses.checks import Axis
+from hap2s_jax.losses.rows import Axis
 
 EMPTY = -1
 

@@ -1,5 +1,4 @@
-"""Losses over an anchor's pairs: contrastive, lifted structure, multi-similarity, circle, SupCon, NT-Xent,
-N-pair.
+"""Losses over an anchor's pairs: contrastive, lifted structure, SupCon, NT-Xent, N-pair.
 
 Each is a function of one anchor's row; `mean_over_anchors` does the rest. Similarities are cosines, 1 -
 distance.
@@ -8,18 +7,18 @@ distance.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
-from hap2s_jax.distances import Distance
-from hap2s_jax.losses.checks import check_range
+from hap2s_jax.distances import Distance, mean_of
 from hap2s_jax.losses.engine import mean_over_anchors
 from hap2s_jax.losses.pytrees import register_dataclass
-from hap2s_jax.losses.rows import AnchorRow, mean_of
-from hap2s_jax.losses.weightings import Scalar
+from hap2s_jax.losses.rows import AnchorRow, EngineCall, Result
+from hap2s_jax.losses.weightings import Scalar, check_range
 
 
 def log_sum_exp(values: jax.Array, mask: jax.Array, *, with_one: bool = False) -> jax.Array:
@@ -32,11 +31,13 @@ def log_sum_exp(values: jax.Array, mask: jax.Array, *, with_one: bool = False) -
     return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1)) + top, -1e30)
 
 
-def _either(row: AnchorRow) -> jax.Array:
+def either(row: AnchorRow) -> jax.Array:
+    """Whether the anchor has a pair of either kind."""
     return jnp.any(row.is_positive | row.is_negative)
 
 
-def _both(row: AnchorRow) -> jax.Array:
+def both(row: AnchorRow) -> jax.Array:
+    """Whether the anchor has a positive and a negative."""
     return jnp.any(row.is_positive) & jnp.any(row.is_negative)
 
 
@@ -49,24 +50,24 @@ class Contrastive:
     power: int = field(metadata={"static": True})
     active_only: bool = field(default=False, metadata={"static": True})
 
-    def __call__(self, row: AnchorRow) -> tuple:
+    def __call__(self, row: AnchorRow) -> tuple[jax.Array, jax.Array]:
         """Loss and validity of one anchor; it counts with at least one pair of either kind."""
         pull = row.distances**self.power
         push = jax.nn.relu(self.margin - row.distances) ** self.power
         near = row.is_negative & (push > 0) if self.active_only else row.is_negative
-        return (mean_of(pull, row.is_positive) + mean_of(push, near)) / self.power, _either(row)
+        return (mean_of(pull, row.is_positive) + mean_of(push, near)) / self.power, either(row)
 
 
 def contrastive_loss(
-    embeddings: Any,
-    labels: Any,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
     *,
     margin: Scalar = 1.0,
     power: int = 2,
     active_only: bool = False,
     distance: Distance = "euclidean",
-    **arguments: Any,
-) -> Any:
+    **arguments: Unpack[EngineCall],
+) -> Result:
     """Contrastive loss (Hadsell, Chopra, LeCun, "Dimensionality Reduction by Learning an Invariant Mapping",
     2006).
 
@@ -84,6 +85,7 @@ def contrastive_loss(
         distance: "euclidean" in the paper.
         **arguments: the engine's, see `mean_over_anchors`.
     """
+    check_range("margin", margin, positive=None)
     check_range("power", power)
     loss = Contrastive(margin, power, active_only)
     return mean_over_anchors(loss, embeddings, labels, distance=distance, **arguments)
@@ -96,16 +98,21 @@ class LiftedStructure:
 
     margin: Scalar
 
-    def __call__(self, row: AnchorRow) -> tuple:
+    def __call__(self, row: AnchorRow) -> tuple[jax.Array, jax.Array]:
         """Loss and validity of one anchor; it counts with a positive and a negative."""
         pull = log_sum_exp(row.distances, row.is_positive)
         push = log_sum_exp(self.margin - row.distances, row.is_negative)
-        return jax.nn.relu(pull + push), _both(row)
+        return jax.nn.relu(pull + push), both(row)
 
 
 def lifted_structure_loss(
-    embeddings: Any, labels: Any, *, margin: Scalar = 1.0, distance: Distance = "euclidean", **arguments: Any
-) -> Any:
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: Scalar = 1.0,
+    distance: Distance = "euclidean",
+    **arguments: Unpack[EngineCall],
+) -> Result:
     """Generalised lifted structure (Hermans et al. 2017, after Oh Song et al., CVPR 2016).
 
     Per anchor max(0, log sum_p exp(d) + log sum_n exp(margin - d)), mean over anchors with a positive and a
@@ -119,107 +126,8 @@ def lifted_structure_loss(
         distance: "euclidean" in the paper.
         **arguments: the engine's, see `mean_over_anchors`.
     """
+    check_range("margin", margin, positive=None)
     return mean_over_anchors(LiftedStructure(margin), embeddings, labels, distance=distance, **arguments)
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class MultiSimilarity:
-    """Soft pair losses around a base similarity, on pairs that are harder than the anchor's best opposite."""
-
-    alpha: Scalar
-    beta: Scalar
-    base: Scalar
-    epsilon: Scalar
-    mining: bool = field(metadata={"static": True})
-
-    def __call__(self, row: AnchorRow) -> tuple:
-        """Loss and validity of one anchor; it counts with a pair of either kind."""
-        similarity = 1 - row.distances
-        positive, negative = row.is_positive, row.is_negative
-        if self.mining:
-            worst_positive = jnp.min(jnp.where(positive, similarity, jnp.inf))
-            best_negative = jnp.max(jnp.where(negative, similarity, -jnp.inf))
-            positive = positive & (similarity - self.epsilon < best_negative)
-            negative = negative & (similarity + self.epsilon > worst_positive)
-        shifted = similarity - self.base
-        pull = log_sum_exp(-self.alpha * shifted, positive, with_one=True) / self.alpha
-        push = log_sum_exp(self.beta * shifted, negative, with_one=True) / self.beta
-        return pull + push, _either(row)
-
-
-def multi_similarity_loss(
-    embeddings: Any,
-    labels: Any,
-    *,
-    alpha: Scalar = 2.0,
-    beta: Scalar = 50.0,
-    base: Scalar = 0.5,
-    epsilon: Scalar = 0.1,
-    mining: bool = True,
-    **arguments: Any,
-) -> Any:
-    """Multi-similarity loss (Wang et al., CVPR 2019), on cosine similarities s.
-
-    Per anchor log(1 + sum_p exp(-alpha (s - base))) / alpha + log(1 + sum_n exp(beta (s - base))) / beta over
-    pairs that pass the mining, mean over anchors with a pair of either kind. pytorch-metric-learning's
-    MultiSimilarityLoss, with `mining` its MultiSimilarityMiner, under MeanReducer.
-
-    Args:
-        embeddings: `[n, d]`, normalised here.
-        labels: `[n]`.
-        alpha: steepness for positives.
-        beta: steepness for negatives.
-        base: similarity about which both turn.
-        epsilon: slack of the mining.
-        mining: keep only negatives above the worst positive less `epsilon`, and positives below the best
-            negative plus `epsilon`.
-        **arguments: the engine's, see `mean_over_anchors`.
-    """
-    check_range("alpha", alpha)
-    check_range("beta", beta)
-    loss = MultiSimilarity(alpha, beta, base, epsilon, mining)
-    return mean_over_anchors(loss, embeddings, labels, distance="cosine", **arguments)
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class Circle:
-    """Each similarity weighted by its own distance from its optimum."""
-
-    margin: Scalar
-    gamma: Scalar
-
-    def __call__(self, row: AnchorRow) -> tuple:
-        """Loss and validity of one anchor; it counts with a positive and a negative."""
-        similarity = 1 - row.distances
-        pull_weight = lax.stop_gradient(jax.nn.relu(1 + self.margin - similarity))
-        push_weight = lax.stop_gradient(jax.nn.relu(similarity + self.margin))
-        pull = log_sum_exp(-self.gamma * pull_weight * (similarity - 1 + self.margin), row.is_positive)
-        push = log_sum_exp(self.gamma * push_weight * (similarity - self.margin), row.is_negative)
-        valid = _both(row)
-        return jax.nn.softplus(jnp.where(valid, pull + push, 0)), valid
-
-
-def circle_loss(
-    embeddings: Any, labels: Any, *, margin: Scalar = 0.25, gamma: Scalar = 128.0, **arguments: Any
-) -> Any:
-    """Circle loss (Sun et al., CVPR 2020), on cosine similarities; the defaults are its re-identification
-    ones.
-
-    Per anchor log(1 + sum_n exp(gamma a_n (s - margin)) sum_p exp(-gamma a_p (s - 1 + margin))) with weights
-    a_n = [s + margin]_+ and a_p = [1 + margin - s]_+ that carry no gradient; mean over anchors with a positive and
-    a negative. pytorch-metric-learning's CircleLoss (which averages over losses that are not exactly 0).
-
-    Args:
-        embeddings: `[n, d]`, normalised here.
-        labels: `[n]`.
-        margin: relaxation of the optima.
-        gamma: scale.
-        **arguments: the engine's, see `mean_over_anchors`.
-    """
-    check_range("gamma", gamma)
-    return mean_over_anchors(Circle(margin, gamma), embeddings, labels, distance="cosine", **arguments)
 
 
 @register_dataclass
@@ -229,7 +137,7 @@ class SupervisedContrastive:
 
     temperature: Scalar
 
-    def __call__(self, row: AnchorRow) -> tuple:
+    def __call__(self, row: AnchorRow) -> tuple[jax.Array, jax.Array]:
         """Loss and validity of one anchor; it counts with at least one positive."""
         logits = (1 - row.distances) / self.temperature
         total = log_sum_exp(logits, row.is_positive | row.is_negative)
@@ -237,8 +145,8 @@ class SupervisedContrastive:
 
 
 def supervised_contrastive_loss(
-    embeddings: Any, labels: Any, *, temperature: Scalar = 0.1, **arguments: Any
-) -> Any:
+    embeddings: ArrayLike, labels: ArrayLike, *, temperature: Scalar = 0.1, **arguments: Unpack[EngineCall]
+) -> Result:
     """Supervised contrastive loss (Khosla et al., NeurIPS 2020; the sum outside the logarithm), on cosines.
 
     Per anchor the mean over positives p of -log(exp(s_p / t) / sum_k exp(s_k / t)), k over all keys but the
@@ -263,15 +171,19 @@ class PositiveAgainstNegatives:
 
     temperature: Scalar
 
-    def __call__(self, row: AnchorRow) -> tuple:
+    def __call__(self, row: AnchorRow) -> tuple[jax.Array, jax.Array]:
         """Loss of one anchor and its number of terms; it counts with a positive and a negative."""
         logits = -row.distances / self.temperature
         against = log_sum_exp(logits, row.is_negative)
         terms = jax.nn.softplus(jnp.where(row.is_positive, against - logits, 0))
-        return jnp.sum(jnp.where(row.is_positive, terms, 0)), jnp.sum(row.is_positive) * _both(row)
+        return jnp.sum(jnp.where(row.is_positive, terms, 0)), jnp.where(
+            both(row), jnp.sum(row.is_positive), 0
+        )
 
 
-def nt_xent_loss(embeddings: Any, labels: Any, *, temperature: Scalar = 0.1, **arguments: Any) -> Any:
+def nt_xent_loss(
+    embeddings: ArrayLike, labels: ArrayLike, *, temperature: Scalar = 0.1, **arguments: Unpack[EngineCall]
+) -> Result:
     """NT-Xent (Sohn 2016; Chen et al., SimCLR, ICML 2020) with labels, on cosine similarities.
 
     For each positive pair -log(exp(s_p / t) / (exp(s_p / t) + sum_n exp(s_n / t))), mean over positive pairs.
@@ -288,7 +200,9 @@ def nt_xent_loss(embeddings: Any, labels: Any, *, temperature: Scalar = 0.1, **a
     return mean_over_anchors(loss, embeddings, labels, distance="cosine", **arguments)
 
 
-def n_pair_loss(embeddings: Any, labels: Any, *, temperature: Scalar = 1.0, **arguments: Any) -> Any:
+def n_pair_loss(
+    embeddings: ArrayLike, labels: ArrayLike, *, temperature: Scalar = 1.0, **arguments: Unpack[EngineCall]
+) -> Result:
     """N-pair loss in its all-pairs form (Sohn, NIPS 2016): log(1 + sum_n exp(a.n - a.p)) on inner products.
 
     Mean over positive pairs. The paper takes one pair of each class (then this is its multi-class form) and

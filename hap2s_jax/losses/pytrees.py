@@ -11,37 +11,26 @@ from jax.tree_util import Partial
 
 C = TypeVar("C", bound=type)
 
-_told_apart: set[type] = set()
+TOLD_APART: set[type] = set()
 
 
 def register_dataclass(cls: C) -> C:
     """As `jax.tree_util.register_dataclass`, but the structure holds the class.
 
     JAX's own (jaxlib 0.10.2) makes structures of any two dataclasses with equally many leaves and equal static fields
-    compare equal. Only their hashes differ, so that now and then jit finds one loss's program for another.
+    compare equal. Only their hashes differ, so that now and then jit finds one loss's program for another. Hence a
+    further static field, whose value is the class.
     """
     fields = dataclasses.fields(cls)
-    static = tuple(f.name for f in fields if f.metadata.get("static"))
-    data = tuple(f.name for f in fields if not f.metadata.get("static"))
-
-    def flatten(x: Any) -> tuple:
-        return tuple(getattr(x, n) for n in data), (cls, *(getattr(x, n) for n in static))
-
-    def flatten_with_keys(x: Any) -> tuple:
-        leaves, structure = flatten(x)
-        keys = (jax.tree_util.GetAttrKey(n) for n in data)
-        return tuple(zip(keys, leaves, strict=True)), structure
-
-    def unflatten(structure: tuple, leaves: Any) -> Any:
-        # Not by the constructor: what JAX puts in place of numbers need not pass a class's own checks.
-        made = object.__new__(cls)
-        for name, value in (*zip(static, structure[1:], strict=True), *zip(data, leaves, strict=True)):
-            object.__setattr__(made, name, value)
-        return made
-
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    _told_apart.add(cls)
-    return cls
+    static = [f.name for f in fields if f.metadata.get("static")]
+    data = [f.name for f in fields if not f.metadata.get("static")]
+    kind = ("kind", type, dataclasses.field(default=cls, repr=False, kw_only=True, metadata={"static": True}))
+    names = {name: getattr(cls, name) for name in ("__doc__", "__module__", "__qualname__")}
+    made: Any = dataclasses.make_dataclass(cls.__name__, [kind], bases=(cls,), namespace=names, frozen=True)
+    made.__init__.__kwdefaults__["kind"] = made  # not `cls`, which pickle does not find under its name
+    jax.tree_util.register_dataclass(made, data, [*static, "kind"])
+    TOLD_APART.add(made)
+    return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +49,7 @@ def as_pytree(function: Callable) -> Callable:
     Raises:
         TypeError: a dataclass that JAX does not know. Its fields would not be differentiated.
     """
-    if type(function) in _told_apart:
+    if type(function) in TOLD_APART:
         return function
     if jax.tree_util.all_leaves([function]):
         if dataclasses.is_dataclass(function) and dataclasses.fields(function):
@@ -72,7 +61,7 @@ def as_pytree(function: Callable) -> Callable:
     if isinstance(function, Partial) and isinstance(function.func, _Call):
         return function
     kinds = tuple(_kinds(jax.tree.structure(function)))
-    if any(dataclasses.is_dataclass(kind) and kind not in _told_apart for kind in kinds):
+    if any(dataclasses.is_dataclass(kind) and kind not in TOLD_APART for kind in kinds):
         return Partial(_Call(kinds), function)
     return function
 

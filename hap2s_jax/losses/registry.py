@@ -5,36 +5,35 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from hap2s_jax.errors import UserError, did_you_mean
+from hap2s_jax.losses.rows import EngineCall, Result, Stats
 
 # Arguments that say how a loss is computed rather than what it is: the training step's business, not a
 # config's.
-_CALL = {
-    "params",
-    "key",
-    "axis_name",
-    "keys",
-    "key_labels",
-    "ignore_label",
-    "sample_weights",
-    "block_size",
-    "reduction",
-    "with_stats",
-}
+_CALL = {"params", "key", *EngineCall.__annotations__}
 
 InitParams = Callable[[jax.Array, int, int], Any]
 
 
 @dataclass(frozen=True)
 class _Entry:
-    function: Callable[..., Any]
+    function: Callable[..., Result]
     init_params: InitParams | None
-    fixed: dict[str, Any]
+    like: Callable[..., Result] | None
+    fixed: dict[str, Any]  # of any argument's type
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """Those of the function, and before them those of the one that it hands its other arguments to."""
+        own = inspect.signature(self.function).parameters
+        handed = {} if self.like is None else inspect.signature(self.like).parameters
+        return {**own, **{name: p for name, p in handed.items() if name not in own}}
 
 
 _ENTRIES: dict[str, _Entry] = {}
@@ -53,8 +52,29 @@ class Loss:
     hyperparameters: dict[str, Any]
     _entry: _Entry = field(repr=False)
 
-    def __call__(self, embeddings: Any, labels: Any, *, with_stats: bool = True, **arguments: Any) -> Any:
-        """The loss of embeddings `[n, d]` under labels `[n]`: `(value, stats)`, or the value alone.
+    @overload
+    def __call__(
+        self,
+        embeddings: ArrayLike,
+        labels: ArrayLike,
+        *,
+        with_stats: Literal[True],
+        **arguments: Any,  # of any argument's type
+    ) -> tuple[jax.Array, Stats]: ...
+    @overload
+    def __call__(
+        self,
+        embeddings: ArrayLike,
+        labels: ArrayLike,
+        *,
+        with_stats: bool = False,
+        **arguments: Any,  # of any argument's type
+    ) -> jax.Array: ...
+
+    def __call__(
+        self, embeddings: ArrayLike, labels: ArrayLike, *, with_stats: bool = False, **arguments: Any
+    ) -> Result:
+        """The loss of embeddings `[n, d]` under labels `[n]`: its value, or `(value, stats)`.
 
         Args:
             embeddings: `[n, d]`.
@@ -76,14 +96,16 @@ class Loss:
     @property
     def draws(self) -> bool:
         """Whether the loss draws at random, from `key=`."""
-        return "key" in inspect.signature(self._entry.function).parameters
+        return "key" in self._entry.parameters
 
     @property
     def has_blocks(self) -> bool:
         """Whether the loss can be computed a block at a time, with `block_size=`."""
-        parameters = inspect.signature(self._entry.function).parameters.values()
-        # What a loss takes without naming it, it hands to the engine.
-        return any(p.name == "block_size" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+        # What a loss takes without naming it, it hands to the engine, unless it says that it is less.
+        return any(
+            p.name == "block_size" or (p.kind is p.VAR_KEYWORD and p.annotation != "Unpack[SampleCall]")
+            for p in self._entry.parameters.values()
+        )
 
     def check(self) -> None:
         """Raises ValueError for values that the loss refuses, without computing anything.
@@ -111,7 +133,12 @@ class Loss:
 
 
 def register(
-    name: str, function: Callable[..., Any], *, init_params: InitParams | None = None, **fixed: Any
+    name: str,
+    function: Callable[..., Result],
+    *,
+    init_params: InitParams | None = None,
+    like: Callable[..., Result] | None = None,
+    **fixed: Any,  # of any argument's type
 ) -> None:
     """Adds a loss; its keyword-only arguments with plain defaults become its hyperparameters.
 
@@ -119,9 +146,10 @@ def register(
         name: how configs call it.
         function: `(embeddings, labels, *, hyperparameters..., axis_name, with_stats, ...)`.
         init_params: `(key, num_classes, embedding_dim) -> pytree` if the function takes `params`.
+        like: the function to which it hands what it takes by `**arguments`; that one's hyperparameters are its too.
         **fixed: arguments that this name sets once and for all.
     """
-    _ENTRIES[name] = _Entry(function, init_params, fixed)
+    _ENTRIES[name] = _Entry(function, init_params, like, fixed)
 
 
 def names() -> tuple[str, ...]:
@@ -138,7 +166,7 @@ def hyperparameters(name: str) -> dict[str, str | float | bool]:
     entry = _entry(name)
     defaults = {
         key: parameter.default
-        for key, parameter in inspect.signature(entry.function).parameters.items()
+        for key, parameter in entry.parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in _CALL
     }
     return {k: v for k, v in defaults.items() if isinstance(v, str | int | float) and k not in entry.fixed}

@@ -1,26 +1,68 @@
-"""An anchor's row, and the sums over anchors that every path of the engine returns."""
+"""The words of the engine: what a loss is given, what it gives back, and what a call may say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
-import jax.numpy as jnp
-from jax import lax
+from jax.typing import ArrayLike
 
-from hap2s_jax.distances import Rows, pair_distances
+from hap2s_jax.distances import Distance
+
+Reduction = Literal["mean", "sum", "none"]
+BlockSize = int | Literal["never"] | None
+Axis = str | tuple[str, ...] | None
+Stats = dict[str, jax.Array]
+# The value, or (value, stats) under `with_stats`. Any, so that callers need not tell the two apart; the functions that
+# most people call have overloads that do.
+Result = Any
+
+
+class SampleArguments(TypedDict, total=False):
+    """What every loss may be told about its call, see `mean_over_anchors`."""
+
+    axis_name: Axis
+    ignore_label: int | None
+    sample_weights: ArrayLike | None
+    reduction: Reduction
+
+
+class EngineArguments(SampleArguments, total=False):
+    """What a loss of an anchor's row may be told besides."""
+
+    keys: ArrayLike | None
+    key_labels: ArrayLike | None
+    block_size: BlockSize
+
+
+class AnchorArguments(EngineArguments, total=False):
+    """What `mean_over_anchors` takes."""
+
+    distance: Distance
+
+
+class SampleCall(SampleArguments, total=False):
+    """`SampleArguments` and `with_stats`, for functions without overloads."""
+
+    with_stats: bool
+
+
+class EngineCall(EngineArguments, total=False):
+    """`EngineArguments` and `with_stats`, for functions without overloads."""
+
+    with_stats: bool
 
 
 class AnchorRow(NamedTuple):
-    """All that a loss may know of one anchor.
+    """All that a loss may know of one anchor; of several, with another axis in front, `[n, m]` and `[n]`.
 
     Attributes:
         distances: `[m]`, from the anchor to every key.
         is_positive: bool `[m]`, keys of the anchor's label, the anchor itself left out.
         is_negative: bool `[m]`, keys of other labels. Ignored keys are neither.
         label: `[]`, the anchor's label.
-        key_labels: `[m]`.
+        key_labels: `[m]`, for several anchors too.
         index: `[]`, the anchor's number in the global batch, for a random draw of its own.
     """
 
@@ -33,9 +75,29 @@ class AnchorRow(NamedTuple):
 
 
 # (row) -> (loss, is_valid) or (loss, is_valid, stats), all scalars; in place of is_valid, the number of terms
-# summed. An anchor that is not valid counts neither in the sum nor in the mean; stats (optional) are averaged
-# over valid anchors.
-AnchorLoss = Callable[[AnchorRow], tuple]
+# summed. An anchor that is not valid counts neither in the sum nor in the mean; stats (a dict or a named tuple) are
+# averaged over valid anchors.
+AnchorLoss = Callable[[AnchorRow], tuple[Any, ...]]
+
+
+class PairStats(NamedTuple):
+    """What is logged of every anchor's row; the field names are the logged names."""
+
+    active_fraction: jax.Array
+    mean_positive_distance: jax.Array
+    mean_negative_distance: jax.Array
+
+
+class SetStats(NamedTuple):
+    """What one anchor tells about its two sets; the field names are the logged names."""
+
+    active_fraction: jax.Array
+    point_to_positives: jax.Array
+    point_to_negatives: jax.Array
+    hardest_positive_distance: jax.Array
+    hardest_negative_distance: jax.Array
+    effective_positives: jax.Array
+    effective_negatives: jax.Array
 
 
 class Anchors(NamedTuple):
@@ -56,88 +118,38 @@ class Keys(NamedTuple):
     valid: jax.Array  # [m]
 
 
+class Batch(NamedTuple):
+    """Cleaned anchors, and the keys from wherever they come."""
+
+    vectors: jax.Array  # [n, d]
+    anchors: Anchors
+    key_vectors: jax.Array  # [m, d]
+    keys: Keys
+
+
+class RowLosses(NamedTuple):
+    """Per anchor or sample `[n]`: the loss (0 where not valid), the number of terms it sums, and stats."""
+
+    loss: jax.Array
+    terms: jax.Array
+    stats: Mapping[str, jax.Array]
+
+
 class Sums(NamedTuple):
     """Sums over anchors: the weighted loss, the weights, the valid anchors, and each of the stats."""
 
     loss: jax.Array
     weight: jax.Array
     count: jax.Array
-    stats: dict[str, jax.Array]
+    stats: Stats
 
 
-class RowLosses(NamedTuple):
-    """Per anchor `[n]`: the loss (0 where not valid), the number of terms it sums (0 or 1 for most), and
-    stats."""
+class Options(NamedTuple):
+    """The call's arguments that decide the program; hashable."""
 
-    loss: jax.Array
-    terms: jax.Array
-    stats: dict[str, jax.Array]
-
-
-def mean_of(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean over the masked entries of the last axis, 0 where there are none."""
-    count = jnp.sum(mask, axis=-1)
-    total = jnp.sum(jnp.where(mask, values, 0), axis=-1)
-    return total / jnp.maximum(count, 1).astype(total.dtype)
-
-
-def relations(anchors: Anchors, keys: Keys) -> tuple[jax.Array, jax.Array]:
-    """Masks `[n, m]` of positive and negative pairs; key i is the anchor with number i itself."""
-    same = anchors.labels[:, None] == keys.labels[None, :]
-    counted = anchors.valid[:, None] & keys.valid[None, :]
-    own = anchors.index[:, None] == jnp.arange(keys.labels.shape[0])[None, :]
-    return same & counted & ~own, ~same & counted
-
-
-def row_losses(
-    loss: AnchorLoss, vectors: jax.Array, anchors: Anchors, key_vectors: jax.Array, keys: Keys, distance: str
-) -> RowLosses:
-    """Applies `loss` to the rows of all given anchors at once."""
-    positive, negative = relations(anchors, keys)
-    distances = pair_distances(
-        Rows(vectors, anchors.origins), Rows(key_vectors, keys.origins), distance, candidates=positive
-    )
-    rows = AnchorRow(distances, positive, negative, anchors.labels, keys.labels, anchors.index)
-    return apply_rows(loss, rows, anchors.valid)
-
-
-def apply_rows(loss: AnchorLoss, rows: AnchorRow, valid: jax.Array) -> RowLosses:
-    """Applies `loss` to rows `[n, m]` (key_labels `[m]`) and adds the stats that every loss reports."""
-
-    def of_anchor(distances: Any, positive: Any, negative: Any, label: Any, index: Any) -> tuple:
-        return loss(AnchorRow(distances, positive, negative, label, rows.key_labels, index))
-
-    outcome = jax.vmap(of_anchor)(rows.distances, rows.is_positive, rows.is_negative, rows.label, rows.index)
-    shapes = [jnp.shape(part)[1:] for part in outcome[:2]]
-    if shapes != [(), ()]:
-        raise ValueError(
-            f"an anchor's loss and validity have shapes {shapes[0]} and {shapes[1]}; both should be single numbers, "
-            "and so should the loss's own numbers, such as the margin"
-        )
-    value = jnp.where(valid & (outcome[1] > 0), outcome[0], 0)
-    terms = jnp.where(valid, outcome[1], 0).astype(value.dtype)
-    stats: dict[str, Any] = {
-        "active_fraction": value > 0,
-        "mean_positive_distance": mean_of(rows.distances, rows.is_positive),
-        "mean_negative_distance": mean_of(rows.distances, rows.is_negative),
-    }
-    if len(outcome) > 2:
-        stats |= outcome[2]
-    constants = {name: lax.stop_gradient(v.astype(value.dtype)) for name, v in stats.items()}
-    return RowLosses(value, lax.stop_gradient(terms), constants)
-
-
-def mean_of_terms(rows: RowLosses) -> jax.Array:
-    """Each anchor's own mean `[n]`, 0 where it has no term."""
-    return rows.loss / jnp.where(rows.terms > 0, rows.terms, 1)
-
-
-def summed(rows: RowLosses, weight: jax.Array) -> Sums:
-    """Sums of per-anchor results under the anchors' weights `[n]`."""
-    counted = (rows.terms > 0).astype(rows.loss.dtype)
-    return Sums(
-        jnp.sum(rows.loss * weight),
-        jnp.sum(rows.terms * weight),
-        jnp.sum(counted),
-        {name: jnp.sum(value * counted) for name, value in rows.stats.items()},
-    )
+    distance: str = "euclidean"
+    axis_name: Axis = None
+    ignore_label: int | None = -1
+    block_size: BlockSize = None
+    reduction: str = "mean"
+    with_stats: bool = False

@@ -7,19 +7,22 @@ blocks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
-from hap2s_jax.distances import Distance, clean_rows, compute_dtype
-from hap2s_jax.losses.checks import check_embeddings, check_range
-from hap2s_jax.losses.engine import mean_over_anchors
+from hap2s_jax.distances import Distance, check_embeddings, clean_rows
+from hap2s_jax.losses.by_positives import by_positives
+from hap2s_jax.losses.engine import counted, mean_over_anchors
 from hap2s_jax.losses.pytrees import register_dataclass
-from hap2s_jax.losses.rows import AnchorRow
-from hap2s_jax.losses.weightings import Scalar
+from hap2s_jax.losses.rows import AnchorRow, EngineCall, Result
+from hap2s_jax.losses.selection import first_largest
+from hap2s_jax.losses.weightings import Scalar, check_range
 
 
 def _sorted_negatives(row: AnchorRow) -> tuple[jax.Array, jax.Array]:
@@ -34,15 +37,28 @@ class BatchAll:
 
     margin: Scalar
 
-    def __call__(self, row: AnchorRow) -> tuple:
+    def __call__(self, row: AnchorRow) -> tuple[jax.Array, jax.Array]:
         """Loss of one anchor and its number of active triplets."""
         negatives, _ = _sorted_negatives(row)
-        reach = jnp.where(row.is_positive, row.distances + self.margin, -jnp.inf)
+        margin = jnp.asarray(self.margin, negatives.dtype)
+        reach = jnp.where(row.is_positive, row.distances + margin, -jnp.inf)
         # A positive is active against the negatives nearer than its reach: so many, of such a total distance.
         active = jnp.searchsorted(negatives, reach, side="left")
         totals = jnp.concatenate([jnp.zeros(1, negatives.dtype), jnp.cumsum(_finite(negatives))])
-        sums = jnp.where(row.is_positive, active * (row.distances + self.margin) - totals[active], 0)
-        return jnp.sum(sums), jnp.sum(active)
+        reached = active.astype(negatives.dtype) * (row.distances + margin) - totals[active]
+        return jnp.sum(jnp.where(row.is_positive, reached, 0)), jnp.sum(active)
+
+    def of_rows(self, rows: AnchorRow) -> tuple[jax.Array, jax.Array]:
+        """The same of several anchors."""
+
+        def counts(gap: jax.Array, rows: AnchorRow) -> tuple[jax.Array, jax.Array]:
+            reach = jnp.where(
+                gap < jnp.inf, gap + jnp.asarray(lax.stop_gradient(self.margin), gap.dtype), -jnp.inf
+            )
+            active = (rows.is_negative & (rows.distances < reach[:, None])).astype(gap.dtype)
+            return jnp.sum(active, axis=1), active
+
+        return by_positives(rows, self.margin, counts, self)
 
 
 def _finite(values: jax.Array) -> jax.Array:
@@ -50,8 +66,13 @@ def _finite(values: jax.Array) -> jax.Array:
 
 
 def batch_all_loss(
-    embeddings: Any, labels: Any, *, margin: Scalar = 0.3, distance: Distance = "euclidean", **arguments: Any
-) -> Any:
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: Scalar = 0.3,
+    distance: Distance = "euclidean",
+    **arguments: Unpack[EngineCall],
+) -> Result:
     """Triplet loss over all triplets (Hermans et al. 2017, "batch all", its mean over active triplets).
 
     Sum of max(0, d_p - d_n + margin) over the triplets of the batch, divided by the number of those above 0:
@@ -64,6 +85,7 @@ def batch_all_loss(
         distance: kind of distance.
         **arguments: the engine's, see `mean_over_anchors`.
     """
+    check_range("margin", margin, positive=None)
     return mean_over_anchors(BatchAll(margin), embeddings, labels, distance=distance, **arguments)
 
 
@@ -74,23 +96,42 @@ class SemiHard:
 
     margin: Scalar
 
-    def __call__(self, row: AnchorRow) -> tuple:
+    def __call__(self, row: AnchorRow) -> tuple[jax.Array, jax.Array]:
         """Loss of one anchor and its number of positives; it counts with a positive and a negative."""
         negatives, count = _sorted_negatives(row)
         place = jnp.searchsorted(negatives, row.distances, side="right")
         chosen = _finite(negatives)[jnp.clip(place, 0, jnp.maximum(count - 1, 0))]
-        losses = jax.nn.relu(row.distances - chosen + self.margin)
-        return jnp.sum(jnp.where(row.is_positive, losses, 0)), jnp.sum(row.is_positive) * (count > 0)
+        losses = jax.nn.relu(row.distances - chosen + jnp.asarray(self.margin, chosen.dtype))
+        return jnp.sum(jnp.where(row.is_positive, losses, 0)), jnp.where(
+            count > 0, jnp.sum(row.is_positive), 0
+        )
+
+    def of_rows(self, rows: AnchorRow) -> tuple[jax.Array, jax.Array]:
+        """The same of several anchors."""
+        far = jnp.where(rows.is_negative, lax.stop_gradient(rows.distances), -jnp.inf)
+        farthest = jnp.max(far, axis=1)
+
+        def counts(gap: jax.Array, rows: AnchorRow) -> tuple[jax.Array, jax.Array]:
+            beyond = jnp.min(jnp.where(far > gap[:, None], far, jnp.inf), axis=1)
+            chosen = jnp.where(beyond < jnp.inf, beyond, farthest)
+            place, exists = first_largest(-jnp.abs(far - chosen[:, None]), rows.is_negative)
+            excess = gap - chosen + jnp.asarray(lax.stop_gradient(self.margin), gap.dtype)
+            active = (exists & (gap < jnp.inf) & (excess > 0)).astype(gap.dtype)
+            places = jnp.arange(far.shape[1], dtype=place.dtype)[None, :]
+            return active, jnp.where(places == place[:, None], active[:, None], 0)
+
+        loss, _ = by_positives(rows, self.margin, counts, self)
+        return loss, jnp.where(jnp.any(rows.is_negative, axis=1), jnp.sum(rows.is_positive, axis=1), 0)
 
 
 def semi_hard_loss(
-    embeddings: Any,
-    labels: Any,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
     *,
     margin: Scalar = 0.2,
     distance: Distance = "squared_euclidean",
-    **arguments: Any,
-) -> Any:
+    **arguments: Unpack[EngineCall],
+) -> Result:
     """Triplet loss with semi-hard negatives (Schroff et al., FaceNet, CVPR 2015).
 
     For each positive pair max(0, d_p - d_n + margin) with the nearest negative that is farther than the
@@ -105,6 +146,7 @@ def semi_hard_loss(
         distance: "squared_euclidean" in the paper.
         **arguments: the engine's, see `mean_over_anchors`.
     """
+    check_range("margin", margin, positive=None)
     return mean_over_anchors(SemiHard(margin), embeddings, labels, distance=distance, **arguments)
 
 
@@ -116,24 +158,24 @@ class RandomTriplet:
     margin: Scalar
     key: jax.Array
 
-    def __call__(self, row: AnchorRow) -> tuple:
+    def __call__(self, row: AnchorRow) -> tuple[jax.Array, jax.Array]:
         """Loss and validity of one anchor; it counts with a positive and a negative."""
         draws = jax.random.uniform(jax.random.fold_in(self.key, row.index), (2, *row.distances.shape))
         positive = row.distances[jnp.argmax(jnp.where(row.is_positive, draws[0], -1))]
         negative = row.distances[jnp.argmax(jnp.where(row.is_negative, draws[1], -1))]
         valid = jnp.any(row.is_positive) & jnp.any(row.is_negative)
-        return jax.nn.relu(positive - negative + self.margin), valid
+        return jax.nn.relu(positive - negative + jnp.asarray(self.margin, positive.dtype)), valid
 
 
 def random_triplet_loss(
-    embeddings: Any,
-    labels: Any,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
     *,
     margin: Scalar = 0.3,
     distance: Distance = "euclidean",
     key: jax.Array | None = None,
-    **arguments: Any,
-) -> Any:
+    **arguments: Unpack[EngineCall],
+) -> Result:
     """Triplet loss with one positive and one negative per anchor, drawn uniformly.
 
     Mean of max(0, d_p - d_n + margin) over anchors with both.
@@ -147,6 +189,7 @@ def random_triplet_loss(
             still random where batches are.
         **arguments: the engine's, see `mean_over_anchors`.
     """
+    check_range("margin", margin, positive=None)
     loss = RandomTriplet(margin, _key_data(key))
     return mean_over_anchors(loss, embeddings, labels, distance=distance, **arguments)
 
@@ -170,7 +213,7 @@ class Margin:
     key: jax.Array
     dimensions: int = field(metadata={"static": True})
 
-    def __call__(self, row: AnchorRow) -> tuple:
+    def __call__(self, row: AnchorRow) -> tuple[jax.Array, jax.Array]:
         """Loss of one anchor and its number of active pairs."""
         beta = self.beta if self.beta.ndim == 0 else self.beta[row.label]
         chosen = row.distances[self.draw(row)]
@@ -178,7 +221,7 @@ class Margin:
         pull = jnp.where(both, jax.nn.relu(row.distances - beta + self.alpha), 0)
         push = jnp.where(both, jax.nn.relu(beta - chosen + self.alpha), 0)
         active = jnp.sum(pull > 0) + jnp.sum(push > 0)
-        return jnp.sum(pull + push) + self.nu * beta * jnp.sum(both), active
+        return jnp.sum(pull + push) + self.nu * beta * jnp.sum(both).astype(beta.dtype), active
 
     def draw(self, row: AnchorRow) -> jax.Array:
         """For every key the index of a drawn negative `[m]`, uniform in distance on the unit sphere up to
@@ -203,19 +246,16 @@ class Margin:
 
 
 def margin_loss(
-    embeddings: Any,
-    labels: Any,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
     *,
-    params: Any = None,
+    params: Mapping[str, ArrayLike] | None = None,
     alpha: Scalar = 0.2,
     nu: Scalar = 0.0,
     cutoff: Scalar = 0.5,
     key: jax.Array | None = None,
-    keys: Any = None,
-    key_labels: Any = None,
-    ignore_label: int | None = -1,
-    **arguments: Any,
-) -> Any:
+    **arguments: Unpack[EngineCall],
+) -> Result:
     """Margin loss with distance-weighted sampling (Wu et al., "Sampling Matters", ICCV 2017).
 
     For each positive pair max(0, d_p - beta + alpha), and for a negative drawn with probability inverse to
@@ -230,22 +270,20 @@ def margin_loss(
         nu: weight of the penalty on beta.
         cutoff: distances below it are drawn as if they were it.
         key: random key for this step, see `random_triplet_loss`.
-        keys: `[k, d]`, normalised here too.
-        key_labels: `[k]`.
-        ignore_label: as in `mean_over_anchors`.
-        **arguments: the engine's, see `mean_over_anchors`.
+        **arguments: the engine's, see `mean_over_anchors`; further `keys` are normalised here too.
     """
+    check_range("alpha", alpha, positive=None)
     check_range("nu", nu, positive=False)
     check_range("cutoff", cutoff)
     beta = jnp.asarray(1.2 if params is None else params["beta"])
-    embeddings, labels = check_embeddings("embeddings", embeddings, "labels", labels)
-    loss = Margin(beta, alpha, nu, cutoff, _key_data(key), embeddings.shape[-1])
-    unit = unit_rows(embeddings, labels, ignore_label)
-    if keys is not None and key_labels is not None:
-        keys, key_labels = check_embeddings("keys", keys, "key_labels", key_labels)
-        keys = unit_rows(keys, key_labels, ignore_label)
-    arguments |= {"keys": keys, "key_labels": key_labels, "ignore_label": ignore_label}
-    return mean_over_anchors(loss, unit, labels, **arguments)
+    ignore_label = arguments.get("ignore_label", -1)
+    vectors, labels = check_embeddings("embeddings", embeddings, "labels", labels)
+    given, given_labels = arguments.get("keys"), arguments.get("key_labels")
+    if given is not None or given_labels is not None:
+        keys, key_labels = check_embeddings("keys", given, "key_labels", given_labels)
+        arguments["keys"] = _unit_rows(keys, key_labels, ignore_label)
+    loss = Margin(beta, alpha, nu, cutoff, _key_data(key), vectors.shape[-1])
+    return mean_over_anchors(loss, _unit_rows(vectors, labels, ignore_label), labels, **arguments)
 
 
 def init_margin_params(key: jax.Array, num_classes: int, embedding_dim: int) -> dict[str, jax.Array]:
@@ -254,7 +292,7 @@ def init_margin_params(key: jax.Array, num_classes: int, embedding_dim: int) -> 
     return {"beta": jnp.full(num_classes, 1.2)}
 
 
-def unit_rows(embeddings: jax.Array, labels: jax.Array, ignore_label: int | None) -> jax.Array:
+def _unit_rows(embeddings: jax.Array, labels: jax.Array, ignore_label: int | None) -> jax.Array:
     """Rows `[n, d]` of unit length; ignored ones are zero, so that a NaN there reaches no gradient."""
-    valid = jnp.ones(embeddings.shape[:1], bool) if ignore_label is None else labels != ignore_label
-    return clean_rows(embeddings.astype(compute_dtype(embeddings.dtype)), valid, "cosine", None)
+    vectors = embeddings.astype(jnp.promote_types(embeddings.dtype, jnp.float32))
+    return clean_rows(vectors, counted(labels, ignore_label), "cosine", None)

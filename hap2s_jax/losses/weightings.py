@@ -8,16 +8,17 @@ weightings made with equal structure share one compilation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
-from hap2s_jax.losses.checks import check_range
 from hap2s_jax.losses.pytrees import as_pytree, register_dataclass
 
 LogWeights = Callable[[jax.Array, jax.Array], jax.Array]
@@ -35,11 +36,36 @@ class Weighting:
         negative: likewise for the negative set.
         elementwise: whether each log-weight depends on its own distance only, as exp(d / sigma) does and
             "the largest" does not; such weightings can be summed over tiles of keys.
+        extremes: for weightings that look at one key of each set, which: 1 the farthest, -1 the nearest. Their losses
+            need the distances of those two pairs alone.
     """
 
     positive: LogWeights
     negative: LogWeights
     elementwise: bool = field(default=False, metadata={"static": True})
+    extremes: tuple[int, int] | None = field(default=None, metadata={"static": True})
+
+
+def check_range(name: str, value: Any, *, positive: bool | None = True, below: float = math.inf) -> None:
+    """Raises an error unless `value` is one number, positive (False: at least 0; None: of any sign), less than `below`.
+
+    What is traced has no value yet and passes.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: out of range, or several numbers.
+    """
+    if getattr(value, "ndim", 0):
+        raise ValueError(f"{name} has shape {value.shape}; a loss's own numbers should be single numbers")
+    if isinstance(value, jax.Array):
+        return
+    if isinstance(value, bool | str) or not isinstance(value, int | float | np.number | np.ndarray):
+        hint = "; the soft margin is soft_margin=True" if name == "margin" else ""
+        raise TypeError(f"{name} is {value!r}; it should be a number, such as 0.5{hint}")
+    if (positive is not None and not (value > 0 if positive else value >= 0)) or not value < below:
+        limit = "" if below == math.inf else f" and less than {below:g}"
+        kind = "finite" if positive is None else "positive" if positive else "at least 0"
+        raise ValueError(f"{name} is {value}; it should be {kind}{limit}")
 
 
 def exponential(sigma: Scalar = 0.5) -> Weighting:
@@ -53,7 +79,7 @@ def exponential(sigma: Scalar = 0.5) -> Weighting:
         ValueError: `sigma` is a number and not positive.
     """
     check_range("sigma", sigma)
-    return Weighting(Partial(_growing, sigma), Partial(_decaying, sigma), elementwise=True)
+    return Weighting(Partial(_over, sigma), Partial(_over, -sigma), elementwise=True)
 
 
 def polynomial(alpha: Scalar = 10.0) -> Weighting:
@@ -66,7 +92,7 @@ def polynomial(alpha: Scalar = 10.0) -> Weighting:
         ValueError: `alpha` is a number and negative.
     """
     check_range("alpha", alpha, positive=False)
-    return Weighting(Partial(_growing_power, alpha), Partial(_decaying_power, alpha), elementwise=True)
+    return Weighting(Partial(_power, alpha), Partial(_power, -2 * alpha), elementwise=True)
 
 
 def uniform() -> Weighting:
@@ -77,18 +103,20 @@ def uniform() -> Weighting:
 def hardest(count: int = 1) -> Weighting:
     """Only the hardest of each set count, all alike; the one hardest by default: batch-hard (Hermans et al., 2017).
 
-    Members that tie share the weight.
+    Of members that tie for the one hardest, the first in the batch has all the weight, as in torch.
 
     Args:
-        count: how many. What ties with the last of them counts too; a set with fewer members counts whole.
+        count: how many. What ties with the last of several counts too; a set with fewer members counts whole.
 
     Raises:
-        ValueError: `count` is not at least 1.
+        ValueError: `count` is not a whole number of at least 1.
     """
+    if isinstance(count, bool) or not isinstance(count, int | np.integer):
+        raise ValueError(f"count is {count!r}; it should be a whole number, such as 3")
     if count < 1:
         raise ValueError(f"count is {count}; it should be at least 1")
     if count == 1:
-        return Weighting(Partial(_farthest), Partial(_nearest))
+        return Weighting(Partial(_farthest), Partial(_nearest), extremes=(1, -1))
     return Weighting(Partial(_first, count), Partial(_opposite, Partial(_first, count)))
 
 
@@ -101,15 +129,17 @@ def ranked(ratio: Scalar = 0.5) -> Weighting:
         ratio: towards 0 the hardest takes all the weight, at 1 all weigh the same.
 
     Raises:
-        ValueError: `ratio` is a number and not positive.
+        ValueError: `ratio` is a number outside (0, 1].
     """
     check_range("ratio", ratio)
+    if not isinstance(ratio, jax.Array) and ratio > 1:
+        raise ValueError(f"ratio is {ratio}; it should be at most 1: above it the easiest would count most")
     return Weighting(Partial(_by_rank, ratio), Partial(_opposite, Partial(_by_rank, ratio)))
 
 
 def easy_positive() -> Weighting:
     """Only the nearest positive and the nearest negative count (Xuan et al., WACV 2020)."""
-    return Weighting(Partial(_nearest), Partial(_nearest))
+    return Weighting(Partial(_nearest), Partial(_nearest), extremes=(-1, -1))
 
 
 def detached(weighting: Weighting) -> Weighting:
@@ -117,7 +147,7 @@ def detached(weighting: Weighting) -> Weighting:
     ablation)."""
     weighting = as_weighting(weighting)
     positive, negative = Partial(_detached, weighting.positive), Partial(_detached, weighting.negative)
-    return Weighting(positive, negative, weighting.elementwise)
+    return Weighting(positive, negative, weighting.elementwise, weighting.extremes)
 
 
 def as_weighting(weighting: Any) -> Weighting:
@@ -135,12 +165,8 @@ def as_weighting(weighting: Any) -> Weighting:
             f"weighting is {weighting!r}; it should be exponential(sigma), polynomial(alpha), uniform(), "
             "hardest(), ranked() or a pair of functions (distances, mask) -> log_weights"
         )
-    return Weighting(as_pytree(weighting.positive), as_pytree(weighting.negative), weighting.elementwise)
-
-
-def harmless(distances: jax.Array, mask: jax.Array) -> jax.Array:
-    """Distances with 1 wherever not masked: there a log-weight's slope at 0 must not make the gradient NaN."""
-    return jnp.where(mask, distances, 1)
+    sets = as_pytree(weighting.positive), as_pytree(weighting.negative)
+    return Weighting(*sets, weighting.elementwise, weighting.extremes)
 
 
 def normalised(log_weights: LogWeights, distances: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -149,7 +175,9 @@ def normalised(log_weights: LogWeights, distances: jax.Array, mask: jax.Array) -
 
     If all log-weights of the set are -inf, its members weigh the same; an empty set has weights 0.
     """
-    raw = jnp.where(mask, log_weights(harmless(distances, mask), mask), -jnp.inf)
+    # Masked-out distances are 1 instead. A weighting whose derivative is infinite at 0 would otherwise put NaN into the
+    # gradient through `where`.
+    raw = jnp.where(mask, log_weights(jnp.where(mask, distances, 1), mask), -jnp.inf)
     silent = jnp.all(raw == -jnp.inf)
     kept = mask & (silent | (raw > -jnp.inf))
     # Masking on both sides keeps -inf - -inf out of the backward pass.
@@ -161,24 +189,14 @@ def normalised(log_weights: LogWeights, distances: jax.Array, mask: jax.Array) -
     return weights / total, jnp.where(kept, raw - jnp.log(total), 0)
 
 
-def _growing(sigma: Scalar, distances: jax.Array, mask: jax.Array) -> jax.Array:
+def _over(sigma: Scalar, distances: jax.Array, mask: jax.Array) -> jax.Array:
     del mask
-    return distances / sigma
+    return distances / jnp.asarray(sigma, distances.dtype)
 
 
-def _decaying(sigma: Scalar, distances: jax.Array, mask: jax.Array) -> jax.Array:
+def _power(alpha: Scalar, distances: jax.Array, mask: jax.Array) -> jax.Array:
     del mask
-    return -distances / sigma
-
-
-def _growing_power(alpha: Scalar, distances: jax.Array, mask: jax.Array) -> jax.Array:
-    del mask
-    return alpha * jnp.log1p(distances)
-
-
-def _decaying_power(alpha: Scalar, distances: jax.Array, mask: jax.Array) -> jax.Array:
-    del mask
-    return -2 * alpha * jnp.log1p(distances)
+    return jnp.asarray(alpha, distances.dtype) * jnp.log1p(distances)
 
 
 def _constant(distances: jax.Array, mask: jax.Array) -> jax.Array:
@@ -187,8 +205,8 @@ def _constant(distances: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _farthest(distances: jax.Array, mask: jax.Array) -> jax.Array:
-    kept = jnp.where(mask, distances, -jnp.inf)
-    return jnp.where(kept == jnp.max(kept), 0.0, -jnp.inf).astype(distances.dtype)
+    first = jnp.argmax(jnp.where(mask, distances, -jnp.inf))
+    return jnp.where(jnp.arange(mask.shape[0]) == first, 0.0, -jnp.inf).astype(distances.dtype)
 
 
 def _opposite(function: LogWeights, distances: jax.Array, mask: jax.Array) -> jax.Array:
@@ -212,8 +230,43 @@ def _first(count: int, distances: jax.Array, mask: jax.Array) -> jax.Array:
 def _by_rank(ratio: Scalar, distances: jax.Array, mask: jax.Array) -> jax.Array:
     # A ratio that underflows would make NaN of the hardest, 0 * -inf.
     ratio = jnp.maximum(jnp.asarray(ratio, distances.dtype), jnp.finfo(distances.dtype).tiny)
-    return _harder(distances, mask) * jnp.log(ratio)
+    return _harder(distances, mask).astype(ratio.dtype) * jnp.log(ratio)
 
 
 def _detached(inner: LogWeights, distances: jax.Array, mask: jax.Array) -> jax.Array:
     return lax.stop_gradient(inner(lax.stop_gradient(distances), mask))
+
+
+def separate(loss: Any, like: jax.Array) -> tuple[Any, list[jax.Array], list[jax.Array | None]]:
+    """A loss's structure, its differentiable leaves, and the others (None in the differentiable ones' places)."""
+    leaves, structure = jax.tree_util.tree_flatten(loss)
+    # Every leaf must vary over the same mesh axes as the vectors: under shard_map's check_vma a loop's carry
+    # and a custom rule's cotangents may not change that on the way. Adding this zero says so in every version.
+    zero = jnp.zeros_like(like).sum()
+    smooth, rough = [], []
+    for leaf in map(jnp.asarray, leaves):
+        is_smooth = jnp.issubdtype(leaf.dtype, jnp.inexact)
+        rough.append(None if is_smooth else leaf)
+        if is_smooth:
+            smooth.append(leaf + zero.astype(leaf.dtype))
+    return structure, smooth, rough
+
+
+def merge(structure: Any, smooth: list[jax.Array], rough: list[jax.Array | None]) -> Any:
+    """The loss again, from what `separate` returned."""
+    rest = iter(smooth)
+    leaves = []
+    for leaf in rough:
+        leaves.append(next(rest) if leaf is None else leaf)
+    return jax.tree_util.tree_unflatten(structure, leaves)
+
+
+def split(tree: Any, block: int) -> Any:
+    """Arrays `[n, ...]` as `[blocks, block, ...]`, the last one filled up with zeros."""
+    leaves, structure = jax.tree.flatten(tree)
+    parts = []
+    for leaf in leaves:
+        blocks = math.ceil(leaf.shape[0] / block)
+        padding = [(0, blocks * block - leaf.shape[0])] + [(0, 0)] * (leaf.ndim - 1)
+        parts.append(jnp.pad(leaf, padding).reshape(blocks, block, *leaf.shape[1:]))
+    return jax.tree.unflatten(structure, parts)

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+# A 3 x 4 rectangle: every corner has its positive at distance 3 and its negatives at 4 and 5.
+CORNERS, CORNER_LABELS = (
+    np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0], [3.0, 4.0]], np.float32),
+    np.array([0, 0, 1, 1]),
+)
+
 
 def clustered(seed, counts, dim=16, radius=1.0, scale=1.0, centre=0.0):
     """Classes of given sizes and radius around random centres of unit scale, all times `scale`."""

@@ -6,11 +6,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from loss_batches import clustered
+from loss_batches import CORNER_LABELS, CORNERS, clustered
 from loss_oracles import hap2s
 
 from hap2s_jax import hap2s_loss, losses
 from hap2s_jax.losses import mean_over_anchors
+
+
+def test_numbers_by_hand():
+    settings = {"margin": 2.0, "weighting": losses.hardest()}
+    value, stats = hap2s_loss(CORNERS, CORNER_LABELS, with_stats=True, **settings)
+    assert (value, stats["valid_anchors"]) == (1, 4)  # 3 - 4 + 2 at every corner of the rectangle
+    # Of the first class's two anchors alone, once a key at distance 2 from the second (3, 0) joins the other class.
+    weights, memory = np.array([1.0, 3.0, 0.0, 0.0]), np.array([[5.0, 0.0]], np.float32)
+    value = hap2s_loss(
+        CORNERS, CORNER_LABELS, sample_weights=weights, keys=memory, key_labels=np.array([1]), **settings
+    )
+    assert value == pytest.approx((1 * 1 + 3 * (3 - 2 + 2)) / 4)
+    ignored = hap2s_loss(CORNERS, np.array([0, 0, -1, 1]), reduction="none", **settings)
+    np.testing.assert_allclose(ignored, [3 - 5 + 2, 3 - 4 + 2, 0, 0], atol=1e-6)
 
 
 def devices_problem(dtype):
@@ -189,9 +203,9 @@ def test_ignore_label_none_counts_every_label():
 
 def test_own_anchor_loss():
     def spread(row):
-        return jnp.sum(jnp.where(row.is_positive, row.distances, 0)) + 0.0 * row.index, jnp.any(
-            row.is_positive
-        )
+        return jnp.sum(jnp.where(row.is_positive, row.distances, 0)) + 0.0 * row.index.astype(
+            jnp.float32
+        ), jnp.any(row.is_positive)
 
     x, labels = clustered(26, [3, 4, 1])
     gaps = np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1))
@@ -216,6 +230,15 @@ GOOD, LABELS = np.ones((4, 2), np.float32), np.array([0, 0, 1, 1])
         (ValueError, "keys have 1 dimensions", {"keys": GOOD[:, :1], "key_labels": LABELS}),
         (ValueError, r"sample_weights are \(3,\)", {"sample_weights": np.ones(3)}),
         (TypeError, "weighting is 'hard'", {"weighting": "hard"}),
+        (TypeError, "margin is None; it should be a number", {"margin": None}),
+        (TypeError, "margin is 'soft'.*soft_margin=True", {"margin": "soft"}),
+        (ValueError, r"margin has shape \(4,\)", {"margin": np.ones(4)}),
+        (
+            TypeError,
+            r"labels are <U1; .*integers: number .*np\.unique",
+            {"labels": np.array(list("aabb"))},
+        ),
+        (ValueError, "embeddings reach 1e.200", {"embeddings": 1e200 * GOOD.astype(np.float64)}),
     ],
 )
 def test_bad_input_is_one_clear_line(error, words, arguments):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from loss_batches import clustered, odd_batches
+from loss_batches import CORNERS, clustered, odd_batches
 from loss_oracles import distance
 
 from hap2s_jax import losses
@@ -12,6 +12,47 @@ from hap2s_jax.losses import memory
 
 X, LABELS = clustered(30, [4, 3, 1, 5, 3], dim=6)
 CLASSES, DIM = 5, 6
+
+
+# A 3 x 4 rectangle: every corner has its positive at distance 3 and its negatives at 4 and 5.
+BY_HAND = {
+    "hap2s_hardest": ({"count": 1, "margin": 2.0}, 3 - 4 + 2),
+    "batch_hard": ({"margin": 2.0}, 3 - 4 + 2),
+    "point_to_set_mean": ({"margin": 2.0}, 3 - 4.5 + 2),
+    "easy_positive": ({"margin": 2.0, "soft_margin": False, "distance": "euclidean"}, 3 - 4 + 2),
+    "batch_all": ({"margin": 3.0}, ((3 - 4 + 3) + (3 - 5 + 3)) / 2),
+    "semi_hard": ({"margin": 8.0}, 9 - 16 + 8),
+    "contrastive": ({"margin": 5.0}, 9 / 2 + (1 / 2 + 0) / 2),
+    "lifted_structure": ({"margin": 1.0}, np.log(1 + np.exp(-1))),  # 3 + log(e^-3 + e^-4)
+    "msml": ({"margin": 2.0}, 3 - 4 + 2),
+    "quadruplet": ({"margin": 2.0}, 3 - 4 + 2),  # without a third class there is no second term
+}
+# Two samples of each class on the same axis: every cosine is 1 within a class and 0 between classes.
+BY_HAND_ON_AXES = {
+    "multi_similarity": ({"mining": False}, np.log(1 + np.exp(-1)) / 2 + np.log(1 + 2 * np.exp(-25)) / 50),
+    "circle": ({"gamma": 1.0}, np.log(1 + 2 * np.exp(-1 / 16) * np.exp(-1 / 16))),
+    "supervised_contrastive": ({"temperature": 1.0}, np.log((np.e + 2) / np.e)),
+    "nt_xent": ({"temperature": 1.0}, np.log((np.e + 2) / np.e)),
+    "n_pair": ({}, np.log(1 + 2 * np.exp(-1))),
+    "margin": ({"alpha": 0.5}, 1.2 - np.sqrt(2) + 0.5),
+    "softmax": (
+        {},
+        np.log(1 + np.exp(-1)) + 0.05,
+    ),  # the identity as classifier; 0.1 of the label is shared by two
+    "arcface": ({"margin": 0.0, "scale": 1.0}, np.log(1 + np.exp(-1))),
+    "proxy_nca": ({"scale": 1.0}, 0 + np.log(np.exp(-2))),
+    "centre": ({}, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", [*BY_HAND, *BY_HAND_ON_AXES])
+def test_numbers_by_hand(name):
+    settings, expected = (BY_HAND | BY_HAND_ON_AXES)[name]
+    x, eye = (CORNERS if name in BY_HAND else np.eye(2)[[0, 0, 1, 1]]).astype(np.float32), jnp.eye(2)
+    learnt = {"margin": {"beta": jnp.array(1.2)}, "softmax": {"kernel": eye, "bias": jnp.zeros(2)}}
+    learnt |= {"arcface": {"kernel": eye}, "proxy_nca": {"proxies": eye}, "centre": {"centres": eye}}
+    value = losses.create(name, **settings)(x, np.array([0, 0, 1, 1]), params=learnt.get(name))
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
 
 
 def prepared(name, num_classes=CLASSES, dim=DIM):
@@ -22,7 +63,7 @@ def prepared(name, num_classes=CLASSES, dim=DIM):
 def run(loss, params, x, labels, **arguments):
     if params is not None:
         arguments["params"] = params
-    return loss(x, labels, **arguments)
+    return loss(x, labels, **{"with_stats": True} | arguments)
 
 
 @pytest.mark.parametrize("name", losses.names())
@@ -173,7 +214,7 @@ def test_class_losses_are_loops():
         target = np.full(CLASSES, 0.1 / CLASSES)
         target[label] += 0.9
         terms.append(-(target * logs).sum())
-    value, stats = loss(X, LABELS, params=params)
+    value, stats = loss(X, LABELS, params=params, with_stats=True)
     np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
     np.testing.assert_allclose(stats["accuracy"], np.mean(logits.argmax(1) == LABELS), rtol=1e-6)
     centres = np.random.default_rng(0).normal(size=(CLASSES, DIM))
@@ -348,3 +389,31 @@ def test_contrastive_is_a_loop_over_anchors(power, active_only):
         terms.append((sum(pull) / max(len(pull), 1) + sum(push) / max(len(push), 1)) / power)
     value = losses.contrastive_loss(X, LABELS, margin=margin, power=power, active_only=active_only)
     np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["batch_all", "semi_hard"])
+def test_few_positives_and_many_are_one_loss(name, monkeypatch):
+    x, labels = clustered(31, [4, 3, 1, 5, 3], dim=6)
+    x[2] = x[5]
+    loss = losses.create(name, margin=1.0)
+
+    def run_with(few):
+        monkeypatch.setattr(losses.by_positives, "_FEW", few)
+        return jax.jit(jax.value_and_grad(lambda x: loss(x, labels)))(x)
+
+    few, many = run_with(16), run_with(0)
+    np.testing.assert_allclose(few[0], many[0], rtol=1e-5)
+    np.testing.assert_allclose(few[1], many[1], atol=1e-6)
+
+
+def test_of_keys_that_tie_the_first_has_the_gradient():
+    # Two positives at distance 3 and two negatives at distance 4 from the first sample, which is the only anchor.
+    x = np.array([[0, 0], [3, 0], [-3, 0], [0, 4], [0, -4]], np.float32)
+    labels, weights = np.array([0, 0, 0, 1, 2]), np.array([1.0, 0, 0, 0, 0])
+    for block_size in (None, "never", 2):
+        slope = jax.grad(
+            lambda x, b=block_size: losses.batch_hard_loss(
+                x, labels, margin=2.0, sample_weights=weights, block_size=b
+            )
+        )(x)
+        np.testing.assert_allclose(slope, [[-1, 1], [1, 0], [0, 0], [0, -1], [0, 0]], atol=1e-6)

@@ -6,12 +6,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from loss_batches import clustered, odd_batches, radius_of
+from loss_batches import CORNER_LABELS, CORNERS, clustered, odd_batches, radius_of
 from loss_oracles import difference_gradient, hap2s
 
 from hap2s_jax import exponential, hap2s_loss, hardest, polynomial, ranked, uniform
 from hap2s_jax.losses import Weighting, detached
 from hap2s_jax.losses.weightings import as_weighting
+
+# What every corner of the rectangle makes of its negatives at distances 4 and 5.
+BY_HAND = [
+    (hardest(), 4),
+    (uniform(), 4.5),
+    (exponential(1.0), (4 * np.e + 5) / (np.e + 1)),
+    (polynomial(1.0), (4 / 25 + 5 / 36) / (1 / 25 + 1 / 36)),
+    (ranked(0.5), (4 + 5 / 2) / (1 + 1 / 2)),
+]
+
+
+@pytest.mark.parametrize(
+    ("weighting", "to_negatives"), BY_HAND, ids=["hardest", "uniform", "e", "p", "ranked"]
+)
+def test_numbers_by_hand(weighting, to_negatives):
+    value = hap2s_loss(CORNERS, CORNER_LABELS, weighting=weighting, margin=3.0)
+    np.testing.assert_allclose(value, 3 - to_negatives + 3, rtol=1e-6)
+
 
 FORMS = {"exponential": exponential, "polynomial": polynomial}
 DEFAULTS = {"exponential": 0.5, "polynomial": 10.0}

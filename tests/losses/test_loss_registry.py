@@ -21,7 +21,7 @@ def test_names_and_hyperparameters():
 
 def test_create_is_the_loss_with_its_hyperparameters():
     x, labels = clustered(0, [3, 4, 2])
-    value, stats = losses.create("hap2s_p", alpha=5, margin=1)(x, labels)
+    value, stats = losses.create("hap2s_p", alpha=5, margin=1)(x, labels, with_stats=True)
     assert value == hap2s_loss(x, labels, weighting=polynomial(5.0), margin=1.0)
     assert stats["valid_anchors"] == 9
     loss = losses.create("hap2s_e")
@@ -48,7 +48,7 @@ def test_mistakes_suggest_the_right_name():
     [
         ("hap2s_e", "sigma", (0.0, float("nan"))),
         ("hap2s_p", "alpha", (-1.0,)),
-        ("hap2s_ranked", "ratio", (0.0, -0.5)),
+        ("hap2s_ranked", "ratio", (0.0, -0.5, 2.0)),
         ("hap2s_hardest", "count", (0,)),
         ("contrastive", "power", (0,)),
         ("multi_similarity", "alpha", (0.0,)),
@@ -69,3 +69,14 @@ def test_a_number_without_a_meaning_is_refused(name, key, wrong):
     for value in wrong:
         with pytest.raises(ValueError, match=f"{key} is {value}; it should be"):
             losses.create(name, **{key: value}).check()
+
+
+def test_a_whole_number_is_asked_for():
+    for count in (2.5, True):
+        with pytest.raises(ValueError, match=f"count is {count}; it should be a whole number"):
+            losses.hardest(count)
+
+
+def test_every_loss_says_the_same_by_default():
+    x, labels = clustered(0, [3, 4, 2])
+    assert losses.create("batch_hard")(x, labels).shape == losses.batch_hard_loss(x, labels).shape == ()

@@ -17,6 +17,14 @@ PAGE = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
 OWN_WEIGHTING, OWN_STEP, OWN_LOSS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
+def test_the_first_example():
+    scope: dict = {}
+    first = PAGE[: PAGE.index("Embeddings are `[n, d]`")]
+    exec("\n".join(line[4:] for line in first.splitlines() if line.startswith("    ")), scope)
+    assert scope["loss"] > 0
+    assert scope["gradient"].shape == (16, 32)
+
+
 def test_own_weighting():
     scope: dict = {}
     exec(OWN_WEIGHTING, scope)

@@ -1,0 +1,82 @@
+"""What the sweeps over tiles carry, named as in the derivation of `tiles`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from hap2s_jax.losses.rows import Anchors
+from hap2s_jax.losses.weightings import Weighting
+
+
+class PointToSet(Protocol):
+    """A loss that depends on an anchor's two weighted set distances only."""
+
+    @property
+    def weighting(self) -> Weighting:
+        """Log-weights of both sets, each from its own distance alone."""
+        ...
+
+    def penalty(self, to_positives: jax.Array, to_negatives: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The loss for given set distances, and the excess over which it is active."""
+        ...
+
+
+class Extra(NamedTuple):
+    """What the stats need besides; gathered only where they are asked for."""
+
+    logs: jax.Array  # sum of exp(l - L) l
+    plain: jax.Array  # sum of d
+    hardest: jax.Array  # largest signed d
+
+
+class Set(NamedTuple):
+    """The sums of (1) per anchor, over the members seen so far."""
+
+    L: jax.Array
+    Z: jax.Array
+    M: jax.Array
+    extra: Extra | None = None
+
+
+class Sets(NamedTuple):
+    """Both sets of each anchor."""
+
+    positive: Set
+    negative: Set
+
+
+class SortedBatch(NamedTuple):
+    """The batch sorted by label in tiles `[k, t, ...]`, ignored samples and padding last."""
+
+    vectors: jax.Array
+    origins: jax.Array | None
+    labels: jax.Array
+    valid: jax.Array
+    weight: jax.Array
+    positives: jax.Array  # number of positives of each anchor
+    negatives: jax.Array
+
+
+class Static(NamedTuple):
+    """What decides the program."""
+
+    structure: Any  # of the loss
+    distance: str
+    tile: int
+    with_stats: bool
+
+
+class Fixed(NamedTuple):
+    """What carries no gradient."""
+
+    rough: list[jax.Array | None]
+    anchors: Anchors
+
+
+class Gradients(NamedTuple):
+    """Derivatives of the total by the loss's numbers and by the vectors."""
+
+    smooth: list[jax.Array]
+    vectors: jax.Array
