@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from hap2s_jax.errors import UserError
-from hap2s_jax.models import pretrained, torch_names
+from hap2s_jax.models import torch_names, weight_files
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,10 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.target.endswith(".safetensors"):
             raise UserError(f"target {options.target} should end in .safetensors.")
-        tensors = pretrained.read_tensors(options.source)
+        tensors = weight_files.read_tensors(options.source)
         if torch_names.recognise(tensors) is None:
             raise UserError(f"{options.source} holds no ResNet of torchvision, timm or transformers.")
-        pretrained.write_safetensors(tensors, options.target)
+        weight_files.check(tensors, options.source)
+        weight_files.write_safetensors(tensors, options.target)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

@@ -21,13 +21,11 @@ from hap2s_jax import search
 from hap2s_jax.data import pixels
 from hap2s_jax.data.regular_files import read_bytes
 from hap2s_jax.errors import UserError
-from hap2s_jax.serving import commands, index
+from hap2s_jax.serving import commands, gate, index
 
 MAX_FILE = 32 * 2**20
 MAX_PIXELS = 50_000_000
 _SHOWN_SIDE = 256
-# What this machine calls itself.
-_HERE = ("127.0.0.1", "localhost", "::1")
 _AT_ONCE = 4
 # Captions are cut to two thirds of the picture otherwise.
 _CSS = "#gallery .caption-label { max-width: 100% !important; white-space: normal !important; }"
@@ -48,7 +46,7 @@ def answer(
             raise pixels.UnreadableImageError("it is no JPEG, PNG, GIF, BMP or WebP")
         seen = searcher.encoder.preprocess(data, max_pixels=MAX_PIXELS)
         (found,) = searcher.search_pixels(seen[None], k)
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, pixels.UnreadableImageError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return f"**This file cannot be used:** {reason}", None, []
     hits = [(_enlarged(searcher.picture_of(hit)), _caption(hit, hit in found.accepted)) for hit in found.hits]
@@ -86,7 +84,7 @@ def build(searcher: search.Searcher, words: str, k: int = 10) -> Any:
         gradio.Markdown(words + ("" if searcher.threshold is None else "; ✗: beyond it"))
         gradio.on(
             [upload.change, number.release],
-            lambda path, wanted: answer(searcher, path, int(wanted)),
+            lambda path, wanted: answer(searcher, path, min(max(int(wanted), 1), most)),
             [upload, number],
             [verdict, query, gallery],
             api_name="search",
@@ -96,22 +94,27 @@ def build(searcher: search.Searcher, words: str, k: int = 10) -> Any:
 
 
 def launch(page: Any, *, host: str = "127.0.0.1", port: int | None = None, block: bool = True) -> Any:
-    """Serves the page; returns what gradio's launch does: (app, local address, None)."""
+    """Serves the page to whom `gate.Gate` lets in; returns what gradio's launch does: (app, local address, None)."""
     from gradio.themes import Default
 
-    return page.launch(
+    app, address, shared = page.launch(
         server_name=host,
         server_port=port,
         share=False,
         inbrowser=False,
         max_file_size=MAX_FILE,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
         quiet=not block,
-        show_error=True,
+        show_error=False,  # nor any text of an exception
         css=_CSS,
         # The machine's own letters: the default theme fetches some from the network.
         theme=Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     )
+    # Around gradio's own layers, which would grant other origins what they ask for.
+    app.middleware_stack = gate.Gate(app.middleware_stack or app.build_middleware_stack(), host)
+    if block:
+        page.block_thread()
+    return app, address, shared
 
 
 def _caption(hit: search.Hit, accepted: bool) -> str:
@@ -141,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    if options.host not in _HERE and not options.images:
+    if options.host not in gate.LOCAL and not options.images:
         raise UserError(
             f"--host={options.host} shows the gallery's pictures to others: name the folder that holds them, and none "
             "but them, with --images"

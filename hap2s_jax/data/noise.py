@@ -17,6 +17,7 @@ import numpy as np
 from hap2s_jax.data.draws import hash_words, permutation
 from hap2s_jax.data.source import Source
 from hap2s_jax.errors import UserError
+from hap2s_jax.reporting.atomic import replacing
 
 KINDS = ("labels", "images")
 FILE_NAME = "noise.json"
@@ -57,9 +58,8 @@ class NoiseRecord:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON."""
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file)
-            file.write("\n")
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 
 
 class NoisySource:

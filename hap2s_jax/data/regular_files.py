@@ -6,11 +6,15 @@ import json
 import os
 import pathlib
 import stat
+import zipfile
+from collections.abc import Iterable
 from typing import IO, Any
 
 # Of an encoded image, 256 MiB, and of a JSON file of ours.
 MAX_IMAGE = 2**28
 MAX_JSON = 2**24
+# What a packed file may become: so much at least, and so many times its size. Text packs well.
+_SMALL, _TIMES = 2**26, 50
 
 
 class RefusedError(OSError):
@@ -88,3 +92,23 @@ def below(folder: str | os.PathLike[str], path: str) -> pathlib.Path:
     if not found.is_relative_to(root):
         raise RefusedError(f"it does not lie below {root}")
     return found
+
+
+def allowed(size: int) -> int:
+    """Bytes that a file of `size` bytes may become in memory."""
+    return _SMALL + _TIMES * size
+
+
+def check_members(members: Iterable[zipfile.ZipInfo], size: int) -> None:
+    """Raises a RefusedError for members of a zip file of `size` bytes that are encrypted, packed in an unusual way, or
+    promise more than is `allowed`.
+    """
+    total = 0
+    for info in members:
+        if info.flag_bits & 1:
+            raise RefusedError(f"{info.filename!r:.80} is encrypted")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise RefusedError(f"{info.filename!r:.80} is packed by an unusual method")
+        total += info.file_size
+    if total > allowed(size):
+        raise RefusedError(f"it promises {total:,} bytes, more than {allowed(size):,} for a file of {size:,}")

@@ -15,11 +15,9 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from hap2s_jax import formats
-from hap2s_jax.data.regular_files import open_regular, parse_json
+from hap2s_jax.data.regular_files import check_members, open_regular, parse_json
 from hap2s_jax.errors import UserError
 
-# What a compressed file may become: so much at least, and so many times its size. Its text compresses well.
-_SMALL, _TIMES = 2**26, 50
 _MAX_HEADER = 10_000
 _MAX_MODEL = 2**20
 
@@ -66,12 +64,12 @@ def read_npz(
         try:
             with zipfile.ZipFile(file) as archive:
                 there = {info.filename: info for info in archive.infolist()}
-                names = [*needed, *(name for name in optional if f"{name}.npy" in there)]
-                if lacking := [name for name in names if f"{name}.npy" not in there]:
-                    raise KeyError(lacking[0])
+                names = [name for name in (*needed, *optional) if f"{name}.npy" in there]
                 members = {name: there[f"{name}.npy"] for name in names}
-                _check_members(members, os.fstat(file.fileno()).st_size)
+                check_members(members.values(), os.fstat(file.fileno()).st_size)
                 check({name: _header(archive, info) for name, info in members.items()}, path)
+                if lacking := [name for name in needed if name not in members]:
+                    raise KeyError(lacking[0])
                 return {name: _array(archive, info) for name, info in members.items()}
         except (UserError, KeyError):
             raise
@@ -121,27 +119,9 @@ def read_model(text: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     return formats.upgraded(model, path) if "fingerprint" in model else model
 
 
-def allowed(size: int) -> int:
-    """Bytes that a file of `size` bytes may become in memory."""
-    return _SMALL + _TIMES * size
-
-
 def first_line(error: BaseException) -> str:
     """The first line of what a library says, cut to what a line can hold."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _check_members(members: dict[str, zipfile.ZipInfo], size: int) -> None:
-    for name, info in members.items():
-        if info.flag_bits & 1:
-            raise DamagedError(f"{name} is encrypted")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise DamagedError(f"{name} is packed by a method that NumPy does not use")
-        if info.compress_type == zipfile.ZIP_STORED and info.file_size > size:
-            raise DamagedError(f"{name} promises {info.file_size:,} bytes, more than the file holds")
-    total = sum(info.file_size for info in members.values())
-    if total > allowed(size):
-        raise DamagedError(f"it promises {total:,} bytes, more than {allowed(size):,} for a file of {size:,}")
 
 
 def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[np.dtype, tuple[int, ...]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,13 @@ from flax import linen as nn
 from flax import traverse_util
 
 from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation.stored import first_line
 from hap2s_jax.models import torch_names
+from hap2s_jax.models.weight_files import Tensors, check, read_tensors, write_safetensors
 
-Tensors = Mapping[str, np.ndarray]
 Path = tuple[str, ...]
+
+__all__ = ["HUB", "Report", "from_tensors", "from_variables", "load", "read_tensors", "write_safetensors"]
 
 # How names on the Hugging Face hub begin.
 HUB = "hf://"
@@ -102,6 +105,7 @@ def from_tensors(
     if naming is None:
         some = ", ".join(sorted(tensors)[:3]) or "no tensor at all"
         raise UserError(f"{source} holds no ResNet of torchvision, timm or transformers; it has {some}.")
+    check(tensors, source)
     flat = _flatten(variables)
     classifier_fits = _classifier_fits(tensors, naming, flat)
     left_over, misshaped, remarks = [], [], []
@@ -146,6 +150,7 @@ def from_variables(
     remark. Returns and errors are those of `load`.
     """
     ours, theirs = _flatten(variables), _flatten(saved)
+    check({"/".join(path): leaf for path, leaf in theirs.items()}, source)
     missing, left_over, misshaped, remarks = [], [], [], []
     result, taken = dict(ours), set()
     for path in sorted(set(ours) | set(theirs)):
@@ -169,89 +174,6 @@ def from_variables(
     return traverse_util.unflatten_dict(result), report
 
 
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """All tensors of a `.safetensors`, `.pth`, `.pt` or `.bin` file, by name.
-
-    Raises:
-      UserError: the file is missing, damaged or of another kind, or a package is missing that reads it.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f"pretrained weights {path} do not exist; give a .safetensors or .pth file.")
-    readers: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
-        ".safetensors": _read_safetensors,
-        ".pth": _read_torch,
-        ".pt": _read_torch,
-        ".bin": _read_torch,
-    }
-    if path.suffix not in readers:
-        raise UserError(f"pretrained weights {path} end in {path.suffix!r}; known: {', '.join(readers)}.")
-    return readers[path.suffix](path)
-
-
-def write_safetensors(tensors: Tensors, path: str | os.PathLike[str]) -> None:
-    """Writes tensors to a safetensors file, whole or not at all."""
-    numpy_format = _safetensors()
-    path = pathlib.Path(path)
-    partial = path.with_name(path.name + ".part")
-    from safetensors import SafetensorError
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        numpy_format.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial)
-        partial.replace(path)
-    except OSError as e:
-        raise UserError(f"cannot write {path}: {e.strerror or e}.") from e
-    except SafetensorError as e:  # a full disk, among others
-        raise UserError(f"cannot write {path}: {e}.") from e
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _safetensors() -> Any:
-    try:
-        from safetensors import numpy
-    except ImportError as e:
-        raise UserError("safetensors files need the safetensors package: pip install safetensors.") from e
-    return numpy
-
-
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    numpy_format = _safetensors()
-    from safetensors import SafetensorError
-
-    try:
-        return numpy_format.load_file(path)
-    except (KeyError, TypeError) as e:
-        raise UserError(f"{path} holds numbers of a kind that NumPy lacks: {_first_line(e)}") from e
-    except (SafetensorError, OSError, ValueError) as e:
-        raise UserError(f"{path} is damaged or no safetensors file: {_first_line(e)}") from e
-
-
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as e:
-        raise UserError(
-            f"{path} needs torch to be read; where torch is installed convert it once: "
-            "python -m hap2s_jax.convert weights.pth weights.safetensors."
-        ) from e
-    try:
-        # Without weights_only a file may run any code it likes.
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises whatever its unpickler, zip reader or tensor code stumble over
-        raise UserError(f"{path} is damaged or no file of plain weights: {_first_line(e)}") from e
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UserError(f"{path} is no state dict: it holds {type(state).__name__}, not tensors by name.")
-    return {
-        # What many training scripts leave in front of every name.
-        str(name).removeprefix("module."): (value.float() if value.is_floating_point() else value).numpy()
-        for name, value in state.items()
-    }
-
-
 def _from_hub(name: str, cache_dir: str | None, offline: bool) -> pathlib.Path:
     parts = name.removeprefix(HUB).split("/", 2)
     if len(parts) < 2 or not all(parts):
@@ -269,7 +191,7 @@ def _from_hub(name: str, cache_dir: str | None, offline: bool) -> pathlib.Path:
         )
     except (OSError, ValueError, RuntimeError) as e:
         where = "is not in the cache and offline is set" if offline else "cannot be had from the hub"
-        raise UserError(f"{name} ({file}) {where}: {_first_line(e)}") from e
+        raise UserError(f"{name} ({file}) {where}: {first_line(e)}") from e
 
 
 def _flatten(tree: Mapping[str, Any]) -> dict[Path, Any]:
@@ -312,8 +234,3 @@ def _refuse(
             else f" The encoder's stem is {stem!r}; published weights need 'imagenet'."
         )
         raise UserError(f"{source} does not fit this encoder: {'; '.join(lists)}.{remedy}")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

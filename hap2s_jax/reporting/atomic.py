@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -17,6 +20,7 @@ except ImportError:  # not on Windows
 
 
 _TRIES = 100
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 @contextlib.contextmanager
@@ -30,12 +34,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
       UserError: the folder cannot be written or the disk is full.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    temporary = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(8)}.tmp{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        # A name that nobody knew, and no link: what is written goes nowhere else.
+        os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
         yield temporary
         # Without it a power cut may leave the new name on an empty file.
-        descriptor = os.open(temporary, os.O_RDWR)
+        descriptor = os.open(temporary, os.O_RDWR | _NO_LINK)
         try:
             os.fsync(descriptor)
         finally:
@@ -75,7 +81,7 @@ def holding(path: str | os.PathLike[str]) -> Iterator[bool]:
 
 def _lock(target: Path) -> tuple[IO[str], bool]:
     for _ in range(_TRIES):
-        handle = target.open("a")
+        handle = _open_lock(target)
         if fcntl is None:
             return handle, True
         try:
@@ -89,7 +95,18 @@ def _lock(target: Path) -> tuple[IO[str], bool]:
             if os.path.samestat(os.fstat(handle.fileno()), target.stat()):
                 return handle, True
         handle.close()
-    return target.open("a"), True  # a file system that gives a file another number each time
+    return _open_lock(target), True  # a file system that gives a file another number each time
+
+
+def _open_lock(target: Path) -> IO[str]:
+    """Opens a file to be held, or makes it; neither through a link nor anything else than a file."""
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise OSError(errno.EINVAL, "it is a link, or no regular file")
+    handle = os.fdopen(os.open(target, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_LINK, 0o666), "a")
+    if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):  # put there meanwhile
+        handle.close()
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return handle
 
 
 def cannot_write(path: str | os.PathLike[str], error: OSError) -> UserError:

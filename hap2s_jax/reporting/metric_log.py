@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax.data.regular_files import read_bytes
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.atomic import cannot_write, replacing
 
 FILE_NAME = "metrics.jsonl"
+_MAX_BYTES = 2**32
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -66,7 +68,7 @@ class MetricLog:
         self._path = folder / FILE_NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            kept = _parse(self._path.read_bytes()) if self._path.exists() else []
+            kept = _parse(read_bytes(self._path, _MAX_BYTES)) if self._path.exists() else []
         except OSError as error:
             raise cannot_write(self._path, error) from error
         if resume_step is not None:

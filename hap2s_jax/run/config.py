@@ -15,6 +15,7 @@ import ml_collections
 
 from hap2s_jax import formats
 from hap2s_jax.errors import UserError
+from hap2s_jax.reporting.atomic import replacing
 
 # A ConfigDict, locked or frozen. ml_collections types an attribute as a union of everything that it may be, of which
 # a type checker can make nothing.
@@ -63,9 +64,8 @@ def flatten(config: Config) -> dict[str, Any]:
 def save(config: Config, workdir: pathlib.Path) -> None:
     """Writes the resolved config to ``workdir/config.json``, with the number of its format."""
     text = json.dumps(formats.stamped(config.to_dict()), indent=2, default=list) + "\n"
-    temporary = workdir / (FILE_NAME + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(workdir / FILE_NAME)
+    with replacing(workdir / FILE_NAME) as temporary:
+        temporary.write_text(text)
 
 
 def load(workdir: str | os.PathLike[str]) -> Config:

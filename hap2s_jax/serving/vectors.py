@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hap2s_jax import formats
-from hap2s_jax.data.regular_files import open_regular
+from hap2s_jax.data.regular_files import allowed, open_regular
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import stored
 from hap2s_jax.reporting.atomic import replacing
@@ -268,7 +268,7 @@ def _read_parquet(path: pathlib.Path) -> dict[str, Any]:
     """The arrays of a parquet file, as those of an .npz file are named; its own promises are checked first."""
     arrow, parquet = _pyarrow()
     with open_regular(path) as file:
-        most = stored.allowed(os.fstat(file.fileno()).st_size)
+        most = allowed(os.fstat(file.fileno()).st_size)
     # Text as numbers of a dictionary: a short file may repeat a long text without end.
     with parquet.ParquetFile(path, read_dictionary=["path", "label"]) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows

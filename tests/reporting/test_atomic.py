@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from hap2s_jax.errors import UserError
-from hap2s_jax.reporting.atomic import holding
+from hap2s_jax.reporting.atomic import holding, replacing
 
 HOLDER = """
 import sys, time
-from hap2s_jax.reporting.atomic import holding
+from hap2s_jax.reporting.atomic import holding, replacing
 with holding(sys.argv[1]) as held:
     print(held, flush=True)
     time.sleep(600)
@@ -49,3 +50,42 @@ def test_a_folder_that_is_none_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"), holding(tmp_path / "file" / "lock"):
         pass
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "link to a file", "folder"])
+def test_a_lock_that_somebody_planted_is_refused(tmp_path, kind):
+    lock, other = tmp_path / "lock", tmp_path / "other"
+    {
+        "pipe": lambda: os.mkfifo(lock),
+        "link": lambda: lock.symlink_to(other),
+        "link to a file": lambda: (other.write_text("mine"), lock.symlink_to(other)),
+        "folder": lock.mkdir,
+    }[kind]()
+    before = sorted(tmp_path.iterdir())
+    with (
+        pytest.raises(UserError, match=r"cannot write .*lock: it is a link, or no regular file"),
+        holding(lock),
+    ):
+        pass
+    assert sorted(tmp_path.iterdir()) == before
+    assert not other.exists() or other.read_text() == "mine"
+
+
+def test_what_is_replaced_is_the_name_and_not_what_a_link_leads_to(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "config.json").symlink_to(tmp_path / "mine")
+    # The names that temporary files once had.
+    for name in ("config.json.tmp", f".config.{os.getpid()}.tmp.json"):
+        (tmp_path / name).symlink_to(tmp_path / "mine")
+    names = set()
+    for text in "ab":
+        with replacing(tmp_path / "config.json") as temporary:
+            assert temporary.is_file()
+            assert not temporary.is_symlink()
+            names.add(temporary.name)
+            temporary.write_text(text)
+        assert not (tmp_path / "config.json").is_symlink()
+        assert (tmp_path / "config.json").read_text() == text
+    assert len(names) == 2
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert (tmp_path / "config.json").stat().st_mode & 0o777 == (tmp_path / "mine").stat().st_mode & 0o777

@@ -1,0 +1,97 @@
+"""Whom a local page answers: an ASGI layer around all others.
+
+A web page anywhere may send a browser's requests to this machine, by another name for its address (DNS rebinding) or
+straight, and would read the answers if it were let.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+# What this machine calls itself.
+LOCAL = ("127.0.0.1", "localhost", "::1")
+_REFUSED = b"This page answers requests from its own address alone.\n"
+_FAILED = b"This request cannot be answered; the terminal says more.\n"
+
+
+class Gate:
+    """Refuses requests under foreign names and from foreign pages, and keeps the texts of errors to the terminal.
+
+    Args:
+      app: the ASGI application.
+      host: the address that it is served at. Of one that others can reach, every name of this machine and every
+        address in numbers counts, which no web page can take for a name of its own.
+    """
+
+    def __init__(self, app: Any, host: str):
+        self._app, self._is_local = app, host in LOCAL
+        self._names = (
+            {*LOCAL, host} if self._is_local else {*LOCAL, host, socket.gethostname(), socket.getfqdn()}
+        )
+
+    async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+        """Answers one request, or hands it on."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = [(name.lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+        hosts = [value for name, value in headers if name == b"host"]
+        origins = [value for name, value in headers if name == b"origin"]
+        if (
+            len(hosts) != 1
+            or not self._is_served(hosts[0])
+            or any(_place(o) != hosts[0].lower() for o in origins)
+        ):
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+                return
+            await _answer(send, 403, _REFUSED)
+            return
+        failed = False
+
+        async def watched(message: Any) -> None:
+            nonlocal failed
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                failed = True
+                print(
+                    f"{scope.get('method')} {scope.get('path')!r:.200}: {message['status']}", file=sys.stderr
+                )
+                await _answer(send, message["status"], _FAILED)
+            elif not failed:
+                await send(message)
+
+        await self._app(scope, receive, watched)
+
+    def _is_served(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        return name in {known.lower() for known in self._names} or (not self._is_local and _is_number(name))
+
+
+def _place(origin: str) -> str:
+    """host:port of a page's address; "" for what is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _is_number(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+async def _answer(send: Callable[[Any], Awaitable[None]], status: int, body: bytes) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
