@@ -7,17 +7,28 @@ of test/). The CSV has the columns path and label and, as wished, split (train, 
 camera, and x1, y1, x2, y2 of a box. Where there is no split, --config.data.options.test_fraction of the classes are for
 test. `python -m hap2s_jax.check_data --name=folder --data_dir=FOLDER_OR_CSV` shows what is there.
 
-Change what your images call for: the size, --config.augment.flip (never for what its mirror image is not), the batch
-(at most as many classes as you have), the encoder. The weights start from ImageNet's; at random with
-configs/folder.py:scratch.
+Classes of a batch, steps, warm-up, intervals and the share of the validation classes follow the data unless they are
+given. Change what your images call for: the size, --config.augment.flip (never for what its mirror image is not), the
+encoder. The weights start from ImageNet's; at random with configs/folder.py:scratch.
 """
 
 from __future__ import annotations
 
 import ml_collections
+from ml_collections import config_dict
 
 from hap2s_jax.recipes import fine_grained
 from hap2s_jax.run.config import Config
+
+# What hap2s_jax.settle chooses by the data where it is not given.
+OPEN = (
+    ("", "steps"),
+    ("batch", "classes"),
+    ("schedule", "warmup_steps"),
+    ("evaluate", "every_steps"),
+    ("checkpoint", "every_steps"),
+    ("data", "validation_fraction"),
+)
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -27,6 +38,11 @@ def get_config(arg: str | None = None) -> Config:
     # Nobody knows how far these images are from ImageNet's: let batch normalisation follow them.
     config.encoder.freeze_bn_stats = False
     config.schedule.name = "cosine"
-    config.schedule.warmup_steps = 0 if config.steps < 1_000 else 500
-    config.data.options = ml_collections.ConfigDict({"test_fraction": 0.5})
+    config.data.options = ml_collections.ConfigDict({"test_fraction": 0.5, "columns": ""})
+    if not config.name.endswith("-tiny"):
+        for section, key in OPEN:
+            place = config[section] if section else config
+            kind = type(place[key])
+            del place[key]
+            place[key] = config_dict.placeholder(kind)
     return config

@@ -1,29 +1,30 @@
-"""Which data sets are there, and are they whole?
+"""Which data sets are there, are they whole, and are one's own images fit to train on?
 
     python -m hap2s_jax.check_data                                            # all of them: found or not, and where
     python -m hap2s_jax.check_data --name=market1501 --data_dir=DIR           # one of them, every image decoded
     python -m hap2s_jax.check_data --name=folder --data_dir=FOLDER --sheet=sheet.png
+    python -m hap2s_jax.check_data --name=folder --data_dir=photos.csv --option=columns=label=person --duplicates
     python -m hap2s_jax.check_data --name=cuhk03 --option=detection=labeled --decode=false
 
-Ends with code 1 where images cannot be read.
+Ends with code 1 where images cannot be read. Of one's own images it says what to mend, and how to train.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from absl import flags
 
 from hap2s_jax import cli
-from hap2s_jax.data import registry
-from hap2s_jax.data.pixels import UnreadableImageError, decode_whole
-from hap2s_jax.data.source import Dataset, Source
+from hap2s_jax.data import advice, duplicates, matches, registry
+from hap2s_jax.data.headers import UnreadableImageError
+from hap2s_jax.data.inspection import Report, View, check
+from hap2s_jax.data.source import Dataset
+from hap2s_jax.data.splits import validation_classes
 from hap2s_jax.errors import UserError
-from hap2s_jax.reporting.environment import usable_cores
 
 _NAME = flags.DEFINE_string("name", None, "Data set to check; without it, all are listed.")
 _DATA_DIR = flags.DEFINE_string(
@@ -35,122 +36,14 @@ _SHEET = flags.DEFINE_string(
     "sheet", None, "PNG file for a contact sheet: classes in rows, their images beside them."
 )
 
-_SHOWN = 10
+_DUPLICATES = flags.DEFINE_bool("duplicates", False, "Of one's own images: list those that stand twice.")
+
+_MANY = 1_000_000
 _SHEET_CLASSES, _SHEET_IMAGES = 8, 8
 
 
-@dataclass
-class Report:
-    """What was found in one part of a data set.
-
-    Attributes:
-      part: "train", "validation" or "test".
-      images: how many.
-      classes: how many have an image.
-      cameras: how many took an image; 0 where they are not known.
-      single_image: names of the classes with one image: never a positive pair.
-      single_camera: names of the classes seen by one camera: never a match across cameras.
-      unreadable: where the images that cannot be read are, each with the reason.
-      sides: (smallest, median, largest) height and width of the images that were decoded.
-    """
-
-    part: str
-    images: int
-    classes: int
-    cameras: int
-    single_image: list[str]
-    single_camera: list[str]
-    unreadable: list[str] = field(default_factory=list)
-    sides: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
-
-    def lines(self) -> Iterator[str]:
-        """The report in words."""
-        cameras = f", {self.cameras} cameras" if self.cameras else ""
-        yield f"{self.part}: {self.images:,} images, {self.classes:,} classes{cameras}"
-        if self.sides is not None:
-            yield "  height x width: " + ", ".join(
-                f"{word} {h}x{w}"
-                for word, (h, w) in zip(("smallest", "median", "largest"), self.sides, strict=True)
-            )
-        for what, which in (
-            ("classes with one image", self.single_image),
-            ("classes seen by one camera", self.single_camera),
-            ("images that cannot be read", self.unreadable),
-        ):
-            if which:
-                more = f", and {len(which) - _SHOWN:,} more" if len(which) > _SHOWN else ""
-                yield f"  {len(which):,} {what}: {', '.join(which[:_SHOWN])}{more}"
-
-
-def check(part: str, source: Source, *, decode: bool = True) -> Report:
-    """Count and, if wished, decode the images of one part.
-
-    Args:
-      part: its name.
-      source: its images.
-      decode: whether to decode them all, on every core.
-    """
-    labels = np.asarray(source.labels)
-    counts = np.bincount(labels, minlength=len(source.class_names))
-    single_camera = []
-    if source.cameras is not None:
-        pairs = np.unique(np.stack([labels, source.cameras]), axis=1)
-        seen_by = np.bincount(pairs[0], minlength=len(counts))
-        single_camera = [source.class_names[c] for c in np.flatnonzero((seen_by == 1) & (counts > 1))]
-    report = Report(
-        part,
-        len(source),
-        int(np.sum(counts > 0)),
-        0 if source.cameras is None else len(np.unique(source.cameras)),
-        [source.class_names[c] for c in np.flatnonzero(counts == 1)],
-        single_camera,
-    )
-    if decode:
-        _decode_all(source, report)
-    return report
-
-
-def _decode_all(source: Source, report: Report) -> None:
-    from hap2s_jax.reporting.progress import ProgressBar
-
-    def shape(index: int) -> tuple[int, int] | str:
-        try:
-            return decode_whole(source.read(index)).shape[:2]
-        except (OSError, UnreadableImageError) as error:
-            return f"{source.describe(index)} ({error})"
-
-    shapes = []
-    with ThreadPoolExecutor(usable_cores()) as pool, ProgressBar(len(source), description=report.part) as bar:
-        for done, found in enumerate(pool.map(shape, range(len(source)), chunksize=32), start=1):
-            if isinstance(found, str):
-                report.unreadable.append(found)
-            else:
-                shapes.append(found)
-            bar.update(done)
-    if shapes:
-        middle = np.median(np.array(shapes), axis=0).astype(int)
-        by_area = sorted(shapes, key=lambda s: s[0] * s[1])
-        report.sides = (by_area[0], (int(middle[0]), int(middle[1])), by_area[-1])
-
-
-def unanswerable(dataset: Dataset) -> int | None:
-    """Queries that no gallery image can answer, by identity and, where known, camera; None without queries."""
-    if dataset.query is None or dataset.gallery is None:
-        return None
-    labels, cameras = dataset.test.labels, dataset.test.cameras
-    if cameras is None:
-        return int(np.sum(~np.isin(labels[dataset.query], labels[dataset.gallery])))
-    seen: dict[int, set[int]] = {}
-    for label, camera in zip(
-        labels[dataset.gallery].tolist(), cameras[dataset.gallery].tolist(), strict=True
-    ):
-        seen.setdefault(label, set()).add(camera)
-    asked = zip(labels[dataset.query].tolist(), cameras[dataset.query].tolist(), strict=True)
-    return sum(not seen.get(label, set()) - {camera} for label, camera in asked)
-
-
-def draw_sheet(dataset: Dataset, path: str) -> None:
-    """A contact sheet of the training images: a row for each of a few classes, spread over all of them."""
+def draw_sheet(dataset: Dataset, path: str, view: View) -> None:
+    """A contact sheet of training images as the encoder sees them: a row for each of a few classes, spread over all."""
     from hap2s_jax.reporting.pictures import contact_sheet
 
     source, images, captions = dataset.train, [], []
@@ -160,11 +53,11 @@ def draw_sheet(dataset: Dataset, path: str) -> None:
     for c in classes[np.unique(np.linspace(0, len(classes) - 1, _SHEET_CLASSES).astype(int))]:
         for index in np.flatnonzero(source.labels == c)[:_SHEET_IMAGES]:
             try:
-                images.append(decode_whole(source.read(int(index))))
+                images.append(view.image(source, int(index)))
             except (OSError, UnreadableImageError):
-                images.append(np.zeros((64, 64, 3), np.uint8))
-            camera = "" if source.cameras is None else f" camera {source.cameras[index]}"
-            captions.append(f"{source.class_names[c]}{camera}")
+                images.append(np.zeros((*view.size, 3), np.uint8))
+            camera = -1 if source.cameras is None else int(source.cameras[index])
+            captions.append(source.class_names[c] + (f" camera {camera}" if camera >= 0 else ""))
     contact_sheet(images, captions, path, columns=_SHEET_IMAGES, title=f"{dataset.name}, training images")
 
 
@@ -219,10 +112,22 @@ def parse_options(texts: Sequence[str], defaults: Mapping[str, Any]) -> dict[str
     return options
 
 
+def view_of(entry: registry.Entry) -> View:
+    """What the shipped config of a data set lets the encoder see of an image."""
+    if entry.name == "emoji":
+        return View((64, 64), 1.0, False)
+    return View() if "class" in entry.protocols or entry.name == "inshop" else View((256, 128), 1.125, False)
+
+
 def run(
-    name: str, data_dir: str | None, options: Mapping[str, Any], decode: bool, sheet: str | None
+    name: str,
+    data_dir: str | None,
+    options: Mapping[str, Any],
+    decode: bool,
+    sheet: str | None,
+    list_duplicates: bool = False,
 ) -> list[Report]:
-    """Check one data set and print what was found.
+    """Check one data set and print what was found; of one's own images also a verdict.
 
     Returns:
       A report for each part.
@@ -233,29 +138,62 @@ def run(
     from hap2s_jax.data import datasets
 
     entry = registry.entry(name)
+    view = view_of(entry)
     dataset = datasets.load(name, data_dir=data_dir, validation_fraction=0.0, **options)
     print(f"{entry.title}: {dataset.train.describe(0)} and so on")
     reports = []
     for part in ("train", "validation", "test"):
         source = getattr(dataset, part)
         if source is not None:
-            reports.append(check(part, source, decode=decode))
+            reports.append(check(part, source, view, decode=decode))
             print(*reports[-1].lines(), sep="\n")
     if dataset.query is not None and dataset.gallery is not None:
         print(f"{len(dataset.query):,} queries, {len(dataset.gallery):,} gallery images")
-        if unanswered := unanswerable(dataset):
+        pair = dataset.query, dataset.gallery
+        if unanswered := sum(matches.without_match(dataset.test.labels, dataset.test.cameras, *pair)):
             print(f"  {unanswered:,} queries have no match in the gallery and are left out of every figure")
     print(*dataset.remarks, sep="\n") if dataset.remarks else None
     if entry.counts and not dataset.remarks:
         print("all counts are as published")
     if sheet:
-        draw_sheet(dataset, sheet)
+        draw_sheet(dataset, sheet, view)
         print(f"contact sheet: {sheet}")
+    if entry.name == "folder":
+        found = duplicates.find(dataset, None if list_duplicates else duplicates.QUICK_BYTES)
+        print(*found.lines(_MANY if list_duplicates else 1), sep="\n")
+        if list_duplicates and not any(found.lines()):
+            print("no image stands twice")
+        print(*verdict(dataset, reports, found, data_dir or "", options), sep="\n")
     if unreadable := sum(len(report.unreadable) for report in reports):
         raise UserError(
             f"{unreadable:,} images cannot be read; mend or remove them, or train with data.on_unreadable=skip"
         )
     return reports
+
+
+def verdict(
+    dataset: Dataset,
+    reports: Sequence[Report],
+    found: duplicates.Duplicates,
+    data_dir: str,
+    options: Mapping[str, Any],
+) -> Iterator[str]:
+    """Whether one's own images are ready to train on, what to mend, and the command."""
+    unreadable = sum(len(report.unreadable) for report in reports)
+    mend = [f"{unreadable:,} images that cannot be read (or leave them out, as the command below does)"]
+    mend = (mend if unreadable else []) + list(dataset.remarks) + list(found.lines())
+    yield f"verdict: {'ready to train' if not mend else 'this can be trained on, but first look at'}"
+    for line in mend:
+        yield f"  - {line}"
+    classes = registry.num_classes(dataset.train)
+    if dataset.validation is None:
+        share = advice.validation_fraction(classes, advice.VALIDATION)
+        classes -= len(validation_classes(classes, share, 0))
+    command = ["python -m hap2s_jax.main --config=configs/folder.py", f"data.data_dir={data_dir}"]
+    command += [f"data.options.{key}={value}" for key, value in options.items()]
+    command += [f"batch.classes={advice.batch_classes(classes)}", "batch.images_per_class=4"]
+    command += ["data.on_unreadable=skip"] if unreadable else []
+    yield "  " + " ".join([command[0], *(f"--config.{shlex.quote(item)}" for item in command[1:])])
 
 
 def main() -> None:
@@ -264,7 +202,7 @@ def main() -> None:
         print(*list_all(_DATA_DIR.value), sep="\n")
         return
     options = parse_options(_OPTION.value, registry.entry(_NAME.value).options)
-    run(_NAME.value, _DATA_DIR.value, options, _DECODE.value, _SHEET.value)
+    run(_NAME.value, _DATA_DIR.value, options, _DECODE.value, _SHEET.value, _DUPLICATES.value)
 
 
 if __name__ == "__main__":

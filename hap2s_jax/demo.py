@@ -18,13 +18,11 @@ from typing import Any
 import numpy as np
 
 from hap2s_jax import search
-from hap2s_jax.data import pixels
 from hap2s_jax.data.regular_files import read_bytes
 from hap2s_jax.errors import UserError
 from hap2s_jax.serving import commands, gate, index
 
 MAX_FILE = 32 * 2**20
-MAX_PIXELS = 50_000_000
 _SHOWN_SIDE = 256
 _AT_ONCE = 4
 # Captions are cut to two thirds of the picture otherwise.
@@ -42,9 +40,7 @@ def answer(
         return "", None, []
     try:
         data = read_bytes(path, MAX_FILE)
-        if pixels.header_shape(data) is None:
-            raise pixels.UnreadableImageError("it is no JPEG, PNG, GIF, BMP or WebP")
-        seen = searcher.encoder.preprocess(data, max_pixels=MAX_PIXELS)
+        seen = searcher.encoder.preprocess(data)
         (found,) = searcher.search_pixels(seen[None], k)
     except (OSError, pixels.UnreadableImageError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

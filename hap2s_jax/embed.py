@@ -39,6 +39,7 @@ def embed_images(
     *,
     batch_size: int | None = None,
     workers: int | None = None,
+    columns: str = "",
     rows_per_part: int = ROWS_PER_PART,
     overwrite: bool = False,
     show_progress: bool = True,
@@ -50,6 +51,7 @@ def embed_images(
       images: see `listing.list_images`.
       output: an .npz or .parquet file; unfinished parts lie in a folder beside it.
       batch_size, workers: see `TrainedEncoder.stream`.
+      columns: what the columns of a CSV file are called, see `listing.list_images`.
       rows_per_part: images between two parts that an interrupted run goes on from.
       overwrite: whether a finished file of other images or weights may be replaced.
       show_progress: whether to draw a bar on standard error.
@@ -67,7 +69,7 @@ def embed_images(
         raise UserError(f"--output: {output} must end in {' or '.join(vectors.SUFFIXES)}")
     if workers is not None and workers < 1:
         raise UserError(f"--workers must be at least 1, but is {workers}; leave it out for all cores")
-    found = listing.list_images(images)
+    found = listing.list_images(images, columns)
     model = describe(encoder)
     model |= {"images": str(found.root), "listing": found.digest(), "contents": found.contents()}
     if output.exists() and not overwrite:
@@ -206,6 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = commands.parser("hap2s_jax.embed", __doc__)
     commands.add_encoder(parser)
     parser.add_argument("--images", required=True, help="a folder or a CSV file")
+    parser.add_argument(
+        "--columns", default="", help="of a CSV file, as in label=identity,path=file,box=x+y+w+h"
+    )
     parser.add_argument("--output", required=True, help="an .npz or .parquet file")
     parser.add_argument("--batch_size", type=int, help="images at a time; by default as the run evaluated")
     parser.add_argument("--workers", type=int, help="threads that read and decode; by default all cores")
@@ -225,6 +230,7 @@ def _run(options: argparse.Namespace) -> None:
         options.output,
         batch_size=options.batch_size,
         workers=options.workers,
+        columns=options.columns,
         overwrite=options.overwrite,
     )
     if outcome.unreadable:

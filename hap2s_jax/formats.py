@@ -24,10 +24,13 @@ Record = dict[str, Any]
 
 
 def _from_0(config: Record | None, record: Record) -> None:
-    """Formats had no numbers, and one key was added on the way."""
+    """Formats had no numbers, and keys were added on the way."""
     del record
     if config and "evaluate" in config:
         config["evaluate"].setdefault("zooms", False)
+    if config and "data" in config:
+        for key, value in (("exif", False), ("background", None), ("max_pixels", 2**28)):
+            config["data"].setdefault(key, value)
 
 
 # The step from each format to the next: (config, record) -> None, changing them in place. `record` is all of a file,

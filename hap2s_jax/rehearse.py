@@ -33,6 +33,7 @@ from hap2s_jax.errors import UserError
 from hap2s_jax.run.compiled import Rehearsal
 from hap2s_jax.run.config import Config
 from hap2s_jax.run.learner import Learner
+from hap2s_jax.run.settle import settle
 
 REMARK = (
     "Memory is the compiler's own plan and binding. Times are its estimates: no program has run, and nobody has "
@@ -65,6 +66,10 @@ def rehearse(
     Raises:
       UserError: an unknown topology, no compiler, or a config that does not suit the slice.
     """
+    frozen: Any = ml_collections.FrozenConfigDict(config)
+    config = ml_collections.ConfigDict(frozen)
+    for note in settle(config):
+        say(note)
     learner = Learner.create(config)
     if scaling and not learner.losses["metric"].has_blocks:
         raise UserError(

@@ -61,7 +61,8 @@ INSIDE_FUNCTIONS = {
         "rich",
         "sklearn",
     },
-    "hap2s_jax.data.pixels": {"cv2"},
+    "hap2s_jax.data.opencv": {"cv2"},
+    "hap2s_jax.data.headers": {"PIL"},
     "hap2s_jax.data.emoji": {"PIL"},  # for the pixel baseline
     "hap2s_jax.data.readers": {"h5py", "scipy"},  # MATLAB files
 }

@@ -20,8 +20,9 @@ import numpy as np
 
 from hap2s_jax.data.augment import DRAWS, Augmentation, centre_part, resize
 from hap2s_jax.data.draws import uniforms
+from hap2s_jax.data.headers import UnreadableImageError
 from hap2s_jax.data.images import CACHE_BYTES, DecodedImages
-from hap2s_jax.data.pixels import UnreadableImageError
+from hap2s_jax.data.pixels import DEFAULT, Decoding
 from hap2s_jax.data.source import Source
 from hap2s_jax.data.tf import AHEAD, has_tensorflow
 from hap2s_jax.errors import UserError
@@ -59,6 +60,7 @@ def train_batches(
     num_workers: int | None = None,
     on_unreadable: str = "error",
     cache_bytes: int = CACHE_BYTES,
+    decoding: Decoding = DEFAULT,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Training batches of the steps `start_step`, `start_step` + 1, ... without end.
 
@@ -79,6 +81,7 @@ def train_batches(
         of its class in its place (where the class has none, of another class, with that one's label), the same at
         every run.
       cache_bytes: decoded images are kept when all of them fit into this many bytes.
+      decoding: orientation, background of transparent images, and the most pixels an image may have.
 
     Returns:
       An iterator of {"image": uint8 `[b, h, w, 3]`, "label": int32 `[b]`}, b = B / host_count.
@@ -94,7 +97,7 @@ def train_batches(
     share = batch_size // host_count
     slots = np.arange(host_index * share, (host_index + 1) * share)
     labels = np.asarray(source.labels)
-    reader = _Reader(DecodedImages(source, cache_bytes), on_unreadable)
+    reader = _Reader(DecodedImages(source, cache_bytes, decoding), on_unreadable)
     size = (int(image_size[0]), int(image_size[1]))
 
     def load(step: int, each: _Each) -> tuple[np.ndarray, np.ndarray]:
@@ -129,6 +132,7 @@ def eval_batches(
     num_workers: int | None = None,
     on_unreadable: str = "error",
     cache_bytes: int = CACHE_BYTES,
+    decoding: Decoding = DEFAULT,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every image of a source exactly once, in order, unchanged but for its size.
 
@@ -143,6 +147,7 @@ def eval_batches(
       num_workers: threads; by default the number of usable cores. Each makes a batch, large batches are shared.
       on_unreadable: "error" names the image and ends; "skip" names it and masks it.
       cache_bytes: decoded images are kept, also for the next pass, when all of them fit into this many bytes.
+      decoding: orientation, background of transparent images, and the most pixels an image may have.
 
     Returns:
       An iterator of {"image": uint8 `[b, h, w, 3]`, "index": int32 `[b]`, "mask": bool `[b]`}. The mask is
@@ -156,7 +161,7 @@ def eval_batches(
         raise UserError(f"evaluate.batch_size: must be at least 1, found {batch_size}")
     share = -(-len(source) // host_count)
     first, last = host_index * share, min((host_index + 1) * share, len(source))
-    reader = _Reader(DecodedImages(source, cache_bytes), on_unreadable)
+    reader = _Reader(DecodedImages(source, cache_bytes, decoding), on_unreadable)
     size = (int(image_size[0]), int(image_size[1]))
 
     def choose(height: int, width: int) -> tuple[int, int, int, int]:

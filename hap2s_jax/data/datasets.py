@@ -55,13 +55,6 @@ def load(
         train, validation = split_by_class(train, validation_fraction, seed)
     if registry.num_classes(parts.test) < 2:
         raise UserError(f"{found.name}: retrieval needs at least two test classes")
-    # Own images with queries or cameras are judged in both ways; validation classes have no queries.
-    protocols = parts.protocols or found.protocols
-    cameras = parts.test.cameras
-    if found.name == "folder" and (
-        parts.query is not None or (cameras is not None and len(set(cameras)) > 1)
-    ):
-        protocols = ("class", "query_gallery")
     remarks, seen = [*parts.remarks, *registry.count_warnings(found, parts)], set()
     if (
         found.name == "folder"
@@ -80,7 +73,7 @@ def load(
         parts.test,
         parts.query,
         parts.gallery,
-        protocols,
+        parts.protocols or found.protocols,
         views=parts.views,
         seen_classes=tuple(sorted(seen)),
         remarks=tuple(remarks),

@@ -7,13 +7,15 @@ import weakref
 
 import numpy as np
 
+from hap2s_jax.data.headers import Header, UnreadableImageError
 from hap2s_jax.data.pixels import (
+    DEFAULT,
     Choose,
-    UnreadableImageError,
+    Decoding,
+    allowed_header,
     cut,
     decode_whole,
     image_shape,
-    is_jpeg,
     place,
     reduction,
 )
@@ -35,11 +37,13 @@ class DecodedImages:
       source: the encoded images. Its optional attribute `boxes`, int `[N, 4]` (left, top, right, bottom, the
         last two exclusive), limits each image to a box.
       cache_bytes: how much to keep; 0 keeps nothing. Whether all images fit is judged from the headers of a few.
+      decoding: what is made of the bytes.
     """
 
-    def __init__(self, source: Source, cache_bytes: int = CACHE_BYTES):
+    def __init__(self, source: Source, cache_bytes: int = CACHE_BYTES, decoding: Decoding = DEFAULT):
         self.source = source
-        self._kept = _kept_images(source, cache_bytes)
+        self.decoding = decoding
+        self._kept = _kept_images(source, cache_bytes, decoding)
         self._boxes: np.ndarray | None = getattr(source, "boxes", None)
 
     @property
@@ -59,36 +63,37 @@ class DecodedImages:
           uint8 `[height, width, 3]`, read-only; large JPEGs at a fraction of their resolution, never below `size`.
 
         Raises:
-          UnreadableImageError: the bytes are no image.
+          UnreadableImageError: the bytes are no image, or of too many pixels, or its box lies outside.
           OSError: the bytes cannot be read.
         """
         data = None
-        header = None if self._kept is None else self._kept.headers.get(index)
-        if header is None:
+        known = None if self._kept is None else self._kept.headers.get(index)
+        if known is None:
             data = self.source.read(index)
-            header = (*image_shape(data), is_jpeg(data))
-        height, width, reducible = header
+            known = allowed_header(data, self.decoding)
+        header, (height, width) = known
         window = place(height, width, choose, None if self._boxes is None else self._boxes[index])
-        ratio = reduction(window[2:], size) if reducible else 1
+        ratio = reduction(window[2:], size) if header.kind == "jpeg" else 1
         image = None if self._kept is None else self._kept.images.get((index, ratio))
         if image is None:
-            image = decode_whole(self.source.read(index) if data is None else data, ratio)
+            data = self.source.read(index) if data is None else data
+            image = decode_whole(data, ratio, self.decoding, header)
             if self._kept is not None:
-                self._kept.add(index, header, ratio, image)
+                self._kept.add(index, known, ratio, image)
         return cut(image, window, ratio)
 
 
 class _Kept:
-    def __init__(self, cache_bytes: int):
-        self.cache_bytes = cache_bytes
+    def __init__(self, cache_bytes: int, decoding: Decoding):
+        self.settings = (cache_bytes, decoding)
         # By number and by the fraction of its size at which a JPEG was decoded.
         self.images: dict[tuple[int, int], np.ndarray] = {}
-        # Height, width, and whether it can be decoded at a fraction.
-        self.headers: dict[int, tuple[int, int, bool]] = {}
+        # With height and width as decoded.
+        self.headers: dict[int, tuple[Header, tuple[int, int]]] = {}
         self._room = cache_bytes
         self._lock = threading.Lock()
 
-    def add(self, index: int, header: tuple[int, int, bool], ratio: int, image: np.ndarray) -> None:
+    def add(self, index: int, header: tuple[Header, tuple[int, int]], ratio: int, image: np.ndarray) -> None:
         with self._lock:
             self.headers[index] = header
             # The estimate may have been too low; what no longer fits is decoded anew each time.
@@ -101,25 +106,26 @@ class _Kept:
 _of_source: weakref.WeakKeyDictionary[Source, _Kept] = weakref.WeakKeyDictionary()
 
 
-def _kept_images(source: Source, cache_bytes: int) -> _Kept | None:
+def _kept_images(source: Source, cache_bytes: int, decoding: Decoding) -> _Kept | None:
     try:
         kept = _of_source.get(source)
-        if kept is not None and kept.cache_bytes == cache_bytes:
+        if kept is not None and kept.settings == (cache_bytes, decoding):
             return kept
-        if _estimate_bytes(source) > cache_bytes:
+        if _estimate_bytes(source, decoding) > cache_bytes:
             return None
-        _of_source[source] = _Kept(cache_bytes)
+        _of_source[source] = _Kept(cache_bytes, decoding)
         return _of_source[source]
     except TypeError:  # A source that cannot be hashed or referred to weakly has its images to itself.
-        return _Kept(cache_bytes) if _estimate_bytes(source) <= cache_bytes else None
+        fits = _estimate_bytes(source, decoding) <= cache_bytes
+        return _Kept(cache_bytes, decoding) if fits else None
 
 
-def _estimate_bytes(source: Source) -> float:
+def _estimate_bytes(source: Source, decoding: Decoding) -> float:
     """Bytes of all images decoded, from a few of them spread over the source."""
     sizes = []
     for index in np.unique(np.linspace(0, len(source) - 1, _SAMPLE, dtype=np.int64)) if len(source) else ():
         try:
-            height, width = image_shape(source.read(int(index)))
+            height, width = image_shape(source.read(int(index)), decoding)
         except (OSError, UnreadableImageError):
             continue
         sizes.append(3 * height * width)

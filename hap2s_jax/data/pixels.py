@@ -1,4 +1,4 @@
-"""Encoded images to pixels, and from there to what the encoder sees in evaluation; OpenCV alone, no TensorFlow.
+"""Encoded images to pixels, and from there to what the encoder sees in evaluation; OpenCV and Pillow, no TensorFlow.
 
 Training, its evaluation and `hap2s_jax.load` all come through here: what an image's pixels are must depend on
 nothing but the image.
@@ -7,17 +7,35 @@ nothing but the image.
 from __future__ import annotations
 
 import functools
-import struct
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-_JPEG = b"\xff\xd8\xff"
-_PNG = b"\x89PNG\r\n\x1a\n"
+from hap2s_jax.data.headers import Header, UnreadableImageError, open_pillow, read_header
+from hap2s_jax.data.opencv import imdecode, opencv
 
 # (height, width) of an image, or of its box -> (top, left, height, width) of the part wanted.
 Choose = Callable[[int, int], tuple[int, int, int, int]]
+
+
+class Decoding(NamedTuple):
+    """What is made of an image's bytes; a config has it under `data`.
+
+    Attributes:
+      exif: whether an image is turned upright as its EXIF (or TIFF) orientation says. Boxes are then those of the
+        upright image, which is what people and most annotation tools see; otherwise of the stored pixels.
+      background: red, green and blue, 0 to 255, on which transparent images are laid; None drops the transparency,
+        and whatever colours lie hidden under it come out.
+      max_pixels: images whose header promises more count as unreadable and are not decoded.
+    """
+
+    exif: bool = True
+    background: tuple[int, int, int] | None = (255, 255, 255)
+    max_pixels: int = 2**28
+
+
+DEFAULT = Decoding()
 
 
 class Window(NamedTuple):
@@ -29,104 +47,124 @@ class Window(NamedTuple):
     width: int
 
 
-class UnreadableImageError(ValueError):
-    """The bytes are no image, or only a part of one, or a larger one than is allowed."""
-
-
-def header_shape(data: bytes) -> tuple[int, int] | None:
-    """(height, width) by the header of a JPEG, PNG, GIF, BMP or WebP, nothing decoded; None for other formats.
+def image_shape(data: bytes, decoding: Decoding = DEFAULT) -> tuple[int, int]:
+    """(height, width) that an encoded image will have decoded, from the header alone.
 
     Raises:
-      UnreadableImageError: the header is damaged or cut off.
+      UnreadableImageError: there is no header to read, or it promises too many pixels.
     """
-    try:
-        if data[:3] == _JPEG:
-            return _jpeg_shape(data)
-        if data[:8] == _PNG:
-            width, height = struct.unpack_from(">II", data, 16)
-        elif data[:4] == b"GIF8":
-            width, height = struct.unpack_from("<HH", data, 6)
-        elif data[:2] == b"BM":
-            # OS/2's header of 12 bytes has sides of 16 bits.
-            width, height = struct.unpack_from("<HH" if data[14:18] == b"\x0c\0\0\0" else "<ii", data, 18)
-        elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            return _webp_shape(data)
-        else:
-            return None
-    except struct.error:
-        raise UnreadableImageError("the header is damaged or cut off") from None
-    return abs(height), abs(width)  # a BMP's negative height says that its rows begin at the top
+    return allowed_header(data, decoding)[1]
 
 
-def image_shape(data: bytes) -> tuple[int, int]:
-    """(height, width) of an encoded image, from the header alone for the formats of `header_shape`.
+def allowed_header(data: bytes, decoding: Decoding) -> tuple[Header, tuple[int, int]]:
+    """The header of an encoded image, and (height, width) that it will have decoded.
 
     Raises:
-      UnreadableImageError: there is no header to read.
+      UnreadableImageError: see `image_shape`.
     """
-    return header_shape(data) or decode_whole(data).shape[:2]
+    header = read_header(data)
+    if header.height * header.width > decoding.max_pixels:
+        raise UnreadableImageError(
+            f"it would be {header.width} x {header.height} pixels, more than the {decoding.max_pixels:,} allowed "
+            "(data.max_pixels)"
+        )
+    return header, header.upright if decoding.exif else (header.height, header.width)
 
 
-def decode_whole(data: bytes, ratio: int = 1) -> np.ndarray:
+def decode_whole(
+    data: bytes, ratio: int = 1, decoding: Decoding = DEFAULT, header: Header | None = None
+) -> np.ndarray:
     """Decode an image to RGB.
 
-    The format is told by the bytes, never by a file's name. Grey, CMYK, palette and 16-bit images come out
-    as 8-bit RGB; transparency is dropped. The orientation that a camera noted in EXIF is not applied.
+    Grey, CMYK, palette and 16-bit images come out as 8-bit RGB.
 
     Args:
-      data: the encoded image: JPEG, PNG, GIF (first frame), BMP, or what else OpenCV reads (WebP, TIFF, ...).
+      data: the encoded image: JPEG, PNG, GIF (first frame), BMP, WebP, TIFF, or what else OpenCV or Pillow reads here.
       ratio: 1, 2, 4 or 8: a JPEG is decoded at that fraction of its size; other formats know only 1.
+      decoding: orientation, background and limit.
+      header: of `data`, where it has been read already and found to be allowed.
 
     Returns:
       uint8 `[height, width, 3]`, read-only.
 
     Raises:
-      UnreadableImageError: the bytes are not a whole image.
+      UnreadableImageError: the bytes are not a whole image, or one of too many pixels.
     """
-    if not data:
-        raise UnreadableImageError("the file is empty")
-    if is_jpeg(data):
-        _jpeg_shape(data)  # libjpeg prints to the terminal about a header that is cut off
-    else:
-        ratio = 1
-    cv2 = _opencv()
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _imread_flags(ratio))
-    except cv2.error:  # more pixels than OpenCV's own limit, 2**30, for one
-        image = None
+    if header is None:
+        header = allowed_header(data, decoding)[0]
+    cv2, image = opencv(), None
+    if header.has_alpha and decoding.background is not None:
+        image = _composite(data, header.kind, decoding.background)
+    elif (image := imdecode(data, _imread_flags(ratio if header.kind == "jpeg" else 1))) is not None:
+        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    elif header.kind in ("tiff", "other"):  # what OpenCV does not know
+        image = _from_pillow(data, "RGB")
     if image is None:
-        known = header_shape(data) is not None
-        raise UnreadableImageError(
-            "the image is damaged or cut off" if known else "this is no image in a known format"
-        )
-    cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+        raise UnreadableImageError("the image is damaged or cut off")
+    image = _upright(image, header.orientation if decoding.exif else 1)
     image.flags.writeable = False
     return image
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """RGB uint8 `[h, w, 3]` as a PNG, which loses nothing and takes little time rather than little space."""
-    cv2 = _opencv()
-    flags = [cv2.IMWRITE_PNG_COMPRESSION, 1]
-    return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]), flags)[1].tobytes()
-
-
-@functools.cache
-def _opencv() -> Any:
-    import cv2
-
-    # Whoever asks does so from threads of his own; OpenCV's would only fight them, and the encoder, for the cores.
-    cv2.setNumThreads(1)
-    # What cannot be read is reported by whoever asked for it, in one line.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    return cv2
-
-
 @functools.cache
 def _imread_flags(ratio: int) -> int:
-    cv2 = _opencv()
+    cv2 = opencv()
     size = cv2.IMREAD_COLOR if ratio == 1 else getattr(cv2, f"IMREAD_REDUCED_COLOR_{ratio}")
     return size | cv2.IMREAD_IGNORE_ORIENTATION
+
+
+def _composite(data: bytes, kind: str, background: tuple[int, int, int]) -> np.ndarray | None:
+    """A transparent image on a background, as stored; None where it is damaged."""
+    cv2, image = opencv(), None
+    if kind in (
+        "png",
+        "webp",
+    ):  # OpenCV drops the alpha of the others, and of grey images, or multiplies by it
+        image = imdecode(data, cv2.IMREAD_UNCHANGED)
+        if image is None:
+            return None
+    if image is not None and image.ndim == 3 and image.shape[2] == 4:
+        image = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
+        image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)
+    else:
+        image = _from_pillow(data, "RGBA")
+    colours, alpha = np.ascontiguousarray(image[..., :3]), image[..., 3:]
+    if alpha.min(initial=255) == 255:
+        return colours
+    alpha = alpha.astype(np.uint16)
+    mixed = colours * alpha + (255 - alpha) * np.array(background, np.uint16)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def _from_pillow(data: bytes, mode: str) -> np.ndarray:
+    """An image as Pillow decodes it, RGB or RGBA."""
+    image = open_pillow(data)
+    try:
+        if not image.mode.startswith("I;16"):
+            return np.array(image.convert(mode))
+        levels, key = np.asarray(image), image.info.get("transparency")
+        grey = np.repeat((levels >> 8).astype(np.uint8)[..., None], len(mode), axis=2)
+        if mode == "RGBA":
+            grey[..., 3] = np.where(levels == key, 0, 255)
+        return grey
+    except Exception:  # whatever Pillow may raise of a damaged file
+        raise UnreadableImageError("the image is damaged or cut off") from None
+
+
+def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """The stored pixels turned and mirrored as EXIF's `orientation` says."""
+    cv2 = opencv()
+    if orientation >= 5:
+        image = cv2.transpose(image)
+    axis = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+    return image if axis is None else cv2.flip(image, axis)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """RGB uint8 `[h, w, 3]` as a PNG, which loses nothing and takes little time rather than little space."""
+    cv2 = opencv()
+    flags = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]), flags)[1].tobytes()
 
 
 def reduction(part: tuple[int, int], size: tuple[int, int]) -> int:
@@ -135,11 +173,6 @@ def reduction(part: tuple[int, int], size: tuple[int, int]) -> int:
     while ratio < 8 and part[0] >= 2 * ratio * size[0] and part[1] >= 2 * ratio * size[1]:
         ratio *= 2
     return ratio
-
-
-def is_jpeg(data: bytes) -> bool:
-    """Whether the bytes are a JPEG, the one format that can be decoded at a fraction of its size."""
-    return data[:3] == _JPEG
 
 
 def cut(image: np.ndarray, window: Window, ratio: int = 1) -> np.ndarray:
@@ -181,21 +214,30 @@ def resize(image: np.ndarray, size: tuple[int, int], out: np.ndarray | None = No
     """
     if image.shape[:2] == tuple(size):
         return image
-    cv2 = _opencv()
+    cv2 = opencv()
     halves = image.shape[0] >= 2 * size[0] and image.shape[1] >= 2 * size[1]
     interpolation = cv2.INTER_AREA if halves else cv2.INTER_LINEAR
     return cv2.resize(image, (size[1], size[0]), dst=out, interpolation=interpolation)
 
 
 def place(height: int, width: int, choose: Choose, box: np.ndarray | None = None) -> Window:
-    """The window that `choose` takes of an image, or of a `box` in it: left, top, right, bottom, both exclusive."""
+    """The window that `choose` takes of an image, or of a `box` in it: left, top, right, bottom, both exclusive.
+
+    A box is cut to the image; one of zeros alone stands for the whole image.
+
+    Raises:
+      UnreadableImageError: the box lies outside the image, or is empty.
+    """
     top = left = 0
-    if box is not None:
+    if box is not None and np.any(box):
         x1, y1, x2, y2 = (int(v) for v in box)
-        # A box that misses the image is a fault of the annotation; the whole image is the best guess.
-        x1, y1, x2, y2 = max(0, x1), max(0, y1), min(width, x2), min(height, y2)
-        if x2 > x1 and y2 > y1:
-            left, top, height, width = x1, y1, y2 - y1, x2 - x1
+        left, top, right, bottom = max(0, x1), max(0, y1), min(width, x2), min(height, y2)
+        if right <= left or bottom <= top:
+            raise UnreadableImageError(
+                f"its box {x1}, {y1}, {x2}, {y2} (left, top, right, bottom) is empty, or outside the image of "
+                f"{width} x {height} pixels"
+            )
+        height, width = bottom - top, right - left
     part = choose(height, width)
     return Window(top + part[0], left + part[1], part[2], part[3])
 
@@ -207,7 +249,7 @@ def for_evaluation(
     enlarge: float = 1.0,
     keep_aspect: bool = False,
     box: np.ndarray | None = None,
-    max_pixels: int | None = None,
+    decoding: Decoding = DEFAULT,
 ) -> np.ndarray:
     """An image as the encoder sees it in evaluation, the same that `data.batches.eval_batches` makes.
 
@@ -216,63 +258,22 @@ def for_evaluation(
       size: (height, width) of the encoder's input.
       enlarge, keep_aspect: see `centre_part`.
       box: (left, top, right, bottom) to which the image is limited first, or None.
-      max_pixels: an encoded image whose header promises more is refused before it is decoded.
+      decoding: what is made of an encoded image.
 
     Returns:
       uint8 `[*size, 3]`.
 
     Raises:
-      UnreadableImageError: the bytes are not a whole image, or of too many pixels.
+      UnreadableImageError: the bytes are not a whole image, or of too many pixels, or the box lies outside.
     """
 
     def choose(height: int, width: int) -> tuple[int, int, int, int]:
         return centre_part(height, width, size, enlarge=enlarge, keep_aspect=keep_aspect)
 
     if isinstance(image, bytes):
-        promised = header_shape(image)
-        if max_pixels is not None and promised is not None and promised[0] * promised[1] > max_pixels:
-            raise UnreadableImageError(
-                f"it would be {promised[1]} x {promised[0]} pixels, more than the {max_pixels:,} allowed"
-            )
-        if promised is not None and is_jpeg(image):
-            window = place(*promised, choose, box)
-            ratio = reduction(window[2:], size)
-            return resize(cut(decode_whole(image, ratio), window, ratio), size)
-        image = decode_whole(image)
+        header, (height, width) = allowed_header(image, decoding)
+        window = place(height, width, choose, box)
+        ratio = reduction(window[2:], size) if header.kind == "jpeg" else 1
+        return resize(cut(decode_whole(image, ratio, decoding, header), window, ratio), size)
     window = place(image.shape[0], image.shape[1], choose, box)
     return resize(cut(image, window), size)
-
-
-def _jpeg_shape(data: bytes) -> tuple[int, int]:
-    """Walk from marker to marker to the frame header."""
-    place = 2
-    while place + 9 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if marker == 0xFF:  # padding
-            place += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, place + 5)
-            if height and width:
-                return height, width
-            break
-        if marker in (0xD9, 0xDA):  # the end, or pixels already
-            break
-        alone = marker == 0x01 or 0xD0 <= marker <= 0xD8
-        place += 2 if alone else 2 + struct.unpack_from(">H", data, place + 2)[0]
-    raise UnreadableImageError("the JPEG header is damaged or cut off")
-
-
-def _webp_shape(data: bytes) -> tuple[int, int]:
-    """The canvas of the three kinds of WebP: lossy, lossless, extended."""
-    kind = data[12:16]
-    if kind == b"VP8X":
-        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
-        if len(data) < 30:
-            raise struct.error
-        return height, width
-    if kind == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
-    width, height = struct.unpack_from("<HH", data, 26)
-    return height & 0x3FFF, width & 0x3FFF

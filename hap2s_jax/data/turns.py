@@ -23,19 +23,20 @@ class QuarterTurns:
     Junk, label -1, stays junk. Turned images are encoded as PNG, without loss.
 
     Args:
-      source: the upright images.
+      source: the images to turn.
+      decoding: how they are decoded, so that all are upright before they are turned.
 
     Raises:
       UserError: the source has boxes, which are not turned.
     """
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, decoding: pixels.Decoding = pixels.DEFAULT):
         if getattr(source, "boxes", None) is not None:
             raise UserError(
                 f"data.quarter_turns: the images of {source.name} have boxes, which cannot be turned; crop the images "
                 "to their boxes first, or set data.quarter_turns=false"
             )
-        self.source = source
+        self.source, self._decoding = source, decoding
         self.name = f"{source.name} in four turns"
         classes = len(source.class_names)
         labels = np.asarray(source.labels)
@@ -54,7 +55,9 @@ class QuarterTurns:
         """The encoded image number `index`."""
         turn, upright = divmod(int(index), len(self.source))
         data = self.source.read(upright)
-        return pixels.encode_png(np.rot90(pixels.decode_whole(data), turn)) if turn else data
+        if not turn:
+            return data
+        return pixels.encode_png(np.rot90(pixels.decode_whole(data, decoding=self._decoding), turn))
 
     def describe(self, index: int) -> str:
         """Where image number `index` comes from."""

@@ -94,6 +94,11 @@ class Loss:
         return self._entry.init_params is not None
 
     @property
+    def needs_pairs(self) -> bool:
+        """Whether a batch needs two classes and two images of each; of losses of others nothing is known."""
+        return not self.has_params and self._entry.function.__module__.startswith("hap2s_jax.")
+
+    @property
     def draws(self) -> bool:
         """Whether the loss draws at random, from `key=`."""
         return "key" in self._entry.parameters

@@ -37,6 +37,7 @@ CHANGEABLE = (
     "checkpoint.keep_best",
     "data.data_dir",
     "data.cache_bytes",
+    "data.max_pixels",
     "data.noise.foreign_dir",
     "data.num_workers",
     "data.on_unreadable",

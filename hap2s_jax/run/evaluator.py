@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,11 +12,12 @@ import jax
 import numpy as np
 
 from hap2s_jax.data.noise import NoiseRecord
+from hap2s_jax.data.pixels import Decoding
 from hap2s_jax.data.source import Dataset, Source, Subset
 from hap2s_jax.data.turns import QuarterTurns
 from hap2s_jax.distributed.devices import DataParallel
 from hap2s_jax.errors import UserError
-from hap2s_jax.evaluation import protocols, test_time
+from hap2s_jax.evaluation import protocols, raw_pixels, test_time
 from hap2s_jax.evaluation.embed import embed_dataset
 from hap2s_jax.run import schema
 from hap2s_jax.run.config import Config
@@ -74,6 +76,7 @@ class Evaluator:
             num_workers=self.config.data.num_workers,
             on_unreadable=self.config.data.on_unreadable,
             cache_bytes=self.config.data.cache_bytes,
+            decoding=decoding(self.config),
         )
 
     def embed_source(self, variables: PyTree, source: Source) -> tuple[np.ndarray, np.ndarray]:
@@ -96,8 +99,32 @@ class Evaluator:
         everything = np.arange(len(source))
         return everything, everything
 
-    def measure(self, embeddings: np.ndarray, present: np.ndarray, source: Source) -> dict[str, float]:
-        """The retrieval metrics of a source's embeddings under the data set's protocols."""
+    def embed_with_pixels(
+        self, variables: PyTree, source: Source
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """As `embed_source`, with raw pixels in between: ``(embeddings, pixels [N, p], present)``.
+
+        Pixels are of one's own images alone, and None where comparing them would take long.
+        """
+        size = self.config.data.image_size
+        if self.dataset.name != "folder" or not raw_pixels.is_affordable(len(source), size):
+            embeddings, present = self.embed_source(variables, source)
+            return embeddings, None, present
+        embed = raw_pixels.beside(self.embed)
+        both, present = embed_dataset(embed, variables, self.eval_batches(source), len(source), self.parallel)
+        pixels = 3 * math.prod(raw_pixels.size_of(size))
+        return both[:, :-pixels], both[:, -pixels:], present
+
+    def measure(
+        self, embeddings: np.ndarray, present: np.ndarray, source: Source, **options: Any
+    ) -> dict[str, float]:
+        """The retrieval metrics of a source's embeddings under the data set's protocols.
+
+        Args:
+          embeddings, present: of `embed_source`.
+          source: the images.
+          **options: of `protocols.evaluate`, in place of the config's.
+        """
         data, is_test = self.dataset, source is self.dataset.test
         query, gallery = self.query_and_gallery(source)
         return protocols.evaluate(
@@ -109,7 +136,7 @@ class Evaluator:
             # The special protocols are about how the test images were put together.
             protocols=data.protocols if is_test else [p for p in data.protocols if p in _OF_ANY_SOURCE],
             views=data.views if is_test else None,
-            distance=self.config.evaluate.distance,
+            **{"distance": self.config.evaluate.distance, **options},
         )
 
     def images(self, source: Source, indices: np.ndarray) -> np.ndarray:
@@ -123,8 +150,16 @@ class Evaluator:
             enlarge=self.config.evaluate.enlarge,
             keep_aspect=self.config.evaluate.keep_aspect,
             on_unreadable="skip",
+            decoding=decoding(self.config),
         )
         return np.concatenate([batch["image"][: len(indices)] for batch in batches])
+
+
+def decoding(config: Config) -> Decoding:
+    """How a config has images decoded."""
+    data = config.data
+    background = None if data.background is None else tuple(data.background)
+    return Decoding(data.exif, background, data.max_pixels)
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -154,7 +189,7 @@ def with_noise(config: Config, dataset: Dataset) -> tuple[Dataset, NoiseRecord |
 
     dataset, noise = datasets.with_noise(dataset, data_dir=config.data.data_dir, **config.data.noise)
     if config.data.quarter_turns:
-        dataset = dataclasses.replace(dataset, train=QuarterTurns(dataset.train))
+        dataset = dataclasses.replace(dataset, train=QuarterTurns(dataset.train, decoding(config)))
     return dataset, noise
 
 

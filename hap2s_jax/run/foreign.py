@@ -21,6 +21,9 @@ KEYS = (
     ("encoder", dict),
     ("encoder.name", str),
     ("data.image_size", tuple),
+    ("data.exif", bool),
+    ("data.background", list),
+    ("data.max_pixels", int),
     ("evaluate.enlarge", float),
     ("evaluate.keep_aspect", bool),
     ("evaluate.feature", str),
@@ -78,7 +81,7 @@ def load(workdir: str | os.PathLike[str], *, data_dir: str | None = None) -> con
         if leaf not in theirs:
             continue
         value = data_dir if key == "data.data_dir" and data_dir else theirs[leaf]
-        if not _is(value, kind, optional=key in PLACES):
+        if not _is(value, kind, optional=key in (*PLACES, "data.background")):
             path = pathlib.Path(workdir) / configs.FILE_NAME
             raise UserError(f"{path}: {key} is {value!r:.80}; it should be {_WORDS[kind]}")
         if key in PLACES and "://" in (value or "") and value != data_dir:
@@ -94,6 +97,7 @@ def load(workdir: str | os.PathLike[str], *, data_dir: str | None = None) -> con
 
 
 _WORDS = {dict: "a section", str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
+_WORDS[list] = "red, green and blue from 0 to 255, or null"
 _WORDS[tuple] = "height and width in pixels, [256, 128] for example"
 
 
@@ -101,6 +105,12 @@ def _is(value: Any, kind: type, *, optional: bool = False) -> bool:
     """Whether a value out of JSON is of a kind."""
     if kind is dict:
         return hasattr(value, "keys")
+    if kind is list:
+        return (optional and value is None) or (
+            isinstance(value, list | tuple)
+            and len(value) == 3
+            and all(_is(n, int) and 0 <= n <= 255 for n in value)
+        )
     if kind is tuple:
         return (
             isinstance(value, list | tuple) and len(value) == 2 and all(_is(n, int) and n >= 1 for n in value)

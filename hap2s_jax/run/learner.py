@@ -63,6 +63,10 @@ class Learner:
             auxiliary=named.get("auxiliary"),
             auxiliary_weight=config.auxiliary.weight,
         )
+        if named["metric"].needs_pairs:
+            for key in ("classes", "images_per_class"):
+                why = f"at least 2: {config.loss.name} compares images of one class, and with those of others"
+                require(config.batch[key] >= 2, f"batch.{key}", config.batch[key], why)
         encoder = models.create(**config.encoder, axis_name=AXIS)
         schedule = optimizer.create_schedule(
             learning_rate=config.optimizer.learning_rate, steps=config.steps, **config.schedule

@@ -14,6 +14,7 @@ import numpy as np
 from hap2s_jax import formats
 from hap2s_jax.data.source import Source
 from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation import raw_pixels
 from hap2s_jax.evaluation.retrieval import nearest
 from hap2s_jax.reporting import card, environment, plots, selection
 from hap2s_jax.reporting.atomic import replacing
@@ -97,7 +98,7 @@ def finish(
       seconds: what this process has spent on the run so far.
     """
     test = trainer.dataset.test
-    embeddings, present = trainer.embeddings(state, test)
+    embeddings, pixels, present = trainer.embed_with_pixels(trainer.variables(state), test)
     measured = trainer.measure(embeddings, present, test)
     log.write(last_step, measured, part="test")
     held_out = (
@@ -106,12 +107,17 @@ def finish(
     if not trainer.parallel.is_lead:
         return {"test": measured}
 
+    baselines = {name: dict(values) for name, values in trainer.dataset.baselines.items()}
+    if pixels is not None:
+        baselines[raw_pixels.NAME] = trainer.measure(
+            pixels, present, test, distance="euclidean", cluster=False
+        )
     records = read_metrics(workdir)
     results = {
         "test": measured,
         "validation": _last(records, "validation/", int(state.step)),
         "untrained": _last(records, "test/", 0),
-        "baselines": {name: dict(values) for name, values in trainer.dataset.baselines.items()},
+        "baselines": baselines,
         "weights_of_step": int(state.step),
         "steps": last_step,
         "seconds_of_this_process": round(seconds, 1),

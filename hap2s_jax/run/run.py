@@ -23,6 +23,7 @@ from hap2s_jax.reporting.metric_log import MetricLog
 from hap2s_jax.reporting.progress import ProgressBar
 from hap2s_jax.run import config as configs
 from hap2s_jax.run import facts, folder, report
+from hap2s_jax.run.settle import settle
 from hap2s_jax.run.trainer import Trainer, use_compilation_cache, use_devices
 from hap2s_jax.training.checkpoint import Checkpointer
 from hap2s_jax.training.loop import train
@@ -44,7 +45,10 @@ def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, An
       UserError: for whatever the user can mend, in one line.
       Preempted: if SIGTERM came; everything done so far is saved.
     """
-    config = cast(configs.Config, ml_collections.FrozenConfigDict(config))
+    frozen: Any = ml_collections.FrozenConfigDict(config)  # a copy, references and placeholders resolved
+    settled: configs.Config = ml_collections.ConfigDict(frozen)
+    notes = settle(settled, pathlib.Path(workdir))
+    config = cast(configs.Config, ml_collections.FrozenConfigDict(settled))
     use_devices(config)
     with processes.StopRequests() as stop:
         processes.check_same(lambda: facts.of_config(config))
@@ -64,6 +68,9 @@ def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, An
                 if 0 < start < config.steps and trainer.parallel.is_lead:
                     folder.warn_of_changed_rate(trainer, path, start)
                 folder.claim(path, trainer, data_facts())
+                if trainer.parallel.is_lead:
+                    for note in notes:
+                        report.say(note)
                 return _train_and_report(trainer, path, checkpointer, start, stop)
 
 

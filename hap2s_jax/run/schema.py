@@ -34,6 +34,8 @@ _SIDES = Rule(
     "height and width in pixels from 1 to 2048, as in 256,128",
 )
 
+_COLOUR = Rule(lambda colour: all(0 <= value <= 255 for value in colour), "red, green and blue from 0 to 255")
+
 
 @dataclasses.dataclass(frozen=True)
 class Noise(Settings):
@@ -73,6 +75,19 @@ class Data(Settings):
     on_unreadable: Annotated[
         str, "For an image that cannot be decoded: error names it and ends, skip names it and goes on."
     ] = "error"
+    exif: Annotated[bool, "Turn images upright as EXIF says; boxes are then those of the upright image."] = (
+        True
+    )
+    background: Annotated[
+        tuple[int, int, int] | None,
+        "Colour on which transparent images are laid; None drops the transparency.",
+        _COLOUR,
+    ] = (255, 255, 255)
+    max_pixels: Annotated[
+        int,
+        "An image whose header promises more is not decoded and counts as one that cannot be.",
+        at_least(1),
+    ] = 2**28
     num_workers: Annotated[
         int | None, "Threads that read and decode; None for as many as there are cores.", at_least(1)
     ] = None

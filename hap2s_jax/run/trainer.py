@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 
+from hap2s_jax.data import duplicates
 from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.source import Dataset, Source
@@ -21,7 +22,7 @@ from hap2s_jax.evaluation import protocols
 from hap2s_jax.models import pretrained
 from hap2s_jax.run import initial_weights
 from hap2s_jax.run.config import Config
-from hap2s_jax.run.evaluator import Evaluator, embedding_function, load_dataset, with_noise
+from hap2s_jax.run.evaluator import Evaluator, decoding, embedding_function, load_dataset, with_noise
 from hap2s_jax.run.learner import Learner
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.state import TrainState, encoder_variables, start_average
@@ -81,6 +82,9 @@ class Trainer(Evaluator):
         augmentation = Augmentation(**config.augment)
         dataset = load_dataset(config)
         check_best_metric(config, dataset)
+        if dataset.name == "folder" and parallel.is_lead:
+            found = duplicates.find(dataset, duplicates.QUICK_BYTES)
+            dataset = dataclasses.replace(dataset, remarks=(*dataset.remarks, *found.lines()))
         dataset, noise = with_noise(config, dataset)
         plan = PKPlan(
             dataset.train.labels,
@@ -162,6 +166,7 @@ class Trainer(Evaluator):
             num_workers=self.config.data.num_workers,
             on_unreadable=self.config.data.on_unreadable,
             cache_bytes=self.config.data.cache_bytes,
+            decoding=decoding(self.config),
         )
         return (self.parallel.split(batch) for batch in batches)
 

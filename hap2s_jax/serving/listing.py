@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import os
@@ -10,10 +9,9 @@ import pathlib
 
 import numpy as np
 
-from hap2s_jax.data.readers.files import EXTENSIONS, walk_images
+from hap2s_jax.data.readers.files import extensions, name_others, walk_files
+from hap2s_jax.data.readers.table import read_table
 from hap2s_jax.errors import UserError
-
-_BOX = ("x1", "y1", "x2", "y2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +58,14 @@ class Listing:
         return digest.hexdigest()[:16]
 
 
-def list_images(images: str | os.PathLike[str]) -> Listing:
+def list_images(images: str | os.PathLike[str], columns: str = "") -> Listing:
     """Lists the images of a folder, or of a CSV file.
 
     Args:
       images: a folder, searched through to its bottom; the class of an image is the folder right under `images` that
-        it lies in, if any. Or a CSV file with the column path and, as wished, label, camera (a number) and x1, y1, x2,
-        y2 (a box in pixels); its paths are relative to the file's folder.
+        it lies in, if any. Or a CSV file with the column path and, as wished, label, camera and x1, y1, x2, y2 (a box
+        in pixels); its paths are relative to the file's folder.
+      columns: what these columns are called in the CSV, see `read_table`.
 
     Raises:
       UserError: there are no images, or the CSV is malformed.
@@ -74,50 +73,19 @@ def list_images(images: str | os.PathLike[str]) -> Listing:
     root = pathlib.Path(images)
     if root.is_file():
         try:
-            return _from_csv(root)
-        except csv.Error as error:
-            raise UserError(f"--images: {root} is no CSV file: {error}") from error
+            table = read_table(root, columns, needed=("path",))
+        except UserError as error:
+            raise UserError(f"--images: {error}") from None
+        cameras, boxes = (None if v is None else v.astype(np.int64) for v in (table.cameras, table.boxes))
+        return _listing(root.parent, table.paths, table.labels, cameras, boxes)
     if not root.is_dir():
         raise UserError(f"--images: there is no folder or CSV file {images}")
-    if not (paths := sorted(walk_images(root))):
-        raise UserError(f"--images: {images} holds no image ({', '.join(EXTENSIONS)})")
+    found, others = walk_files(root)
+    if not found:
+        beside = "".join(f"; {line}" for line in name_others(others))
+        raise UserError(f"--images: {images} holds no image ({', '.join(extensions())}){beside}")
+    paths = sorted(found)
     return _listing(root, paths, [path.split("/")[0] if "/" in path else "" for path in paths])
-
-
-def _from_csv(file: pathlib.Path) -> Listing:
-    paths, names, cameras, boxes = [], [], [], []
-    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-        reader = csv.DictReader(lines)
-        columns = [c.strip().lower() for c in reader.fieldnames or ()]
-        reader.fieldnames = columns
-        if "path" not in columns:
-            raise UserError(
-                f"--images: {file} needs the column path, found {', '.join(columns) or 'none'}; label, camera and x1, "
-                "y1, x2, y2 may stand beside it"
-            )
-        for number, row in enumerate(reader, start=2):
-            if not (path := (row["path"] or "").strip()):
-                raise UserError(f"--images: {file}, line {number}: path is empty")
-            if "\0" in path:
-                raise UserError(f"--images: {file}, line {number}: path holds a zero byte")
-            paths.append(path)
-            names.append((row.get("label") or "").strip())
-            try:
-                if "camera" in columns:
-                    cameras.append(np.int64(int(row["camera"])))
-                if set(_BOX) <= set(columns):
-                    boxes.append(np.array([round(float(row[c])) for c in _BOX], np.int64))
-            except (TypeError, ValueError, OverflowError):
-                raise UserError(f"--images: {file}, line {number}: camera and box must be numbers") from None
-    if not paths:
-        raise UserError(f"--images: {file} has no rows")
-    return _listing(
-        file.parent,
-        paths,
-        names,
-        np.array(cameras, np.int64) if cameras else None,
-        np.array(boxes, np.int64) if boxes else None,
-    )
 
 
 def _listing(

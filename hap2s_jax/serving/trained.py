@@ -19,15 +19,12 @@ from hap2s_jax.data.regular_files import read_bytes
 from hap2s_jax.distributed.devices import DataParallel
 from hap2s_jax.errors import UserError, require
 from hap2s_jax.reporting.environment import usable_cores
-from hap2s_jax.run.evaluator import embedding_function
+from hap2s_jax.run.evaluator import decoding, embedding_function
 
 PyTree = Any
 # A path, an encoded image, or uint8 [H, W, 3].
 Image = str | os.PathLike[str] | bytes | np.ndarray
 
-# Larger images are refused by their header, in the formats of `pixels.header_shape`: decoded, they would take 0.8 GB
-# and more.
-MAX_PIXELS = 2**28
 _CHUNKS_AHEAD = 2
 
 
@@ -67,6 +64,9 @@ class TrainedEncoder:
         self.image_size: tuple[int, int] = (int(config.data.image_size[0]), int(config.data.image_size[1]))
         self.distance: str = config.evaluate.distance
         self._transform = _transform(config)
+        # A run from elsewhere may ask for more than this machine has memory for.
+        made = decoding(config)
+        self._decoding = made._replace(max_pixels=min(made.max_pixels, pixels.DEFAULT.max_pixels))
         self.fingerprint = fingerprint(variables, config)
         self._parallel = DataParallel(tuple(jax.local_devices()))
         self._placed = self._parallel.replicate(variables)
@@ -114,15 +114,12 @@ class TrainedEncoder:
             rows.append(batch.embeddings)
         return np.concatenate(rows)
 
-    def preprocess(
-        self, image: Image, *, box: np.ndarray | None = None, max_pixels: int = MAX_PIXELS
-    ) -> np.ndarray:
+    def preprocess(self, image: Image, *, box: np.ndarray | None = None) -> np.ndarray:
         """What the encoder sees of an image, uint8 `[h, w, 3]`, the same as in the run's own evaluation.
 
         Args:
           image: a path, an encoded image or an array uint8 `[H, W, 3]`, RGB.
           box: (left, top, right, bottom) in pixels to which it is limited first, or None.
-          max_pixels: an encoded image that promises more is refused.
 
         Raises:
           UnreadableImageError, OSError: it cannot be read.
@@ -138,7 +135,9 @@ class TrainedEncoder:
                     "an image must be a path, the bytes of an image file or an array uint8 [H, W, 3] of RGB in 0..255, "
                     f"but is {type(image).__name__} {data.dtype} {list(data.shape)}"
                 )
-        return pixels.for_evaluation(data, self.image_size, box=box, max_pixels=max_pixels, **self._transform)
+        return pixels.for_evaluation(
+            data, self.image_size, box=box, decoding=self._decoding, **self._transform
+        )
 
     def stream(
         self,
@@ -216,6 +215,8 @@ def fingerprint(variables: PyTree, config: Any) -> str:
     if (config.evaluate.flip or config.evaluate.five_crops) and config.evaluate.distance != "cosine":
         # These means were once left shorter than 1.
         settings += ["unit mean"] if config.encoder.normalize or config.encoder.bnneck else []
+    if (made := decoding(config))[:2] != (False, None):  # as all runs had it once
+        settings += [list(made[:2])]
     digest = hashlib.sha256(repr((size, settings, sorted(_transform(config).items()))).encode())
     for path, leaf in sorted(
         (jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(variables)

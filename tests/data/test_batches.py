@@ -202,12 +202,17 @@ def test_hosts_share_evaluation_with_equally_many_batches(source):
 def test_boxes_limit_the_images_also_through_a_subset():
     source = Memory(size=(60, 60))
     source.boxes = np.tile(np.array([[10, 20, 40, 50]]), (24, 1))
-    source.boxes[3] = (200, 200, 300, 300)  # misses the image
+    source.boxes[3] = 0  # none
     for inner in (source, Subset(source, np.arange(24))):
         for cache in (0, 10**9):
             images = next(eval_batches(inner, image_size=(30, 30), batch_size=24, cache_bytes=cache))["image"]
             assert np.abs(images[0].astype(int) - picture(0, 60, 60)[20:50, 10:40]).max() < 8
             assert np.abs(images[3].astype(int) - picture(3, 30, 30)).mean() < 8
+    source.boxes[4] = (200, 200, 300, 300)
+    with pytest.raises(
+        UserError, match=r"memory/4: its box 200, 200, 300, 300 .* outside the image of 60 x 61"
+    ):
+        list(eval_batches(source, image_size=(30, 30), batch_size=24))
 
 
 @pytest.fixture

@@ -1,7 +1,11 @@
 import numpy as np
 import pytest
 
+from hap2s_jax.data import emoji
+from hap2s_jax.data.emoji import baseline
+from hap2s_jax.data.source import Subset
 from hap2s_jax.distributed.devices import DataParallel
+from hap2s_jax.evaluation import evaluate, raw_pixels
 from hap2s_jax.evaluation.embed import embed_dataset
 
 
@@ -40,3 +44,21 @@ def test_an_image_brought_twice_is_an_error():
     embed = parallel.compile_map(lambda variables, x: x.reshape(x.shape[0], -1).astype("float32"))
     with pytest.raises(RuntimeError, match="twice"):
         embed_dataset(embed, None, [*_batches(images, 4), *_batches(images, 4)], 4, parallel)
+
+
+def test_raw_pixels_beside_the_embeddings_are_the_shipped_baseline_of_the_emoji():
+    test = emoji.load().test
+    rows = np.arange(0, len(test), 8) // 8 * 8
+    some = Subset(test, np.concatenate([rows, rows + 1, rows + 2]))
+    images = baseline.decode(some)
+    both = raw_pixels.beside(lambda variables, images: np.full((len(images), 2), variables))(7.0, images)
+    assert (both[:, :2] == 7).all()
+    figures = evaluate(
+        both[:, 2:], some.labels, some.cameras, protocols=("class", "query_gallery"), cluster=False
+    )
+    for name, value in baseline.pixel_baseline(images, some.labels, some.cameras).items():
+        assert abs(figures[name] - value) < 2e-3, name
+    assert raw_pixels.size_of((256, 128)) == (64, 32)
+    assert raw_pixels.size_of((32, 48)) == (32, 48)
+    assert raw_pixels.is_affordable(2000, (224, 224))
+    assert not raw_pixels.is_affordable(3000, (224, 224))

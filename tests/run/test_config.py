@@ -9,12 +9,14 @@ from hap2s_jax import formats
 from hap2s_jax.errors import UserError
 from hap2s_jax.run import config as configs
 
+DECODING = {"exif": True, "background": (255, 255, 255), "max_pixels": 1000}
+
 
 def _config(**changes):
     values = {
         "steps": 10,
         "seed": 0,
-        "data": {"name": "emoji", "data_dir": None, "image_size": (64, 64)},
+        "data": {"name": "emoji", "data_dir": None, "image_size": (64, 64), **DECODING},
         "log": {"every_steps": 5},
         "loss": {"name": "hap2s_e", "sigma": 0.5},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax.data.headers import knows_avif
 from hap2s_jax.data.regular_files import read_bytes
 from hap2s_jax.data.source import Source
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+EXTENSIONS += (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k")
+# What operating systems leave behind.
+_LITTER = ("thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
@@ -101,12 +106,18 @@ def number_identities(identities: Sequence[int] | Sequence[str]) -> tuple[np.nda
     return np.array([number[i] for i in identities], np.int32), tuple(map(str, distinct))
 
 
+def extensions() -> tuple[str, ...]:
+    """The endings of the image files that can be decoded here."""
+    return EXTENSIONS + ((".avif",) if knows_avif() else ())
+
+
 def list_images(folder: Path | str) -> list[str]:
     """Names of the image files directly in a folder, sorted; links are followed, other files passed over."""
+    endings = extensions()
     return sorted(
         name
         for name in os.listdir(folder)
-        if name.lower().endswith(EXTENSIONS)
+        if name.lower().endswith(endings)
         and not name.startswith(".")
         and os.path.isfile(os.path.join(folder, name))
     )
@@ -121,9 +132,10 @@ def list_folders(folder: Path | str) -> list[str]:
     )
 
 
-def walk_images(folder: Path | str) -> list[str]:
-    """Paths of the images at any depth, with forward slashes, relative to `folder`, in an order that is the same on
-    every machine. Hidden files and folders are left out; a folder that links lead to is searched once.
+def walk_files(folder: Path | str) -> tuple[list[str], list[str]]:
+    """Paths of the images at any depth, and of files of other kinds, with forward slashes, relative to `folder`, in an
+    order that is the same on every machine. Hidden files and folders are left out; a folder that links lead to is
+    searched once.
 
     Raises:
       OSError: a folder cannot be read.
@@ -132,8 +144,10 @@ def walk_images(folder: Path | str) -> list[str]:
     def fail(error: OSError) -> None:
         raise error
 
-    root = os.fspath(folder)
-    paths, seen = [], {os.path.realpath(root)}
+    root, endings = os.fspath(folder), extensions()
+    images: list[str] = []
+    others: list[str] = []
+    seen = {os.path.realpath(root)}
     for place, inside, names in os.walk(root, followlinks=True, onerror=fail):
         # The folder itself before links to it, whatever the disk lists first.
         inside.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
@@ -145,12 +159,26 @@ def walk_images(folder: Path | str) -> list[str]:
                 entered.append(name)
         inside[:] = entered
         below = Path(place).relative_to(root)
-        paths += [
-            (below / name).as_posix()
-            for name in names
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
-    return sorted(paths, key=lambda path: path.split("/"))
+        for name in names:
+            if not name.startswith(".") and name.lower() not in _LITTER:
+                (images if name.lower().endswith(endings) else others).append((below / name).as_posix())
+    images.sort(key=lambda path: path.split("/"))
+    others.sort(key=lambda path: path.split("/"))
+    return images, others
+
+
+def name_others(paths: Sequence[str]) -> tuple[str, ...]:
+    """A line about files of other kinds than images, none where there are none."""
+    if not paths:
+        return ()
+    kinds = Counter(os.path.splitext(path)[1].lower() or "without an ending" for path in paths)
+    named = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
+    more = ", ..." if len(kinds) > 5 else ""
+    line = (
+        f"{len(paths):,} files are of kinds that cannot be read here and are left out ({named}{more}), such as "
+        f"{paths[0]}; save images among them as JPEG or PNG"
+    )
+    return (line,)
 
 
 def find_root(bases: Iterable[Path], folders: Iterable[str], markers: Sequence[str]) -> Path | None:

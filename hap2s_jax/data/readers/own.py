@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
+from hap2s_jax.data import matches
 from hap2s_jax.data.draws import permutation
-from hap2s_jax.data.readers.files import FileSource, Parts, list_folders, walk_images
+from hap2s_jax.data.readers.files import FileSource, Parts, list_folders, name_others, walk_files
+from hap2s_jax.data.readers.table import read_table
 from hap2s_jax.errors import UserError
 
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
-_SPLITS |= {"test": "test", "query": "query", "gallery": "gallery"}
-_BOX = ("x1", "y1", "x2", "y2")
+_SPLITS |= {"test": "test", "query": "query", "gallery": "gallery", "database": "gallery"}
 
 
 class _Rows:
@@ -23,10 +23,10 @@ class _Rows:
         self.paths: list[str] = []
         self.classes: list[str] = []
         self.cameras: list[int] = []
-        self.boxes: list[list[int]] = []
+        self.boxes: list[np.ndarray] = []
 
     def source(self, name: str, root: Path) -> FileSource:
-        cameras = self.cameras if any(camera >= 0 for camera in self.cameras) else None  # -1: not known
+        cameras = self.cameras if any(camera >= 0 for camera in self.cameras) else None  # below 0: not known
         return FileSource(
             name, root, self.paths, self.classes, cameras, np.array(self.boxes) if self.boxes else None
         )
@@ -38,7 +38,7 @@ class _Rows:
         return both
 
 
-def read_folder(root: Path, *, test_fraction: float = 0.5, seed: int = 0) -> Parts:
+def read_folder(root: Path, *, test_fraction: float = 0.5, columns: str = "", seed: int = 0) -> Parts:
     """A folder with a folder of images per class, or a CSV file.
 
     Folders named train and test (or query and gallery), and perhaps validation, are taken for the split, with the
@@ -48,15 +48,15 @@ def read_folder(root: Path, *, test_fraction: float = 0.5, seed: int = 0) -> Par
     Args:
       root: the folder, or a CSV file with the columns path, label and, as wished, split, camera, x1, y1, x2, y2.
       test_fraction: share of the classes to test on, where the data names no split.
+      columns: what these columns are called in the CSV, see `read_table`.
       seed: which classes those are.
 
     Raises:
       UserError: there are no images, or too few classes to split, or the CSV is malformed.
     """
-    try:
-        parts, remarks = (read_csv_rows(root), ()) if root.is_file() else _folder_rows(root)
-    except csv.Error as error:
-        raise UserError(f"{root} is no CSV file: {error}") from None
+    if columns and not root.is_file():
+        raise UserError(f"data.options.columns: {columns!r} is for a CSV file, and {root} is a folder")
+    parts, remarks = _csv_rows(root, columns) if root.is_file() else _folder_rows(root)
     base = root.parent if root.is_file() else root
     if "all" in parts:
         parts = _split(parts["all"], root, test_fraction, seed)
@@ -66,55 +66,62 @@ def read_folder(root: Path, *, test_fraction: float = 0.5, seed: int = 0) -> Par
         )
     train = parts["train"].source("own train", base)
     validation = parts["validation"].source("own validation", base) if "validation" in parts else None
+    query = gallery = None
     if "test" in parts:
         test = parts["test"].source("own test", base)
-        return Parts(train, test, validation=validation, remarks=remarks)
-    queries = len(parts["query"].paths)
-    test = parts["query"].join(parts["gallery"]).source("own test", base)
-    query, gallery = np.arange(queries), np.arange(queries, len(test))
-    return Parts(train, test, query, gallery, validation, remarks=remarks)
+    else:
+        queries = len(parts["query"].paths)
+        test = parts["query"].join(parts["gallery"]).source("own test", base)
+        query, gallery = np.arange(queries), np.arange(queries, len(test))
+    return _judged(train, validation, test, query, gallery, remarks)
 
 
-def read_csv_rows(path: Path) -> dict[str, _Rows]:
-    """The rows of a CSV by part ("all" without a split column); paths are relative to the CSV's folder."""
-    parts: dict[str, _Rows] = {}
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        columns = [c.strip().lower() for c in reader.fieldnames or ()]
-        reader.fieldnames = columns
-        if not {"path", "label"} <= set(columns):
-            raise UserError(f"{path}: needs the columns path and label, found {', '.join(columns) or 'none'}")
-        has_boxes = set(_BOX) <= set(columns)
-        for number, row in enumerate(reader, start=2):
-            split = (row.get("split") or "").strip().lower()
-            name = _SPLITS.get(split, "") if "split" in columns else "all"
-            if not name:
-                raise UserError(
-                    f"{path}, line {number}: split must be one of {', '.join(_SPLITS)}, found {split!r}"
+def _judged(
+    train: FileSource,
+    validation: FileSource | None,
+    test: FileSource,
+    query: np.ndarray | None,
+    gallery: np.ndarray | None,
+    remarks: tuple[str, ...],
+) -> Parts:
+    """The parts with how they can be judged, and remarks on what cannot."""
+    for source in (train, validation, test):
+        if source is not None and source.cameras is not None and len(np.unique(source.cameras)) == 1:
+            source.cameras = None
+            if source is test:
+                remarks += (
+                    "all test images are of one camera: matches by the same camera count, there being no others",
                 )
-            rows = parts.setdefault(name, _Rows())
-            try:
-                rows.paths.append((row["path"] or "").strip())
-                rows.classes.append((row["label"] or "").strip())
-                if "camera" in columns:
-                    rows.cameras.append(_int32(int(row["camera"])))
-                if has_boxes:
-                    rows.boxes.append([_int32(round(float(row[c]))) for c in _BOX])
-            except (TypeError, ValueError, OverflowError):
-                raise UserError(
-                    f"{path}, line {number}: camera and box must be numbers of at most 32 bits, found {row}"
-                ) from None
-            if not rows.paths[-1] or not rows.classes[-1]:
-                raise UserError(f"{path}, line {number}: path and label must not be empty")
-    if not parts:
-        raise UserError(f"{path}: has no rows")
-    return parts
+    if np.bincount(train.labels).max() == 1:
+        remarks += (
+            "no training class has two images: a batch repeats one, and only the random changes differ",
+        )
+    # Own images with queries or cameras are judged in both ways; validation classes have no queries.
+    paired = query is not None or test.cameras is not None
+    remarks += tuple(matches.describe(test, query, gallery, paired=paired))
+    protocols = ("class", "query_gallery") if paired else ("class",)
+    return Parts(train, test, query, gallery, validation, protocols=protocols, remarks=remarks)
 
 
-def _int32(number: int) -> int:
-    if not -(2**31) <= number < 2**31:
-        raise OverflowError
-    return number
+def _csv_rows(path: Path, columns: str) -> tuple[dict[str, _Rows], tuple[str, ...]]:
+    """The rows of a CSV by part ("all" without a split column), and remarks."""
+    table = read_table(path, columns)
+    parts: dict[str, _Rows] = {}
+    for n, line in enumerate(table.lines):
+        split = table.splits[n].lower()
+        name = _SPLITS.get(split, "") if table.has_split else "all"
+        if not name:
+            raise UserError(
+                f"{path}, line {line}: split must be one of {', '.join(_SPLITS)}, found {split!r}"
+            )
+        rows = parts.setdefault(name, _Rows())
+        rows.paths.append(table.paths[n])
+        rows.classes.append(table.labels[n])
+        if table.cameras is not None:
+            rows.cameras.append(int(table.cameras[n]))
+        if table.boxes is not None:
+            rows.boxes.append(table.boxes[n])
+    return parts, table.remarks
 
 
 def _folder_rows(root: Path) -> tuple[dict[str, _Rows], tuple[str, ...]]:
@@ -126,9 +133,11 @@ def _folder_rows(root: Path) -> tuple[dict[str, _Rows], tuple[str, ...]]:
         folders = by_part
     else:
         folders = {"all": ""}
-    parts, loose, direct = {part: _Rows() for part in folders}, [], 0
+    parts, loose, others, direct = {part: _Rows() for part in folders}, [], [], 0
     for part, folder in folders.items():
-        for path in walk_images(root / folder):
+        images, beside = walk_files(root / folder)
+        others += [other for other in beside if "/" in other]
+        for path in images:
             path = f"{folder}/{path}" if folder else path
             if not (root / path).is_file():  # a link that leads nowhere
                 continue
@@ -139,14 +148,18 @@ def _folder_rows(root: Path) -> tuple[dict[str, _Rows], tuple[str, ...]]:
             else:
                 loose.append(path)
             direct += len(inside) == 1
+    remarks = name_others(others)
     # Images that all lie deeper lie in folders of something else than classes.
     if not direct:
         raise UserError(
             f"{root}: found no image in a folder of its own class, such as {root}/CLASS/IMAGE.jpg"
+            + "".join(f"; {remark}" for remark in remarks)
         )
-    if not loose:
-        return parts, ()
-    return parts, (f"{len(loose):,} images lie in no folder of a class and are left out, such as {loose[0]}",)
+    if loose:
+        remarks += (
+            f"{len(loose):,} images lie in no folder of a class and are left out, such as {loose[0]}",
+        )
+    return parts, remarks
 
 
 def _split(rows: _Rows, root: Path, test_fraction: float, seed: int) -> dict[str, _Rows]:

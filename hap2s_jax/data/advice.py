@@ -1,0 +1,40 @@
+"""How long to train and with what batches, as far as the number of classes and images says."""
+
+from __future__ import annotations
+
+import math
+
+# Share of the training classes to validate on.
+VALIDATION = 0.1
+# A batch of so many classes where there are as many, and passes over the images where the steps allow them.
+CLASSES = 16
+PASSES = 100
+STEPS = (500, 8_000)
+# Parts of the steps.
+WARMUP, INTERVAL = 1 / 16, 1 / 8
+
+
+def validation_fraction(classes: int, usual: float) -> float:
+    """The share of `classes` training classes to validate on: none where two to train on would not be left."""
+    return usual if classes >= 4 and classes - max(2, math.floor(classes * usual + 0.5)) >= 2 else 0.0
+
+
+def batch_classes(classes: float) -> int:
+    """P, for so many training classes."""
+    return int(max(1, min(CLASSES, classes)))
+
+
+def steps(images: float, batch_size: int) -> int:
+    """Updates in which so many training images are seen `PASSES` times, in hundreds, and within `STEPS`."""
+    wanted = min(images * PASSES / batch_size, STEPS[1])
+    return max(STEPS[0], 100 * round(wanted / 100))
+
+
+def warmup_steps(total: int) -> int:
+    """Updates of the warm-up, of so many in all."""
+    return int(total * WARMUP)
+
+
+def interval(total: int) -> int:
+    """Updates between two evaluations, and between two checkpoints."""
+    return max(1, int(total * INTERVAL))

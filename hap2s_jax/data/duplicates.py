@@ -1,0 +1,112 @@
+"""Images that stand twice in a data set of files: listed again, under two labels, or in training and test."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hap2s_jax.data.source import Dataset
+
+# Reading more than this before a run would be noticed; `hap2s_jax.check_data --duplicates` reads whatever there is.
+QUICK_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What was found; boxes of one image at different places are different images.
+
+    Attributes:
+      repeated: files that a part lists more than once, and how often.
+      two_labels: groups of files of the same bytes (often one file) that stand under several labels, with these.
+      shared: groups of files of the same bytes of which training or validation has some and test others.
+      compared: whether bytes were compared, and not names alone.
+    """
+
+    repeated: list[tuple[str, int]]
+    two_labels: list[tuple[list[str], list[str]]]
+    shared: list[list[str]]
+    compared: bool
+
+    def lines(self, shown: int = 1) -> Iterator[str]:
+        """What was found in words, with the first `shown` of each."""
+        for found, what in (
+            (
+                [f"{path} ({count} times)" for path, count in self.repeated],
+                "images are listed more than once",
+            ),
+            (
+                [f"{', '.join(paths)} ({' and '.join(labels)})" for paths, labels in self.two_labels],
+                "images stand under more than one label",
+            ),
+            (
+                [", ".join(paths) for paths in self.shared],
+                "images are in training (or validation) and in test",
+            ),
+        ):
+            if found:
+                more = f"; and {len(found) - shown:,} more" if len(found) > shown else ""
+                yield f"{len(found):,} {what}: {'; '.join(found[:shown])}{more}"
+
+
+def find(dataset: Dataset, at_most_bytes: int | None = None) -> Duplicates:
+    """Looks for duplicates among the files of a data set that was read from files.
+
+    Args:
+      dataset: the data set.
+      at_most_bytes: names alone are compared where files of equal sizes, which have to be read, take more; None for no
+        limit.
+    """
+    # A file and the box in it, and where it stands: (part, label).
+    places: dict[tuple[str, tuple[int, ...]], list[tuple[str, str]]] = defaultdict(list)
+    for part, source in (
+        ("train", dataset.train),
+        ("validation", dataset.validation),
+        ("test", dataset.test),
+    ):
+        boxes = getattr(source, "boxes", None)
+        for n in range(0 if source is None else len(source)):
+            assert source is not None
+            box = () if boxes is None else tuple(boxes[n].tolist())
+            label = source.class_names[source.labels[n]] if source.labels[n] >= 0 else ""
+            places[os.path.normpath(source.describe(n)), box].append((part, label))
+    digests, compared = _digests({path for path, _ in places}, at_most_bytes)
+    repeated = []
+    groups: dict[tuple[str, tuple[int, ...]], list[tuple[str, str, str]]] = defaultdict(list)
+    for (path, box), where in places.items():
+        most = max(Counter(where).values())
+        if most > 1:
+            repeated.append((path, most))
+        groups[digests.get(path, path), box] += [(path, *place) for place in where]
+    two_labels, shared = [], []
+    for group in groups.values():
+        paths = list(dict.fromkeys(path for path, _, _ in group))
+        labels = sorted({label for _, _, label in group if label})
+        if len(labels) > 1:
+            two_labels.append((paths, labels))
+        if len({part == "test" for _, part, _ in group}) == 2:
+            shared.append(paths)
+    return Duplicates(repeated, two_labels, shared, compared)
+
+
+def _digests(paths: set[str], at_most_bytes: int | None) -> tuple[dict[str, str], bool]:
+    """A digest of every file that another one equals in size; and whether they were made."""
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for path in paths:
+        try:
+            by_size[os.stat(path).st_size].append(path)
+        except OSError:  # reported where images are read
+            continue
+    alike = {size: found for size, found in by_size.items() if len(found) > 1}
+    if at_most_bytes is not None and sum(size * len(found) for size, found in alike.items()) > at_most_bytes:
+        return {}, False
+    digests = {}
+    for path in (path for found in alike.values() for path in found):
+        try:
+            with open(path, "rb") as file:
+                digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            continue
+    return digests, True

@@ -1,0 +1,300 @@
+"""CSV files as people have them: dialects, encodings, names of columns, cameras and boxes.
+
+Training (`own`) and embedding (`hap2s_jax.serving.listing`) read the same files in the same way.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from hap2s_jax.errors import UserError, did_you_mean
+
+_COLUMNS = ("path", "label", "split", "camera", "box")
+_CORNERS = ("x1", "y1", "x2", "y2")
+_DELIMITERS = ",;\t|"
+# What others call these columns; suggested, not taken, for they may mean something else.
+_SYNONYMS = {
+    "path": (
+        "file",
+        "filename",
+        "file_name",
+        "filepath",
+        "file_path",
+        "image",
+        "image_path",
+        "img",
+        "image_name",
+    ),
+    "label": (
+        "identity",
+        "class",
+        "class_name",
+        "class_id",
+        "category",
+        "pid",
+        "person_id",
+        "target",
+        "name",
+        "id",
+    ),
+    "split": ("set", "subset", "partition", "fold"),
+    "camera": ("cam", "camid", "camera_id", "cam_id", "camera_name"),
+}
+_SIZES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height"))
+
+
+@dataclass
+class Table:
+    """The rows of a CSV, a list for each column; empty texts where a column is not there.
+
+    Attributes:
+      lines: each row's line in the file.
+      paths: with forward slashes, relative to the file's folder or absolute.
+      cameras: their numbers, below 0 and all different where a camera is not known; None where none is.
+      boxes: int32 `[n, 4]` left, top, right, bottom, the last two exclusive; None without any.
+      has_split: whether there is such a column.
+      remarks: lines for whoever uses the file.
+    """
+
+    lines: list[int] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    cameras: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+    has_split: bool = False
+    remarks: tuple[str, ...] = ()
+
+
+def read_table(file: Path, columns: str = "", needed: Sequence[str] = ("path", "label")) -> Table:
+    """Reads a CSV.
+
+    Commas, semicolons, tabs or bars between the fields; UTF-8 or UTF-16; blank lines are passed over. Without a column
+    `label`, one called `identity` is taken for it, as the package wildlife-datasets has it.
+
+    Args:
+      file: the file.
+      columns: what the columns are called here, as in ``label=person,path=file,box=x+y+w+h``; "camera=" takes none.
+        A box is four columns of corners, or of a corner, width and height where the last two are called so, or one
+        column that holds x, y, width and height.
+      needed: the columns without which there is nothing to do.
+
+    Raises:
+      UserError: names the line and what is wrong in it.
+    """
+    head, rows = _open(file, columns, needed)
+    found = _find_columns(file, head, columns, needed)
+    table, cameras, boxes, empty = Table(has_split="split" in found), [], [], []
+    for line, row in rows:
+        values = {name: row[place].strip() for name, place in found.items() if isinstance(place, int)}
+        if missing := [name for name in needed if not values[name]]:
+            raise UserError(f"{file}, line {line}: {' and '.join(missing)} must not be empty")
+        if "\0" in values["path"]:
+            raise UserError(f"{file}, line {line}: path holds a zero byte")
+        table.lines.append(line)
+        table.paths.append(_path_here(file.parent, values["path"]))
+        table.labels.append(values.get("label", ""))
+        table.splits.append(values.get("split", ""))
+        cameras.append(values.get("camera", ""))
+        if isinstance(where := found.get("box"), list):
+            boxes.append(_box(file, line, [head[n] for n in where], [row[n] for n in where]))
+            if boxes[-1][2] <= boxes[-1][0] or boxes[-1][3] <= boxes[-1][1]:
+                empty.append((line, boxes[-1]))
+    if not table.paths:
+        raise UserError(f"{file}: has no rows")
+    if empty:
+        raise UserError(
+            f"{file}: {len(empty):,} of {len(boxes):,} boxes are empty or turned round, such as line {empty[0][0]}: "
+            f"left, top, right, bottom {', '.join(map(str, empty[0][1]))}; where they are x, y, width and height, name "
+            "the columns: columns=box=x+y+w+h (in a config, data.options.columns)"
+        )
+    table.cameras = _number_cameras(cameras)
+    table.boxes = np.array(boxes, np.int32) if boxes else None
+    table.remarks = tuple(_hints(head, found))
+    return table
+
+
+def _open(
+    file: Path, columns: str, needed: Sequence[str]
+) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The names of the columns, and the rows that are not blank, each with its line and as long as the head."""
+    text = _decode(file.read_bytes())
+    if separator := re.match(r"sep=(.)\r?\n", text):  # a line of spreadsheet programs
+        text = text[separator.end() :]
+    start = text.lstrip("\r\n \t")
+    wanted = {**{name: name for name in needed}, **dict(_pairs(columns))}
+
+    def head_by(delimiter: str) -> list[str]:
+        names = next(csv.reader(io.StringIO(start[:65536], newline=""), delimiter=delimiter), [])
+        return [name.strip().lower() for name in names]
+
+    def fitting(delimiter: str) -> tuple[int, int]:
+        head = head_by(delimiter)
+        named = {part for name in wanted.values() for part in name.split("+") if name}
+        return len(named & {*head}), len(head)
+
+    try:
+        delimiter = max(_DELIMITERS, key=fitting)  # the first of equals: a comma
+        head = head_by(delimiter)
+    except csv.Error as error:
+        raise UserError(f"{file} is no CSV file: {error}") from None
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        before = 1 if separator else 0
+        try:
+            for row in reader:
+                if not any(cell.strip() for cell in row):
+                    continue
+                if any(cell.strip() for cell in row[len(head) :]):
+                    raise UserError(
+                        f"{file}, line {before + reader.line_num}: has {len(row)} fields, and the first line names "
+                        f"{len(head)}; a text with {delimiter!r} in it must stand in quotes"
+                    )
+                yield before + reader.line_num, [*row, *[""] * (len(head) - len(row))]
+        except csv.Error as error:
+            raise UserError(f"{file} is no CSV file: {error}") from None
+
+    found = rows()
+    next(found, None)  # the head
+    return head, found
+
+
+def _decode(data: bytes) -> str:
+    """UTF-8, where bytes that are none survive as file names, or UTF-16 or -32, by their marks or their zeros."""
+    for mark, name in (
+        (codecs.BOM_UTF32_LE, "utf-32"),
+        (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
+        if data.startswith(mark):
+            return data.decode(name, "replace")
+    zeros = [data[side:200:2].count(0) for side in (0, 1)]
+    if max(zeros) > 20 and not min(zeros):  # letters of Western languages have a zero in every pair
+        return data.decode("utf-16-be" if zeros[0] else "utf-16-le", "replace")
+    return data.decode("utf-8-sig", "surrogateescape")
+
+
+def _pairs(columns: str) -> Iterator[tuple[str, str]]:
+    for item in filter(None, columns.split(",")):
+        name, equals, actual = item.partition("=")
+        name = name.strip().lower()
+        if not equals or name not in _COLUMNS:
+            raise UserError(
+                f"columns (data.options.columns): {item!r} should be one of {', '.join(_COLUMNS)}, an equals sign and "
+                f"the column's name here, as in label=identity,path=file{did_you_mean(name, _COLUMNS)}"
+            )
+        yield name, actual.strip().lower()
+
+
+def _find_columns(
+    file: Path, head: list[str], columns: str, needed: Sequence[str]
+) -> dict[str, int | list[int]]:
+    """The place of each column that is there; of a box a list of places."""
+    given = dict(_pairs(columns))
+    found: dict[str, int | list[int]] = {}
+    for name in _COLUMNS:
+        parts = given.get(name, name).split("+") if name != "box" or name in given else list(_CORNERS)
+        if name == "label" and name not in given and name not in head and "identity" in head:
+            parts = ["identity"]
+        if all(part in head for part in parts) and parts != [""]:
+            places = [head.index(part) for part in parts]
+            found[name] = places if name == "box" else places[0]
+        elif given.get(name):
+            lacking = next(part for part in parts if part not in head)
+            raise UserError(
+                f"columns: {file} has no column {lacking!r}{did_you_mean(lacking, head)}; it has {', '.join(head)}"
+            )
+        if name == "box" and name in found and len(parts) not in (1, 4):
+            raise UserError(f"columns: box={given[name]} should be four columns, as in box=x1+y1+x2+y2")
+    if lacking := [name for name in needed if name not in found]:
+        likely = [
+            f"{name}={synonym}"
+            for name in lacking
+            if (
+                synonym := next(
+                    (s for s in _SYNONYMS[name] if s in head and head.index(s) not in found.values()), ""
+                )
+            )
+        ]
+        hint = f"; say which they are: columns={','.join(likely or [f'{lacking[0]}=NAME'])}"
+        raise UserError(
+            f"{file}: needs the columns {' and '.join(needed)}, found {', '.join(filter(None, head)) or 'none'}{hint} "
+            "(in a config, data.options.columns)"
+        )
+    return found
+
+
+def _box(file: Path, line: int, names: list[str], cells: list[str]) -> list[int]:
+    """left, top, right, bottom."""
+    sizes = len(names) == 1 or all(
+        re.search(rf"(^|[^a-z])({word})$", name)
+        for word, name in zip(("w|width", "h|height"), names[2:], strict=True)
+    )
+    if len(names) == 1:
+        cells = re.findall(r"[^\s,;\[\]()]+", cells[0])
+    try:
+        left, top, third, fourth = (float(cell) for cell in cells)
+        corners = (left, top, left + third, top + fourth) if sizes else (left, top, third, fourth)
+        box = [round(corner) for corner in corners]
+        if not all(-(2**31) <= corner < 2**31 for corner in box):
+            raise OverflowError
+    except (ValueError, OverflowError):
+        raise UserError(
+            f"{file}, line {line}: the box ({'+'.join(names)}) must be four numbers of at most 32 bits, found "
+            f"{' '.join(cells) or 'nothing'}"
+        ) from None
+    return box
+
+
+def _number_cameras(names: list[str]) -> np.ndarray | None:
+    """Whole numbers as they are, other names by their place in sorted order; unknown ones below 0, all different."""
+    known = {name for name in names if name}
+    try:
+        numbers = {name: int(name) for name in known}
+        if any(not -(2**31) <= number < 2**31 for number in numbers.values()):
+            raise ValueError
+    except ValueError:
+        numbers = {name: place for place, name in enumerate(sorted(known))}
+    cameras = np.array([numbers.get(name, -1) for name in names], np.int32)
+    if not (cameras >= 0).any():
+        return None
+    unknown = np.flatnonzero(cameras < 0)
+    cameras[unknown] = -1 - np.arange(len(unknown))  # so that no two of them are taken for one camera
+    return cameras
+
+
+def _path_here(folder: Path, path: str) -> str:
+    """The path under which the file is found here, where another system wrote it: backslashes, drives, accents."""
+    if path.isascii() and "\\" not in path:
+        return path
+    slashed = path.replace("\\", "/")
+    candidates = [path, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))]
+    if drive := re.match(r"[A-Za-z]:/+", slashed):
+        parts = slashed[drive.end() :].split("/")
+        candidates += ["/".join(parts[n:]) for n in range(len(parts))]
+    try:
+        return next((c for c in candidates if os.path.isfile(folder / c)), path)
+    except (OSError, ValueError):
+        return path
+
+
+def _hints(head: list[str], found: dict[str, int | list[int]]) -> Iterator[str]:
+    """What looks like a column of ours under another name."""
+    for name, synonyms in _SYNONYMS.items():
+        like = next((s for s in synonyms if s in head), "")
+        if like and name not in found and head.index(like) not in found.values():
+            yield f"there is no column {name}, and {like} is not used; if that is it: columns={name}={like}"
+    if "box" not in found and (like := next((s for s in _SIZES if {*s} <= {*head}), None)):
+        yield f"the columns {', '.join(like)} are not used; if they are a box: columns=box={'+'.join(like)}"

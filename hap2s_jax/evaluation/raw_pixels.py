@@ -1,0 +1,39 @@
+"""Raw pixels as embeddings: the figure that every encoder has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hap2s_jax.data.pixels import resize
+
+NAME = "raw pixels"
+# Larger images are shrunk to this side.
+SIDE = 64
+# Products of two numbers in the distances of all pairs: a few seconds of two cores.
+_AFFORDABLE = 5e10
+
+
+def size_of(image_size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) in which pixels are compared."""
+    scale = min(1.0, SIDE / max(image_size))
+    return max(1, round(image_size[0] * scale)), max(1, round(image_size[1] * scale))
+
+
+def is_affordable(images: int, image_size: tuple[int, int]) -> bool:
+    """Whether comparing so many images takes no more than a few seconds."""
+    return images**2 * 3 * int(np.prod(size_of(image_size))) <= _AFFORDABLE
+
+
+def beside(embed: Callable[[Any, Any], Any]) -> Callable[[Any, Any], np.ndarray]:
+    """`embed`, with the pixels of every image, 0 to 1, behind its embedding: one pass over the images serves both."""
+
+    def both(variables: Any, images: Any) -> np.ndarray:
+        embedded = embed(variables, images)  # the device works while the images are shrunk
+        size = size_of(images.shape[1:3])
+        pixels = np.stack([resize(image, size).reshape(-1) for image in np.asarray(images)])
+        return np.concatenate([np.asarray(embedded, np.float32), pixels / np.float32(255)], axis=1)
+
+    return both

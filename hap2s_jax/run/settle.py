@@ -1,0 +1,118 @@
+"""What a config leaves open, settled before a run begins: by the run that is there, by the data, by the steps."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from hap2s_jax.data import advice, registry
+from hap2s_jax.run import config as configs
+from hap2s_jax.run.config import Config
+from hap2s_jax.training.checkpoint import FOLDER
+
+
+def settle(config: Config, workdir: pathlib.Path | None = None) -> list[str]:
+    """Settles, in place, the keys that are None and may be, and those that the number of steps does not allow.
+
+    Where `workdir` holds a run that was begun, it goes on with what that run had; keys that have been added since count
+    as they did then. Otherwise the training data decide.
+
+    Args:
+      config: unlocked.
+      workdir: of the run, or None without data and run (to rehearse): what large data would get.
+
+    Returns:
+      Lines that say what was chosen.
+
+    Raises:
+      UserError: the data are needed and not there, or malformed.
+    """
+    notes = [] if workdir is None else _as_begun(config, workdir)
+    open_keys = [key for key in _CHOICES if _get(config, key) is None]
+    if open_keys:
+        classes, images = (math.inf, math.inf) if workdir is None else _count(config)
+        for key in open_keys:
+            if _get(config, key) is None:
+                _set(config, key, _CHOICES[key](config, classes, images))
+        chosen = ", ".join(f"{key}={_get(config, key)}" for key in open_keys)
+        notes.append(f"chosen for these data: {chosen}; --config.KEY=VALUE chooses otherwise")
+    return notes + _clamp(config)
+
+
+_CHOICES: dict[str, Callable[[Config, float, float], Any]] = {
+    "data.validation_fraction": lambda config, classes, images: advice.VALIDATION,
+    "batch.classes": lambda config, classes, images: advice.batch_classes(classes),
+    "steps": lambda config, classes, images: advice.steps(
+        images, config.batch.classes * config.batch.images_per_class
+    ),
+    "schedule.warmup_steps": lambda config, classes, images: advice.warmup_steps(config.steps),
+    "evaluate.every_steps": lambda config, classes, images: advice.interval(config.steps),
+    "checkpoint.every_steps": lambda config, classes, images: advice.interval(config.steps),
+}
+
+
+def _count(config: Config) -> tuple[int, int]:
+    """Classes and images to train on, once the share of the validation classes is settled too."""
+    from hap2s_jax.data.splits import split_by_class
+    from hap2s_jax.run.evaluator import load_dataset
+
+    fraction, config.data.validation_fraction = config.data.validation_fraction, 0.0
+    dataset = load_dataset(config)
+    train = dataset.train
+    if dataset.validation is None:
+        if fraction is None:
+            fraction = advice.validation_fraction(registry.num_classes(train), advice.VALIDATION)
+        train = split_by_class(train, fraction, config.seed)[0]
+    config.data.validation_fraction = advice.VALIDATION if fraction is None else fraction
+    return registry.num_classes(train), len(train)
+
+
+def _as_begun(config: Config, workdir: pathlib.Path) -> list[str]:
+    """Takes what a run that was begun has in effect for keys that are open here or were added since."""
+    if not any((workdir / FOLDER).glob("[0-9]*")):
+        return []
+    then: Any = configs.load(workdir)
+    written = configs.flatten(json.loads((workdir / configs.FILE_NAME).read_text()))
+    known, notes = configs.flatten(config), []
+    for key, value in configs.flatten(then).items():
+        if key in known and known[key] is None and key in _CHOICES:
+            _set(config, key, value)
+        elif key in known and key not in written and known[key] != value:
+            _set(config, key, value)
+            notes.append(f"note: this run was begun before there was {key}, and goes on with {key}={value}")
+    return notes
+
+
+def _clamp(config: Config) -> list[str]:
+    """Shortens what is longer than the run itself."""
+    total = config.steps
+    if not isinstance(total, int) or total < 1:
+        return []
+    shorter = {}
+    if config.schedule.warmup_steps > total:
+        shorter["schedule.warmup_steps"] = total // 10
+    for key in ("evaluate.every_steps", "checkpoint.every_steps"):
+        if _get(config, key) > total:
+            shorter[key] = total
+    if not shorter:
+        return []
+    changes = ", ".join(f"{key} from {_get(config, key)} to {value}" for key, value in shorter.items())
+    for key, value in shorter.items():
+        _set(config, key, value)
+    return [f"note: with {total} steps, {changes}"]
+
+
+def _get(config: Config, key: str) -> Any:
+    for name in key.split("."):
+        config = config[name]
+    return config
+
+
+def _set(config: Config, key: str, value: Any) -> None:
+    *folders, name = key.split(".")
+    for folder in folders:
+        config = config[folder]
+    config[name] = value
