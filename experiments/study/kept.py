@@ -35,6 +35,8 @@ _NOT_OF_THE_OUTCOME = (
     "pretrained.offline",
     "pretrained.cache_dir",
 )
+# Keys that change nothing of emoji and characters, which have neither orientations nor transparency.
+_WITHOUT_EFFECT = ("data.exif", "data.background", "data.max_pixels")
 
 
 class Kept:
@@ -122,7 +124,11 @@ def identity(leaves: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, A
         name = leaves[f"{section}.name"]
         known = losses.hyperparameters(name) if name in losses.names() else {}
         default |= {f"{section}.{key}": value for key, value in known.items()}
-    return {key: value for key, value in leaves.items() if key not in default or default[key] != value}
+    return {
+        key: value
+        for key, value in leaves.items()
+        if key not in _WITHOUT_EFFECT and (key not in default or default[key] != value)
+    }
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
