@@ -80,8 +80,9 @@ def extremes(record: Record) -> None:
         return jnp.mean(jnp.min(distances, axis=1))
 
     for name, function in (("batch-hard", hardest), ("max", furthest), ("min", nearest)):
+        program = jax.jit(jax.value_and_grad(function))
         for kind, rows in (("distinct", x), ("ties", tied)):
-            value, slope = _errors(function, rows, labels)
+            value, slope = _errors(program, rows, labels)
             goals = {"value_error": _VALUE, "gradient_error": _GRADIENT}
             record.row(f"{name}, {kind}", goals, value_error=value, gradient_error=slope)
 
@@ -98,9 +99,10 @@ def some_losses(record: Record) -> None:
             def whole(x: Any, labels: Any, loss: Any = loss, params: Any = params) -> Any:
                 return loss(x, labels, params=params, with_stats=False)
 
-            value, slope = _errors(whole, x, labels)
+            program = jax.jit(jax.value_and_grad(whole))
+            value, slope = _errors(program, x, labels)
             figures = {"value_error": value, "gradient_error": slope}
-            figures["shards_value"], figures["shards_gradient"] = _sharded(whole, loss, params, x, labels)
+            figures["shards_value"], figures["shards_gradient"] = _sharded(program, loss, params, x, labels)
             goals = {"value_error": _VALUE, "gradient_error": _GRADIENT}
             record.row(
                 f"loss {name}", goals | {"shards_value": _SHARDS, "shards_gradient": _GRADIENT}, **figures
@@ -158,17 +160,16 @@ def resumed(record: Record) -> None:
     record.row("resumed", {"arrays_that_differ": ("==", 0)}, arrays_that_differ=differ, steps=steps)
 
 
-def _errors(function: Callable[..., Any], x: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def _errors(program: Callable[..., Any], x: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Relative errors of the value and of the gradient in float32, against float64 on the same device."""
-    value, slope = jax.jit(jax.value_and_grad(function))(jnp.asarray(x), jnp.asarray(labels))
+    value, slope = program(jnp.asarray(x), jnp.asarray(labels))
     with jax.enable_x64(True):
-        exact = jax.jit(jax.value_and_grad(function))(jnp.asarray(x, jnp.float64), jnp.asarray(labels))
-        exact = jax.device_get(exact)
+        exact = jax.device_get(program(jnp.asarray(x, jnp.float64), jnp.asarray(labels)))
     return _relative(value, exact[0]), _relative(slope, exact[1])
 
 
 def _sharded(
-    whole: Callable[..., Any], loss: Any, params: Any, x: np.ndarray, labels: np.ndarray
+    program: Callable[..., Any], loss: Any, params: Any, x: np.ndarray, labels: np.ndarray
 ) -> tuple[float, float]:
     """Relative differences of value and gradient between eight shards, by vmap, and the whole batch."""
 
@@ -181,7 +182,7 @@ def _sharded(
 
     shards = x.reshape(8, -1, x.shape[1]), labels.reshape(8, -1)
     values, slopes = jax.jit(jax.vmap(on_shard, axis_name=AXIS))(*shards)
-    value, slope = jax.jit(jax.value_and_grad(whole))(x, labels)
+    value, slope = program(jnp.asarray(x), jnp.asarray(labels))
     return _relative(np.asarray(values), np.full(8, value)), _relative(
         np.asarray(slopes).reshape(x.shape), slope
     )

@@ -33,7 +33,7 @@ def test_every_part_runs_at_toy_size(tmp_path):
     output = tmp_path / "out.jsonl"
     environment = {**os.environ, "XLA_FLAGS": ""}  # one device, as on the machine
     done = subprocess.run(
-        [*COMMAND, f"--output={output}", "--commit=abc", "--minutes=9"],
+        [*COMMAND, f"--output={output}", "--commit=abc", "--minutes=14"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
