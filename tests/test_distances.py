@@ -121,13 +121,6 @@ MULTIPLIERS = {
     "models.conv": "convolutions written as products",
     "reporting.plots": "principal axes of a picture",
     "evaluation.statistics": "drawn counts times sums",
-    # The metrics' own products, to be replaced by those of `distances`.
-    "evaluation.clustering": "",
-    "evaluation.inputs": "",
-    "evaluation.neighbors": "",
-    "evaluation.ranking": "",
-    "evaluation.symmetric": "",
-    "evaluation.thresholds": "",
 }
 PRODUCTS = {"matmul", "einsum", "tensordot", "dot", "dot_general", "vdot", "vecdot", "inner"}
 

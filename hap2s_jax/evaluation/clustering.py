@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
-from hap2s_jax.evaluation.inputs import check_embeddings, check_integers, space
+from hap2s_jax.distances import gram_distances, products, scores, squares
+from hap2s_jax.evaluation.inputs import cached_cells, check_embeddings, check_integers, space
 
 _SEEDING_ROUNDS = 64
-_TILE_BYTES = 32 * 2**20
 _LANES = 32
 
 
 def kmeans(
-    embeddings: Any,
+    embeddings: ArrayLike,
     clusters: int,
     *,
     distance: str = "euclidean",
@@ -47,7 +48,7 @@ def kmeans(
         raise ValueError(f"clusters must lie between 1 and the {count} embeddings, but is {clusters}.")
     if restarts < 1 or iterations < 1:
         raise ValueError(f"restarts and iterations must be at least 1, but are {restarts} and {iterations}.")
-    block = max(1, min(count, _TILE_BYTES // (4 * clusters)))
+    block = max(1, min(count, cached_cells() // clusters))
     padded = space(array, distance)(array, np.arange(count), count + -count % block)
     best, least = None, np.inf
     for key in jax.random.split(jax.random.key(seed), restarts):
@@ -65,37 +66,29 @@ def _lloyd(
 ) -> tuple[jax.Array, jax.Array]:
     """One start of k-means: assignment int32 `[n]` and inertia."""
     points = padded[:count]
-    squares = jnp.sum(points * points, axis=1)
+    lengths = squares(points)
 
     def assign(centres: jax.Array) -> tuple[jax.Array, jax.Array]:
         more = -clusters % _LANES
-        lengths = jnp.pad(jnp.sum(centres * centres, axis=1), (0, more), constant_values=jnp.inf)
+        of_centres = jnp.pad(squares(centres), (0, more), constant_values=jnp.inf)
         centres = jnp.pad(centres, ((0, more), (0, 0)))
-
-        def one(part: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return _lowest(lengths - 2 * jnp.matmul(part, centres.T, precision="highest"))
-
-        nearest, scores = lax.map(one, padded.reshape(-1, block, padded.shape[1]))
-        return nearest.reshape(-1)[:count], jnp.maximum(scores.reshape(-1)[:count] + squares, 0)
-
-    def update(nearest: jax.Array, gaps: jax.Array) -> jax.Array:
-        sums = jnp.zeros((clusters, points.shape[1]), points.dtype).at[nearest].add(points)
-        sizes = jnp.zeros(clusters, jnp.int32).at[nearest].add(1)
-        farthest = jnp.argsort(-gaps)[:clusters]
-        empty = sizes == 0
-        stand_in = points[farthest[jnp.cumsum(empty) - 1]]
-        return jnp.where(empty[:, None], stand_in, sums / jnp.maximum(sizes, 1)[:, None].astype(points.dtype))
+        parts = padded.reshape(-1, block, padded.shape[1])
+        nearest, gaps = lax.map(lambda part: _lowest(scores(products(part, centres), of_centres)), parts)
+        return nearest.reshape(-1)[:count], jnp.maximum(gaps.reshape(-1)[:count] + lengths, 0)
 
     def step(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         number, nearest, gaps, _ = carry
-        again, new_gaps = assign(update(nearest, gaps))
+        sums = jnp.zeros((clusters, points.shape[1]), points.dtype).at[nearest].add(points)
+        sizes = jnp.zeros(clusters, jnp.int32).at[nearest].add(1)[:, None]
+        empty = sizes[:, 0] == 0
+        stand_in = points[jnp.argsort(-gaps)[:clusters][jnp.cumsum(empty) - 1]]
+        means = sums / jnp.maximum(sizes, 1).astype(points.dtype)
+        again, new_gaps = assign(jnp.where(empty[:, None], stand_in, means))
         return number + 1, again, new_gaps, jnp.any(again != nearest)
 
-    def go_on(carry: tuple[jax.Array, ...]) -> jax.Array:
-        return carry[3] & (carry[0] < iterations)
-
-    first = assign(_seed_centres(key, points, squares, clusters))
-    _, nearest, gaps, _ = lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), *first, jnp.array(True)))
+    first = assign(_seed_centres(key, points, lengths, clusters))
+    start = (jnp.zeros((), jnp.int32), *first, jnp.array(True))
+    _, nearest, gaps, _ = lax.while_loop(lambda carry: carry[3] & (carry[0] < iterations), step, start)
     return nearest, jnp.sum(gaps)
 
 
@@ -114,7 +107,7 @@ def _lowest(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     return found[:, 0].astype(jnp.int32), jnp.take_along_axis(value, place, axis=1)[:, 0]
 
 
-def _seed_centres(key: jax.Array, points: jax.Array, squares: jax.Array, clusters: int) -> jax.Array:
+def _seed_centres(key: jax.Array, points: jax.Array, lengths: jax.Array, clusters: int) -> jax.Array:
     """k-means++ starts `[clusters, d]`, a few at a time so that many clusters need no more than 64 rounds."""
     count = points.shape[0]
     at_once = -(-clusters // _SEEDING_ROUNDS)
@@ -126,97 +119,91 @@ def _seed_centres(key: jax.Array, points: jax.Array, squares: jax.Array, cluster
         logits = jnp.log(jnp.clip(gaps, jnp.finfo(gaps.dtype).tiny, jnp.finfo(gaps.dtype).max))
         noisy = logits + jax.random.gumbel(jax.random.fold_in(key, number), (count,), gaps.dtype)
         new = lax.top_k(noisy, at_once)[1]
-        centres = points[new]
-        product = jnp.matmul(points, centres.T, precision="highest")
-        apart = squares[:, None] + squares[new] - 2 * product
-        nearer = jnp.minimum(jnp.min(apart, axis=1), jnp.where(jnp.isinf(gaps), jnp.inf, gaps))
-        return lax.dynamic_update_slice(chosen, new, (number * at_once,)), jnp.maximum(nearer, 0).at[new].set(
-            0
-        )
+        apart = gram_distances(points, points[new], a_squares=lengths, b_squares=lengths[new])
+        nearer = jnp.minimum(jnp.min(apart, axis=1), gaps).at[new].set(0)
+        return lax.dynamic_update_slice(chosen, new, (number * at_once,)), nearer
 
     start = jnp.zeros(rounds * at_once, jnp.int32), jnp.full(count, jnp.inf, points.dtype)
     chosen, _ = lax.fori_loop(0, rounds, draw, start)
     return points[chosen[:clusters]]
 
 
-def nmi(labels: Any, assignment: Any) -> float:
+def nmi(labels: ArrayLike, assignment: ArrayLike) -> float:
     """Normalised mutual information, by the arithmetic mean of the two entropies."""
-    table = _Contingency(labels, assignment)
-    if table.trivial:
+    table = _contingency(labels, assignment)
+    if table.alike:
         return 1.0
-    return float(max(0.0, table.mutual_information / ((table.row_entropy + table.column_entropy) / 2)))
+    return float(max(0.0, table.mutual_information / table.entropy))
 
 
-def ami(labels: Any, assignment: Any) -> float:
+def ami(labels: ArrayLike, assignment: ArrayLike) -> float:
     """Adjusted mutual information (Vinh et al., 2010), by the arithmetic mean of the two entropies."""
-    table = _Contingency(labels, assignment)
-    if table.trivial:
+    table = _contingency(labels, assignment)
+    # The one case without a gap between expectation and maximum, 0 / 0 up to rounding, is among these: classes of one
+    # image each in clusters of one.
+    if table.alike:
         return 1.0
-    expected = table.expected_mutual_information()
-    normaliser = (table.row_entropy + table.column_entropy) / 2
-    # All singletons on both sides: the gap closes to rounding error, and its sign alone is to be kept.
-    gap = normaliser - expected
-    gap = min(gap, -np.finfo(float).eps) if gap < 0 else max(gap, np.finfo(float).eps)
-    return float((table.mutual_information - expected) / gap)
+    expected = _expected_mutual_information(table)
+    return float((table.mutual_information - expected) / (table.entropy - expected))
 
 
-def f1(labels: Any, assignment: Any) -> float:
+def f1(labels: ArrayLike, assignment: ArrayLike) -> float:
     """F1 over pairs of images: those in one cluster against those in one class (Song et al., 2016)."""
-    table = _Contingency(labels, assignment)
+    table = _contingency(labels, assignment)
     together = np.sum(table.cells * (table.cells - 1.0))
     clustered = np.sum(table.column_sums * (table.column_sums - 1.0))
     related = np.sum(table.row_sums * (table.row_sums - 1.0))
     return float(2 * together / (clustered + related)) if clustered + related > 0 else 1.0
 
 
-class _Contingency:
+class _Contingency(NamedTuple):
     """Counts of images by class and cluster, the nonzero cells only, in float64."""
 
-    def __init__(self, labels: Any, assignment: Any) -> None:
-        assigned = np.asarray(assignment)
-        classes = np.unique(check_integers(labels, assigned.shape[0], "labels"), return_inverse=True)[1]
-        clusters = np.unique(check_integers(assigned, classes.shape[0], "assignment"), return_inverse=True)[1]
-        self.total = classes.shape[0]
-        self.row_sums = np.bincount(classes).astype(np.float64)
-        self.column_sums = np.bincount(clusters).astype(np.float64)
-        pairs, cells = np.unique(classes * len(self.column_sums) + clusters, return_counts=True)
-        self.cells = cells.astype(np.float64)
-        rows, columns = pairs // len(self.column_sums), pairs % len(self.column_sums)
-        outer = self.row_sums[rows] * self.column_sums[columns]
-        self.mutual_information = float(
-            np.sum(self.cells / self.total * np.log(self.cells * self.total / outer)),
-        )
-        self.row_entropy = _entropy(self.row_sums)
-        self.column_entropy = _entropy(self.column_sums)
-
-    @property
-    def trivial(self) -> bool:
-        """Both partitions put everything together: nothing to tell apart."""
-        return len(self.row_sums) == len(self.column_sums) == 1
-
-    def expected_mutual_information(self) -> float:
-        """Mean mutual information of random partitions with these class and cluster sizes."""
-        n = self.total
-        log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
-        rows, row_times = np.unique(self.row_sums.astype(np.int64), return_counts=True)
-        columns, column_times = np.unique(self.column_sums.astype(np.int64), return_counts=True)
-        expected = 0.0
-        # Sizes repeat: a few dozen distinct ones stand for thousands of classes.
-        for a, a_times in zip(rows, row_times, strict=True):
-            for b, b_times in zip(columns, column_times, strict=True):
-                shared = np.arange(max(1, a + b - n), min(a, b) + 1)
-                chance = np.exp(
-                    log_factorial[[a, b, n - a, n - b]].sum()
-                    - log_factorial[n]
-                    - log_factorial[shared]
-                    - log_factorial[a - shared]
-                    - log_factorial[b - shared]
-                    - log_factorial[n - a - b + shared]
-                )
-                expected += a_times * b_times * np.sum(shared / n * np.log(n * shared / (a * b)) * chance)
-        return float(expected)
+    cells: np.ndarray
+    row_sums: np.ndarray
+    column_sums: np.ndarray
+    mutual_information: float
+    entropy: float  # mean of those of classes and clusters
+    alike: bool  # whether the clusters are the classes
 
 
-def _entropy(sums: np.ndarray) -> float:
-    share = sums / sums.sum()
-    return float(-np.sum(share * np.log(share)))
+def _contingency(labels: ArrayLike, assignment: ArrayLike) -> _Contingency:
+    assigned = np.asarray(assignment)
+    classes = np.unique(check_integers(labels, len(assigned), "labels"), return_inverse=True)[1]
+    clusters = np.unique(check_integers(assigned, len(classes), "assignment"), return_inverse=True)[1]
+    rows, columns = np.bincount(classes).astype(np.float64), np.bincount(clusters).astype(np.float64)
+    pairs, cells = np.unique(classes * len(columns) + clusters, return_counts=True)
+    total, cells = len(classes), cells.astype(np.float64)
+    outer = rows[pairs // len(columns)] * columns[pairs % len(columns)]
+    shares = np.concatenate([rows, columns]) / total
+    return _Contingency(
+        cells,
+        rows,
+        columns,
+        float(np.sum(cells / total * np.log(cells * total / outer))),
+        float(-np.sum(shares * np.log(shares)) / 2),
+        len(cells) == len(rows) == len(columns),
+    )
+
+
+def _expected_mutual_information(table: _Contingency) -> float:
+    """Mean mutual information of random partitions with these class and cluster sizes."""
+    n = int(table.row_sums.sum())
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    rows, row_times = np.unique(table.row_sums.astype(np.int64), return_counts=True)
+    columns, column_times = np.unique(table.column_sums.astype(np.int64), return_counts=True)
+    expected = 0.0
+    # Sizes repeat: a few dozen distinct ones stand for thousands of classes.
+    for a, a_times in zip(rows, row_times, strict=True):
+        for b, b_times in zip(columns, column_times, strict=True):
+            shared = np.arange(max(1, a + b - n), min(a, b) + 1)
+            chance = np.exp(
+                log_factorial[[a, b, n - a, n - b]].sum()
+                - log_factorial[n]
+                - log_factorial[shared]
+                - log_factorial[a - shared]
+                - log_factorial[b - shared]
+                - log_factorial[n - a - b + shared]
+            )
+            expected += a_times * b_times * np.sum(shared / n * np.log(n * shared / (a * b)) * chance)
+    return float(expected)

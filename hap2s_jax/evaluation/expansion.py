@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from jax.typing import ArrayLike
 
 from hap2s_jax.evaluation.inputs import check_embeddings, check_rows, space
 from hap2s_jax.evaluation.neighbors import all_neighbors
 
 
 def expand(
-    embeddings: Any, *, query: Any = None, gallery: Any = None, k: int = 10, alpha: float = 3.0
+    embeddings: ArrayLike,
+    *,
+    query: ArrayLike | None = None,
+    gallery: ArrayLike | None = None,
+    k: int = 10,
+    alpha: float = 3.0,
 ) -> np.ndarray:
     """Expands queries and gallery by their `k` nearest (the image itself among them), by cosine similarity.
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+
+from hap2s_jax.distances import check_distance, squares
 
 JUNK = -1
+Device: TypeAlias = Any  # to type checkers, jax.Device is a variable
 DISTANCES = ("euclidean", "squared_euclidean", "cosine")
 _CENTRE_SAMPLE = 1024
 _ROWS_AT_ONCE = 128
 
 
-def check_embeddings(embeddings: Any, name: str = "embeddings") -> np.ndarray:
+def check_embeddings(embeddings: ArrayLike, name: str = "embeddings") -> np.ndarray:
     """Returns `embeddings` as a finite float array `[n, d]`, or raises a one-line ValueError or TypeError.
 
     float32 stays as it is, float64 too; narrower floats become float32. Integers are accepted (their
@@ -41,7 +48,7 @@ def check_embeddings(embeddings: Any, name: str = "embeddings") -> np.ndarray:
     return array
 
 
-def check_integers(values: Any, count: int, name: str) -> np.ndarray:
+def check_integers(values: ArrayLike, count: int, name: str) -> np.ndarray:
     """Returns `values` as int64 `[count]`, or raises a one-line ValueError or TypeError."""
     array = np.asarray(values)
     if array.ndim != 1:
@@ -57,7 +64,7 @@ def check_integers(values: Any, count: int, name: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def check_rows(rows: Any, count: int, name: str) -> np.ndarray:
+def check_rows(rows: ArrayLike, count: int, name: str) -> np.ndarray:
     """Returns `rows`, a choice of rows out of `count` (indices, or a boolean mask), as int64 indices."""
     array = np.asarray(rows)
     if array.ndim != 1:
@@ -92,34 +99,60 @@ def check_ranks(ks: Sequence[int], size: int) -> tuple[int, ...]:
     return tuple(int(k) for k in ks)
 
 
+class Problem(NamedTuple):
+    """What is asked, checked and without junk.
+
+    Attributes:
+      embeddings: `[n, d]`.
+      labels: `[n]`, classes from 0 on.
+      cameras: `[n]`; without the camera rule every image has its own. Keys of a query's class by its camera, itself
+        among them, are no answers to it.
+      query: rows that ask.
+      gallery: rows that are asked for.
+    """
+
+    embeddings: np.ndarray
+    labels: np.ndarray
+    cameras: np.ndarray
+    query: np.ndarray
+    gallery: np.ndarray
+
+    def by_class(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The gallery sorted by class, large classes first, and each query's class in it: rows, starts and sizes.
+
+        A query without a class in the gallery starts at its end.
+        """
+        of_class = np.bincount(self.labels[self.gallery], minlength=int(self.labels.max()) + 1)
+        ranked = np.lexsort((np.arange(len(of_class)), -of_class))
+        starts = np.empty_like(of_class)
+        starts[ranked] = np.cumsum(of_class[ranked]) - of_class[ranked]
+        rows = self.gallery[np.argsort(starts[self.labels[self.gallery]], kind="stable")]
+        return rows, starts[self.labels[self.query]], of_class[self.labels[self.query]]
+
+
 def check_problem(
-    embeddings: Any, labels: Any, cameras: Any, query: Any, gallery: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
-    """The arguments checked and junk taken out: embeddings, classes, cameras, query and gallery rows."""
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    cameras: ArrayLike | None,
+    query: ArrayLike | None,
+    gallery: ArrayLike | None,
+) -> Problem:
+    """Checks the arguments that all retrieval has, and takes junk out; a one-line ValueError or TypeError."""
     array = check_embeddings(embeddings)
     count = array.shape[0]
     label = check_integers(labels, count, "labels")
-    camera = None if cameras is None else check_integers(cameras, count, "cameras")
+    camera = np.arange(count) if cameras is None else check_integers(cameras, count, "cameras")
     asked = np.arange(count) if query is None else check_rows(query, count, "query")
     kept = np.arange(count) if gallery is None else check_rows(gallery, count, "gallery")
     asked, kept = asked[label[asked] != JUNK], kept[label[kept] != JUNK]
     for rows, name in ((asked, "query"), (kept, "gallery")):
         if rows.size == 0:
             raise ValueError(f"{name} is empty: all its labels are {JUNK} (junk).")
-    # Labels may be any 64-bit number (a hash, a person's id); a device holds 32 bits.
+    # Both may be any 64-bit number (a hash, a person's id); a device holds 32 bits.
     label = np.unique(label, return_inverse=True)[1]
-    if camera is not None:
-        # One that is not known is no other image's.
-        camera = np.where(camera < 0, -1 - np.arange(count), camera)
-        camera = np.unique(camera, return_inverse=True)[1]
-    return array, label, camera, asked, kept
-
-
-def check_distance(distance: str) -> str:
-    """Returns the name of the distance, or raises ValueError."""
-    if distance not in DISTANCES:
-        raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, but is {distance!r}.")
-    return distance
+    # A camera that is not known is no other image's.
+    camera = np.where(camera < 0, -1 - np.arange(count), camera)
+    return Problem(array, label, np.unique(camera, return_inverse=True)[1], asked, kept)
 
 
 @dataclass(frozen=True)
@@ -150,7 +183,7 @@ class Space:
         for begin in range(0, len(rows), _ROWS_AT_ONCE):
             part = embeddings[rows[begin : begin + _ROWS_AT_ONCE]]
             if self.cosine:
-                norms = np.sqrt(np.einsum("nd,nd->n", part, part, dtype=np.float64))[:, None]
+                norms = np.sqrt(squares(part.astype(np.float64)))[:, None]
                 # A zero vector has no direction; it stays zero, at similarity 0 to everything.
                 part = part / np.where(norms == 0, 1, norms)
             else:
@@ -170,7 +203,7 @@ def _aligned_empty(rows: int, columns: int, dtype: np.dtype) -> np.ndarray:
 def space(embeddings: np.ndarray, distance: str) -> Space:
     """Returns the coordinates in which `embeddings [n, d]` (already checked) are compared."""
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(embeddings.dtype))
-    if check_distance(distance) == "cosine":
+    if check_distance(distance, DISTANCES) == "cosine":
         return Space(True, np.zeros(()), 1.0, dtype)
     sample = embeddings[:: -(-embeddings.shape[0] // _CENTRE_SAMPLE)].astype(np.float64)
     mean = sample.mean(axis=0)
@@ -182,3 +215,13 @@ def space(embeddings: np.ndarray, distance: str) -> Space:
     exponent = int(np.clip(np.frexp(largest)[1], -120, 120))  # 0 for 0
     scale = float(2.0**-exponent) if abs(exponent) > 40 else 1.0
     return Space(False, centre, scale, dtype)
+
+
+@functools.cache
+def cached_cells() -> int:
+    """How many float32 distances fit into half of the processor's last cache; 16 MiB of them where it does not say."""
+    sizes = [0]
+    for path in pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError):
+            sizes.append(int(path.read_text().strip().removesuffix("K")) * 1024)
+    return (max(sizes) or 32 * 2**20) // 8

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
-from hap2s_jax.evaluation.inputs import check_distance, check_embeddings, space
+from hap2s_jax.distances import distances_between, gram_distances, products, scores, squares
+from hap2s_jax.evaluation.inputs import cached_cells, check_embeddings, space
 
-_TILE_BYTES = 96 * 2**20
+_TILE_BYTES = 96 * 2**20  # distances of a block of rows to all keys
 _PAIR_BYTES = 64 * 2**20
 _QUERIES_AT_ONCE = 256
 _SPARE = 32
@@ -31,29 +32,25 @@ def all_neighbors(vectors: np.ndarray, k: int, *, cosine: bool) -> tuple[np.ndar
       distances `[n, k]`, squared if Euclidean; and each row's largest distance `[n]`, likewise.
     """
     count = len(vectors)
-    block = max(1, min(count, _TILE_BYTES // (4 * count)))
+    # As many as the cache holds; products of fewer than 256 rows are slow.
+    block = max(1, min(count, max(256, cached_cells() // count), _TILE_BYTES // (4 * count)))
     keys = jnp.asarray(vectors)
-    squares = jnp.einsum("nd,nd->n", keys, keys, precision="highest")
+    lengths = squares(keys)
     index = np.empty((count, k), np.int32)
     near, far = np.empty((count, k), vectors.dtype), np.empty(count, vectors.dtype)
     for begin in range(0, count, block):
         start = min(begin, count - block)  # the last block overlaps, so that one program serves all
-        found = _neighbor_block(keys, squares, start, block=block, k=k, cosine=cosine)
+        found = _neighbor_block(keys, lengths, np.int32(start), block=block, k=k, cosine=cosine)
         index[start : start + block], near[start : start + block], far[start : start + block] = found
     return index, near, far
 
 
 @functools.partial(jax.jit, static_argnames=("block", "k", "cosine"))
 def _neighbor_block(
-    keys: jax.Array, squares: jax.Array, start: Any, *, block: int, k: int, cosine: bool
+    keys: jax.Array, lengths: jax.Array, start: jax.Array, *, block: int, k: int, cosine: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    rows = lax.dynamic_slice_in_dim(keys, start, block)
-    product = jnp.matmul(rows, keys.T, precision="highest")
-    if cosine:
-        table = 1 - product
-    else:
-        own = lax.dynamic_slice_in_dim(squares, start, block)
-        table = jnp.maximum(own[:, None] + squares - 2 * product, 0)
+    rows, own = (lax.dynamic_slice_in_dim(array, start, block) for array in (keys, lengths))
+    table = gram_distances(rows, keys, cosine=cosine, a_squares=own, b_squares=lengths)
     # Rounding must not push a row off the first place of its own list.
     itself = (jnp.arange(block), start + jnp.arange(block))
     values, index = lax.top_k(-table.at[itself].set(-1), k)
@@ -61,17 +58,18 @@ def _neighbor_block(
     return index.astype(jnp.int32), near, jnp.max(table, axis=1)
 
 
-def pair_distances(vectors: np.ndarray, first: np.ndarray, second: np.ndarray, *, cosine: bool) -> np.ndarray:
+def opposite_distances(
+    vectors: np.ndarray, first: np.ndarray, second: np.ndarray, *, cosine: bool
+) -> np.ndarray:
     """Distances between `vectors[first]` and `vectors[second]`, `[p]`, as in `all_neighbors`, by differences."""
     out = np.empty(len(first), vectors.dtype)
     step = max(1, _PAIR_BYTES // (vectors.shape[1] * vectors.itemsize))
     for begin in range(0, len(first), step):
         a, b = vectors[first[begin : begin + step]], vectors[second[begin : begin + step]]
         if cosine:
-            out[begin : begin + step] = 1 - np.einsum("pd,pd->p", a, b)
+            out[begin : begin + step] = 1 - (squares(a) + squares(b) - squares(a - b)) / 2
         else:
-            a -= b
-            out[begin : begin + step] = np.einsum("pd,pd->p", a, a)
+            out[begin : begin + step] = squares(a - b)
     return out
 
 
@@ -82,14 +80,7 @@ def cross_distances(
     return np.asarray(_cross(vectors[rows], vectors[columns], cosine=cosine))
 
 
-@functools.partial(jax.jit, static_argnames="cosine")
-def _cross(a: jax.Array, b: jax.Array, *, cosine: bool) -> jax.Array:
-    product = jnp.matmul(a, b.T, precision="highest")
-    if cosine:
-        return 1 - product
-    own, others = (jnp.einsum("nd,nd->n", x, x, precision="highest") for x in (a, b))
-    squares = own[:, None] + others
-    return jnp.maximum(squares - 2 * product, 0)
+_cross = jax.jit(gram_distances, static_argnames="cosine")
 
 
 class ExactIndex:
@@ -100,7 +91,7 @@ class ExactIndex:
       distance: "euclidean", "squared_euclidean" or "cosine".
     """
 
-    def __init__(self, embeddings: Any, distance: str = "euclidean"):
+    def __init__(self, embeddings: ArrayLike, distance: str = "euclidean"):
         self._rows = check_embeddings(embeddings)
         self._space, self._distance = space(self._rows, distance), distance
         count = len(self._rows)
@@ -110,11 +101,11 @@ class ExactIndex:
         for begin in range(0, count, self._block):
             rows = np.arange(begin, min(begin + self._block, count))
             keys = jnp.asarray(self._space(self._rows, rows, self._block))
-            squares = jnp.einsum("nd,nd->n", keys, keys, precision="highest")
             # What fills up the last block is infinitely far away.
-            self._blocks.append((keys, jnp.where(jnp.arange(self._block) < len(rows), squares, jnp.inf)))
+            lengths = jnp.where(jnp.arange(self._block) < len(rows), squares(keys), jnp.inf)
+            self._blocks.append((keys, lengths))
 
-    def search(self, queries: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: ArrayLike, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The `k` nearest rows to each query.
 
         Args:
@@ -147,9 +138,9 @@ class ExactIndex:
     def _nearest(self, asked: np.ndarray, k: int) -> np.ndarray:
         placed = self._space(asked, np.arange(len(asked)), 1 << (len(asked) - 1).bit_length())
         scores, rows = [], []
-        for number, (keys, squares) in enumerate(self._blocks):
+        for number, (keys, lengths) in enumerate(self._blocks):
             values, places = _nearest_keys(
-                placed, keys, squares, k=min(k, self._block), cosine=self._space.cosine
+                placed, keys, lengths, k=min(k, self._block), cosine=self._space.cosine
             )
             scores.append(np.asarray(values)[: len(asked)])
             rows.append(np.asarray(places)[: len(asked)].astype(np.int64) + number * self._block)
@@ -159,21 +150,10 @@ class ExactIndex:
 
 @functools.partial(jax.jit, static_argnames=("k", "cosine"))
 def _nearest_keys(
-    queries: jax.Array, keys: jax.Array, squares: jax.Array, *, k: int, cosine: bool
+    queries: jax.Array, keys: jax.Array, lengths: jax.Array, *, k: int, cosine: bool
 ) -> tuple[jax.Array, jax.Array]:
-    product = jnp.matmul(queries, keys.T, precision="highest")
+    inner = products(queries, keys)
     # A query's own square changes nothing in its order.
-    score = jnp.where(jnp.isinf(squares), jnp.inf, -product if cosine else squares - 2 * product)
+    score = jnp.where(jnp.isinf(lengths)[None, :], jnp.inf, -inner if cosine else scores(inner, lengths))
     values, places = lax.top_k(-score, k)
     return -values, places
-
-
-def distances_between(a: np.ndarray, b: np.ndarray, distance: str) -> np.ndarray:
-    """Distances between vectors that stand opposite each other, `[..., d]` to `[...]`, by differences, in float64."""
-    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if check_distance(distance) == "cosine":
-        lengths = [np.linalg.norm(x, axis=-1, keepdims=True) for x in (first, second)]
-        first, second = (x / np.where(n == 0, 1, n) for x, n in zip((first, second), lengths, strict=True))
-        return 1 - np.sum(first * second, axis=-1)
-    squared = np.sum((first - second) ** 2, axis=-1)
-    return squared if distance == "squared_euclidean" else np.sqrt(squared)

@@ -1,78 +1,101 @@
-"""The compiled part of retrieval: one block of queries against the whole gallery."""
+"""The compiled part of retrieval: one block of queries against the whole gallery, a tile of keys at a time.
+
+Keys lie sorted by class, so the keys of a query's own class are one range, and those of a block of queries in the same
+order lie in a few tiles. Only there must right keys be told from wrong ones. Elsewhere counting is a comparison of
+scores that are still in the processor's cache, which costs little beside the products that they are made of.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hap2s_jax.evaluation.inputs import JUNK, Space
+from hap2s_jax.distances import products, scores, squares
+from hap2s_jax.evaluation.inputs import Device, Problem, Space, cached_cells
 
 COUNTS = ("matches", "first_rank", "last_rank")
 AVERAGES = ("average_precision", "average_precision_trapezoid", "map_at_r", "r_precision")
 
-_LANES = 32  # partial counts that XLA keeps in vector registers; the gallery is padded to a multiple of it
-_CHUNK = 8  # matches counted in one pass over a row of distances
-MANY = 64  # matches from which on a CPU sorts the row instead
+_LANES = 32  # partial counts that XLA keeps in vector registers; tiles are multiples of it
+_WHOLE_ROWS = 24 * 2**20  # distances in a block, where it needs whole rows of them
+MANY = 256  # matches from which on a CPU sorts the row instead
+_CHUNK = 8  # matches counted in one pass over a row of scores
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Keys:
-    """The gallery on a device, padded to a multiple of `_LANES` with keys at an infinite distance."""
+class Keys(NamedTuple):
+    """The gallery on a device, sorted by class and padded to whole tiles with keys at an infinite distance."""
 
-    vectors: Any  # [m, d], or [m, 0] where the distances come from elsewhere
-    squares: Any  # [m], |b|^2, or 0 for cosine; infinite for padding
-    labels: Any  # [m]
-    cameras: Any  # [m]; zeros without the camera rule
-    rows: Any  # [m], row number in the embeddings, to find the query itself
-    by_camera: Any  # [], whether the camera rule holds
-
-    @classmethod
-    def build(
-        cls,
-        array: np.ndarray,
-        space: Space | None,
-        label: np.ndarray,
-        camera: np.ndarray | None,
-        rows: np.ndarray,
-    ) -> Keys:
-        """The `rows` of the embeddings `array [n, d]` as keys; no vectors without a `space`."""
-        count = -(-len(rows) // _LANES) * _LANES
-        vectors = np.zeros((count, 0), np.float32) if space is None else space(array, rows, count)
-        squares = np.full(count, np.inf, vectors.dtype)
-        squares[: len(rows)] = np.einsum("md,md->m", vectors, vectors)[: len(rows)]
-        if np.isinf(squares[: len(rows)]).any():
-            raise ValueError("embeddings spread over more than 19 orders of magnitude; no distance can tell.")
-        if space is not None and space.cosine:
-            squares[: len(rows)] = 0
-        numbers = (pad(label[rows], count, JUNK), pad(camera_of(camera, rows), count), pad(rows, count, -1))
-        return cls(vectors, squares, *numbers, np.asarray(camera is not None))
+    vectors: jax.Array  # [m, d], or [m, 0] where the distances come from elsewhere
+    squares: jax.Array  # [m], |b|^2, or 0 for cosine; infinite for padding
+    cameras: jax.Array  # [m]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Asked:
-    """One block of queries, and where in the gallery, sorted by label, their classes stand; all arrays `[q]`."""
+class Asked(NamedTuple):
+    """One block of queries, and where among the keys their classes stand; all arrays `[q]`."""
 
-    labels: Any
-    cameras: Any
-    rows: Any
-    starts: Any
-    sizes: Any
+    cameras: jax.Array
+    starts: jax.Array
+    sizes: jax.Array
 
 
-def camera_of(camera: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
-    """Camera numbers of the chosen rows, zeros where there are no cameras."""
-    return np.zeros(len(rows), np.int64) if camera is None else camera[rows]
+class Tiles(NamedTuple):
+    """How a block goes through the keys; static.
+
+    Attributes:
+      size: keys in a tile.
+      most: bound on the size of a query's class among the keys; see `bucket`.
+      held: how many tiles with keys of the block's own classes are kept in memory; 0 forms them twice.
+      strict: whether a wrong key must be strictly nearer to rank before a match.
+      first_only: whether the first match is all that is wanted.
+      given: whether `source` holds distances instead of queries.
+    """
+
+    size: int
+    most: int
+    held: int
+    strict: bool
+    first_only: bool
+    given: bool
+
+
+def bucket(most: int, least: int = _CHUNK, factor: int = 4) -> int:
+    """A static bound: few values, so that few programs are compiled."""
+    bound = least
+    while bound < most:
+        bound *= factor
+    return bound
+
+
+def tile_shape(queries: int, keys: int, device: Device, *, whole_rows: bool) -> tuple[int, int]:
+    """Queries in a block, and keys in a tile of it, a multiple of `_LANES`; both as even as can be.
+
+    Args:
+      queries: how many ask.
+      keys: how many are asked for.
+      device: a tile of distances stays in a CPU's cache; an accelerator has more of both at a time.
+      whole_rows: whether a block's distances to all keys must fit into memory.
+    """
+    # More in a tile brings nothing, as measured from 1 to 32 MiB of a cache of 32.
+    cells = min(cached_cells() // 4, 2**20) if device.platform == "cpu" else 2048 * 8192
+    block = 1 << (int(np.sqrt(cells / 4)).bit_length() - 1)
+    tile = _even(keys, cells // block, _LANES)
+    if whole_rows:
+        block = min(block, max(8, _WHOLE_ROWS // keys))
+    return _even(queries, block, 8), tile
+
+
+def _even(count: int, most: int, multiple: int) -> int:
+    """The size of even parts of `count` of at most `most`, rounded up to a `multiple`."""
+    parts = -(-count // most)
+    part = -(-count // parts)
+    return part + -part % multiple
 
 
 def pad(numbers: np.ndarray, count: int, value: float = 0) -> np.ndarray:
@@ -80,86 +103,159 @@ def pad(numbers: np.ndarray, count: int, value: float = 0) -> np.ndarray:
     return np.pad(numbers, (0, count - len(numbers)), constant_values=value)
 
 
-def bucket(most: int) -> int:
-    """A static bound on matches: few values, so that few programs are compiled."""
-    bound = 32
-    while bound < most:
-        bound *= 8
-    return bound
+def build_keys(
+    array: np.ndarray, to_space: Space | None, cameras: np.ndarray, rows: np.ndarray, multiple: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The fields of `Keys`: the `rows` of the embeddings `array [n, d]`; no vectors without a space."""
+    count = -(-len(rows) // multiple) * multiple
+    vectors = np.zeros((count, 0), np.float32) if to_space is None else to_space(array, rows, count)
+    lengths = np.full(count, np.inf, vectors.dtype)
+    lengths[: len(rows)] = squares(vectors[: len(rows)])
+    if np.isinf(lengths[: len(rows)]).any():
+        raise ValueError("embeddings spread over more than 19 orders of magnitude; no distance can tell.")
+    if to_space is not None and to_space.cosine:
+        lengths[: len(rows)] = 0
+    return vectors, lengths, pad(cameras[rows], count)
 
 
-def _products(source: jax.Array, keys: Keys, given: bool) -> jax.Array:
-    """What `score` turns into distances, `[q, m]`: the products ab, or the given distances in their place."""
-    if given:
-        return -source / 2
-    return jnp.matmul(source, keys.vectors.T, precision="highest")
-
-
-def score(products: jax.Array, squares: jax.Array) -> jax.Array:
-    """|b|^2 - 2ab: squared distances less the query's own |a|^2; they rank the same, and round less.
-
-    Doubling is exact, so the outcome has the same bits wherever a compiler fuses it.
-    """
-    return squares - 2 * products
-
-
-@functools.partial(jax.jit, static_argnames=("given", "most", "strict", "first_only"))
+@functools.partial(jax.jit, static_argnames="tiles")
 def rank_block(
-    source: jax.Array, asked: Asked, keys: Keys, *, given: bool, most: int, strict: bool, first_only: bool
+    source: jax.Array, asked: Asked, keys: Keys, first: jax.Array, last: jax.Array, *, tiles: Tiles
 ) -> tuple[jax.Array, jax.Array]:
     """The COUNTS `[q, 3]` and AVERAGES `[q, 4]` of one block of queries.
 
     Args:
-      source: the queries `[q, d]`, or if `given` their distances `[q, m]` to the keys.
-      asked: whose classes are at most `most` keys large.
-      keys: sorted by label.
-      given: which of the two `source` is.
-      most: static bound on matches, see `bucket`.
-      strict: whether a wrong key must be strictly nearer to rank before a match.
-      first_only: whether the first match is all that is wanted.
+      source: the queries `[q, d]`, or their distances `[q, m]` to the keys.
+      asked: whose classes are at most `tiles.most` keys large.
+      keys: sorted by class.
+      first: the first tile with keys of the queries' classes.
+      last: the tile after the last such one.
+      tiles: see there.
     """
-    products = _products(source, keys, given)
-    thresholds, matches = _thresholds(products, asked, keys, most)
-    wrong = functools.partial(_wrong, products, asked, keys)
-    if first_only:
-        nearest = jnp.min(thresholds, axis=1, keepdims=True)
-        before = _count_before(wrong, products.shape[1], nearest, strict)
-        first = jnp.where(matches > 0, before[:, 0] + 1, 0)
-        blank = jnp.full((first.shape[0], len(AVERAGES)), jnp.nan, products.dtype)
-        return jnp.stack([matches, first, jnp.zeros_like(first)], axis=1), blank
-    thresholds = jnp.sort(thresholds, axis=1)
-    before = _count_all_before(wrong(slice(None)), thresholds, jnp.max(matches), strict)
-    return _from_ranks(before, matches, products.dtype)
+
+    def score(number: jax.Array) -> jax.Array:
+        begin = number * tiles.size
+        if tiles.given:
+            return lax.dynamic_slice_in_dim(source, begin, tiles.size, axis=1)
+        part = (lax.dynamic_slice_in_dim(array, begin, tiles.size) for array in (keys.vectors, keys.squares))
+        vectors, squares = part
+        return scores(products(source, vectors), squares)
+
+    def gather(number: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        own, held = carry
+        tile = score(number)
+        there = place - number * tiles.size
+        inside = (there >= 0) & (there < tiles.size)
+        found = jnp.take_along_axis(tile, jnp.clip(there, 0, tiles.size - 1), axis=1)
+        if tiles.held:
+            held = lax.dynamic_update_slice_in_dim(held, tile[None], number - first, axis=0)
+        return jnp.where(inside, found, own), held
+
+    def count_own(number: jax.Array, before: jax.Array) -> jax.Array:
+        tile = held[number - first] if tiles.held else score(number)
+        at = number * tiles.size + jnp.arange(tiles.size)[None, :] - asked.starts[:, None]
+        wrong = jnp.where((at >= 0) & (at < asked.sizes[:, None]), jnp.inf, tile)
+        return before + _count_before(wrong, thresholds, most, tiles.strict)
+
+    def count_other(number: jax.Array, before: jax.Array) -> jax.Array:
+        tile = score(jnp.where(number < first, number, number + last - first))
+        return before + _count_before(tile, thresholds, most, tiles.strict)
+
+    slots = jnp.arange(tiles.most)[None, :]
+    place = jnp.minimum(asked.starts[:, None] + slots, keys.cameras.shape[0] - 1)
+    valid = (slots < asked.sizes[:, None]) & (keys.cameras[place] != asked.cameras[:, None])
+    matches = jnp.sum(valid, axis=1, dtype=jnp.int32)
+    most = jnp.max(matches)
+    dtype = keys.squares.dtype if not tiles.given else source.dtype
+    own = jnp.full(valid.shape, jnp.inf, dtype)
+    held = jnp.zeros((tiles.held, valid.shape[0], tiles.size), dtype)
+    own, held = lax.fori_loop(first, last, gather, (own, held))
+    thresholds = jnp.where(valid, own, jnp.inf)
+    if tiles.first_only:
+        thresholds = jnp.min(thresholds, axis=1, keepdims=True)
+    else:
+        thresholds = jnp.sort(thresholds, axis=1)
+    before = jnp.zeros(thresholds.shape, jnp.int32)
+    before = lax.fori_loop(first, last, count_own, before)
+    before = lax.fori_loop(0, keys.cameras.shape[0] // tiles.size - last + first, count_other, before)
+    if tiles.first_only:
+        first_rank = jnp.where(matches > 0, before[:, 0] + 1, 0)
+        counts = jnp.stack([matches, first_rank, jnp.zeros_like(first_rank)], axis=1)
+        return counts, jnp.full((len(matches), len(AVERAGES)), jnp.nan, dtype)
+    return _from_ranks(before, matches, dtype)
+
+
+def _count_before(scores: jax.Array, thresholds: jax.Array, most: jax.Array, strict: bool) -> jax.Array:
+    """Scores `[q, t]` before each of the first `most` thresholds `[q, p]`, int32 `[q, p]`."""
+    width = scores.shape[1] // _LANES
+
+    def chunk(number: jax.Array, counts: jax.Array) -> jax.Array:
+        these = lax.dynamic_slice_in_dim(thresholds, number * size, size, axis=1)[:, :, None]
+        # A sum over the last axis is a scalar loop in XLA's CPU code, 20 times slower than the products deserve;
+        # adding slices of the row element by element is vectorised; in bytes, as no partial count exceeds _LANES.
+        partial = jnp.zeros((), jnp.uint8)
+        for lane in range(_LANES):
+            part = scores[:, None, lane * width : (lane + 1) * width]
+            partial = partial + (part < these if strict else part <= these).astype(jnp.uint8)
+        found = jnp.sum(lax.optimization_barrier(partial), axis=-1, dtype=jnp.int32)
+        return lax.dynamic_update_slice_in_dim(counts, found, number * size, axis=1)
+
+    size = min(_CHUNK, thresholds.shape[1])
+    nothing = jnp.zeros(thresholds.shape, jnp.int32)
+    if size == thresholds.shape[1]:
+        return chunk(jnp.zeros((), jnp.int32), nothing)
+    return lax.fori_loop(0, (most + size - 1) // size, chunk, nothing)
+
+
+def _from_ranks(before: jax.Array, matches: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Counts `[q, 3]` and averages `[q, 4]` from the wrong keys before each match, nearest first."""
+    right = jnp.arange(1, before.shape[1] + 1, dtype=jnp.int32)[None, :]  # right answers up to this match
+    rank = before + right
+    counted = right <= matches[:, None]
+    within = counted & (rank <= matches[:, None])
+    found = matches > 0
+    precision = right.astype(dtype) / rank.astype(dtype)
+    # The trapezoid also looks at the precision just before the match, which by convention is 1 at rank 1.
+    earlier = jnp.where(rank == 1, 1, (right - 1).astype(dtype) / jnp.maximum(rank - 1, 1).astype(dtype))
+    shares = [precision, (precision + earlier) / 2, precision, jnp.ones_like(precision)]
+    used = [counted, counted, within, within]
+    totals = jnp.stack(
+        [jnp.sum(jnp.where(w, s, 0), axis=1) for s, w in zip(shares, used, strict=True)], axis=1
+    )
+    averages = totals / jnp.maximum(matches, 1).astype(dtype)[:, None]
+    last = jnp.take_along_axis(rank, jnp.maximum(matches - 1, 0)[:, None], axis=1)[:, 0]
+    counts = jnp.stack([matches, jnp.where(found, rank[:, 0], 0), jnp.where(found, last, 0)], axis=1)
+    return counts, jnp.where(found[:, None], averages, jnp.nan)
 
 
 def rank_block_by_sorting(
-    source: Any, asked: Asked, keys: Keys, *, given: bool, most: int, strict: bool
+    source: jax.Array, asked: Asked, keys: Keys, *, tiles: Tiles
 ) -> tuple[jax.Array, jax.Array]:
     """As `rank_block`, for CPUs and classes so large that sorting the row beats counting for every match.
 
     NumPy sorts a row many times faster than XLA's CPU code does, hence on the host.
     """
-    split = _split_block(source, asked, keys, given=given, most=most)
-    wrong, thresholds, matches = (np.asarray(part) for part in split)
-    before = np.zeros(thresholds.shape, np.int32)
+    table = np.asarray(source if tiles.given else _row_scores(source, keys))
+    before = np.zeros((len(table), tiles.most), np.int32)
+    matches = np.zeros(len(table), np.int32)
+    cameras, asking, starts, sizes = (np.asarray(part) for part in (keys.cameras, *asked))
+    side = "left" if tiles.strict else "right"
 
     def one(row: int) -> None:
-        found = matches[row]
-        side = "left" if strict else "right"
-        before[row, :found] = np.searchsorted(np.sort(wrong[row]), thresholds[row, :found], side)
+        own = slice(starts[row], starts[row] + sizes[row])
+        right = np.sort(table[row, own][cameras[own] != asking[row]])
+        wrong = np.sort(np.delete(table[row], own))
+        matches[row] = len(right)
+        before[row, : len(right)] = np.searchsorted(wrong, right, side)
 
     with ThreadPoolExecutor() as pool:
-        deque(pool.map(one, range(len(wrong))), maxlen=0)
-    return _finish_block(before, matches, wrong[:0])
+        deque(pool.map(one, range(len(table))), maxlen=0)
+    return _finish_block(before, matches, table[:0])
 
 
-@functools.partial(jax.jit, static_argnames=("given", "most"))
-def _split_block(
-    source: jax.Array, asked: Asked, keys: Keys, *, given: bool, most: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    products = _products(source, keys, given)
-    thresholds, matches = _thresholds(products, asked, keys, most)
-    return _wrong(products, asked, keys, slice(None)), jnp.sort(thresholds, axis=1), matches
+@jax.jit
+def _row_scores(source: jax.Array, keys: Keys) -> jax.Array:
+    return scores(products(source, keys.vectors), keys.squares)
 
 
 @jax.jit
@@ -167,80 +263,25 @@ def _finish_block(before: jax.Array, matches: jax.Array, like: jax.Array) -> tup
     return _from_ranks(before, matches, like.dtype)
 
 
-def _thresholds(products: jax.Array, asked: Asked, keys: Keys, most: int) -> tuple[jax.Array, jax.Array]:
-    """Scores of each query's matches `[q, most]`, infinite elsewhere, and how many they are `[q]`."""
-    of_class = jnp.arange(most) < asked.sizes[:, None]
-    place = jnp.minimum(asked.starts[:, None] + jnp.arange(most), keys.labels.shape[0] - 1)
-    same_camera = keys.by_camera & (keys.cameras[place] == asked.cameras[:, None])
-    valid = of_class & ~same_camera & (keys.rows[place] != asked.rows[:, None])
-    scores = score(jnp.take_along_axis(products, place, axis=1), keys.squares[place])
-    return jnp.where(valid, scores, jnp.inf), jnp.sum(valid, axis=1)
-
-
-def _wrong(products: jax.Array, asked: Asked, keys: Keys, part: slice) -> jax.Array:
-    """Scores of the wrong keys among a `part` of all, `[q, p]`, infinite for right ones."""
-    own = asked.labels[:, None] == keys.labels[part]
-    return jnp.where(own, jnp.inf, score(products[:, part], keys.squares[part]))
-
-
-def _count_all_before(wrong: jax.Array, thresholds: jax.Array, most: jax.Array, strict: bool) -> jax.Array:
-    """Wrong keys before each match, int32 `[q, p]`, in chunks of matches, and no more chunks than needed."""
-
-    def chunk(number: jax.Array, counts: jax.Array) -> jax.Array:
-        these = lax.dynamic_slice_in_dim(thresholds, number * _CHUNK, _CHUNK, axis=1)
-        found = _count_before(lambda part: wrong[:, part], wrong.shape[1], these, strict)
-        return lax.dynamic_update_slice_in_dim(counts, found, number * _CHUNK, axis=1)
-
-    chunks = (most + _CHUNK - 1) // _CHUNK
-    return lax.fori_loop(0, chunks, chunk, jnp.zeros(thresholds.shape, jnp.int32))
-
-
-def _count_before(
-    wrong: Callable[[slice], jax.Array], count: int, thresholds: jax.Array, strict: bool
-) -> jax.Array:
-    """For each threshold `[q, p]`, how many of the `wrong` scores `[q, m]` come before it, int32 `[q, p]`."""
-    # A sum over the last axis is a scalar loop in XLA's CPU code, 20 times slower than the distances deserve; adding
-    # _LANES slices of the row element by element is vectorised, in bytes, as no partial count exceeds _LANES.
-    width = count // _LANES
-    partial: Any = 0
-    for lane in range(_LANES):
-        part = wrong(slice(lane * width, (lane + 1) * width))[:, None]
-        hit = part < thresholds[:, :, None] if strict else part <= thresholds[:, :, None]
-        partial = partial + hit.astype(jnp.uint8)
-    return jnp.sum(lax.optimization_barrier(partial), axis=-1, dtype=jnp.int32)
-
-
-def _from_ranks(before: jax.Array, matches: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """Counts `[q, 3]` and averages `[q, 4]` from the wrong keys before each match, nearest first."""
-    right = jnp.arange(1, before.shape[1] + 1)  # right answers up to and including this match
-    rank = before + right
-    counted = right <= matches[:, None]
-    within = counted & (rank <= matches[:, None])
-    found = matches > 0
-
-    def mean(values: jax.Array, where: jax.Array) -> jax.Array:
-        total = jnp.sum(jnp.where(where, values, 0), axis=1, dtype=dtype)
-        return jnp.where(found, total / jnp.maximum(matches, 1), jnp.nan)
-
-    precision = right.astype(dtype) / rank
-    # The trapezoid also looks at the precision just before the match, which by convention is 1 at rank 1.
-    earlier = jnp.where(rank == 1, 1, (right - 1).astype(dtype) / jnp.maximum(rank - 1, 1))
-    last = jnp.take_along_axis(rank, jnp.maximum(matches - 1, 0)[:, None], axis=1)[:, 0]
-    counts = [matches, jnp.where(found, rank[:, 0], 0), jnp.where(found, last, 0)]
-    averages = [
-        mean(precision, counted),
-        mean((precision + earlier) / 2, counted),
-        mean(precision, within),
-        mean(jnp.ones_like(precision), within),
-    ]
-    return jnp.stack(counts, axis=1), jnp.stack(averages, axis=1)
+def nearest_keys(problem: Problem, to_space: Space, k: int) -> np.ndarray:
+    """Row numbers of each query's `k` nearest keys, int64 `[q, k]`; -1 where there are fewer."""
+    array, labels, cameras, asked, kept = problem
+    block, _ = tile_shape(len(asked), len(kept), jax.devices()[0], whole_rows=True)
+    keys = Keys(*map(jnp.asarray, build_keys(array, to_space, cameras, kept, _LANES)))
+    classes = pad(labels[kept], len(keys.cameras), -1)
+    found = []
+    for begin in range(0, len(asked), block):
+        rows = asked[begin : begin + block]
+        queries = to_space(array, rows, block), pad(labels[rows], block), pad(cameras[rows], block)
+        found.append(np.asarray(_nearest_block(*queries, keys, classes, k=k))[: len(rows)])
+    places = np.concatenate(found)
+    return np.where(places < 0, -1, kept[places])
 
 
 @functools.partial(jax.jit, static_argnames="k")
-def nearest_block(queries: jax.Array, asked: Asked, keys: Keys, *, k: int) -> jax.Array:
-    """Places in `keys` of the k nearest keys, int32 `[q, k]`, -1 where the removed ones leave fewer."""
-    scores = score(_products(queries, keys, given=False), keys.squares)
-    same = (asked.labels[:, None] == keys.labels) & (asked.cameras[:, None] == keys.cameras)
-    removed = (same & keys.by_camera) | (asked.rows[:, None] == keys.rows)
-    values, places = lax.top_k(jnp.where(removed, -jnp.inf, -scores), k)
+def _nearest_block(
+    queries: jax.Array, labels: jax.Array, cameras: jax.Array, keys: Keys, classes: jax.Array, *, k: int
+) -> jax.Array:
+    removed = (labels[:, None] == classes[None, :]) & (cameras[:, None] == keys.cameras[None, :])
+    values, places = lax.top_k(jnp.where(removed, -jnp.inf, -_row_scores(queries, keys)), k)
     return jnp.where(jnp.isneginf(values), -1, places)

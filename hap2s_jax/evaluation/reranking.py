@@ -9,12 +9,11 @@ neighbours.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from jax.typing import ArrayLike
 
 from hap2s_jax.evaluation.inputs import check_embeddings, check_rows, space
-from hap2s_jax.evaluation.neighbors import all_neighbors, cross_distances, pair_distances
+from hap2s_jax.evaluation.neighbors import all_neighbors, cross_distances, opposite_distances
 
 _ROWS_AT_ONCE = 2048
 
@@ -31,10 +30,10 @@ class KReciprocal:
 
     def __init__(
         self,
-        embeddings: Any,
+        embeddings: ArrayLike,
         *,
-        query: Any = None,
-        gallery: Any = None,
+        query: ArrayLike | None = None,
+        gallery: ArrayLike | None = None,
         distance: str = "euclidean",
         k1: int = 20,
         k2: int = 6,
@@ -106,7 +105,7 @@ class KReciprocal:
         for begin in range(0, len(neighbors), _ROWS_AT_ONCE):
             rows = np.arange(begin, min(begin + _ROWS_AT_ONCE, len(neighbors)))
             row, column = _expanded(rows, neighbors, half)
-            distance = self._original(pair_distances(self._vectors, row, column, cosine=self._cosine))
+            distance = self._original(opposite_distances(self._vectors, row, column, cosine=self._cosine))
             weight = np.exp(-distance / self._largest[row])
             weight /= np.bincount(row - begin, weight, minlength=len(rows))[row - begin]
             parts.append((row, column, weight.astype(np.float32)))

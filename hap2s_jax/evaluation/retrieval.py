@@ -15,33 +15,34 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.typing import ArrayLike
 
-from hap2s_jax.evaluation.inputs import check_problem, check_ranks, space
+from hap2s_jax.evaluation.inputs import Device, Problem, Space, check_problem, check_ranks, space
 from hap2s_jax.evaluation.ranking import (
     AVERAGES,
     COUNTS,
     MANY,
     Asked,
     Keys,
+    Tiles,
     bucket,
-    camera_of,
-    nearest_block,
+    build_keys,
+    nearest_keys,
     pad,
     rank_block,
     rank_block_by_sorting,
+    tile_shape,
 )
-from hap2s_jax.evaluation.symmetric import count_before_first
+from hap2s_jax.evaluation.symmetric import count_first_of_all
 
 TIES = ("pessimistic", "optimistic")
-Distance = Callable[[np.ndarray, np.ndarray], Any]
+Distance = Callable[[np.ndarray, np.ndarray], ArrayLike]
 
-_TILE_BYTES = 96 * 2**20  # distances of one block of queries to all keys
-_MAX_BLOCK = 2048
+_HELD = 4  # tiles with keys of its own classes that a block keeps; more are formed twice
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,17 @@ class QueryResults:
 
 
 def rank_matches(
-    embeddings: Any,
-    labels: Any,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
     *,
-    cameras: Any = None,
-    query: Any = None,
-    gallery: Any = None,
+    cameras: ArrayLike | None = None,
+    query: ArrayLike | None = None,
+    gallery: ArrayLike | None = None,
     distance: str | Distance = "euclidean",
     ties: str = "pessimistic",
     first_only: bool = False,
     block_size: int | None = None,
-    devices: Sequence[Any] | None = None,
+    devices: Sequence[Device] | None = None,
 ) -> QueryResults:
     """Ranks the gallery for every query, a block of queries at a time, and returns what each query found.
 
@@ -111,15 +112,14 @@ def rank_matches(
     Args:
       embeddings: `[n, d]` floats, all finite.
       labels: `[n]` integers; a query labelled -1 is left out altogether.
-      cameras: `[n]` integers, or None for no camera rule.
+      cameras: `[n]` integers, or None for no camera rule; a negative one is unknown and no other image's.
       query: rows that ask (indices or a mask), None for all.
       gallery: rows that are asked for, None for all.
       distance: "euclidean" or "squared_euclidean" (the same ranking), "cosine", or a function from query rows
         `[b]` and gallery rows `[m]` to distances `[b, m]` (re-ranking, your own metric).
       ties: "pessimistic" (a wrong key at the same distance ranks first) or "optimistic".
-      first_only: only `matches` and `first_rank` are filled (Recall@K, CMC), in a fraction of the time.
-      block_size: queries per block; None keeps a block's distances below 96 MiB. Where all rows ask all rows
-        for `first_only`, a CPU takes tiles of both instead.
+      first_only: only `matches` and `first_rank` are filled (Recall@K, CMC), in less time.
+      block_size: queries per block; None for one whose tiles of distances fit the processor's cache.
       devices: devices to spread the blocks over. None means this host's accelerators, or one CPU device
         (several CPU devices share the same cores). Blocks are the same however many there are, hence so are
         the results. With several processes each takes its share of the blocks, and every one returns the
@@ -127,6 +127,9 @@ def rank_matches(
 
     Returns:
       QueryResults, in the order of `query`.
+
+    Raises:
+      ValueError, TypeError: one line that names the argument.
     """
     check_ties(ties)
     if block_size is not None and (not isinstance(block_size, int | np.integer) or block_size < 1):
@@ -135,24 +138,49 @@ def rank_matches(
         )
     if devices is not None and not len(devices):
         raise ValueError("devices must hold at least one device, or be None, but is empty.")
-    array, label, camera, asked, kept = check_problem(embeddings, labels, cameras, query, gallery)
-    to_space = space(array, "euclidean" if callable(distance) else distance)
-    kept = kept[np.argsort(label[kept], kind="stable")]  # a query's matches now stand side by side
-    starts = np.searchsorted(label[kept], label[asked], side="left")
-    sizes = np.searchsorted(label[kept], label[asked], side="right") - starts
-    order = np.argsort(-sizes, kind="stable")  # so that a block's queries have about equally many matches
-
-    keys = Keys.build(array, None if callable(distance) else to_space, label, camera, kept)
+    problem = check_problem(embeddings, labels, cameras, query, gallery)
     pool = list(devices) if devices is not None else _default_devices()
-    # Ties need equal pairs to get equal products in two programs, which is tested on CPUs alone.
-    in_tiles = (
-        first_only and camera is None and not callable(distance) and all(d.platform == "cpu" for d in pool)
-    )
-    if in_tiles and np.array_equal(asked, np.sort(kept)):
-        return _first_of_all(keys, asked, kept, sizes - 1, ties == "optimistic", pool)
-    block = block_size or _block_rows(len(asked), len(kept))
-    copies = [jax.device_put(keys, device) for device in pool]
     strict = ties == "optimistic"
+    measure = distance if callable(distance) else space(problem.embeddings, distance)
+    # Ties need equal pairs to get equal products in two programs, which is tested on CPUs alone.
+    halved = first_only and cameras is None and _all_cpus(pool)
+    if halved and isinstance(measure, Space) and np.array_equal(problem.query, np.sort(problem.gallery)):
+        counts, averages = count_first_of_all(problem, measure, strict=strict, devices=pool)
+    else:
+        counts, averages = _rank_blocks(problem, measure, strict, first_only, block_size, pool)
+    if jax.process_count() > 1:
+        counts, averages = _from_all_processes(counts, averages)
+    columns = dict(zip(COUNTS, counts.T, strict=True)) | dict(zip(AVERAGES, averages.T, strict=True))
+    return QueryResults(problem.query, **columns)
+
+
+def _rank_blocks(
+    problem: Problem,
+    measure: Space | Distance,
+    strict: bool,
+    first_only: bool,
+    block_size: int | None,
+    devices: list[Device],
+) -> tuple[np.ndarray, np.ndarray]:
+    """COUNTS `[q, 3]`, negative for queries of other processes, and AVERAGES `[q, 4]`."""
+    asked, cameras = problem.query, problem.cameras
+    # A class's keys stand side by side, and those of equally large classes, whose queries need equally many steps.
+    kept, starts, sizes = problem.by_class()
+    ends = np.where(sizes > 0, starts + sizes, 0)
+    to_space = measure if isinstance(measure, Space) else None
+    sorts = _all_cpus(devices) and not first_only and int(sizes.max()) > MANY
+    block, tile = tile_shape(len(asked), len(kept), devices[0], whole_rows=sorts or to_space is None)
+    block = block_size or block
+    keys = build_keys(problem.embeddings, to_space, cameras, kept, tile)
+    copies = [Keys(*jax.device_put(keys, device)) for device in devices]
+    order = np.argsort(starts, kind="stable")
+    parts = [order[begin : begin + block] for begin in range(0, len(asked), block)]
+    # The tiles with keys of a block's classes; queries without any come last, and add none.
+    first = [int(starts[part[0]]) // tile for part in parts]
+    last = [-(-int(ends[part].max()) // tile) for part in parts]
+    spans = [(begin, max(begin, end)) for begin, end in zip(first, last, strict=True)]
+    held = max(last - first for first, last in spans)
+    held = bucket(held, 1, 2) if held <= _HELD else 0
     counts = np.full((len(asked), len(COUNTS)), -1, np.int64)
     averages = np.full((len(asked), len(AVERAGES)), np.nan)
     pending: deque[tuple[np.ndarray, tuple[jax.Array, jax.Array]]] = deque()
@@ -161,45 +189,27 @@ def rank_matches(
         places, values = pending.popleft()
         counts[places], averages[places] = (np.asarray(value)[: len(places)] for value in values)
 
-    begins = range(0, len(asked), block)[jax.process_index() :: jax.process_count()]
-    for number, begin in enumerate(begins):
-        places = order[begin : begin + block]
-        rows = asked[places]
-        numbers = (label[rows], camera_of(camera, rows), rows, starts[places], sizes[places])
-        if callable(distance):
-            source = _given(distance, rows, kept, (block, len(keys.rows)))
+    for turn, number in enumerate(range(len(parts))[jax.process_index() :: jax.process_count()]):
+        part, device = parts[number], devices[turn % len(devices)]
+        largest = int(sizes[part].max())
+        if to_space is not None:
+            source = to_space(problem.embeddings, asked[part], block)
         else:
-            source = to_space(array, rows, block)
-        device, copy = pool[number % len(pool)], copies[number % len(pool)]
-        block_of = Asked(*(pad(part, block) for part in numbers))
-        source, block_of = jax.device_put((source, block_of), device)
-        largest = int(sizes[places].max())
-        how: Any = {"given": callable(distance), "most": bucket(largest), "strict": strict}
-        if largest > MANY and device.platform == "cpu" and not first_only:
-            values = rank_block_by_sorting(source, block_of, copy, **how)
+            source = _given(measure, asked[part], kept, (block, len(keys[0])))
+        queries = [pad(x, block) for x in (cameras[asked[part]], starts[part], sizes[part])]
+        source, *queries = jax.device_put((source, *queries), device)
+        one = source, Asked(*queries), copies[turn % len(devices)]
+        tiles = Tiles(tile, bucket(largest), held, strict, first_only, to_space is None)
+        if sorts and largest > MANY:
+            values = rank_block_by_sorting(*one, tiles=tiles)
         else:
-            values = rank_block(source, block_of, copy, first_only=first_only, **how)
-        pending.append((places, values))
-        if len(pending) > 2 * len(pool):
+            values = rank_block(*one, *(np.int32(end) for end in spans[number]), tiles=tiles)
+        pending.append((part, values))
+        if len(pending) > 2 * len(devices):
             collect()
     while pending:
         collect()
-    counts, averages = _from_all_processes(counts, averages)
-    columns = dict(zip(COUNTS, counts.T, strict=True)) | dict(zip(AVERAGES, averages.T, strict=True))
-    return QueryResults(asked, **columns)
-
-
-def _first_of_all(
-    keys: Keys, asked: np.ndarray, kept: np.ndarray, matches: np.ndarray, strict: bool, devices: list[Any]
-) -> QueryResults:
-    """What `rank_matches` returns with `first_only` where all rows ask all rows."""
-    before = count_before_first(keys, len(kept), strict=strict, devices=devices)
-    if jax.process_count() > 1:
-        before = np.sum(np.asarray(multihost_utils.process_allgather(before)), axis=0)
-    first = before[np.argsort(kept)] + 1
-    blanks = [np.full(len(asked), np.nan) for _ in AVERAGES]
-    nothing = np.zeros(len(asked), np.int64)
-    return QueryResults(asked, matches, np.where(matches > 0, first, 0), nothing, *blanks)
+    return counts, averages
 
 
 def check_ties(ties: str) -> None:
@@ -223,8 +233,6 @@ def _given(distance: Distance, rows: np.ndarray, kept: np.ndarray, shape: tuple[
 
 
 def _from_all_processes(counts: np.ndarray, averages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if jax.process_count() == 1:
-        return counts, averages
     # Exactly one process answered a query; in the others its counts are still -1.
     all_counts, all_averages = multihost_utils.process_allgather((counts, averages))
     owner = np.argmax(np.asarray(all_counts)[:, :, 0] >= 0, axis=0), np.arange(counts.shape[0])
@@ -232,13 +240,13 @@ def _from_all_processes(counts: np.ndarray, averages: np.ndarray) -> tuple[np.nd
 
 
 def nearest(
-    embeddings: Any,
-    labels: Any,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
     *,
     k: int,
-    cameras: Any = None,
-    query: Any = None,
-    gallery: Any = None,
+    cameras: ArrayLike | None = None,
+    query: ArrayLike | None = None,
+    gallery: ArrayLike | None = None,
     distance: str = "euclidean",
 ) -> np.ndarray:
     """Row numbers of each query's `k` nearest keys, int64 `[q, k]`, best first, for pictures and tables.
@@ -246,28 +254,15 @@ def nearest(
     The same keys are removed as in `rank_matches`; where fewer than `k` are left, -1 fills up. Ties go to the
     key that stands first in `gallery`.
     """
-    array, label, camera, asked, kept = check_problem(embeddings, labels, cameras, query, gallery)
-    check_ranks((k,), len(kept))
-    to_space = space(array, distance)
-    keys = Keys.build(array, to_space, label, camera, kept)
-    block = _block_rows(len(asked), len(kept))
-    found = []
-    for begin in range(0, len(asked), block):
-        rows = asked[begin : begin + block]
-        numbers = (label[rows], camera_of(camera, rows), rows, rows, rows)
-        asked_now = Asked(*(pad(part, block) for part in numbers))
-        places = nearest_block(to_space(array, rows, block), asked_now, keys, k=k)
-        found.append(np.asarray(places)[: len(rows)])
-    places = np.concatenate(found)
-    return np.where(places < 0, -1, kept[places])
+    problem = check_problem(embeddings, labels, cameras, query, gallery)
+    check_ranks((k,), len(problem.gallery))
+    return nearest_keys(problem, space(problem.embeddings, distance), k)
 
 
-def _default_devices() -> list[Any]:
+def _all_cpus(devices: list[Device]) -> bool:
+    return all(device.platform == "cpu" for device in devices)
+
+
+def _default_devices() -> list[Device]:
     local = jax.local_devices()
     return local[:1] if local[0].platform == "cpu" else local
-
-
-def _block_rows(queries: int, keys: int) -> int:
-    fitting = max(8, min(_MAX_BLOCK, _TILE_BYTES // (4 * keys)))
-    even = -(-queries // -(-queries // fitting))
-    return -(-even // 8) * 8

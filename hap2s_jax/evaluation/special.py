@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
-from hap2s_jax.evaluation.inputs import check_problem, check_rows, space
+from hap2s_jax.evaluation.inputs import cached_cells, check_problem, check_rows, space
 from hap2s_jax.evaluation.neighbors import cross_distances
 from hap2s_jax.evaluation.retrieval import QueryResults, check_ties, rank_matches
 
-_TILE_BYTES = 32 * 2**20
 POOLS = ("mean", "max")
 
 
 def rank_single_gallery_shot(
-    embeddings: Any,
-    labels: Any,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
     *,
-    cameras: Any = None,
-    query: Any = None,
-    gallery: Any = None,
+    cameras: ArrayLike | None = None,
+    query: ArrayLike | None = None,
+    gallery: ArrayLike | None = None,
     distance: str = "euclidean",
     ties: str = "pessimistic",
     repeats: int = 10,
@@ -51,16 +50,14 @@ def rank_single_gallery_shot(
     shown = [_one_of_each(label[kept], random) for _ in range(repeats)]
     draws = random.random((repeats, len(asked)))
     ranks = np.zeros((repeats, len(asked)), np.int64)
-    block = max(1, min(len(asked), _TILE_BYTES // (4 * len(kept))))
+    block = max(1, min(len(asked), cached_cells() // len(kept)))
     for begin in range(0, len(asked), block):
         part = slice(begin, begin + block)
         rows = asked[part]
         padded = np.resize(rows, block)  # one shape, one compilation
         table = cross_distances(vectors, padded, kept, cosine=to_space.cosine)[: len(rows)]
         same = label[rows, None] == label[kept]
-        valid = same & (rows[:, None] != kept)
-        if camera is not None:
-            valid &= camera[rows, None] != camera[kept]
+        valid = same & (camera[rows, None] != camera[kept])
         number = np.cumsum(valid, axis=1)
         count = number[:, -1]
         for repeat in range(repeats):
@@ -78,13 +75,13 @@ def _one_of_each(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def rank_multi_query(
-    embeddings: Any,
-    labels: Any,
-    cameras: Any,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    cameras: ArrayLike | None,
     *,
-    query: Any = None,
-    gallery: Any = None,
-    views: Any = None,
+    query: ArrayLike | None = None,
+    gallery: ArrayLike | None = None,
+    views: ArrayLike | None = None,
     pool: str = "mean",
     distance: str = "euclidean",
     ties: str = "pessimistic",
@@ -108,7 +105,6 @@ def rank_multi_query(
     seen = asked if views is None else check_rows(views, len(array), "views")
     if distance == "cosine":
         array = space(array, distance)(array, np.arange(len(array)))
-    assert camera is not None
     group = np.unique(np.stack([label, camera]), axis=1, return_inverse=True)[1].reshape(-1)
     pooled = np.empty((len(asked), array.shape[1]), array.dtype)
     for number in np.unique(group[asked]):

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hap2s_jax.distances import distances_between, products, scores, squares
 from hap2s_jax.evaluation.inputs import check_problem, space
-from hap2s_jax.evaluation.neighbors import distances_between
 
 _ROWS = 512
 _POINTS = 400
@@ -109,11 +109,9 @@ def nearest_right_and_wrong(
 
     Arguments are those of `error_rates`; infinite where there is none. float64 `[n]` each, without junk.
     """
-    array, label, camera, rows, _ = check_problem(embeddings, labels, cameras, None, None)
-    array, label = array[rows], label[rows]
-    seen = (
-        -np.arange(len(rows)) if camera is None else camera[rows]
-    )  # without cameras no two images share one
+    problem = check_problem(embeddings, labels, cameras, None, None)
+    rows = problem.query
+    array, label, seen = problem.embeddings[rows], problem.labels[rows], problem.cameras[rows]
     to_space = space(array, distance)
     keys = to_space(array, np.arange(len(array)))
     block = min(_ROWS, len(array))
@@ -135,12 +133,10 @@ def _nearest_places(
 ) -> tuple[jax.Array, jax.Array]:
     """Row of the nearest right and of the nearest wrong key, int32 `[block]` each, -1 without one."""
     row = start + jnp.arange(block)
-    product = jnp.matmul(keys[row], keys.T, precision="highest")
-    squares = jnp.einsum("nd,nd->n", keys, keys, precision="highest")
-    score = -product if cosine else squares - 2 * product
-    same = label[row][:, None] == label
-    itself = row[:, None] == jnp.arange(len(keys))
-    is_right = same & (camera[row][:, None] != camera) & ~itself
+    inner = products(keys[row], keys)
+    score = -inner if cosine else scores(inner, squares(keys))
+    same = label[row][:, None] == label[None, :]
+    is_right = same & (camera[row][:, None] != camera[None, :])
 
     def nearest(allowed: jax.Array) -> jax.Array:
         place = jnp.argmin(jnp.where(allowed, score, jnp.inf), axis=1)

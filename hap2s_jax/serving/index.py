@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hap2s_jax.distances import distances_between
 from hap2s_jax.errors import UserError
-from hap2s_jax.evaluation.neighbors import ExactIndex, distances_between
+from hap2s_jax.evaluation.neighbors import ExactIndex
 from hap2s_jax.reporting.atomic import replacing
 
 KINDS = ("auto", "exact", "faiss")

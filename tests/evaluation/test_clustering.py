@@ -36,6 +36,14 @@ def test_nmi_and_ami_equal_scikit_learn(name):
     np.testing.assert_allclose(clustering.ami(labels, assignment), expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("count", [2, 3, 7, 100, 1000, 5000])
+def test_classes_of_one_image_each_are_found_by_clusters_of_one(count):
+    labels = np.arange(count)
+    assert clustering.ami(labels, labels[::-1]) == clustering.nmi(labels, labels[::-1]) == 1.0
+    expected = metrics.adjusted_mutual_info_score(labels, labels // 2)
+    np.testing.assert_allclose(clustering.ami(labels, labels // 2), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["random", "related", "equal", "one class"])
 def test_f1_counts_pairs(name):
     labels, assignment = PARTITIONS[name]

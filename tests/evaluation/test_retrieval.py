@@ -253,7 +253,7 @@ def test_float64_embeddings_are_ranked_in_float64_where_jax_has_it():
         ({"gallery": [1, 9]}, ValueError, "gallery names row 9"),
         ({"query": [1, 1]}, ValueError, "query names a row twice"),
         ({"labels": [-1, -1, -1, -1]}, ValueError, "query is empty: all its labels are -1"),
-        ({"distance": "manhattan"}, ValueError, "distance must be one of"),
+        ({"distance": "manhattan"}, ValueError, "it should be one of euclidean"),
         ({"ties": "random"}, ValueError, "ties must be one of"),
         ({"block_size": -1}, ValueError, "block_size must be a number of queries"),
         ({"block_size": 2.5}, ValueError, "block_size must be a number of queries"),
