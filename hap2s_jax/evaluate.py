@@ -156,6 +156,8 @@ def _run(inputs: Inputs, options: argparse.Namespace) -> None:
     settings = {"protocols": chosen, "distance": distance, "ties": options.ties}
     settings |= {} if inputs.step is None else {"weights of step": inputs.step}
     _report(shown, settings, options.json)
+    for remark in definitions.remarks(inputs.labels, inputs.cameras, protocols=chosen, **rows):
+        print(f"note: {remark}")
 
 
 def _closer(

@@ -4,10 +4,12 @@
     python -m hap2s_jax.search --gallery=gallery.npz --query a.jpg b.jpg --picture=found.png
     python -m hap2s_jax.search --gallery=gallery.npz --query a.jpg --false_accepts=0.01
     python -m hap2s_jax.search --workdir=runs/emoji --calibrate
+    python -m hap2s_jax.search --gallery=labelled.npz --calibrate
 
 A query has no match when its nearest image lies beyond a threshold. It comes from the run's validation classes: where
-false accepts and false rejects are equal, or where at most --false_accepts are made. Training leaves it in the working
-directory; --calibrate makes it again (which needs the run's data set).
+false accepts and false rejects are equal, or where new classes make at most --false_accepts (with 95 % confidence).
+Training leaves it in the working directory, unless the classes are too few; --calibrate makes it again (which needs the
+run's data set), or from the labelled images of --gallery, which should not be among those trained on.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import numpy as np
 
 from hap2s_jax.data.regular_files import below
 from hap2s_jax.errors import UserError, require
-from hap2s_jax.serving import calibration, commands, index, vectors
+from hap2s_jax.serving import calibrating, calibration, commands, index, vectors
 from hap2s_jax.serving.listing import list_images
 from hap2s_jax.serving.trained import Image, TrainedEncoder
 
@@ -89,12 +91,7 @@ class Searcher:
         cache: pathlib.Path | None = None,
         pictures: str | os.PathLike[str] | None = None,
     ):
-        if gallery.model.get("fingerprint") != encoder.fingerprint:
-            raise UserError(
-                f"the gallery was embedded with other weights (step {gallery.model.get('step')} of "
-                f"{gallery.model.get('workdir')}) than those of step {encoder.step} of {encoder.workdir}; embed it "
-                "again, or give the --workdir and --checkpoint that it was made with"
-            )
+        calibrating.check_weights(gallery, encoder)
         self.encoder, self.gallery, self.threshold = encoder, gallery, threshold
         self._index = index.open_index(gallery.embeddings, encoder.distance, kind=kind, cache=cache)
         self._pictures = pictures or _embedded_folder(gallery.model)
@@ -178,13 +175,19 @@ def choose_threshold(
                 f"python -m hap2s_jax.search --calibrate --workdir={encoder.workdir}"
             )
         return None, "no threshold: these weights are not calibrated (--calibrate)"
-    if false_accepts is not None and not 0 <= false_accepts <= 1:
-        raise UserError(f"--false_accepts must lie between 0 and 1, but is {false_accepts}")
-    threshold = rates.equal() if false_accepts is None else rates.for_false_accepts(false_accepts)
-    accepts, rejects = rates.at(threshold)
-    return threshold, (
-        f"threshold {threshold:.4f}: on the validation classes ({rates.gallery:,} images) {accepts:.1%} false accepts, "
-        f"{rejects:.1%} false rejects"
+    if false_accepts is None:
+        threshold = rates.default()
+        if threshold is None:
+            return None, f"no threshold: {rates.too_few()}"
+    else:
+        require(0 <= false_accepts <= 1, "--false_accepts", false_accepts, "a share between 0 and 1")
+        try:
+            threshold = rates.for_false_accepts(false_accepts)
+        except ValueError as error:
+            raise UserError(f"--false_accepts: {error} (search --calibrate --gallery=FILE)") from None
+    return (
+        threshold,
+        f"threshold {threshold:.4f}: on {rates.data} ({rates.gallery:,} images) {rates.describe(threshold)}",
     )
 
 
@@ -203,18 +206,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", help="where the gallery's images are now, for the picture")
     parser.add_argument("--picture", metavar="FILE", help="draw queries and answers as a PNG file")
     parser.add_argument("--json", metavar="FILE", help="write the answers to a JSON file")
-    parser.add_argument("--calibrate", action="store_true", help="make the run's threshold again")
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="make the run's threshold again, on its validation classes, or on the labelled images of --gallery",
+    )
+    parser.add_argument(
+        "--with_test_classes",
+        action="store_true",
+        help="calibrate on the test classes too; the run's test figures are then no longer held out",
+    )
     parser.add_argument("--data_dir", help="where the run's data lie here, for --calibrate")
     return commands.guarded(_run, parser.parse_args(arguments))
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.with_test_classes and (options.gallery or not options.calibrate):
+        raise UserError("--with_test_classes goes with --calibrate --workdir, without --gallery")
     if options.calibrate:
-        _calibrate(options)
-        if options.gallery is None:
+        calibrating.calibrate(options)
+        if not options.query:
             return
     if options.gallery is None or not options.query:
-        raise UserError("give --gallery=FILE and --query IMAGE..., or --calibrate with --workdir")
+        raise UserError(
+            "give --gallery=FILE and --query IMAGE..., or --calibrate with --workdir or --gallery"
+        )
     searcher, words = open_searcher(options)
     queries: list[str] = []
     for name in options.query:
@@ -239,46 +255,14 @@ def _run(options: argparse.Namespace) -> None:
 
 def open_searcher(options: argparse.Namespace) -> tuple[Searcher, str]:
     """The searcher that the flags of this command (or of the demo) describe, and its threshold in words."""
-    gallery = vectors.read(options.gallery)
-    if options.checkpoint is None and options.average is None:
-        options.checkpoint, options.average = gallery.model["step"], gallery.model["average"]
-    workdir = options.workdir or gallery.model["workdir"]
-    if not pathlib.Path(workdir).is_dir():
-        raise UserError(
-            f"{options.gallery} was made by the run in {workdir}, which is not there; give --workdir"
-        )
-    encoder = commands.open_encoder(options, workdir)
+    gallery = calibrating.open_gallery(options)
+    encoder = commands.open_encoder(options, calibrating.workdir_of(options, gallery))
     threshold, words = choose_threshold(encoder, options.threshold, options.false_accepts)
     # Not beside the gallery: who made that could have put an index there, and faiss trusts what it reads.
     name = hashlib.sha256(os.fsencode(os.path.realpath(options.gallery))).hexdigest()[:16]
     cache = pathlib.Path.home() / ".cache" / "hap2s_jax" / "faiss" / name
     more = {"kind": options.index, "cache": cache, "pictures": options.images}
     return Searcher(encoder, gallery, threshold=threshold, **more), words
-
-
-def _calibrate(options: argparse.Namespace) -> None:
-    if options.workdir is None:
-        raise UserError("--calibrate needs --workdir, whose validation classes it is made on")
-    from hap2s_jax.run import config as configs
-    from hap2s_jax.run import facts, foreign
-    from hap2s_jax.run.evaluator import Evaluator
-
-    config = foreign.load(options.workdir, data_dir=options.data_dir)
-    try:
-        with configs.written_by(options.workdir):
-            encoder = commands.open_encoder(options)
-            evaluator = Evaluator.of_run(config, encoder.module)
-            facts.warn_of_changed_data(evaluator.dataset, encoder.workdir)
-    except ImportError as error:
-        raise UserError(
-            f'--calibrate reads the run\'s data set, which needs pip install -e ".[train]" ({error})'
-        ) from error
-    rates = calibration.calibrate(evaluator, encoder.variables, encoder.workdir, encoder.step)
-    accepts, rejects = rates.at(rates.equal())
-    print(
-        f"threshold {rates.equal():.4f}: {accepts:.1%} false accepts, {rejects:.1%} false rejects; "
-        f"{encoder.workdir / calibration.FILE_NAME}, {calibration.PICTURE}"
-    )
 
 
 def describe(answer: Answer) -> str:

@@ -128,32 +128,35 @@ def _seed_centres(key: jax.Array, points: jax.Array, lengths: jax.Array, cluster
     return points[chosen[:clusters]]
 
 
+def measures(labels: ArrayLike, assignment: ArrayLike) -> tuple[float, float, float]:
+    """nmi, ami and f1 of clusters against classes, integers `[n]` each; see there."""
+    table = _contingency(labels, assignment)
+    together = np.sum(table.cells * (table.cells - 1.0))
+    sums = np.concatenate([table.row_sums, table.column_sums])
+    pairs = np.sum(sums * (sums - 1.0))
+    pairwise = float(2 * together / pairs) if pairs > 0 else 1.0
+    # Among these is the one case in which chance leaves no gap to the maximum, so that ami were 0 / 0 up to rounding:
+    # classes of one image each in clusters of one.
+    if len(table.cells) == len(table.row_sums) == len(table.column_sums):
+        return 1.0, 1.0, pairwise
+    expected = _expected_mutual_information(table)
+    adjusted = (table.mutual_information - expected) / (table.entropy - expected)
+    return float(max(0.0, table.mutual_information / table.entropy)), float(adjusted), pairwise
+
+
 def nmi(labels: ArrayLike, assignment: ArrayLike) -> float:
     """Normalised mutual information, by the arithmetic mean of the two entropies."""
-    table = _contingency(labels, assignment)
-    if table.alike:
-        return 1.0
-    return float(max(0.0, table.mutual_information / table.entropy))
+    return measures(labels, assignment)[0]
 
 
 def ami(labels: ArrayLike, assignment: ArrayLike) -> float:
     """Adjusted mutual information (Vinh et al., 2010), by the arithmetic mean of the two entropies."""
-    table = _contingency(labels, assignment)
-    # The one case without a gap between expectation and maximum, 0 / 0 up to rounding, is among these: classes of one
-    # image each in clusters of one.
-    if table.alike:
-        return 1.0
-    expected = _expected_mutual_information(table)
-    return float((table.mutual_information - expected) / (table.entropy - expected))
+    return measures(labels, assignment)[1]
 
 
 def f1(labels: ArrayLike, assignment: ArrayLike) -> float:
     """F1 over pairs of images: those in one cluster against those in one class (Song et al., 2016)."""
-    table = _contingency(labels, assignment)
-    together = np.sum(table.cells * (table.cells - 1.0))
-    clustered = np.sum(table.column_sums * (table.column_sums - 1.0))
-    related = np.sum(table.row_sums * (table.row_sums - 1.0))
-    return float(2 * together / (clustered + related)) if clustered + related > 0 else 1.0
+    return measures(labels, assignment)[2]
 
 
 class _Contingency(NamedTuple):
@@ -164,7 +167,6 @@ class _Contingency(NamedTuple):
     column_sums: np.ndarray
     mutual_information: float
     entropy: float  # mean of those of classes and clusters
-    alike: bool  # whether the clusters are the classes
 
 
 def _contingency(labels: ArrayLike, assignment: ArrayLike) -> _Contingency:
@@ -182,7 +184,6 @@ def _contingency(labels: ArrayLike, assignment: ArrayLike) -> _Contingency:
         columns,
         float(np.sum(cells / total * np.log(cells * total / outer))),
         float(-np.sum(shares * np.log(shares)) / 2),
-        len(cells) == len(rows) == len(columns),
     )
 
 

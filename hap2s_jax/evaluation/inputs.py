@@ -149,10 +149,19 @@ def check_problem(
         if rows.size == 0:
             raise ValueError(f"{name} is empty: all its labels are {JUNK} (junk).")
     # Both may be any 64-bit number (a hash, a person's id); a device holds 32 bits.
-    label = np.unique(label, return_inverse=True)[1]
-    # A camera that is not known is no other image's.
-    camera = np.where(camera < 0, -1 - np.arange(count), camera)
+    label_given, label = label, np.unique(label, return_inverse=True)[1]
+    # A camera that is not known is no other image's, and a single one tells no image from another.
+    unknown = np.full(count, one_camera(cameras, label_given)) | (camera < 0)
+    camera = np.where(unknown, -1 - np.arange(count), camera)
     return Problem(array, label, np.unique(camera, return_inverse=True)[1], asked, kept)
+
+
+def one_camera(cameras: ArrayLike | None, labels: ArrayLike) -> bool:
+    """Whether all images that are not junk are by one known camera: then none would be left under the camera rule."""
+    if cameras is None:
+        return False
+    seen = np.asarray(cameras)[np.asarray(labels) != JUNK]
+    return bool(seen.size > 0 and seen.min() >= 0 and seen.min() == seen.max())
 
 
 @dataclass(frozen=True)

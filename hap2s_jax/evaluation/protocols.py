@@ -14,35 +14,93 @@ the figures.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 
 import numpy as np
+from jax.typing import ArrayLike
 
+from hap2s_jax.data.source import PROTOCOLS
 from hap2s_jax.evaluation import clustering
-from hap2s_jax.evaluation.inputs import JUNK, check_embeddings, check_integers, check_ranks
+from hap2s_jax.evaluation.inputs import (
+    JUNK,
+    Device,
+    check_embeddings,
+    check_integers,
+    check_problem,
+    check_ranks,
+    one_camera,
+)
 from hap2s_jax.evaluation.retrieval import QueryResults, rank_matches
 from hap2s_jax.evaluation.special import rank_multi_query, rank_single_gallery_shot
 from hap2s_jax.evaluation.statistics import means
-
-PROTOCOLS = ("class", "query_gallery", "in_shop", "single_gallery_shot", "multi_query")
 
 RECALL_AT = (1, 2, 4, 8)
 RANKS = (1, 5, 10)
 IN_SHOP_AT = (1, 10, 20, 30)
 SINGLE_SHOT_RANKS = (1, 5, 10, 20)
-_CLUSTER_MEASURES = {"nmi": clustering.nmi, "ami": clustering.ami, "f1": clustering.f1}
+CLUSTERING = ("nmi", "ami", "f1")
+
+# A metric is each query's share in a mean, `[q]`; NaN leaves the query out of it.
+Metric = Callable[[QueryResults], np.ndarray]
+
+
+def recall(k: int) -> Metric:
+    """Whether a match stands among the first `k`; a query without any possible match is a miss."""
+    return lambda results: results.hit(k).astype(float)
+
+
+def rank(k: int) -> Metric:
+    """Whether a match stands among the first `k`; a query without any possible match is left out."""
+    return lambda results: np.where(results.answerable, results.hit(k), np.nan)
+
+
+def class_metrics(ks: Sequence[int] = RECALL_AT) -> dict[str, Metric]:
+    """The metrics of class retrieval by name."""
+    return dict(zip(map("recall@{}".format, ks), map(recall, ks), strict=True)) | {
+        "map@r": attrgetter("map_at_r"),
+        "r_precision": attrgetter("r_precision"),
+        "mrr": attrgetter("reciprocal_rank"),
+    }
+
+
+def query_gallery_metrics(ks: Sequence[int] = RANKS) -> dict[str, Metric]:
+    """The metrics of queries against a gallery by name."""
+    return dict(zip(map("rank-{}".format, ks), map(rank, ks), strict=True)) | {
+        "mAP": attrgetter("average_precision"),
+        "mAP_trapezoid": attrgetter("average_precision_trapezoid"),
+        "mINP": attrgetter("inverse_penalty"),
+    }
+
+
+def in_shop_metrics(ks: Sequence[int] = IN_SHOP_AT) -> dict[str, Metric]:
+    """The metrics of In-shop's own protocol by name."""
+    by_k = zip(map("in_shop_recall@{}".format, ks), map(recall, ks), strict=True)
+    return {**dict(by_k), "in_shop_mAP": attrgetter("average_precision")}
+
+
+def figures(results: QueryResults, metrics: Mapping[str, Metric], protocol: str) -> dict[str, float]:
+    """Means of the metrics, queries asked, and those that no key could answer."""
+    return means(zip(metrics, (metric(results) for metric in metrics.values()), strict=True)) | {
+        f"{protocol}_queries": float(len(results.query)),
+        f"{protocol}_queries_without_match": float(np.sum(~results.answerable)),
+    }
+
+
+def names(protocols: Sequence[str]) -> tuple[str, ...]:
+    """The figures, without the counts, that `evaluate` returns of "class" and "query_gallery" by default."""
+    found = [*class_metrics(), *CLUSTERING] if "class" in protocols else []
+    return (*found, *(query_gallery_metrics() if "query_gallery" in protocols else ()))
 
 
 def evaluate(
-    embeddings: Any,
-    labels: Any,
-    cameras: Any = None,
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    cameras: ArrayLike | None = None,
     *,
-    query: Any = None,
-    gallery: Any = None,
-    views: Any = None,
+    query: ArrayLike | None = None,
+    gallery: ArrayLike | None = None,
+    views: ArrayLike | None = None,
     protocols: Sequence[str] = ("class",),
     distance: str = "euclidean",
     ties: str = "pessimistic",
@@ -52,14 +110,14 @@ def evaluate(
     seed: int = 0,
     restarts: int = 3,
     repeats: int = 10,
-    devices: Sequence[Any] | None = None,
+    devices: Sequence[Device] | None = None,
 ) -> dict[str, float]:
     """Evaluates embeddings by one or more protocols.
 
     Args:
       embeddings: `[n, d]` floats, all finite.
       labels: `[n]` integers; -1 is junk, neither query nor key (also for images that could not be read).
-      cameras: `[n]` integers for the camera rule, or None for no such rule.
+      cameras: `[n]` integers for the camera rule, or None for no such rule; with a single camera it does not hold.
       query, gallery: rows (indices or masks); None for all. "class" always takes every row.
       views: rows that "multi_query" pools from; None for the queries.
       protocols: among PROTOCOLS.
@@ -80,89 +138,59 @@ def evaluate(
     Raises:
       ValueError, TypeError: one line that names the argument.
     """
-    if isinstance(protocols, str) or not protocols or any(name not in PROTOCOLS for name in protocols):
+    if isinstance(protocols, str) or not protocols or not set(protocols) <= set(PROTOCOLS):
         raise ValueError(f"protocols must be a list out of {', '.join(PROTOCOLS)}, but is {protocols!r}.")
     count = len(np.asarray(labels))
-    size = count if gallery is None else _size(gallery)
+    size = count if gallery is None else np.arange(count)[np.asarray(gallery)].size
     at, in_shop_at, rank_at, single_at = RECALL_AT, IN_SHOP_AT, RANKS, SINGLE_SHOT_RANKS
     if recall_at is not None:
         at = in_shop_at = check_ranks(recall_at, count - 1 if "class" in protocols else size)
     if ranks is not None:
         rank_at = single_at = check_ranks(ranks, size)
-    rows = {"query": query, "gallery": gallery}
-    common: dict[str, Any] = {"distance": distance, "ties": ties}
-    figures: dict[str, float] = {}
+    common = {"distance": distance, "ties": ties}
+    rows = {"query": query, "gallery": gallery, **common}
+    found: dict[str, float] = {}
     if "class" in protocols:
-        figures |= class_figures(rank_matches(embeddings, labels, devices=devices, **common), at)
+        results = rank_matches(embeddings, labels, devices=devices, **common)
+        found |= figures(results, class_metrics(at), "class")
         if cluster:
-            figures |= cluster_figures(embeddings, labels, distance=distance, seed=seed, restarts=restarts)
+            found |= cluster_figures(embeddings, labels, distance=distance, seed=seed, restarts=restarts)
     if "query_gallery" in protocols:
-        results = rank_matches(embeddings, labels, cameras=cameras, devices=devices, **rows, **common)
-        figures |= query_gallery_figures(results, rank_at)
+        results = rank_matches(embeddings, labels, cameras=cameras, devices=devices, **rows)
+        found |= figures(results, query_gallery_metrics(rank_at), "query_gallery")
     if "in_shop" in protocols:
-        figures |= in_shop_figures(
-            rank_matches(embeddings, labels, devices=devices, **rows, **common), in_shop_at
-        )
+        results = rank_matches(embeddings, labels, devices=devices, **rows)
+        found |= figures(results, in_shop_metrics(in_shop_at), "in_shop")
     if "single_gallery_shot" in protocols:
         places = rank_single_gallery_shot(
-            embeddings, labels, cameras=cameras, repeats=repeats, seed=seed, **rows, **common
+            embeddings, labels, cameras=cameras, repeats=repeats, seed=seed, **rows
         )
-        figures |= single_gallery_shot_figures(places, single_at)
+        found |= single_gallery_shot_figures(places, single_at)
     if "multi_query" in protocols:
-        results = rank_multi_query(embeddings, labels, cameras, views=views, **rows, **common)
-        pooled = query_gallery_figures(results, rank_at, protocol="multi_query")
-        figures |= {
-            name if name.startswith("multi") else f"multi_query_{name}": v for name, v in pooled.items()
-        }
-    return figures
-
-
-def names(protocols: Sequence[str]) -> tuple[str, ...]:
-    """The figures, without the counts, that `evaluate` returns of "class" and "query_gallery" by default."""
-    nothing = np.zeros(0)
-    results = QueryResults(*[nothing] * len(dataclasses.fields(QueryResults)))
-    figures: list[str] = []
-    if "class" in protocols:
-        figures += [*class_values(results), *_CLUSTER_MEASURES]
-    if "query_gallery" in protocols:
-        figures += query_gallery_values(results)
-    return tuple(figures)
+        results = rank_multi_query(embeddings, labels, cameras, views=views, **rows)
+        metrics = {f"multi_query_{name}": metric for name, metric in query_gallery_metrics(rank_at).items()}
+        found |= figures(results, metrics, "multi_query")
+    return found
 
 
 def class_values(results: QueryResults, ks: Sequence[int] = RECALL_AT) -> dict[str, np.ndarray]:
     """Each query's share in the figures of class retrieval, `[q]` each, NaN where it does not count."""
-    return {f"recall@{k}": results.hit(k).astype(float) for k in ks} | {
-        "map@r": results.map_at_r,
-        "r_precision": results.r_precision,
-        "mrr": results.reciprocal_rank,
-    }
+    return {name: metric(results) for name, metric in class_metrics(ks).items()}
 
 
 def class_figures(results: QueryResults, ks: Sequence[int] = RECALL_AT) -> dict[str, float]:
     """Means over queries of class retrieval: recall@k, map@r, r_precision, mrr, and the counts."""
-    return means(class_values(results, ks)) | _counts(results, "class")
+    return figures(results, class_metrics(ks), "class")
 
 
 def query_gallery_values(results: QueryResults, ks: Sequence[int] = RANKS) -> dict[str, np.ndarray]:
     """Each query's share in the query/gallery figures, `[q]` each, NaN where it does not count."""
-    return {f"rank-{k}": np.where(results.answerable, results.hit(k), np.nan) for k in ks} | {
-        "mAP": results.average_precision,
-        "mAP_trapezoid": results.average_precision_trapezoid,
-        "mINP": results.inverse_penalty,
-    }
+    return {name: metric(results) for name, metric in query_gallery_metrics(ks).items()}
 
 
-def query_gallery_figures(
-    results: QueryResults, ks: Sequence[int] = RANKS, *, protocol: str = "query_gallery"
-) -> dict[str, float]:
+def query_gallery_figures(results: QueryResults, ks: Sequence[int] = RANKS) -> dict[str, float]:
     """Means over answerable queries: rank-k (CMC), mAP by either rule, mINP, and the counts."""
-    return means(query_gallery_values(results, ks)) | _counts(results, protocol)
-
-
-def in_shop_figures(results: QueryResults, ks: Sequence[int] = IN_SHOP_AT) -> dict[str, float]:
-    """In-shop's recall@k and mAP, with their prefix, and the counts."""
-    values = {f"in_shop_recall@{k}": results.hit(k).astype(float) for k in ks}
-    return means(values | {"in_shop_mAP": results.average_precision}) | _counts(results, "in_shop")
+    return figures(results, query_gallery_metrics(ks), "query_gallery")
 
 
 def single_gallery_shot_figures(ranks: np.ndarray, ks: Sequence[int] = SINGLE_SHOT_RANKS) -> dict[str, float]:
@@ -171,14 +199,14 @@ def single_gallery_shot_figures(ranks: np.ndarray, ks: Sequence[int] = SINGLE_SH
     values = {
         f"single_gallery_shot_rank-{k}": np.where(answerable, (ranks <= k).mean(axis=0), np.nan) for k in ks
     }
-    return means(values) | {
+    return means(values.items()) | {
         "single_gallery_shot_queries": float(len(answerable)),
         "single_gallery_shot_queries_without_match": float(np.sum(~answerable)),
     }
 
 
 def cluster_figures(
-    embeddings: Any, labels: Any, *, distance: str = "euclidean", seed: int = 0, restarts: int = 3
+    embeddings: ArrayLike, labels: ArrayLike, *, distance: str = "euclidean", seed: int = 0, restarts: int = 3
 ) -> dict[str, float]:
     """nmi, ami and f1 of k-means with as many clusters as there are classes (junk left out)."""
     array = check_embeddings(embeddings)
@@ -186,17 +214,57 @@ def cluster_figures(
     array, label = array[label != JUNK], label[label != JUNK]
     classes = len(np.unique(label))
     assignment = clustering.kmeans(array, classes, distance=distance, seed=seed, restarts=restarts)
-    return {name: measure(label, assignment) for name, measure in _CLUSTER_MEASURES.items()}
+    return dict(zip(CLUSTERING, clustering.measures(label, assignment), strict=True))
 
 
-def _size(rows: Any) -> int:
-    array = np.asarray(rows)
-    return int(array.sum()) if array.dtype == np.bool_ else array.size
+def remarks(
+    labels: ArrayLike,
+    cameras: ArrayLike | None = None,
+    *,
+    query: ArrayLike | None = None,
+    gallery: ArrayLike | None = None,
+    protocols: Sequence[str] = ("class",),
+) -> list[str]:
+    """A line for each protocol under which queries have no valid match: how many, why, and what to change.
 
-
-def _counts(results: QueryResults, protocol: str) -> dict[str, float]:
-    """Queries asked, and those that no key could answer."""
-    return {
-        f"{protocol}_queries": float(len(results.query)),
-        f"{protocol}_queries_without_match": float(np.sum(~results.answerable)),
-    }
+    Arguments are those of `evaluate`. A further line says when the camera rule does not hold.
+    """
+    count, lines = len(np.asarray(labels)), []
+    for name in protocols:
+        paired = name != "class"
+        chosen = {"query": query if paired else None, "gallery": gallery if paired else None}
+        by_camera = cameras if name not in ("class", "in_shop") else None
+        problem = check_problem(np.zeros((count, 1), np.float32), labels, by_camera, **chosen)
+        asked, kept = problem.query, problem.gallery
+        if one_camera(by_camera, labels):
+            lines.append(f"{name}: all images are by one camera, so they are judged without the camera rule")
+        # Keys of a query's class, and those of them by its own camera, the query itself among them.
+        of_class = np.bincount(problem.labels[kept], minlength=count)[problem.labels[asked]]
+        pairs = problem.labels * (problem.cameras.max() + 1) + problem.cameras
+        shown, times = np.unique(pairs[kept], return_counts=True)
+        place = np.minimum(np.searchsorted(shown, pairs[asked]), len(shown) - 1)
+        own = np.where(shown[place] == pairs[asked], times[place], 0)
+        missing = of_class == own
+        absent = int(np.sum(missing & (of_class == np.isin(asked, kept))))
+        seen_by_own = int(missing.sum()) - absent
+        reasons = []
+        if absent:
+            reasons.append(
+                f"{absent:,} since the gallery holds no other image of their class (add some, or drop these queries)"
+                if paired
+                else f"{absent:,} since they are alone in their class (give every class at least two images)"
+            )
+        if seen_by_own:
+            reasons.append(
+                f"{seen_by_own:,} since all images of their class are by the query's own camera (add a second camera, "
+                "or evaluate without cameras)"
+            )
+        if reasons:
+            fate = (
+                "are left out" if name not in ("class", "in_shop") else "count as misses, in recall@k alone"
+            )
+            lines.append(
+                f"{name}: {int(missing.sum()):,} of {len(asked):,} queries have no valid match and {fate}: "
+                + ", ".join(reasons)
+            )
+    return lines

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
+from jax.typing import ArrayLike
 
 _RESAMPLES_AT_ONCE = 64
 
 
-def means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Mean of each figure over the queries that count (not NaN); NaN if none does."""
+def means(values: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]) -> dict[str, float]:
+    """Mean of each figure, given by name, over the queries that count (not NaN); NaN if none does."""
     out = {}
-    for name, column in values.items():
+    for name, column in dict(values).items():
         known = column[~np.isnan(column)]
         out[name] = float(known.mean()) if known.size else float("nan")
     return out
@@ -22,7 +22,7 @@ def means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
 def confidence_intervals(
     values: Mapping[str, np.ndarray],
     *,
-    groups: Any = None,
+    groups: ArrayLike | None = None,
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
@@ -72,7 +72,7 @@ def confidence_intervals(
     return out
 
 
-def by_group(values: Mapping[str, np.ndarray], groups: Any) -> dict[int, dict[str, float]]:
+def by_group(values: Mapping[str, np.ndarray], groups: ArrayLike) -> dict[int, dict[str, float]]:
     """Figures of each class or camera: `{group: {"queries": n, name: mean, ...}}`, groups in sorted order.
 
     Args:

@@ -39,7 +39,7 @@ def model_card(
     protocols: tuple[str, ...],
     parameters: int,
     seen_classes: int = 0,
-    threshold: Mapping[str, Any] | None = None,
+    threshold: str | None = None,
 ) -> str:
     """The card as Markdown.
 
@@ -49,8 +49,7 @@ def model_card(
       protocols: which evaluations the figures are of.
       parameters: of the encoder.
       seen_classes: how many of the test classes have images in training or validation too.
-      threshold: ``threshold``, ``false_accepts``, ``false_rejects``, ``distance``, ``gallery`` and ``weights`` of the
-        calibration, None without one.
+      threshold: what is to be said of it, None without a calibration.
     """
     config, facts = results["config"], results["environment"]
     sections = [
@@ -64,7 +63,7 @@ def model_card(
         "\n".join(f"- {line}" for line in _definitions(results["test"], protocols)),
     ]
     if threshold is not None:
-        sections += ["## Threshold", _threshold(threshold)]
+        sections += ["## Threshold", threshold]
     text = json.dumps(config, indent=2, default=list)
     sections += [
         "## How it was made",
@@ -97,15 +96,6 @@ def _data(name: str, data: Mapping[str, Mapping[str, int]], seen_classes: int) -
     return (
         f"{name}: {parts}. {seen}. The encoder is as good as this data: on images of another kind, measure before "
         "you rely on it."
-    )
-
-
-def _threshold(found: Mapping[str, Any]) -> str:
-    return (
-        f"A query has no match beyond a {found['distance']} distance of {found['threshold']:.4f}. On the validation "
-        f"classes, against {found['gallery']:,} images: {found['false_accepts']:.1%} false accepts, "
-        f"{found['false_rejects']:.1%} false rejects. Larger galleries have more false accepts. Fingerprint of the "
-        f"weights: {found['weights']}."
     )
 
 

@@ -16,7 +16,7 @@ def error_rates(
     false_accepts: npt.ArrayLike,
     false_rejects: npt.ArrayLike,
     *,
-    chosen: float,
+    chosen: float | None,
     distance: str,
     title: str,
 ) -> None:
@@ -26,7 +26,7 @@ def error_rates(
       path: the PNG file to write.
       thresholds: `[p]` distances, ascending.
       false_accepts, false_rejects: `[p]` shares, 0 to 1.
-      chosen: the threshold that is marked.
+      chosen: the threshold that is marked, None for none.
       distance: what it is of, for the axis.
       title: the heading.
 
@@ -38,19 +38,20 @@ def error_rates(
 
     at = np.asarray(thresholds, float)
     accepts, rejects = np.asarray(false_accepts, float), np.asarray(false_rejects, float)
-    place = max(0, int(np.searchsorted(at, chosen, side="right")) - 1)
+    place = None if chosen is None else max(0, int(np.searchsorted(at, chosen, side="right")) - 1)
     with matplotlib.rc_context(rc=_STYLE):
         figure = _figure(11, 4.4)
         left, right = figure.subplots(1, 2)
         left.set_title("Shares over the threshold")
         left.plot(at, accepts, color="#D55E00", linewidth=1.9, label="false accepts (unknown class answered)")
         left.plot(at, rejects, color="#0072B2", linewidth=1.9, label="false rejects (known class missed)")
-        left.axvline(at[place], color="#6e7781", linewidth=1, linestyle="--")
-        left.text(at[place], 1.0, f" {at[place]:.3f}", color="#6e7781", va="top")
         left.set_xlabel(f"threshold on the {distance} distance")
         right.set_title("Against one another")
         right.plot(accepts, rejects, color="#1f2328", linewidth=1.9)
-        right.plot(accepts[place], rejects[place], "o", color="#6e7781")
+        if place is not None:
+            left.axvline(at[place], color="#6e7781", linewidth=1, linestyle="--")
+            left.text(at[place], 1.0, f" {at[place]:.3f}", color="#6e7781", va="top")
+            right.plot(accepts[place], rejects[place], "o", color="#6e7781")
         right.set_xlabel("false accepts")
         right.set_ylabel("false rejects")
         for axes in (left, right):

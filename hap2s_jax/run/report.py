@@ -127,6 +127,8 @@ def finish(
     }
     results = formats.stamped(_without_nan(results))
     print_results(results)
+    for remark in trainer.remarks(test):
+        say(f"note: {remark}")
     _write_card(trainer, state, results, held_out, workdir)
     try:
         draw(trainer, embeddings, present, workdir)
@@ -150,18 +152,21 @@ def _write_card(
 ) -> None:
     """Calibrates the threshold on the embedded validation classes, and writes the model card."""
     variables, threshold = trainer.variables(state), None
-    if held_out is not None:
+    if held_out is not None and trainer.dataset.validation is not None:
         try:
-            rates = calibration.from_embeddings(trainer, variables, *held_out, workdir, int(state.step))
-            accepts, rejects = rates.at(rates.equal())
-            threshold = {
-                "threshold": rates.equal(),
-                "false_accepts": accepts,
-                "false_rejects": rejects,
-                "distance": trainer.config.evaluate.distance,
-                "gallery": rates.gallery,
-                "weights": fingerprint(variables, trainer.config),
-            }
+            images = calibration.Labelled.of_source(trainer, trainer.dataset.validation, *held_out)
+            classes = f"validation classes of {trainer.dataset.name}"
+            rates = calibration.write(images, trainer.config, variables, workdir, int(state.step), classes)
+            chosen, distance = rates.default(), trainer.config.evaluate.distance
+            if chosen is None:
+                threshold = f"None: {rates.too_few()}."
+                say(f"no threshold for searching: {rates.too_few()}")
+            else:
+                threshold = (
+                    f"A query has no match beyond a {distance} distance of {chosen:.4f}. On the validation classes, "
+                    f"against {rates.gallery:,} images: {rates.describe(chosen)}. Larger galleries have more false "
+                    f"accepts. Fingerprint of the weights: {fingerprint(variables, trainer.config)}."
+                )
         except UserError as error:
             say(f"no threshold for searching: {error}")
     data = trainer.dataset

@@ -9,7 +9,13 @@ import pytest
 
 from hap2s_jax.evaluation import neighbors
 from hap2s_jax.evaluation.neighbors import ExactIndex, distances_between
-from hap2s_jax.evaluation.thresholds import ErrorRates, error_rates, nearest_right_and_wrong
+from hap2s_jax.evaluation.thresholds import (
+    ErrorRates,
+    classes_for,
+    error_rates,
+    nearest_right_and_wrong,
+    upper_bound,
+)
 
 
 def _data(seed=0, count=90, classes=8):
@@ -53,7 +59,7 @@ def test_shares_by_counting():
     embeddings, labels, cameras = _data(1)
     rates = error_rates(embeddings, labels, cameras)
     right, wrong = nearest_right_and_wrong(embeddings, labels, cameras)
-    right = right[np.isfinite(right)]
+    every_right, right = right, right[np.isfinite(right)]
     for threshold, accepts, rejects in zip(
         rates.thresholds, rates.false_accepts, rates.false_rejects, strict=True
     ):
@@ -64,9 +70,20 @@ def test_shares_by_counting():
     assert (rates.known, rates.unknown, rates.gallery) == (len(right), 90, 89)
     equal = rates.at(rates.equal())
     assert abs(equal[0] - equal[1]) < 0.05
-    threshold = rates.for_false_accepts(0.1)
-    assert np.mean(wrong <= threshold) <= 0.1
-    assert (wrong <= rates.for_false_accepts(0.0)).sum() == 0
+    for place in (0, 40, -1):
+        at = rates.thresholds[place]
+        assert rates.accepting_classes[place] == len(set(labels[wrong <= at]))
+        known = np.isfinite(every_right)
+        assert rates.rejecting_classes[place] == len(set(labels[known & (every_right > at)]))
+    assert (rates.known_classes, rates.unknown_classes, rates.default()) == (8, 8, None)
+    threshold = rates.for_false_accepts(0.6)
+    assert rates.bounds(threshold)[0] <= 0.6
+    with pytest.raises(
+        ValueError, match=r"less than 8 classes can show.*may be 0\.527.*no number of classes"
+    ):
+        rates.for_false_accepts(0.0)
+    with pytest.raises(ValueError, match=r"118 classes can show 0\.05"):
+        rates.for_false_accepts(0.05)
     again = ErrorRates.from_json(json.loads(json.dumps(rates.to_json())))
     np.testing.assert_array_equal(again.thresholds, rates.thresholds)
     assert again.at(threshold) == rates.at(threshold)
@@ -77,6 +94,37 @@ def test_classes_far_apart_have_a_threshold_without_errors():
     embeddings = np.eye(5)[labels] + 0.01 * np.random.default_rng(0).normal(size=(20, 5))
     rates = error_rates(embeddings.astype(np.float32), labels)
     assert rates.at(rates.equal()) == (0.0, 0.0)
+
+
+def test_bounds_by_the_binomial_distribution():
+    stats = pytest.importorskip("scipy.stats")
+    for errors, count in ((0, 59), (0, 299), (1, 20), (7, 60), (60, 60)):
+        expected = stats.beta.ppf(0.95, errors + 1, count - errors) if errors < count else 1
+        assert upper_bound(errors, count) == pytest.approx(expected, abs=1e-9)
+    assert (classes_for(0.05), classes_for(0.01)) == (2 * 59, 2 * 299)
+    assert upper_bound(0, 59) <= 0.05 < upper_bound(0, 58)
+    assert upper_bound(0, 299) <= 0.01 < upper_bound(0, 298)
+
+
+@pytest.mark.parametrize(("classes", "share"), [(40, 0.15)])
+def test_bounds_hold_as_often_as_they_promise(classes, share):
+    """Classes are pairs of points on a circle: both true shares are known, and classes err in twos."""
+    held, rng = np.zeros(3), np.random.default_rng(classes)
+    for _ in range(500):
+        first = rng.uniform(0, 2 * np.pi, classes)
+        angles = np.stack([first, first + rng.exponential(2e-3, classes)], axis=1).reshape(-1)
+        points = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+        rates = error_rates(points, np.repeat(np.arange(classes), 2))
+        for number, threshold in enumerate((rates.for_false_accepts(share), rates.equal())):
+            reach = 2 * np.arcsin(max(threshold, 0) / 2)
+            gaps = np.diff(np.sort(angles % (2 * np.pi)), append=angles.min() + 2 * np.pi)
+            accepts = np.minimum(gaps, 2 * reach).sum() / (2 * np.pi)
+            bounds = rates.bounds(threshold)
+            held[number] += accepts <= bounds[0]
+            held[2] += np.exp(-reach / 2e-3) <= bounds[1] if number == 0 else 0
+    assert held[0] >= 0.93 * 500
+    assert held[1] >= 0.93 * 500
+    assert held[2] >= 0.93 * 500
 
 
 def test_one_class_cannot_be_calibrated_on():

@@ -1,0 +1,132 @@
+"""What `python -m hap2s_jax.search --calibrate` does: on a run's own classes, or on a gallery of labelled images."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pathlib
+
+from hap2s_jax.data.regular_files import below, read_bytes
+from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation.thresholds import ErrorRates
+from hap2s_jax.reporting.atomic import replacing
+from hap2s_jax.serving import calibration, commands, vectors
+from hap2s_jax.serving.trained import TrainedEncoder
+
+
+def open_gallery(options: argparse.Namespace) -> vectors.Vectors:
+    """The file of embeddings, whose checkpoint the flags mean unless they say otherwise."""
+    gallery = vectors.read(options.gallery)
+    if options.checkpoint is None and options.average is None:
+        options.checkpoint, options.average = gallery.model["step"], gallery.model["average"]
+    return gallery
+
+
+def workdir_of(options: argparse.Namespace, gallery: vectors.Vectors) -> str:
+    """The working directory of the encoder that the flags mean."""
+    workdir = options.workdir or gallery.model["workdir"]
+    if not pathlib.Path(workdir).is_dir():
+        raise UserError(
+            f"{options.gallery} was made by the run in {workdir}, which is not there; give --workdir"
+        )
+    return workdir
+
+
+def check_weights(gallery: vectors.Vectors, encoder: TrainedEncoder) -> None:
+    """Raises UserError where the gallery was embedded with other weights."""
+    if gallery.model.get("fingerprint") != encoder.fingerprint:
+        raise UserError(
+            f"the gallery was embedded with other weights (step {gallery.model.get('step')} of "
+            f"{gallery.model.get('workdir')}) than those of step {encoder.step} of {encoder.workdir}; embed it "
+            "again, or give the --workdir and --checkpoint that it was made with"
+        )
+
+
+def calibrate(options: argparse.Namespace) -> None:
+    """Writes the calibration that the flags ask for, and prints what came of it."""
+    rates, workdir = _on_gallery(options) if options.gallery else _on_own_classes(options)
+    chosen = rates.default()
+    words = rates.too_few() if chosen is None else f"threshold {chosen:.4f}: {rates.describe(chosen)}"
+    print(f"{words}; {workdir / calibration.FILE_NAME}, {calibration.PICTURE}")
+
+
+def _on_gallery(options: argparse.Namespace) -> tuple[ErrorRates, pathlib.Path]:
+    gallery = open_gallery(options)
+    encoder = commands.open_encoder(options, workdir_of(options, gallery))
+    check_weights(gallery, encoder)
+    if not (gallery.labels >= 0).any():
+        raise UserError(
+            f"--calibrate: {options.gallery} holds no classes; embed a folder per class, or a CSV with labels"
+        )
+    _warn_of_training_images(gallery, encoder, options)
+    images = calibration.Labelled(gallery.embeddings, gallery.labels, None)
+    made = (
+        images,
+        encoder.config,
+        encoder.variables,
+        encoder.workdir,
+        encoder.step,
+        f"the images of {options.gallery}",
+    )
+    return calibration.write(*made), encoder.workdir
+
+
+def _warn_of_training_images(
+    gallery: vectors.Vectors, encoder: TrainedEncoder, options: argparse.Namespace
+) -> None:
+    """Says how many of a gallery's images were trained on, by the bytes of their files."""
+    try:
+        from hap2s_jax.run import foreign
+        from hap2s_jax.run.evaluator import load_dataset
+
+        train = load_dataset(foreign.load(encoder.workdir, data_dir=options.data_dir)).train
+        root = options.images or gallery.model["images"]
+        trained = {hashlib.sha256(train.read(n)).digest() for n in range(len(train))}
+        images = (read_bytes(below(root, str(path))) for path in gallery.paths)
+        count = sum(hashlib.sha256(image).digest() in trained for image in images)
+    except (ImportError, OSError, UserError, KeyError) as error:
+        print(f"note: whether these images were trained on is not known: {error}")
+        return
+    if count:
+        print(
+            f"warning: {count:,} of {len(gallery.paths):,} images were trained on; new ones lie farther from their "
+            "class, and nearer to others, than this calibration says"
+        )
+
+
+def _on_own_classes(options: argparse.Namespace) -> tuple[ErrorRates, pathlib.Path]:
+    if options.workdir is None:
+        raise UserError(
+            "--calibrate needs --workdir, whose validation classes it is made on, or a labelled --gallery"
+        )
+    from hap2s_jax.run import config as configs
+    from hap2s_jax.run import facts, foreign
+    from hap2s_jax.run.evaluator import Evaluator
+
+    config = foreign.load(options.workdir, data_dir=options.data_dir)
+    try:
+        with configs.written_by(options.workdir):
+            encoder = commands.open_encoder(options)
+            evaluator = Evaluator.of_run(config, encoder.module)
+            facts.warn_of_changed_data(evaluator.dataset, encoder.workdir)
+    except ImportError as error:
+        raise UserError(
+            f'--calibrate reads the run\'s data set, which needs pip install -e ".[train]" ({error})'
+        ) from error
+    made = evaluator, encoder.variables, encoder.workdir, encoder.step
+    rates = calibration.calibrate(*made, with_test=options.with_test_classes)
+    if options.with_test_classes:
+        _note_in_card(encoder.workdir)
+    return rates, encoder.workdir
+
+
+def _note_in_card(workdir: pathlib.Path) -> None:
+    """Says in the model card that the test classes have been used up."""
+    note = (
+        "The threshold was calibrated on the test classes too: the test figures below are no longer held out."
+    )
+    card = workdir / "model_card.md"
+    print(f"note: {note.replace(' below', '')}")
+    if card.is_file() and note not in (text := card.read_text()):
+        with replacing(card) as temporary:
+            temporary.write_text(text.replace("\n## Data", f"\n{note}\n\n## Data", 1))
