@@ -92,6 +92,31 @@ def test_cameras_that_are_not_known_are_no_image_s_own():
         assert (figures["mAP"], figures["query_gallery_queries_without_match"]) == (1.0, missing)
 
 
+def test_queries_without_a_match_are_told_with_the_reason():
+    labels, cameras = np.array([0, 0, 1, 1, 2, -1]), np.array([0, 1, 2, 2, 3, 0])
+    lone, own = protocols.remarks(labels, cameras, protocols=("class", "query_gallery"))
+    assert lone.startswith(
+        "class: 1 of 5 queries have no valid match and count as misses, in recall@k alone: 1 since"
+    )
+    assert own.startswith(
+        "query_gallery: 3 of 5 queries have no valid match and are left out: 1 since the gallery"
+    )
+    assert "2 since all images of their class are by the query's own camera" in own
+    assert protocols.remarks(labels[:4], protocols=("class", "query_gallery")) == []
+    absent = protocols.remarks(labels, cameras, query=[0, 2], gallery=[1], protocols=("query_gallery",))
+    assert "1 of 2 queries" in absent[0]
+    assert "1 since the gallery holds no other image of their class" in absent[0]
+
+
+def test_a_single_camera_is_no_camera_rule():
+    x, labels, _, query, gallery = case()
+    rows = {"query": query, "gallery": gallery, "protocols": ("query_gallery",)}
+    assert evaluate(x, labels, np.full(90, 7), **rows) == evaluate(x, labels, **rows)
+    assert "judged without the camera rule" in protocols.remarks(labels, np.full(90, 7), **rows)[0]
+    with_junk = np.where(np.arange(90) == query[0], -1, labels), np.where(np.arange(90) == query[0], 3, 7)
+    assert evaluate(x, *with_junk, **rows) == evaluate(x, with_junk[0], **rows)
+
+
 def test_a_gallery_smaller_than_the_usual_ranks():
     x, labels, _, _, _ = case()
     figures = evaluate(x, labels, query=np.arange(80), gallery=[80, 81, 82], protocols=("query_gallery",))

@@ -12,6 +12,7 @@ from PIL import Image
 import hap2s_jax
 from hap2s_jax import embed, search
 from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation.thresholds import ErrorRates
 from hap2s_jax.serving import calibration, vectors
 from hap2s_jax.serving.index import FaissIndex, open_index
 
@@ -90,16 +91,37 @@ def test_no_match_beyond_the_threshold(gallery, calibrated, folder, tmp_path, ca
     noise = tmp_path / "noise.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(noise)
     arguments = [f"--workdir={calibrated}", "--query", str(folder[1][0]), str(noise)]
-    for extra in ([], ["--false_accepts=0"], ["--threshold=1e-3"]):
+    for extra in ([], ["--false_accepts=0.5"], ["--threshold=1e-3"]):
         known, unknown = _asked(gallery, tmp_path, *arguments, *extra)
-        # Two drawings of different classes may be the same picture: then no threshold is without false accepts.
-        assert known["match"] or extra == ["--false_accepts=0"]
+        assert known["match"]
         assert unknown["match"] == (unknown["hits"][0]["distance"] <= unknown["threshold"])
     assert not unknown["match"]
     printed = capsys.readouterr().out
     assert f"{noise}: no match (the nearest is at" in printed
     assert "false rejects" in printed
+    assert "with 95% confidence" in printed
     assert known["threshold"] == 1e-3
+    assert search.main([f"--gallery={gallery}", *arguments, "--false_accepts=0.001"]) == 1
+    assert "the smallest that can be asked for" in capsys.readouterr().err
+
+
+def test_calibrating_on_a_labelled_gallery(run, gallery, folder, tmp_path, capsys):
+    workdir = shutil.copytree(run.workdir, tmp_path / "run")
+    classes = len(set(run.source.labels.tolist()))
+    arguments = [f"--workdir={workdir}", f"--gallery={gallery}", "--calibrate"]
+    assert search.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "trained on" not in printed
+    rates = ErrorRates.from_json(json.loads((workdir / "thresholds.json").read_text()))
+    assert (rates.unknown_classes, rates.data) == (classes, f"the images of {gallery}")
+    few = vectors.read(gallery)
+    few.labels[:] = np.where(few.labels < 2, few.labels, -1)
+    np.savez(tmp_path / "few.npz", **{**vars(few), "model": np.array(json.dumps(few.model))})
+    arguments[1] = f"--gallery={tmp_path / 'few.npz'}"
+    assert search.main([*arguments, "--query", str(folder[1][0])]) == 0
+    assert "too few for a threshold (20 are needed)" in capsys.readouterr().out
+    assert search.main([*arguments, "--with_test_classes"]) == 1
+    assert "without --gallery" in capsys.readouterr().err
 
 
 def test_parquet_a_folder_of_queries_and_images_that_moved(encoder, folder, tmp_path, capsys):
