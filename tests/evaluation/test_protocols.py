@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 import retrieval_oracle as oracle
 
 from hap2s_jax.evaluation import evaluate, protocols, retrieval, special
+from hap2s_jax.evaluation.neighbors import ExactIndex
+from hap2s_jax.evaluation.reranking import KReciprocal
+from hap2s_jax.evaluation.thresholds import error_rates
 
 
 def case(seed=0, n=90, classes=9, cameras=3):
@@ -216,6 +220,18 @@ def test_multi_query_of_single_images_is_query_gallery():
     )
     for name in ("rank-1", "mAP", "mINP"):
         assert figures[f"multi_query_{name}"] == figures[name]
+
+
+def test_strict_promotion_of_types_and_ranks():
+    x, labels, cameras, query, gallery = case()
+    rows = {"query": query, "gallery": gallery}
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        evaluate(x, labels, cameras, protocols=protocols.PROTOCOLS, **rows)
+        retrieval.rank_matches(x, labels, distance=KReciprocal(x, distance="cosine"))
+        retrieval.rank_matches(x, labels, first_only=True)
+        retrieval.nearest(x, labels, k=3)
+        error_rates(x, labels, cameras)
+        ExactIndex(x).search(x[:2], 3)
 
 
 @pytest.mark.parametrize(

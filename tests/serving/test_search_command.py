@@ -107,19 +107,19 @@ def test_no_match_beyond_the_threshold(gallery, calibrated, folder, tmp_path, ca
 
 def test_calibrating_on_a_labelled_gallery(run, gallery, folder, tmp_path, capsys):
     workdir = shutil.copytree(run.workdir, tmp_path / "run")
-    classes = len(set(run.source.labels.tolist()))
-    arguments = [f"--workdir={workdir}", f"--gallery={gallery}", "--calibrate"]
-    assert search.main(arguments) == 0
-    printed = capsys.readouterr().out
-    assert "trained on" not in printed
-    rates = ErrorRates.from_json(json.loads((workdir / "thresholds.json").read_text()))
-    assert (rates.unknown_classes, rates.data) == (classes, f"the images of {gallery}")
-    few = vectors.read(gallery)
-    few.labels[:] = np.where(few.labels < 2, few.labels, -1)
-    np.savez(tmp_path / "few.npz", **{**vars(few), "model": np.array(json.dumps(few.model))})
-    arguments[1] = f"--gallery={tmp_path / 'few.npz'}"
-    assert search.main([*arguments, "--query", str(folder[1][0])]) == 0
-    assert "too few for a threshold (20 are needed)" in capsys.readouterr().out
+    labelled = tmp_path / "labelled.npz"
+    arguments = [f"--workdir={workdir}", f"--gallery={labelled}", "--calibrate"]
+    images = vectors.read(gallery)
+    for per_class, says in ((2, "with 95% confidence"), (30, "too few for a threshold (20 are needed)")):
+        labels = np.arange(len(images.labels)) // per_class
+        arrays = {**vars(images), "labels": labels, "model": np.array(json.dumps(images.model))}
+        np.savez(labelled, **arrays)
+        assert search.main([*arguments, "--query", str(folder[1][0])]) == 0
+        printed = capsys.readouterr().out
+        assert says in printed
+        assert "were trained on" not in printed
+        rates = ErrorRates.from_json(json.loads((workdir / "thresholds.json").read_text()))
+        assert (rates.unknown_classes, rates.data) == (len(set(labels)), f"the images of {labelled}")
     assert search.main([*arguments, "--with_test_classes"]) == 1
     assert "without --gallery" in capsys.readouterr().err
 
