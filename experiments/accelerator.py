@@ -70,6 +70,8 @@ def arguments() -> argparse.Namespace:
 
 def run_part(options: argparse.Namespace) -> None:
     """A part, in this process, until it is done or its time is over."""
+    # As on a machine without it: its import costs seconds, and the batches are the same.
+    sys.modules["tensorflow"] = None  # type: ignore[assignment]
     record = Record(options.output, options.run, options.part, options.deadline, options.toy)
     command = "python experiments/accelerator.py " + " ".join(options.command)
     record.row("start", command=command, environment=environment(options.commit))

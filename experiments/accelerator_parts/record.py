@@ -92,7 +92,9 @@ class Record:
             raise
         except Exception as error:
             self.row(
-                name, failed=f"{type(error).__name__}: {error}"[:_TEXT], trace=traceback.format_exc()[-_TEXT:]
+                name,
+                exception=f"{type(error).__name__}: {error}"[:_TEXT],
+                trace=traceback.format_exc()[-_TEXT:],
             )
 
 

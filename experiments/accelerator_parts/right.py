@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from bench.losses import batch
-from hap2s_jax.job import Job
 
 from accelerator_parts import job, suites
 from accelerator_parts.record import Goal, Record
@@ -22,6 +21,7 @@ from hap2s_jax.evaluation.inputs import space
 from hap2s_jax.evaluation.ranking import Keys
 from hap2s_jax.evaluation.retrieval import rank_matches
 from hap2s_jax.evaluation.symmetric import count_before_first
+from hap2s_jax.run.trainer import Trainer
 
 # Relative errors against float64 on the same device. float32 with exact products stays below; TF32 is at 3e-4.
 _PRODUCTS: Goal = ("<=", 2e-6)
@@ -139,20 +139,20 @@ def resumed(record: Record) -> None:
     config.num_devices = 1
     config.update_from_flattened_dict(job.TOY if record.toy else {})
     steps = 4 if record.toy else 20
-    made = Job.create(config.lock())
+    trainer = Trainer.create(config.lock())
 
     def advance(state: Any, first: int, last: int) -> Any:
-        state, batches = made.parallel.replicate(state), made.train_batches(first)
+        state, batches = trainer.parallel.replicate(state), trainer.train_batches(first)
         for _ in range(first, last):
-            state, _ = made.update(state, next(batches))
+            state, _ = trainer.update(state, next(batches))
         return state
 
     # Every update takes the memory of the state that it is given.
-    straight = jax.device_get(advance(made.initial_state(), 0, steps))
+    straight = jax.device_get(advance(trainer.initial_state(), 0, steps))
     with tempfile.TemporaryDirectory() as folder:
-        checkpointer = made.checkpointer(Path(folder))
-        checkpointer.save(advance(made.initial_state(), 0, steps // 2), None)
-        again = checkpointer.restore(made.initial_state(), steps // 2)
+        checkpointer = trainer.checkpointer(Path(folder))
+        checkpointer.save(advance(trainer.initial_state(), 0, steps // 2), None)
+        again = checkpointer.restore(trainer.initial_state(), steps // 2)
         checkpointer.close()
     stopped = jax.device_get(advance(again, steps // 2, steps))
     pairs = zip(jax.tree.leaves(straight), jax.tree.leaves(stopped), strict=True)

@@ -30,7 +30,7 @@ SUITES = {
         )
     ),
 }
-_TOY = {"tests of distances": ("test_distances.py",)}
+_TOY = {"tests of distances": ("test_distances.py::test_equals_direct_differences",)}
 _OUTCOME = re.compile(
     r"(?:\[[^]]*\] )?(PASSED|FAILED|ERROR|SKIPPED)\s.*?(tests/\S+)|(tests/\S+) (PASSED|FAILED|ERROR|SKIPPED)"
 )

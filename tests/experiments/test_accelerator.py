@@ -117,6 +117,23 @@ def test_the_loss_by_hand_in_torch_is_ours():
     np.testing.assert_allclose(method("torch", 32, 8, 1)().numpy(), expected, atol=1e-6)
 
 
+@pytest.mark.usefixtures("experiments")
+def test_a_run_that_takes_too_long_is_left_with_what_it_has_logged(tmp_path, monkeypatch):
+    from accelerator_parts import job
+    from accelerator_parts.record import Record
+
+    def train(config, workdir):
+        (pathlib.Path(workdir) / "metrics.jsonl").write_text('{"step": 2, "train/images_per_second": 7.0}\n')
+        time.sleep(60)
+
+    monkeypatch.setattr(job, "train", train)
+    record = Record(tmp_path / "out.jsonl", "now", "job", time.time() + 6, toy=True)
+    job.run(record, [3])
+    (row,) = rows(record.path)
+    assert row["row"] == "seed 3, interrupted"
+    assert row["images_per_second"] == 7.0
+
+
 def test_tolerances_are_of_tests_that_exist():
     for name in FACTORS:
         file, test = name.split("::")

@@ -185,7 +185,7 @@ def test_calibrating_needs_the_training_extra(run, monkeypatch, capsys):
     def load(config):
         raise ModuleNotFoundError("No module named 'h5py'")
 
-    monkeypatch.setattr("hap2s_jax.evaluator.load_dataset", load)
+    monkeypatch.setattr("hap2s_jax.run.evaluator.load_dataset", load)
     assert search.main([f"--workdir={run.workdir}", "--calibrate"]) == 1
     assert 'needs pip install -e ".[train]"' in capsys.readouterr().err
 
