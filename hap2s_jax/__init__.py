@@ -19,7 +19,7 @@ from hap2s_jax.losses import (
 if TYPE_CHECKING:
     from hap2s_jax.serving.loading import load as load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Weighting",

@@ -11,32 +11,21 @@ Ends with code 1 where images cannot be read. Of one's own images it says what t
 
 from __future__ import annotations
 
+import argparse
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 
-from hap2s_jax import cli
+from hap2s_jax import cli, extras
 from hap2s_jax.data import advice, duplicates, matches, registry
 from hap2s_jax.data.headers import UnreadableImageError
 from hap2s_jax.data.inspection import Report, View, check
 from hap2s_jax.data.source import Dataset
 from hap2s_jax.data.splits import validation_classes
 from hap2s_jax.errors import UserError
-
-_NAME = flags.DEFINE_string("name", None, "Data set to check; without it, all are listed.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where data sets lie; the folder or CSV itself for --name=folder."
-)
-_OPTION = flags.DEFINE_multi_string("option", [], "Option of the data set, KEY=VALUE; may be repeated.")
-_DECODE = flags.DEFINE_bool("decode", True, "Whether to decode every image, which finds damaged ones.")
-_SHEET = flags.DEFINE_string(
-    "sheet", None, "PNG file for a contact sheet: classes in rows, their images beside them."
-)
-
-_DUPLICATES = flags.DEFINE_bool("duplicates", False, "Of one's own images: list those that stand twice.")
 
 _MANY = 1_000_000
 _SHEET_CLASSES, _SHEET_IMAGES = 8, 8
@@ -196,14 +185,36 @@ def verdict(
     yield "  " + " ".join([command[0], *(f"--config.{shlex.quote(item)}" for item in command[1:])])
 
 
-def main() -> None:
-    """The command."""
-    if _NAME.value is None:
-        print(*list_all(_DATA_DIR.value), sep="\n")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = cli.Parser("check_data", __doc__)
+    parser.add_argument("--name", help="data set to check; without it, all are listed")
+    parser.add_argument("--data_dir", help="where data sets lie; the folder or CSV itself for --name=folder")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the data set; may be repeated",
+    )
+    parser.add_switch("decode", default=True, help="whether to decode every image, which finds damaged ones")
+    parser.add_switch("duplicates", default=False, help="list those of your own images that stand twice")
+    parser.add_argument(
+        "--sheet",
+        metavar="FILE",
+        help="PNG file for a contact sheet: classes in rows, their images beside them",
+    )
+    return cli.start(_run, parser, arguments)
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.name is None:
+        print(*list_all(options.data_dir), sep="\n")
         return
-    options = parse_options(_OPTION.value, registry.entry(_NAME.value).options)
-    run(_NAME.value, _DATA_DIR.value, options, _DECODE.value, _SHEET.value, _DUPLICATES.value)
+    extras.require("check_data", "train")
+    settings = parse_options(options.option, registry.entry(options.name).options)
+    run(options.name, options.data_dir, settings, options.decode, options.sheet, options.duplicates)
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    sys.exit(main())

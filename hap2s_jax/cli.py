@@ -1,4 +1,4 @@
-"""What the commands share: flags whose mistakes are one line, and exit codes.
+"""What the commands share: flags, mistakes in one line, exit codes.
 
 Exit codes: 0 done; 1 something the user can mend, said in one line; 2 a wrong flag; 75 asked to stop (SIGTERM), saved;
 76 another process of the job is gone (`hap2s_jax.distributed.processes`); 130 interrupted.
@@ -6,114 +6,190 @@ Exit codes: 0 done; 1 something the user can mend, said in one line; 2 a wrong f
 
 from __future__ import annotations
 
-import logging as standard_logging
+import argparse
+import io
 import os
-import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
-
-from absl import app, flags, logging
+from typing import Any, NoReturn
 
 from hap2s_jax.distributed.devices import expect_no_tpu
-from hap2s_jax.errors import Preempted, UserError
-from hap2s_jax.run import config as configs
+from hap2s_jax.errors import Preempted, UserError, did_you_mean
 
 EXIT_PREEMPTED = 75  # "try again later" of sysexits.h
 
-# What parsing flags and reading a config file may raise; ml_collections lets its own errors through.
-_FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
+
+class UsageError(UserError):
+    """A wrong flag, found only after the flags were parsed."""
 
 
-def start(main: Callable[[], object]) -> None:
-    """Parses the flags and calls `main`, turning what users do wrong into one line on standard error."""
+class Parser(argparse.ArgumentParser):
+    """The flags of one command.
 
-    def guarded(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            fail(f"unknown argument {argv[1]!r}; options are written --name=value", code=2)
-        # orbax logs whole tracebacks of failures that are reported here in one line.
-        logging.set_verbosity(logging.FATAL)
-        standard_logging.getLogger("hap2s_jax").setLevel(standard_logging.WARNING)
-        try:
-            main()
-        except UserError as e:
-            fail(str(e), code=1)
-        except Preempted as e:
-            print(e, file=sys.stderr, flush=True)
-            raise SystemExit(EXIT_PREEMPTED) from None
-        except KeyboardInterrupt:
-            fail("interrupted; the same command goes on from the last checkpoint", code=130)
+    As argparse has them, but a mistake is one line, dashes in a flag's name are as good as underscores, and what
+    begins with ``--config`` is kept apart in `options.config`, for `hap2s_jax.run.config_file.read`.
 
+    Args:
+      command: the name of its module in this package.
+      description: the module's docstring.
+    """
+
+    def __init__(self, command: str, description: str | None):
+        super().__init__(
+            prog=f"python -m hap2s_jax.{command}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.register("type", int, _whole_number)
+        self.register("type", float, _number)
+
+    def add_config(self, example: str) -> None:
+        """Adds ``--config``, and with it ``--config.KEY=VALUE``."""
+        self.add_argument(
+            "--config",
+            metavar="FILE[:ARGUMENT]",
+            help=f"the experiment: a file, or the name of one that comes with the package, as {example}",
+        )
+        self.add_argument(
+            "--config.KEY", dest="config", metavar="VALUE", help="another value for a key of the config"
+        )
+
+    def add_switch(self, name: str, *, default: bool | None, help: str) -> None:
+        """Adds ``--name`` and ``--no_name``, also written ``--name=true`` and ``--name=false``."""
+        self.add_argument(f"--{name}", action=_Switch, default=default, help=help)
+
+    def read(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """The options that `arguments` give, by default those of the command line."""
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        config, own = _split(given) if self._takes_config() else ([], given)
+        options, left = self.parse_known_args([self._normal(item) for item in own])
+        if left:
+            if left[0].startswith("-"):
+                self.error(
+                    f"unknown flag {left[0]}{did_you_mean(left[0].partition('=')[0], self._flags())}; --help lists all"
+                )
+            self.error(f"unknown argument {left[0]!r}; options are written --name=value")
+        if self._takes_config():
+            options.config = config
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Prints one line and leaves with 2."""
+        print(f"error: {message.removeprefix('argument ')}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def _flags(self) -> list[str]:
+        return [flag for action in self._actions for flag in action.option_strings]
+
+    def _takes_config(self) -> bool:
+        return "--config" in self._flags()
+
+    def _normal(self, item: str) -> str:
+        """Underscores for dashes in a flag's name, and a switch's value as a part of it."""
+        match = re.fullmatch(r"--([a-zA-Z][\w-]*)(?:=(.*))?", item, re.DOTALL)
+        if not match:
+            return item
+        name, value = match[1].replace("-", "_"), match[2]
+        if value is None:
+            return f"--{name}"
+        if value.lower() in ("true", "false") and f"--no_{name}" in self._flags():
+            return f"--{name}" if value.lower() == "true" else f"--no_{name}"
+        return f"--{name}={value}"
+
+
+class _Switch(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, **settings: Any):
+        (flag,) = option_strings
+        super().__init__([flag, f"--no_{flag[2:]}"], dest, nargs=0, **settings)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: Any = None,
+    ) -> None:
+        setattr(namespace, self.dest, option_string == self.option_strings[0])
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a number") from None
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(what says something of the config, the rest)."""
+    config: list[str] = []
+    rest: list[str] = []
+    wants_value = False
+    for item in arguments:
+        if match := re.fullmatch(r"-?-(no)?config([.].*?)?(=.*)?", item, re.DOTALL):
+            config.append(item)
+            wants_value = match[3] is None
+        else:
+            (config if wants_value and not item.startswith("--") else rest).append(item)
+            wants_value = False
+    return config, rest
+
+
+def start(
+    work: Callable[[argparse.Namespace], object],
+    parser: Parser,
+    arguments: Sequence[str] | None = None,
+    *,
+    interrupted: str = "interrupted",
+) -> int:
+    """Reads the flags and does the work; see `ended`.
+
+    Args:
+      work: gets the options.
+      parser: of the command.
+      arguments: by default those of the command line.
+      interrupted: what to say after SIGINT.
+
+    Returns:
+      The exit code.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     expect_no_tpu()
-    app.run(guarded, flags_parser=_parse)
+    return ended(lambda: work(parser.read(arguments)), interrupted)
 
 
-def fail(message: str, code: int) -> NoReturn:
-    """Prints one line and leaves."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(code)
+def ended(work: Callable[[], object], interrupted: str = "interrupted") -> int:
+    """Does the work; what users can mend becomes one line on standard error.
 
-
-def _parse(argv: Sequence[str]) -> list[str]:
-    argv = list(argv)
-    paths = _config_paths(argv)
-    if len(paths) > 1:
-        fail(f"--config is given {len(paths)} times; give one file, its argument after a colon", code=2)
-    for path in paths:
-        if not pathlib.Path(path).is_file():
-            fail(f"config file {path} does not exist{_configs_nearby(path)}", code=2)
+    Exit codes are decided here and nowhere else.
+    """
     try:
-        return flags.FLAGS(argv)
-    except _FLAG_ERRORS as e:
-        fail(_explain(e, argv), code=2)
+        work()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output, as `head`, has enough; nor may Python complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except UsageError as error:
+        return _said(error, 2)
+    except (UserError, OSError) as error:
+        return _said(error, 1)
+    except Preempted as error:
+        print(error, file=sys.stderr, flush=True)
+        return EXIT_PREEMPTED
+    except KeyboardInterrupt:
+        return _said(interrupted, 130)
+    return 0
 
 
-def _config_paths(argv: Sequence[str]) -> list[str]:
-    paths = []
-    for i, item in enumerate(argv):
-        if match := re.fullmatch(r"--?config=([^:]*)(:.*)?", item):
-            paths.append(match[1])
-        elif item in ("-config", "--config") and i + 1 < len(argv):
-            paths.append(argv[i + 1].partition(":")[0])
-    return paths
-
-
-def _configs_nearby(path: str) -> str:
-    folder = pathlib.Path(path).parent
-    found = sorted(str(f) for f in folder.glob("*.py")) if folder.is_dir() else []
-    return f"; there are: {', '.join(found)}" if found else f" (the working directory is {os.getcwd()})"
-
-
-def _explain(error: Exception, argv: Sequence[str]) -> str:
-    text = str(error).strip()
-    if "Error whilst parsing config file" in text:
-        # A whole traceback in one message, of which the last line is the error itself.
-        last = text.splitlines()[-1]
-        if match := re.fullmatch(r"hap2s_jax\.errors\.UserError: (.*)", last):
-            return match[1]
-        lines = re.findall(r'File "([^"]+)", line (\d+)', text)
-        where = f"{lines[-1][0]}:{lines[-1][1]}: " if lines else ""
-        return f"the config file failed at {where}{last}"
-    if unknown := _unknown_config_key(argv):
-        return unknown
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-def _unknown_config_key(argv: Sequence[str]) -> str | None:
-    """The first override ``--config.KEY=...`` whose key the config lacks, explained."""
-    keys = [m[1] for item in argv if (m := re.match(r"--?config\.([\w.]+)", item))]
-    if not keys or "config" not in flags.FLAGS:
-        return None
-    without_overrides = [item for item in argv if not re.match(r"--?config\.", item)]
-    sys.argv = without_overrides  # where config_flags looks for overrides, whatever it is asked to parse
-    try:
-        flags.FLAGS(without_overrides)
-        config = flags.FLAGS["config"].value
-        known = configs.flatten(config)
-    except _FLAG_ERRORS:
-        return None
-    for key in keys:
-        if key not in known and not any(k.startswith(key + ".") for k in known):
-            return configs.nearest_key(config, key)
-    return None
+def _said(message: object, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return code

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from hap2s_jax import search
+from hap2s_jax import cli, extras, search
+from hap2s_jax.data.headers import UnreadableImageError
 from hap2s_jax.data.regular_files import read_bytes
 from hap2s_jax.errors import UserError
 from hap2s_jax.serving import commands, gate, index
@@ -42,7 +43,7 @@ def answer(
         data = read_bytes(path, MAX_FILE)
         seen = searcher.encoder.preprocess(data)
         (found,) = searcher.search_pixels(seen[None], k)
-    except (OSError, pixels.UnreadableImageError, MemoryError) as error:
+    except (OSError, UnreadableImageError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return f"**This file cannot be used:** {reason}", None, []
     hits = [(_enlarged(searcher.picture_of(hit)), _caption(hit, hit in found.accepted)) for hit in found.hits]
@@ -56,10 +57,7 @@ def build(searcher: search.Searcher, words: str, k: int = 10) -> Any:
       UserError: gradio is not installed.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    try:
-        import gradio
-    except ImportError as error:
-        raise UserError("the demo needs gradio: pip install 'hap2s_jax[demo]'") from error
+    gradio = extras.load("the demo", "gradio", "demo")
     count = len(searcher.gallery.paths)
     most = min(50, count)
     # Visitors' pictures are looked for every ten minutes, and removed after an hour.
@@ -124,7 +122,7 @@ def _enlarged(image: np.ndarray) -> np.ndarray:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    parser = commands.parser("hap2s_jax.demo", __doc__)
+    parser = cli.Parser("demo", __doc__)
     commands.add_encoder(parser, required=False, where="; by default the one that embedded the gallery")
     parser.add_argument("--gallery", required=True, help="a file that hap2s_jax.embed made")
     parser.add_argument("--images", help="where the gallery's images are now")
@@ -136,10 +134,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--host", default="127.0.0.1", help="0.0.0.0 lets everybody in who can reach this machine"
     )
     parser.add_argument("--port", type=int, help="by default the first free one from 7860 on")
-    return commands.guarded(_run, parser.parse_args(arguments))
+    return cli.start(_run, parser, arguments)
 
 
 def _run(options: argparse.Namespace) -> None:
+    extras.require("demo", "demo")
     if options.host not in gate.LOCAL and not options.images:
         raise UserError(
             f"--host={options.host} shows the gallery's pictures to others: name the folder that holds them, and none "

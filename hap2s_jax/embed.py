@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from hap2s_jax import formats
+from hap2s_jax import cli, extras, formats
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.atomic import holding, replacing
 from hap2s_jax.reporting.progress import ProgressBar
@@ -205,7 +205,7 @@ def unreadable_list(output: str | os.PathLike[str]) -> pathlib.Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    parser = commands.parser("hap2s_jax.embed", __doc__)
+    parser = cli.Parser("embed", __doc__)
     commands.add_encoder(parser)
     parser.add_argument("--images", required=True, help="a folder or a CSV file")
     parser.add_argument(
@@ -214,15 +214,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="an .npz or .parquet file")
     parser.add_argument("--batch_size", type=int, help="images at a time; by default as the run evaluated")
     parser.add_argument("--workers", type=int, help="threads that read and decode; by default all cores")
-    parser.add_argument("--overwrite", action="store_true", help="replace a finished file of something else")
-    return commands.guarded(
+    parser.add_switch("overwrite", default=False, help="replace a finished file of something else")
+    return cli.start(
         _run,
-        parser.parse_args(arguments),
+        parser,
+        arguments,
         interrupted="interrupted; the same command goes on where it stopped",
     )
 
 
 def _run(options: argparse.Namespace) -> None:
+    extras.require("embed", "use")
+    if options.output.endswith(".parquet"):
+        extras.require("--output=...parquet", "parquet")
     encoder = commands.open_encoder(options)
     outcome = embed_images(
         encoder,

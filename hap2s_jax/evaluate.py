@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax import cli, extras
 from hap2s_jax.errors import UserError, unknown_name
 from hap2s_jax.evaluation import protocols as definitions
 from hap2s_jax.evaluation.archive import Inputs, from_npz
@@ -104,18 +105,20 @@ def from_workdir(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    options = _parser().parse_args(arguments)
+    return cli.start(_measure, _parser(), arguments)
+
+
+def _measure(options: argparse.Namespace) -> None:
     try:
         _run(_inputs(options), options)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    except (ValueError, TypeError) as error:  # what embeddings from anywhere do not fit
+        raise UserError(str(error)) from error
 
 
 def _inputs(options: argparse.Namespace) -> Inputs:
     chosen = {name: getattr(options, name) for name in ("step", "views", "feature", "data_dir")}
     if options.workdir:
+        extras.require("evaluate --workdir", "train")
         return from_workdir(options.workdir, **chosen, distance=options.distance, own_code=options.own_code)
     if given := [name for name, value in chosen.items() if value is not None]:
         raise UserError(f"--{given[0]} needs the encoder and the images: use it with --workdir.")
@@ -140,7 +143,7 @@ def _run(inputs: Inputs, options: argparse.Namespace) -> None:
         ties=options.ties,
         recall_at=options.recall_at,
         ranks=options.ranks,
-        cluster=not options.no_cluster,
+        cluster=options.cluster,
         seed=options.seed,
         repeats=options.repeats,
         **rows,
@@ -262,22 +265,17 @@ def _report(shown: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any],
         pathlib.Path(path).write_text(json.dumps({"settings": settings, **known}, indent=2) + "\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m hap2s_jax.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> cli.Parser:
+    parser = cli.Parser("evaluate", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--embeddings", help="an .npz file")
     source.add_argument("--workdir", help="the workdir of a run")
     parser.add_argument(
         "--data_dir", help="where the data of --workdir lie here, if not where the run found them"
     )
-    parser.add_argument(
-        "--own_code",
-        action="store_true",
+    parser.add_switch(
+        "own_code",
+        default=False,
         help="import and run the code that --workdir's config names as its encoder; only for runs that you trust",
     )
     parser.add_argument(
@@ -299,7 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ties", choices=TIES, default=TIES[0])
     parser.add_argument("--recall_at", type=_integers, help="k of recall@k, comma-separated")
     parser.add_argument("--ranks", type=_integers, help="k of rank-k, comma-separated")
-    parser.add_argument("--rerank", action="store_true", help="also rank by k-reciprocal neighbours")
+    parser.add_switch("rerank", default=False, help="also rank by k-reciprocal neighbours")
     parser.add_argument("--k1", type=int, default=20)
     parser.add_argument("--k2", type=int, default=6)
     parser.add_argument("--mixing", type=float, default=0.3, help="weight of the original distance")
@@ -315,7 +313,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--per_query", metavar="FILE", help="write every query's results to a CSV file")
     parser.add_argument("--worst", metavar="FILE", help="draw the worst queries of --workdir as a PNG file")
     parser.add_argument("--json", metavar="FILE", help="write all figures to a JSON file")
-    parser.add_argument("--no_cluster", action="store_true", help="no k-means (nmi, ami, f1)")
+    parser.add_switch("cluster", default=True, help="k-means, for nmi, ami and f1")
     parser.add_argument("--repeats", type=int, default=10, help="galleries of single_gallery_shot")
     parser.add_argument("--seed", type=int, default=0, help="of k-means, galleries and the bootstrap")
     return parser

@@ -3,10 +3,13 @@
     python -m hap2s_jax.export --workdir=runs/emoji --output=exported
     python -m hap2s_jax.export --workdir=runs/emoji --output=exported --formats=stablehlo,saved_model
 
-stablehlo: one file for cpu, cuda and tpu, any batch size, that needs jax and
-flatbuffers. safetensors: the parameters, the trunk
-under torchvision's names, for PyTorch. saved_model: TensorFlow.
-How to run each stands in docs/use.md; preprocessing.json, beside them, says what to do to an image first.
+stablehlo: one file for cpu, cuda and tpu that needs jax and flatbuffers. safetensors: the parameters, the trunk under
+torchvision's names, for PyTorch. saved_model: TensorFlow. The first and the last take any number of images, or
+--batch_size alone. Each is loaded and run once before it counts as written.
+
+jax reads StableHLO files for 180 days at least; the same command, which needs the working directory only, writes them
+again with a newer jax. How to run each stands in docs/use.md; preprocessing.json, beside them, says what to do to an
+image first.
 """
 
 from __future__ import annotations
@@ -16,32 +19,46 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from hap2s_jax import cli, extras
 from hap2s_jax.errors import UserError, unknown_name
 from hap2s_jax.serving import commands, exports
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    parser = commands.parser("hap2s_jax.export", __doc__)
+    parser = cli.Parser("export", __doc__)
     commands.add_encoder(parser)
     parser.add_argument("--output", required=True, help="the folder to write to")
     parser.add_argument(
         "--formats", help=f"comma-separated: {', '.join(exports.FORMATS)}; by default all that can be had"
     )
-    return commands.guarded(_run, parser.parse_args(arguments))
+    parser.add_argument(
+        "--batch_size", type=int, metavar="N", help="this number of images in every call, not any"
+    )
+    return cli.start(_run, parser, arguments)
 
 
 def _run(options: argparse.Namespace) -> None:
+    extras.require("export", "use")
     asked = [name.strip() for name in (options.formats or "").split(",") if name.strip()]
     for name in asked:
         if name not in exports.FORMATS:
             raise unknown_name("export format", name, exports.FORMATS)
+    if options.batch_size is not None and options.batch_size < 1:
+        raise UserError(f"--batch_size must be at least 1, but is {options.batch_size}; leave it out for any")
     encoder = commands.open_encoder(options)
     folder = pathlib.Path(options.output)
-    print(exports.write_preprocessing(encoder, folder))
+    fixed = {} if options.batch_size is None else {"batch_size": options.batch_size}
+    print(exports.write_preprocessing(encoder, folder, **fixed))
     for name in asked or exports.FORMATS:
         try:
-            print(exports.FORMATS[name](encoder, folder))
+            path = exports.FORMATS[name](encoder, folder, **fixed)
+            until = (
+                f", which jax promises to read until {exports.guaranteed_until()}"
+                if name == "stablehlo"
+                else ""
+            )
+            print(f"{path}{until}")
         except UserError as error:
             if asked:
                 raise

@@ -1,65 +1,114 @@
-"""Trains an encoder and measures it: ``python -m hap2s_jax.main --config=configs/emoji.py``.
+"""Trains an encoder and measures it.
+
+    python -m hap2s_jax.main --config=configs/emoji.py
+    python -m hap2s_jax.main --config=emoji:tiny --workdir=runs/tiny --config.steps=20
 
 Flags and wiring only. The same command run again resumes where the last run stopped, and says so when there
-is nothing left to do. `run` is the same from Python.
+is nothing left to do. `run` is the same from Python. Configs that come with the package are found by their names.
 """
 
 from __future__ import annotations
 
+import argparse
+import logging
 import os
 import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
 
 # Before anything can load TensorFlow, whose import is noisy otherwise.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-from absl import flags
-from ml_collections import config_flags
-
-from hap2s_jax import cli
+from hap2s_jax import cli, extras
 from hap2s_jax.distributed import devices, processes
-from hap2s_jax.run.run import run as run
 
 
-def _define_flags() -> None:
-    """Not at import: whoever imports `run` has flags of their own."""
-    config_flags.DEFINE_config_file("config", None, "File of the experiment, as configs/emoji.py.")
-    flags.DEFINE_string("workdir", None, "Where results go; runs/<config.name> by default.")
-    flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or cluster.")
-    flags.DEFINE_string("coordinator", None, "host:port of process 0, where it cannot be detected.")
-    flags.DEFINE_integer("num_processes", None, "Number of processes, where it cannot be detected.")
-    flags.DEFINE_integer("process_id", None, "This process's number, where it cannot be detected.")
-    flags.DEFINE_integer("join_timeout", 300, "Seconds in which all processes must have joined.")
-    flags.DEFINE_integer(
-        "peer_timeout", 60, "Seconds without a sign of life after which a process, and the job, is given up."
+def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Trains, or goes on training, in a working directory, and measures the result: `hap2s_jax.run.run.run`.
+
+    Args:
+      config: as `hap2s_jax/recipes/common.py` describes it.
+      workdir: where checkpoints, ``metrics.jsonl``, ``results.json`` and the pictures go.
+
+    Returns:
+      What ``results.json`` holds.
+
+    Raises:
+      UserError: for whatever the user can mend, in one line.
+      Preempted: if SIGTERM came; everything done so far is saved.
+    """
+    extras.require("hap2s_jax.main.run", "train")
+    # Not before, so that the help needs none of what training needs.
+    from hap2s_jax.run.run import run as from_start_to_end
+
+    return from_start_to_end(config, workdir)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = cli.Parser("main", __doc__)
+    parser.add_config("--config=configs/emoji.py:tiny or --config=emoji")
+    parser.add_argument("--workdir", help="where results go; runs/<config.name> by default")
+    parser.add_switch("list_configs", default=False, help="name the configs that come with the package")
+    parser.add_switch("distributed", default=False, help="join the other processes of a pod or cluster")
+    parser.add_argument("--coordinator", help="host:port of process 0, where it cannot be detected")
+    parser.add_argument("--num_processes", type=int, help="number of processes, where it cannot be detected")
+    parser.add_argument("--process_id", type=int, help="this process's number, where it cannot be detected")
+    parser.add_argument(
+        "--join_timeout", type=int, default=300, help="seconds in which all processes must have joined"
+    )
+    parser.add_argument(
+        "--peer_timeout",
+        type=int,
+        default=60,
+        help="seconds without a sign of life after which a process, and the job, is given up",
+    )
+    return cli.start(
+        _run,
+        parser,
+        arguments,
+        interrupted="interrupted; the same command goes on from the last checkpoint",
     )
 
 
-def _main() -> None:
-    given = flags.FLAGS
-    if given.config is None:
-        cli.fail("which experiment? give --config=FILE, as --config=configs/emoji.py", code=2)
-    workdir = given.workdir or pathlib.Path("runs") / given.config.name
-    if not (given.distributed or given.coordinator):
+def _run(options: argparse.Namespace) -> None:
+    extras.require("main", "train")
+    from hap2s_jax.run import config_file
+
+    if options.list_configs:
+        print(*config_file.listing(), sep="\n")
+        return
+    config = config_file.read(options.config)
+    _quieten()
+    workdir = options.workdir or pathlib.Path("runs") / config.name
+    if not (options.distributed or options.coordinator):
         for name in ("num_processes", "process_id"):
-            if given[name].value is not None:
-                cli.fail(
-                    f"--{name} is of no use alone; give --coordinator=HOST:PORT (or --distributed) too",
-                    code=2,
+            if getattr(options, name) is not None:
+                raise cli.UsageError(
+                    f"--{name} is of no use alone; give --coordinator=HOST:PORT (or --distributed) too"
                 )
-        run(given.config, workdir)
+        run(config, workdir)
         return
     devices.initialize_processes(
-        given.coordinator,
-        given.num_processes,
-        given.process_id,
-        join_timeout=given.join_timeout,
-        peer_timeout=given.peer_timeout,
+        options.coordinator,
+        options.num_processes,
+        options.process_id,
+        join_timeout=options.join_timeout,
+        peer_timeout=options.peer_timeout,
     )
     with processes.leaving_at_once():
-        run(given.config, workdir)
+        run(config, workdir)
+
+
+def _quieten() -> None:
+    from absl import logging as absl_logging
+
+    # orbax logs whole tracebacks of failures that are reported here in one line.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("hap2s_jax").setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":
-    _define_flags()
-    cli.start(_main)
+    sys.exit(main())

@@ -9,23 +9,23 @@ slice of the generation, from 8 chips on, each with as many images a chip.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import json
 import math
 import os
 import pathlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
-from hap2s_jax import cli
+from hap2s_jax import cli, extras
 from hap2s_jax.data import registry, splits, turns
 from hap2s_jax.distributed import tpu
 from hap2s_jax.distributed.tpu import Compiled, DoesNotFitError, Topology
@@ -269,43 +269,48 @@ def _training_classes(config: Config, given: int | None) -> int:
     return upright * (turns.TURNS if config.data.quarter_turns else 1)
 
 
-def _define_flags() -> None:
-    """Not at import: whoever imports `rehearse` has flags of their own."""
-    config_flags.DEFINE_config_file("config", None, "File of the experiment, as configs/cub.py.")
-    flags.DEFINE_string("topology", "v5e:4x4", "TPU slice; a wrong name lists those that there are.")
-    flags.DEFINE_bool("largest", True, "Find the largest batch that fits (several compilations).")
-    flags.DEFINE_bool("scaling", False, "Compile the loss for all slices from 8 chips on.")
-    flags.DEFINE_float(
-        "effort",
-        -1.0,
-        "How hard the compiler tries: 0 is what training gets, -1 takes a fraction of the time.",
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = cli.Parser("rehearse", __doc__)
+    parser.add_config("--config=configs/cub.py or --config=cub")
+    parser.add_argument(
+        "--topology", default="v5e:4x4", help="TPU slice; a wrong name lists those that there are"
     )
-    flags.DEFINE_integer("classes", None, "Training classes, where the registry does not know them.")
-    flags.DEFINE_string("json", None, "Also write all figures to this file.")
+    parser.add_switch("largest", default=True, help="find the largest batch that fits (several compilations)")
+    parser.add_switch("scaling", default=False, help="compile the loss for all slices from 8 chips on")
+    parser.add_argument(
+        "--effort",
+        type=float,
+        default=-1.0,
+        help="how hard the compiler tries: 0 is what training gets, -1 takes a fraction of the time",
+    )
+    parser.add_argument("--classes", type=int, help="training classes, where the registry does not know them")
+    parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
+    return cli.start(_run, parser, arguments)
 
 
-def _main() -> None:
-    given = flags.FLAGS
-    if given.config is None:
-        cli.fail("which experiment? give --config=FILE, as --config=configs/cub.py", code=2)
+def _run(options: argparse.Namespace) -> None:
+    extras.require("rehearse", "train", "tpu")
+    from hap2s_jax.run import config_file
+
+    config = config_file.read(options.config)
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")  # a TPU or GPU of this machine is none of our business
     figures = rehearse(
-        given.config,
-        given.topology,
-        num_classes=given.classes,
-        effort=given.effort,
-        largest=given.largest,
-        scaling=given.scaling,
+        config,
+        options.topology,
+        num_classes=options.classes,
+        effort=options.effort,
+        largest=options.largest,
+        scaling=options.scaling,
         say=functools.partial(print, flush=True),
     )
-    if given.json:
+    if options.json:
         try:
-            pathlib.Path(given.json).write_text(json.dumps(figures, indent=2) + "\n")
+            pathlib.Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
         except OSError as e:
-            raise UserError(f"--json={given.json} cannot be written: {e.strerror}") from e
+            raise UserError(f"--json={options.json} cannot be written: {e.strerror}") from e
 
 
 if __name__ == "__main__":
-    _define_flags()
-    cli.start(_main)
+    sys.exit(main())

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax import cli, extras
 from hap2s_jax.data.regular_files import below
 from hap2s_jax.errors import UserError, require
 from hap2s_jax.serving import calibrating, calibration, commands, index, vectors
@@ -193,7 +194,7 @@ def choose_threshold(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    parser = commands.parser("hap2s_jax.search", __doc__)
+    parser = cli.Parser("search", __doc__)
     commands.add_encoder(parser, required=False, where="; by default the one that embedded the gallery")
     parser.add_argument("--gallery", help="a file that hap2s_jax.embed made")
     parser.add_argument(
@@ -206,27 +207,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", help="where the gallery's images are now, for the picture")
     parser.add_argument("--picture", metavar="FILE", help="draw queries and answers as a PNG file")
     parser.add_argument("--json", metavar="FILE", help="write the answers to a JSON file")
-    parser.add_argument(
-        "--calibrate",
-        action="store_true",
+    parser.add_switch(
+        "calibrate",
+        default=False,
         help="make the run's threshold again, on its validation classes, or on the labelled images of --gallery",
     )
-    parser.add_argument(
-        "--with_test_classes",
-        action="store_true",
+    parser.add_switch(
+        "with_test_classes",
+        default=False,
         help="calibrate on the test classes too; the run's test figures are then no longer held out",
     )
     parser.add_argument("--data_dir", help="where the run's data lie here, for --calibrate")
-    return commands.guarded(_run, parser.parse_args(arguments))
+    return cli.start(_run, parser, arguments)
 
 
 def _run(options: argparse.Namespace) -> None:
+    extras.require("search", "use")
     if options.with_test_classes and (options.gallery or not options.calibrate):
         raise UserError("--with_test_classes goes with --calibrate --workdir, without --gallery")
     if options.calibrate:
         calibrating.calibrate(options)
         if not options.query:
             return
+    if options.index == "faiss":
+        extras.require("--index=faiss", "faiss")
     if options.gallery is None or not options.query:
         raise UserError(
             "give --gallery=FILE and --query IMAGE..., or --calibrate with --workdir or --gallery"

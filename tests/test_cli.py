@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
+
+import hap2s_jax
+from hap2s_jax import cli, extras
+from hap2s_jax.__main__ import COMMANDS
+from hap2s_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -32,6 +40,38 @@ CASES = {
         "--num_processes is of no use alone; give --coordinator",
     ),
     "stray argument": (["--config=configs/emoji.py", "x"], 2, "unknown argument 'x'"),
+    "a flag that is nearly one": (
+        ["--config=configs/emoji.py", "--wrkdir=x"],
+        2,
+        "did you mean '--workdir'?",
+    ),
+    "a number that is none": (
+        ["--config=emoji:tiny", "--join_timeout=soon"],
+        2,
+        "--join_timeout: 'soon' should be a whole number",
+    ),
+    "a config that imports what is not there": (
+        ["--config={tmp}/imports.py"],
+        2,
+        "imports.py:1: ModuleNotFoundError: No module named 'no_such_module'",
+    ),
+    "a config that is no Python": (["--config={tmp}/syntax.py"], 2, "syntax.py:1: SyntaxError"),
+    "a config that imports recipes from where they were": (
+        ["--config={tmp}/moved.py"],
+        2,
+        "from hap2s_jax.recipes import common",
+    ),
+    "a config that raises": (["--config={tmp}/raises.py"], 2, "raises.py:2: ZeroDivisionError"),
+    "unknown shipped config": (
+        ["--config=emojy"],
+        2,
+        "(did you mean 'emoji'?)",
+    ),
+    "unknown key of a config that builds on a shipped one": (
+        ["--config={tmp}/mine.py", "--config.stepz=1"],
+        2,
+        "no key 'stepz'; did you mean --config.steps?",
+    ),
     "unknown key": (
         ["--config=configs/emoji.py:tiny", "--config.optimizer.lerning_rate=1"],
         2,
@@ -97,21 +137,46 @@ CASES = {
     ),
 }
 
+FILES = {
+    "imports.py": "import no_such_module",
+    "syntax.py": "def get_config(",
+    "moved.py": "from configs import common",
+    "raises.py": "def get_config():\n    return 1 / 0",
+    "mine.py": "from configs import emoji\ndef get_config():\n    return emoji.get_config('tiny')",
+    "file": "",
+}
+
 # One process imports the command once and forks for each case: importing costs more than the cases do.
 _DRIVER = """
-import io, json, os, sys, tempfile, warnings
+import importlib.util, json, os, sys, tempfile, warnings
 warnings.simplefilter("ignore")
-from hap2s_jax import cli, main
-main._define_flags()
+absent = set(sys.argv[1:])
+class Absent:  # what is not installed
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.partition(".")[0] in absent else find_spec(name, *rest)
+from hap2s_jax import __main__
+if not absent:
+    import hap2s_jax.run.run, hap2s_jax.run.config_file
 results = {}
 for name, arguments in json.load(sys.stdin).items():
     out = tempfile.TemporaryFile()
     child = os.fork()
     if child == 0:
         os.dup2(out.fileno(), 1); os.dup2(out.fileno(), 2)
-        sys.argv = ["hap2s_jax.main", *arguments]
-        cli.start(main._main)
-        os._exit(0)
+        try:
+            code = __main__.main(arguments)
+        except SystemExit as exit:
+            code = exit.code
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            code = 99
+        sys.stdout.flush(); sys.stderr.flush()
+        os._exit(code)
     _, status = os.waitpid(child, 0)
     out.seek(0)
     results[name] = os.waitstatus_to_exitcode(status), out.read().decode()
@@ -119,33 +184,145 @@ print(json.dumps(results))
 """
 
 
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory):
-    tmp = tmp_path_factory.mktemp("cli")
-    (tmp / "file").write_text("")
-    fill = {"tmp": str(tmp), "file": str(tmp / "file")}
-    asked = {name: [a.format(**fill) for a in arguments] for name, (arguments, _, _) in CASES.items()}
+def _answers(asked, folder, *absent, cwd=ROOT):
     done = subprocess.run(
-        [sys.executable, "-c", _DRIVER],
+        [sys.executable, "-c", _DRIVER, *absent],
         input=json.dumps(asked),
         capture_output=True,
         text=True,
-        cwd=ROOT,
+        cwd=cwd,
         timeout=600,
-        env={**os.environ, "TFDS_DATA_DIR": str(tmp)},
+        env={**os.environ, "TFDS_DATA_DIR": str(folder), "PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    tmp = tmp_path_factory.mktemp("cli")
+    for name, text in FILES.items():
+        (tmp / name).write_text(text)
+    fill = {"tmp": str(tmp), "file": str(tmp / "file")}
+    asked = {
+        name: ["main", *(a.format(**fill) for a in arguments)] for name, (arguments, _, _) in CASES.items()
+    }
+    return _answers(asked, tmp)
+
+
+def _one_line(output):
+    assert "Traceback" not in output, output
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, output
+    assert output.rstrip().endswith(errors[0]), "nothing may follow the error"
+    return errors[0]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_one_line_that_says_what_to_do(answers, name):
     _, expected_code, says = CASES[name]
     code, output = answers[name]
-    assert "Traceback" not in output, output
-    errors = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, output
-    assert says in errors[0]
-    assert output.rstrip().endswith(errors[0]), "nothing may follow the error"
+    assert says in _one_line(output)
     assert code == expected_code
+
+
+# (arguments, the extra that the line names) with the base install, and with everything but TensorFlow or the hub.
+_BASE = {
+    "main": (["main", "--config=emoji"], "train"),
+    "evaluate": (["evaluate", "--workdir=x"], "train"),
+    "embed": (["embed", "--workdir=x", "--images=x", "--output=x.npz"], "use"),
+    "search": (["search", "--gallery=x.npz", "--query", "x.png"], "use"),
+    "demo": (["demo", "--gallery=x.npz"], "demo"),
+    "export": (["export", "--workdir=x", "--output=x"], "use"),
+    "check_data": (["check_data", "--name=cub"], "train"),
+    "rehearse": (["rehearse", "--config=emoji"], "train,tpu"),
+}
+
+
+def test_what_is_not_installed_is_named_as_users_install_it_and_help_needs_nothing(tmp_path):
+    asked = {name: arguments for name, (arguments, _) in _BASE.items()}
+    asked |= {f"{name} --help": [name, "--help"] for name in COMMANDS} | {"list": []}
+    absent = set(extras.MODULES["train"]) - {"absl", "orbax", "rich", "scipy"} | {"gradio", "libtpu"}
+    answers = _answers(asked, tmp_path, *absent, cwd=tmp_path)
+    for name, (_, extra) in _BASE.items():
+        code, output = answers[name]
+        assert f'pip install "hap2s_jax[{extra}]"' in _one_line(output)
+        assert code == 1
+    for name in COMMANDS:
+        code, output = answers[f"{name} --help"]
+        assert code == 0
+        assert output.startswith("usage: ")
+        assert name in answers["list"][1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_hub_a_run_does_not_begin(tmp_path):
+    asked = {"main": ["main", "--config=cub", "--workdir=run"]}
+    code, output = _answers(asked, tmp_path, "huggingface_hub", cwd=tmp_path)["main"]
+    line = _one_line(output)
+    assert 'pip install "hap2s_jax[hub]"' in line
+    assert "scratch" in line
+    assert code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_load_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(extras, "MODULES", {"use": ("no_such_module",)})
+    with pytest.raises(UserError, match=r'hap2s_jax.load needs no_such_module.*"hap2s_jax\[use\]"'):
+        hap2s_jax.load(tmp_path)
+
+
+def test_extras_list_what_pyproject_asks_for():
+    """A module for every requirement of every extra that the commands check."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    brings = importlib.metadata.packages_distributions()
+
+    def wanted(extra):
+        names = [re.match(r"[\w.-]+(\[\w+\])?", line)[0] for line in project[extra]]
+        for name in names:
+            yield from wanted(name[10:-1]) if name.startswith("hap2s_jax[") else [name]
+
+    def plain(name):
+        return re.sub(r"[-_.]+", "-", name).lower().removesuffix("-cpu").removesuffix("[tpu]")
+
+    for extra, modules in extras.MODULES.items():
+        known = {plain(dist) for module in modules for dist in brings.get(module, [module])}
+        missing = {plain(name) for name in wanted(extra)} - known - {"jax"}  # jax[tpu]
+        assert not missing, f"{extra}: {missing}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "decode", "config"),
+    [
+        ([], True, []),
+        (["--no-decode", "--config=a.py:b"], False, ["--config=a.py:b"]),
+        (
+            ["--decode=false", "--config.steps", "-1", "--noconfig.flip"],
+            False,
+            ["--config.steps", "-1", "--noconfig.flip"],
+        ),
+        (["--config", "a.py", "--no_decode", "--decode"], True, ["--config", "a.py"]),
+    ],
+)
+def test_switches_and_what_is_kept_for_the_config(arguments, decode, config):
+    parser = cli.Parser("test", None)
+    parser.add_config("")
+    parser.add_switch("decode", default=True, help="")
+    options = parser.read(arguments)
+    assert (options.decode, options.config) == (decode, config)
+
+
+def test_configs_are_found_by_name_and_changed_by_overrides(tmp_path, monkeypatch):
+    from hap2s_jax.run import config_file
+
+    monkeypatch.chdir(tmp_path)
+    named = config_file.read(["--config=emoji:tiny", "--config.steps=9", "--noconfig.evaluate.flip"])
+    assert (named.name, named.steps, named.evaluate.flip) == ("emoji-tiny", 9, False)
+    assert config_file.read(["--config", "configs/emoji.py"]).name == "emoji"
+    (tmp_path / "emoji").mkdir()  # no file, so not in the way
+    assert config_file.read(["--config=emoji"]).name == "emoji"
+    lines = list(config_file.listing())
+    assert [line.split()[0] for line in lines] == sorted(
+        path.stem for path in (ROOT / "configs").glob("*.py")
+    )

@@ -17,6 +17,7 @@ LAYERS = {
     "hap2s_jax.errors": 0,
     "hap2s_jax.settings": 0,
     "hap2s_jax.formats": 0,
+    "hap2s_jax.extras": 0,
     "hap2s_jax.distances": 0,
     "hap2s_jax.losses": 0,
     "hap2s_jax.data": 0,
@@ -28,6 +29,7 @@ LAYERS = {
     "hap2s_jax.data.auto_augment": 1,
     "hap2s_jax.data.batches": 1,
     "hap2s_jax.data.datasets": 1,
+    "hap2s_jax.cli": 1,
     "hap2s_jax.data.tf": 1,
     "hap2s_jax.data.builders": 1,
     "hap2s_jax.training": 2,
@@ -47,7 +49,7 @@ ROOMS = {
     "orbax": ("hap2s_jax.training.checkpoint",),
     "flax": ("hap2s_jax.models", "hap2s_jax.training"),
     "optax": ("hap2s_jax.training", "hap2s_jax.run"),
-    "ml_collections": ("hap2s_jax.run", "hap2s_jax.recipes", "hap2s_jax.main", "hap2s_jax.rehearse"),
+    "ml_collections": ("hap2s_jax.run", "hap2s_jax.recipes"),
 }
 # Inside functions only, so that the module itself can be imported without them.
 INSIDE_FUNCTIONS = {

@@ -18,6 +18,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from hap2s_jax import extras
 from hap2s_jax.distributed.devices import DataParallel, expect_no_tpu
 from hap2s_jax.errors import UserError, did_you_mean
 
@@ -90,9 +91,7 @@ def topology(name: str) -> Topology:
             f"unknown topology {name!r}{did_you_mean(name, names())}; there are: {', '.join(names())}"
         )
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError(
-            'the TPU compiler is missing: pip install -e ".[train,tpu]" brings it (x86-64 Linux; no TPU is needed)'
-        )
+        raise extras.not_installed("rehearsing (on x86-64 Linux; no TPU is needed)", "libtpu", "tpu")
     # Nothing here touches a TPU, so several processes may load the library.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     expect_no_tpu()

@@ -21,6 +21,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
+from hap2s_jax import extras
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.stored import first_line
 from hap2s_jax.models import torch_names
@@ -179,10 +180,7 @@ def _from_hub(name: str, cache_dir: str | None, offline: bool) -> pathlib.Path:
     if len(parts) < 2 or not all(parts):
         raise UserError(f"pretrained {name!r} should read hf://owner/repository[/file.safetensors].")
     file = parts[2] if len(parts) == 3 else "model.safetensors"
-    try:
-        import huggingface_hub
-    except ImportError as e:
-        raise UserError("weights from the hub need huggingface_hub: pip install huggingface_hub.") from e
+    huggingface_hub = extras.load("a pretrained source on the hub", "huggingface_hub", "hub")
     try:
         return pathlib.Path(
             huggingface_hub.hf_hub_download(

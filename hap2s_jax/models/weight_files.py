@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from hap2s_jax import extras
 from hap2s_jax.data.regular_files import allowed, check_members, open_regular
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.stored import first_line
@@ -73,11 +74,7 @@ def write_safetensors(tensors: Tensors, path: str | os.PathLike[str]) -> None:
 
 
 def _safetensors() -> Any:
-    try:
-        from safetensors import numpy
-    except ImportError as e:
-        raise UserError("safetensors files need the safetensors package: pip install safetensors.") from e
-    return numpy
+    return extras.load("a safetensors file", "safetensors.numpy", "use")
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -11,8 +11,6 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-import ml_collections
-
 from hap2s_jax import formats
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.atomic import replacing
@@ -54,7 +52,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
     def leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
-            if isinstance(value, ml_collections.ConfigDict | dict):
+            if hasattr(value, "items"):
                 yield from leaves(value, f"{prefix}{key}.")
             else:
                 yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
@@ -80,6 +78,8 @@ def load(workdir: str | os.PathLike[str]) -> Config:
         raise UserError(
             f"{workdir} holds no run: {path} is missing; give the --workdir of a run of hap2s_jax.main"
         )
+    import ml_collections  # not above: the commands' help needs the base install only
+
     try:
         values = formats.read(path, config="")
         del values[formats.KEY]

@@ -19,7 +19,6 @@ from hap2s_jax.distributed.devices import DataParallel
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import protocols, raw_pixels, test_time
 from hap2s_jax.evaluation.embed import embed_dataset
-from hap2s_jax.run import schema
 from hap2s_jax.run.config import Config
 from hap2s_jax.training import step
 
@@ -213,6 +212,8 @@ def embedding_function(encoder: Any, settings: Config) -> Callable[[PyTree, Any]
     Raises:
       UserError: for a feature or a distance that there is not, or a crop out of range.
     """
+    from hap2s_jax.run import schema  # not above: it needs OpenCV, which the commands' help must not
+
     schema.Evaluate.read(settings)
     embed = functools.partial(step.embed_step, encoder=encoder, feature=settings.feature)
     # What has length 1 keeps it as a mean over views. An encoder of the user's own says so by the same attributes.

@@ -7,12 +7,18 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from hap2s_jax import extras
 from hap2s_jax.errors import UserError
 from hap2s_jax.models import pretrained
 from hap2s_jax.run import config as configs
 from hap2s_jax.run import foreign
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.state import encoder_variables
+
+# Most configs name a hub; who has none should learn the way around.
+WITHOUT_HUB = (
+    "(or --config.pretrained.source=FILE takes a file, the config's argument scratch starts at random)"
+)
 
 
 def load(
@@ -41,6 +47,21 @@ def load(
     if pathlib.Path(source).is_dir():
         return from_run(source, variables)
     return pretrained.load(source, encoder, variables, cache_dir=cache_dir, offline=offline)
+
+
+def check_source(source: str, workdir: str | os.PathLike[str]) -> None:
+    """Refuses to begin a run whose weights come from the hub where huggingface_hub is not installed.
+
+    A run that has a checkpoint already needs it no longer.
+
+    Raises:
+      UserError: it is not.
+    """
+    if source.startswith(pretrained.HUB) and not any((pathlib.Path(workdir) / FOLDER).glob("[0-9]*")):
+        try:
+            extras.require(f"pretrained.source={source}", "hub")
+        except UserError as e:
+            raise UserError(f"{e} {WITHOUT_HUB}") from None
 
 
 def from_run(

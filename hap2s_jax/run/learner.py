@@ -14,7 +14,6 @@ import optax
 from hap2s_jax import losses, models
 from hap2s_jax.distributed.devices import AXIS
 from hap2s_jax.errors import UserError, require
-from hap2s_jax.run import schema
 from hap2s_jax.run.config import Config
 from hap2s_jax.training import objective, optimizer, step
 from hap2s_jax.training.state import TrainState, assemble_state, create_state
@@ -51,6 +50,8 @@ class Learner:
         Raises:
           UserError: naming the key that is wrong.
         """
+        from hap2s_jax.run import schema  # not above: see `evaluator`
+
         schema.check(config)
         named = {"metric": _loss("loss", config.loss)}
         if config.auxiliary.name:

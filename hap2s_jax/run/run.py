@@ -22,7 +22,7 @@ from hap2s_jax.errors import Preempted, UserError
 from hap2s_jax.reporting.metric_log import MetricLog
 from hap2s_jax.reporting.progress import ProgressBar
 from hap2s_jax.run import config as configs
-from hap2s_jax.run import facts, folder, report
+from hap2s_jax.run import facts, folder, initial_weights, report
 from hap2s_jax.run.settle import settle
 from hap2s_jax.run.trainer import Trainer, use_compilation_cache, use_devices
 from hap2s_jax.training.checkpoint import Checkpointer
@@ -49,6 +49,7 @@ def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, An
     settled: configs.Config = ml_collections.ConfigDict(frozen)
     notes = settle(settled, pathlib.Path(workdir))
     config = cast(configs.Config, ml_collections.FrozenConfigDict(settled))
+    initial_weights.check_source(config.pretrained.source, workdir)
     use_devices(config)
     with processes.StopRequests() as stop:
         processes.check_same(lambda: facts.of_config(config))

@@ -8,9 +8,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any
 
-import ml_collections
-from ml_collections import config_dict
-
 from hap2s_jax.data.augment import Augmentation
 from hap2s_jax.evaluation.inputs import DISTANCES
 from hap2s_jax.run.config import Config
@@ -283,6 +280,9 @@ class Run(Settings):
 
 def default_config(cls: Any = Run) -> Config:
     """A config with every key at its default, and no loss yet."""
+    import ml_collections  # not above: the commands' help needs the base install only
+    from ml_collections import config_dict
+
     config = ml_collections.ConfigDict()
     for field in fields(cls):
         if is_section(field.type):

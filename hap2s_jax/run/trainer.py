@@ -136,9 +136,8 @@ class Trainer(Evaluator):
                 offline=settings.offline,
             )
         except UserError as e:
-            # Most configs name a hub; who has none should learn the way around.
-            around = "; --config.pretrained.source=FILE takes a file, the argument scratch starts at random"
-            raise UserError(f"{e}{around if settings.source.startswith(pretrained.HUB) else ''}") from None
+            around = f" {initial_weights.WITHOUT_HUB}" if settings.source.startswith(pretrained.HUB) else ""
+            raise UserError(f"{e}{around}") from None
         params = {**state.params, "encoder": encoder["params"]}
         batch_stats = encoder.get("batch_stats", {})
         state = dataclasses.replace(

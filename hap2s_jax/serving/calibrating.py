@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import pathlib
 
+from hap2s_jax import extras
 from hap2s_jax.data.regular_files import below, read_bytes
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.thresholds import ErrorRates
@@ -99,20 +100,16 @@ def _on_own_classes(options: argparse.Namespace) -> tuple[ErrorRates, pathlib.Pa
         raise UserError(
             "--calibrate needs --workdir, whose validation classes it is made on, or a labelled --gallery"
         )
+    extras.require("--calibrate, which reads the run's data set,", "train")
     from hap2s_jax.run import config as configs
     from hap2s_jax.run import facts, foreign
     from hap2s_jax.run.evaluator import Evaluator
 
     config = foreign.load(options.workdir, data_dir=options.data_dir)
-    try:
-        with configs.written_by(options.workdir):
-            encoder = commands.open_encoder(options)
-            evaluator = Evaluator.of_run(config, encoder.module)
-            facts.warn_of_changed_data(evaluator.dataset, encoder.workdir)
-    except ImportError as error:
-        raise UserError(
-            f'--calibrate reads the run\'s data set, which needs pip install -e ".[train]" ({error})'
-        ) from error
+    with configs.written_by(options.workdir):
+        encoder = commands.open_encoder(options)
+        evaluator = Evaluator.of_run(config, encoder.module)
+        facts.warn_of_changed_data(evaluator.dataset, encoder.workdir)
     made = evaluator, encoder.variables, encoder.workdir, encoder.step
     rates = calibration.calibrate(*made, with_test=options.with_test_classes)
     if options.with_test_classes:

@@ -1,21 +1,23 @@
 """The encoder in forms that run without this project: StableHLO, TensorFlow's SavedModel, torchvision's names.
 
 Each export takes uint8 images of the encoder's own size; ``preprocessing.json`` beside it says how to make those.
+Each is loaded again and run once before it takes its name, so that what lies there works with the versions present.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
+import datetime
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hap2s_jax import formats
+from hap2s_jax import extras, formats
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import test_time
 from hap2s_jax.models import pretrained, torch_names
@@ -25,31 +27,40 @@ from hap2s_jax.serving.trained import TrainedEncoder
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PREPROCESSING = "preprocessing.json"
+# How long jax promises to read what it has written.
+GUARANTEE = datetime.timedelta(days=180)
 
 
-def write_stablehlo(encoder: TrainedEncoder, folder: pathlib.Path) -> pathlib.Path:
+def write_stablehlo(
+    encoder: TrainedEncoder, folder: pathlib.Path, batch_size: int | None = None
+) -> pathlib.Path:
     """Writes ``encoder.stablehlo``: ``jax.export.deserialize(file.read()).call(images)``, for cpu, cuda and tpu.
 
-    images: uint8 `[b, h, w, 3]` for any b; the result is float32 `[b, d]`.
+    images: uint8 `[b, h, w, 3]` for any b, or for `batch_size` alone; the result is float32 `[b, d]`.
 
     Raises:
-      UserError: flatbuffers is not installed, which JAX needs to write and to read such files.
+      UserError: flatbuffers is not installed, which JAX needs to write and to read such files, or the file does not
+        give the encoder's embeddings.
     """
-    if importlib.util.find_spec("flatbuffers") is None:
-        raise UserError('StableHLO needs flatbuffers: pip install -e ".[use]"')
-    (batch,) = jax.export.symbolic_shape("b")
+    extras.load("StableHLO", "flatbuffers", "use")
+    batch = batch_size or jax.export.symbolic_shape("b")[0]
     images = jax.ShapeDtypeStruct((batch, *encoder.image_size, 3), jnp.uint8)
     exported = jax.export.export(jax.jit(encoder.function), platforms=PLATFORMS)(images)
     path = folder / "encoder.stablehlo"
     with replacing(path) as temporary:
         temporary.write_bytes(bytes(exported.serialize()))
+        with _checked("stablehlo"):
+            read = jax.export.deserialize(bytearray(temporary.read_bytes()))
+            _compare(encoder, read.call, batch_size)
     return path
 
 
-def write_safetensors(encoder: TrainedEncoder, folder: pathlib.Path) -> pathlib.Path:
+def write_safetensors(
+    encoder: TrainedEncoder, folder: pathlib.Path, batch_size: int | None = None
+) -> pathlib.Path:
     """Writes ``encoder.safetensors``, in torch's layout: the trunk under torchvision's names, the head under "head.".
 
-    A stem other than "imagenet" is none of torchvision's and stands under "stem.".
+    A stem other than "imagenet" is none of torchvision's and stands under "stem.". Weights suit any `batch_size`.
 
     Raises:
       UserError: the trunk is no ResNet of ours.
@@ -60,45 +71,83 @@ def write_safetensors(encoder: TrainedEncoder, folder: pathlib.Path) -> pathlib.
         tensors[_torch_name(names, encoder)] = torch_names.to_torch_layout(np.asarray(leaf))
     folder.mkdir(parents=True, exist_ok=True)
     pretrained.write_safetensors(tensors, path)
+    read = pretrained.read_tensors(path)
+    if tensors.keys() != read.keys() or not all(
+        np.array_equal(tensors[k], read[k], equal_nan=True) for k in read
+    ):
+        raise UserError(f"--formats=safetensors: {path} does not hold what was written to it")
     return path
 
 
-def write_saved_model(encoder: TrainedEncoder, folder: pathlib.Path) -> pathlib.Path:
+def write_saved_model(
+    encoder: TrainedEncoder, folder: pathlib.Path, batch_size: int | None = None
+) -> pathlib.Path:
     """Writes ``saved_model/``: ``tf.saved_model.load(path)(images)``, also its signature "serving_default".
 
+    images: uint8 `[b, h, w, 3]` for any b, or for `batch_size` alone.
+
     Raises:
-      UserError: TensorFlow is missing, or this JAX has no jax2tf.
+      UserError: TensorFlow is missing, this JAX has no jax2tf, or this TensorFlow cannot run what this JAX makes.
     """
+    extras.load("--formats=saved_model", "tensorflow", "train")
     try:
         from jax.experimental import jax2tf
     except ImportError as error:
-        raise UserError(
-            f"--formats=saved_model needs TensorFlow and a JAX with jax2tf ({error}): pip install 'hap2s_jax[train]'"
-        ) from error
-    from hap2s_jax.data.tf.saved_model import save
+        raise UserError(f"--formats=saved_model needs a JAX with jax2tf: {error}") from error
+    from hap2s_jax.data.tf import saved_model
 
     height, width = encoder.image_size
-    converted = jax2tf.convert(
-        encoder.function, polymorphic_shapes=[f"(b, {height}, {width}, 3)"], with_gradient=False
-    )
+    shape = f"({batch_size or 'b'}, {height}, {width}, 3)"
+    converted = jax2tf.convert(encoder.function, polymorphic_shapes=[shape], with_gradient=False)
     path = folder / "saved_model"
-    save(converted, path, encoder.image_size)
+
+    def check(partial: pathlib.Path) -> None:
+        # TensorFlow 2.21 cannot run what jax writes from 0.11.2 on for any number of images.
+        with _checked("saved_model", "" if batch_size else "; give --batch_size=N, one size for all calls"):
+            _compare(encoder, saved_model.load(partial), batch_size)
+
+    saved_model.save(converted, path, (batch_size, *encoder.image_size, 3), check)
     return path
 
 
-FORMATS: dict[str, Callable[[TrainedEncoder, pathlib.Path], pathlib.Path]] = {
+FORMATS: dict[str, Callable[..., pathlib.Path]] = {
     "stablehlo": write_stablehlo,
     "safetensors": write_safetensors,
     "saved_model": write_saved_model,
 }
 
 
-def write_preprocessing(encoder: TrainedEncoder, folder: pathlib.Path) -> pathlib.Path:
+@contextlib.contextmanager
+def _checked(name: str, remedy: str = "") -> Iterator[None]:
+    """Around loading and running what was written; whatever it raises becomes one line."""
+    try:
+        yield
+    except Exception as error:  # of another library's loader, compiler or runtime
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"--formats={name}: the versions here cannot run what they wrote ({reason}){remedy}"
+        ) from error
+
+
+def _compare(encoder: TrainedEncoder, call: Callable[[Any], Any], batch_size: int | None) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (batch_size or 3, *encoder.image_size, 3), np.uint8)
+    expected, found = encoder.embed_pixels(images), np.asarray(call(images), np.float32)
+    # Other compilers add in another order.
+    tolerance = 1e-4 if encoder.config.encoder.dtype == "float32" else 0.05
+    if found.shape != expected.shape or not np.all(
+        np.abs(found - expected) <= tolerance * np.abs(expected).max()
+    ):
+        raise ValueError("other embeddings than the encoder's")
+
+
+def write_preprocessing(
+    encoder: TrainedEncoder, folder: pathlib.Path, batch_size: int | None = None
+) -> pathlib.Path:
     """Writes what must be done to an image before it is given to an export."""
     evaluate, (height, width) = encoder.config.evaluate, encoder.image_size
     record: dict[str, Any] = {
-        "input": f"uint8 [batch, {height}, {width}, 3], RGB, 0 to 255",
-        "output": f"float32 [batch, {encoder.dim}], compared by {encoder.distance} distance",
+        "input": f"uint8 [{batch_size or 'batch'}, {height}, {width}, 3], RGB, 0 to 255",
+        "output": f"float32 [{batch_size or 'batch'}, {encoder.dim}], compared by {encoder.distance} distance",
         "image_size": [height, width],
         "keep_aspect": bool(evaluate.keep_aspect),
         "enlarge": float(evaluate.enlarge),
@@ -111,11 +160,18 @@ def write_preprocessing(encoder: TrainedEncoder, folder: pathlib.Path) -> pathli
         "inside_the_encoder": {"mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)},
         "fingerprint": encoder.fingerprint,
         "step": encoder.step,
+        "jax": jax.__version__,
+        "stablehlo_is_guaranteed_until": guaranteed_until(),
     }
     path = folder / PREPROCESSING
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(formats.stamped(record), indent=2) + "\n")
     return path
+
+
+def guaranteed_until() -> str:
+    """The day until which any jax reads a StableHLO file of today, as YYYY-MM-DD."""
+    return (datetime.datetime.now(datetime.UTC).date() + GUARANTEE).isoformat()
 
 
 def _leaves(tree: Any, above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:

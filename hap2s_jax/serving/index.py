@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hap2s_jax import extras
 from hap2s_jax.distances import distances_between
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.neighbors import ExactIndex
@@ -55,7 +56,7 @@ def open_index(
     if kind == "exact" or (kind == "auto" and (len(embeddings) < LARGE or not _has_faiss())):
         return ExactIndex(embeddings, distance)
     if not _has_faiss():
-        raise UserError("--index=faiss needs faiss: pip install 'hap2s_jax[faiss]', or leave --index out")
+        raise extras.not_installed("--index=faiss", "faiss", "faiss")
     return FaissIndex(embeddings, distance, None if cache is None else pathlib.Path(cache))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hap2s_jax import models
+from hap2s_jax import extras, models
 from hap2s_jax.errors import UserError
 from hap2s_jax.models import own
 from hap2s_jax.run import config as configs
@@ -46,6 +46,7 @@ def load(
     Raises:
       UserError: in one line, if there is no finished checkpoint, or it is damaged or of a newer version.
     """
+    extras.require("hap2s_jax.load", "use")
     path = pathlib.Path(workdir).absolute()
     config: Any = foreign.load(path)
     with configs.written_by(path):

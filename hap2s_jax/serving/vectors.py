@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hap2s_jax import formats
+from hap2s_jax import extras, formats
 from hap2s_jax.data.regular_files import allowed, open_regular
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import stored
@@ -307,11 +307,5 @@ def _text(column: Any, most: int, arrow: Any) -> list[str | None]:
 
 
 def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(
-            "parquet files need pyarrow: pip install pyarrow, or write an .npz file instead"
-        ) from error
-    return pyarrow, pyarrow.parquet
+    user = "a parquet file (.npz is another choice)"
+    return extras.load(user, "pyarrow", "parquet"), extras.load(user, "pyarrow.parquet", "parquet")

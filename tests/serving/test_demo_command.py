@@ -92,7 +92,7 @@ def test_without_gradio(searcher, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(UserError, match=r"pip install 'hap2s_jax\[demo\]'"):
+    with pytest.raises(UserError, match=r'pip install "hap2s_jax\[demo\]"'):
         demo.build(searcher, "")
 
 

@@ -197,3 +197,31 @@ def test_mistakes_are_one_line(run, tmp_path, capsys, monkeypatch):
     assert export.main(arguments) == 0
     assert "not written: needs TensorFlow" in capsys.readouterr().out
     assert export.main([*arguments, "--formats=saved_model"]) == 1
+
+
+def test_a_fixed_number_of_images(run, tmp_path, capsys):
+    arguments = [f"--workdir={run.workdir}", f"--output={tmp_path}", "--formats=stablehlo"]
+    assert export.main([*arguments, "--batch_size=2"]) == 0
+    assert "which jax promises to read until 20" in capsys.readouterr().out
+    exported = jax.export.deserialize(bytearray((tmp_path / "encoder.stablehlo").read_bytes()))
+    assert exported.in_avals[0].shape == (2, 64, 64, 3)
+    assert "[2, 64, 64, 3]" in json.loads((tmp_path / "preprocessing.json").read_text())["input"]
+    assert export.main([*arguments, "--batch_size=0"]) == 1
+    assert "--batch_size must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", ["raises", "gives other embeddings"])
+def test_what_does_not_run_is_not_written(run, tmp_path, monkeypatch, fault):
+    encoder = hap2s_jax.load(run.workdir)
+
+    class Read:
+        def call(self, images):
+            if fault == "raises":
+                raise RuntimeError("vhlo.custom_call_v2\nand a page of it")
+            return encoder.embed_pixels(images) + 0.01
+
+    monkeypatch.setattr(exports.jax.export, "deserialize", lambda data: Read())
+    with pytest.raises(UserError, match="cannot run what they wrote") as error:
+        exports.write_stablehlo(encoder, tmp_path, batch_size=1)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []

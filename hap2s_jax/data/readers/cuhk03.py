@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax import extras
 from hap2s_jax.data.readers.files import Parts, number_identities
 from hap2s_jax.data.readers.person import TRAIN, read_market
 from hap2s_jax.errors import UserError
@@ -91,10 +92,7 @@ class _Cells:
     """Random access to the images of `cuhk-03.mat` (MATLAB 7.3, that is HDF5)."""
 
     def __init__(self, path: Path, detection: str):
-        try:
-            import h5py
-        except ImportError:
-            raise UserError("cuhk03: reading cuhk-03.mat needs h5py; pip install h5py") from None
+        h5py = extras.load("reading cuhk-03.mat", "h5py", "train")
         self.path = path
         self.detection = detection
         self._lock = threading.Lock()
