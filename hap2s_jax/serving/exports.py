@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.export  # older releases do not bring it with jax
 import jax.numpy as jnp
 import numpy as np
 
