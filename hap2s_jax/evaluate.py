@@ -190,9 +190,10 @@ def _closer(
         for place, side in enumerate(("low", "high")):
             shown[f"{title}, {options.confidence:.0%} {side}"] = {k: v[place] for k, v in bounds.items()}
     if options.by:
-        if options.by == "camera" and seen_by is None:
+        groups = labels if options.by == "class" else seen_by
+        if groups is None:
             raise UserError("--by=camera: the embeddings come without cameras.")
-        table = by_group(values, labels if options.by == "class" else seen_by)
+        table = by_group(values, groups)
         shown |= {f"{title}, {options.by} {group}": row for group, row in table.items()}
     if options.per_query:
         path = pathlib.Path(options.per_query)

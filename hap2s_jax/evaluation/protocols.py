@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -147,7 +148,7 @@ def evaluate(
         at = in_shop_at = check_ranks(recall_at, count - 1 if "class" in protocols else size)
     if ranks is not None:
         rank_at = single_at = check_ranks(ranks, size)
-    common = {"distance": distance, "ties": ties}
+    common: dict[str, Any] = {"distance": distance, "ties": ties}
     rows = {"query": query, "gallery": gallery, **common}
     found: dict[str, float] = {}
     if "class" in protocols:
