@@ -12,6 +12,7 @@ import numpy as np
 
 from hap2s_jax import extras, models
 from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation.stored import first_line
 from hap2s_jax.models import own
 from hap2s_jax.run import config as configs
 from hap2s_jax.run import foreign
@@ -66,15 +67,29 @@ def load(
     has_average = weights["ema_params"] is not None and average is not False
     variables = encoder_variables(**(weights if has_average else weights | {"ema_params": None}))
     with configs.written_by(path):
-        module = models.create(**config.encoder)
-        size = (1, *config.data.image_size, 3)
-        wanted = jax.eval_shape(
-            functools.partial(module.init, train=False),
-            jax.random.key(0),
-            jax.ShapeDtypeStruct(size, np.uint8),
-        )
+        module, wanted = described(config, path)
         _check_fits(variables, wanted, path / FOLDER / str(step))
         return TrainedEncoder(config, step, has_average, module, variables, path)
+
+
+def described(config: Any, path: pathlib.Path) -> tuple[Any, PyTree]:
+    """The module that a config describes, and the shapes and dtypes of its variables.
+
+    Raises:
+      UserError: a value in the config of the run in `path` makes no encoder.
+    """
+    settings, size = dict(config.encoder), (1, *config.data.image_size, 3)
+    try:
+        module = models.create(**settings)
+        init = functools.partial(module.init, train=False)
+        return module, jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct(size, np.uint8))
+    except UserError:
+        raise
+    except Exception as error:  # flax and JAX raise what they stumble over
+        if ":" in settings["name"]:  # of code that is the user's own
+            raise
+        file = path / configs.FILE_NAME
+        raise UserError(f"no encoder is made of {file}: {first_line(error)}") from error
 
 
 def _choose_step(checkpointer: Checkpointer, wanted: str | int | None, config: Any) -> int:

@@ -1,0 +1,1 @@
+"""The parts of `drill.py`, a module each."""
