@@ -56,7 +56,7 @@ def jax_function(name: str, n: int, d: int) -> tuple[Any, tuple[Any, Any]]:
         return total + parts.reshape(n, d)
 
     def loss(x: jax.Array, labels: jax.Array) -> jax.Array:
-        with mock.patch.object(distances, "_product", lambda a, b: product(a, b.T)):
+        with mock.patch.object(distances, "products", lambda a, b: product(a, b.T)):
             return hap2s_loss(x, labels)
 
     return jax.jit(matmul if kind == "matmul" else jax.value_and_grad(loss)), (x, labels)
