@@ -135,6 +135,17 @@ def test_a_run_that_takes_too_long_is_left_with_what_it_has_logged(tmp_path, mon
     assert row["images_per_second"] == 7.0
 
 
+@pytest.mark.usefixtures("experiments")
+def test_coarse_products_are_those_of_their_own_rows_alone():
+    from bench.losses import jax_function
+
+    for name in ("hap2s", "hap2s_tf32", "matmul", "matmul_tf32", "hap2s"):
+        function, given = jax_function(name, 64, 8)
+        text = function.lower(*given).as_text()
+        assert "dot_general" in text
+        assert ("HIGHEST" in text) != name.endswith("_tf32"), name
+
+
 def test_tolerances_are_of_tests_that_exist():
     for name in FACTORS:
         file, test = name.split("::")
