@@ -3,6 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hap2s_jax.distributed import signals as _signals  # noqa: F401 - first, so that a command ends while jax loads too
+
+# isort: split
 from hap2s_jax import losses
 from hap2s_jax.distances import pairwise_distances
 from hap2s_jax.losses import (

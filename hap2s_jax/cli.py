@@ -1,7 +1,7 @@
 """What the commands share: flags, mistakes in one line, exit codes.
 
 Exit codes: 0 done; 1 something the user can mend, said in one line; 2 a wrong flag; 75 asked to stop (SIGTERM), saved;
-76 another process of the job is gone (`hap2s_jax.distributed.processes`); 130 interrupted.
+76 another process of the job is gone (`hap2s_jax.distributed.processes`); 130 interrupted; 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import argparse
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from hap2s_jax.distributed import signals
 from hap2s_jax.distributed.devices import expect_no_tpu
 from hap2s_jax.errors import Preempted, UserError, did_you_mean
 
 EXIT_PREEMPTED = 75  # "try again later" of sysexits.h
+EXIT_TERMINATED = signals.CODES[signal.SIGTERM]
 
 
 class UsageError(UserError):
@@ -172,6 +175,7 @@ def ended(work: Callable[[], object], interrupted: str = "interrupted") -> int:
 
     Exit codes are decided here and nowhere else.
     """
+    signals.working(interrupted)
     try:
         work()
         sys.stdout.flush()
@@ -184,9 +188,13 @@ def ended(work: Callable[[], object], interrupted: str = "interrupted") -> int:
         return _said(error, 1)
     except Preempted as error:
         print(error, file=sys.stderr, flush=True)
-        return EXIT_PREEMPTED
+        return EXIT_PREEMPTED if error.step else EXIT_TERMINATED
     except KeyboardInterrupt:
-        return _said(interrupted, 130)
+        code = _said(interrupted, signals.notice())
+        signals.leave(code)
+        return code
+    finally:
+        signals.working(None)
     return 0
 
 

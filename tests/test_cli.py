@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -326,3 +327,55 @@ def test_configs_are_found_by_name_and_changed_by_overrides(tmp_path, monkeypatc
     assert [line.split()[0] for line in lines] == sorted(
         path.stem for path in (ROOT / "configs").glob("*.py")
     )
+
+
+_STUBBORN = """
+import sys
+sys.argv[0] = "hap2s"
+import time
+from hap2s_jax import cli
+def work():
+    print("working", flush=True)
+    for _ in range(60):
+        try:
+            time.sleep(1)
+        except KeyboardInterrupt:
+            if sys.argv[1] != "swallows":
+                raise
+sys.exit(cli.ended(work, "interrupted; the same command goes on"))
+"""
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("kind", ["raises", "swallows"])
+def test_a_signal_ends_the_work_with_one_line_even_where_it_is_swallowed(number, expected, kind):
+    command = [sys.executable, "-c", _STUBBORN, kind]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as child:
+        assert child.stdout.readline() == "working\n"
+        child.send_signal(number)
+        _, errors = child.communicate(timeout=50)  # the work alone would take longer
+    assert (child.returncode, errors) == (expected, "error: interrupted; the same command goes on\n")
+
+
+def test_a_signal_ends_a_command_while_it_loads():
+    """Before jax, flags or anything else is there."""
+    code = "import sys; sys.argv[0] = 'hap2s'; import hap2s_jax.distributed.signals as s, os; os.kill(os.getpid(), 15)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (143, "error: interrupted\n")
+
+
+def test_a_closed_pipe_is_silent():
+    command = f"{sys.executable} -m hap2s_jax | true"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_version_stands_in_one_place():
+    assert f"\nversion: {hap2s_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {hap2s_jax.__version__} " in (ROOT / "CHANGELOG.md").read_text()

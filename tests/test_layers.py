@@ -29,6 +29,7 @@ LAYERS = {
     "hap2s_jax.data.auto_augment": 1,
     "hap2s_jax.data.batches": 1,
     "hap2s_jax.data.datasets": 1,
+    "hap2s_jax.distributed.signals": 0,
     "hap2s_jax.cli": 1,
     "hap2s_jax.data.tf": 1,
     "hap2s_jax.data.builders": 1,

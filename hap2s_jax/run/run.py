@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from hap2s_jax.distributed import processes
+from hap2s_jax.distributed import processes, signals
 from hap2s_jax.errors import Preempted, UserError
 from hap2s_jax.reporting.metric_log import MetricLog
 from hap2s_jax.reporting.progress import ProgressBar
@@ -171,6 +171,7 @@ def _closing(checkpointer: Checkpointer) -> Iterator[Checkpointer]:
         checkpointer.close()
         raise
     except BaseException:
+        signals.notice()  # closing may take its time
         if jax.process_count() > 1:  # the others may be gone, and no save can be completed without them
             raise
         with contextlib.suppress(UserError):

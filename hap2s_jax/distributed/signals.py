@@ -1,0 +1,97 @@
+"""Ends a command within two seconds of SIGINT or SIGTERM, with one line, from its first second on.
+
+Python runs the handlers of signals between two of its own instructions, of which none comes while a program compiles,
+and what a handler raises inside a callback of the garbage collector is lost. So a thread watches too: where the signal
+has not been noticed in time, it ends the process. Whoever handles a signal himself, as training does SIGTERM, is left
+alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from typing import Any, NoReturn
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+_GRACE = 1.5  # seconds for the files in hand to be closed, or removed
+
+_noticed = threading.Event()
+_speaking = threading.Lock()
+_asked: list[int] = []
+_line: list[str] = []  # what to say, while there is work that can be interrupted
+
+
+def watch() -> None:
+    """Begins to watch; call it from the main thread, before anything that takes long."""
+    ours = [n for n in CODES if signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler)]
+    if threading.current_thread() is not threading.main_thread() or not ours:
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+    for number in ours:
+        signal.signal(number, _on_signal)
+    threading.Thread(target=_wait, args=(reader,), name="signals", daemon=True).start()
+
+
+def working(line: str | None) -> None:
+    """From now on a signal raises KeyboardInterrupt, and `line` is what it ends with; None: it ends at once."""
+    _line[:] = [] if line is None else [line]
+
+
+def notice() -> int:
+    """Says that the signal has arrived where it ends the work, however long that takes; returns the exit code."""
+    with _speaking:
+        _noticed.set()
+    return CODES[signal.Signals(_asked[0])] if _asked else CODES[signal.SIGINT]
+
+
+def leave(code: int) -> None:
+    """Ends the process if a signal asked for it, without the farewells of threads; returns otherwise."""
+    if _asked:
+        with contextlib.suppress(OSError, ValueError):  # a pipe whose reader is gone
+            sys.stdout.flush()
+        os._exit(code)
+
+
+def _on_signal(number: int, frame: Any) -> None:
+    _asked.append(number)
+    if not _line:
+        _say_and_exit(number)
+    raise KeyboardInterrupt
+
+
+def _wait(reader: socket.socket) -> None:
+    while data := reader.recv(1):
+        # Somebody else's, as when training has taken SIGTERM for a request to stop.
+        if data[0] not in CODES or signal.getsignal(data[0]) is not _on_signal:
+            continue
+        # Whoever asks twice does not want to wait.
+        if _noticed.is_set():
+            os._exit(CODES[signal.Signals(data[0])])
+        _noticed.wait(_GRACE)
+        with _speaking:
+            if not _noticed.is_set():
+                _say_and_exit(data[0])
+
+
+def _say_and_exit(number: int) -> NoReturn:
+    # Not by sys.stderr, which the main thread may be writing to.
+    os.write(2, f"error: {_line[0] if _line else 'interrupted'}\n".encode())
+    os._exit(CODES[signal.Signals(number)])
+
+
+def _is_command() -> bool:
+    """Whether this process was started as one of our commands, which `python -m` knows before their modules load."""
+    started = sys.orig_argv
+    if sys.argv[:1] == ["-m"] and "-m" in started[:-1]:
+        return started[started.index("-m") + 1].partition(".")[0] == "hap2s_jax"
+    return bool(sys.argv) and os.path.basename(sys.argv[0]).removesuffix(".exe") == "hap2s"
+
+
+if _is_command():
+    watch()
