@@ -1,3 +1,7 @@
+import platform
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,3 +95,23 @@ def test_devices_that_are_set_or_known_already_are_left_alone(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
     use_cores(64)
     assert (len(jax.devices()), jax.config.jax_num_cpu_devices) == (8, before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_memory_that_is_freed_is_kept_on_a_cpu():
+    code = """
+import resource
+from hap2s_jax.distributed.devices import DataParallel
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [bytearray(24 * 2**20) for _ in range(4)]
+    del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+DataParallel.create()
+faults(), faults()
+print(faults())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 24 * 2**20 / 4096
