@@ -14,6 +14,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF = b"Exif\0\0"
 # Tags of a TIFF file, and of EXIF, which is one; the last is what a channel beyond the colours means.
 _WIDTH, _HEIGHT, _BITS, _ORIENTATION, _EXTRA = 256, 257, 258, 274, 338
+_CHUNK = struct.Struct(">I4s").unpack_from  # of a PNG: length and name
 _pillow_lock = threading.Lock()
 
 
@@ -136,9 +137,9 @@ def _jpeg(data: bytes) -> Header:
 def _png(data: bytes) -> Header:
     width, height = struct.unpack_from(">II", data, 16)
     has_alpha, orientation = data[25] in (4, 6), 1
-    place = 33
-    while place + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, place)
+    place, end = 33, len(data) - 8
+    while place <= end:
+        length, kind = _CHUNK(data, place)
         if kind == b"tRNS":
             has_alpha = True
         elif kind == b"eXIf":  # may also stand behind the pixels

@@ -101,7 +101,8 @@ def decode_whole(
         image = _from_pillow(data, "RGB")
     if image is None:
         raise UnreadableImageError("the image is damaged or cut off")
-    image = _upright(image, header.orientation if decoding.exif else 1)
+    if header.orientation > 1 and decoding.exif:
+        image = _upright(image, header.orientation)
     image.flags.writeable = False
     return image
 

@@ -100,8 +100,9 @@ def begun(config, workdir, without=()):
     (workdir / "checkpoints" / "3").mkdir(parents=True)
     configs.save(config, workdir)
     values = json.loads((workdir / configs.FILE_NAME).read_text())
-    for key in without:
+    for key in without:  # as the versions had it that numbered no formats
         del values["data"][key]
+        values.pop("format", None)
     (workdir / configs.FILE_NAME).write_text(json.dumps(values))
 
 
