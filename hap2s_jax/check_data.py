@@ -149,9 +149,9 @@ def run(
         print(f"contact sheet: {sheet}")
     if entry.name == "folder":
         found = duplicates.find(dataset, None if list_duplicates else duplicates.QUICK_BYTES)
-        print(*found.lines(_MANY if list_duplicates else 1), sep="\n")
-        if list_duplicates and not any(found.lines()):
-            print("no image stands twice")
+        lines = [*found.lines(_MANY if list_duplicates else 1)]
+        if lines or list_duplicates:
+            print(*(lines or ["no image stands twice"]), sep="\n")
         print(*verdict(dataset, reports, found, data_dir or "", options), sep="\n")
     if unreadable := sum(len(report.unreadable) for report in reports):
         raise UserError(
