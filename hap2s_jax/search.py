@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import pathlib
 import sys
@@ -30,8 +29,8 @@ import numpy as np
 
 from hap2s_jax import cli, extras
 from hap2s_jax.data.regular_files import below
-from hap2s_jax.errors import UserError, require
-from hap2s_jax.serving import calibrating, calibration, commands, index, vectors
+from hap2s_jax.errors import UserError
+from hap2s_jax.serving import calibrating, commands, index, vectors
 from hap2s_jax.serving.listing import list_images
 from hap2s_jax.serving.trained import Image, TrainedEncoder
 
@@ -144,54 +143,6 @@ def _embedded_folder(model: dict[str, Any]) -> pathlib.Path | None:
     return None
 
 
-def choose_threshold(
-    encoder: TrainedEncoder, wanted: str = "auto", false_accepts: float | None = None
-) -> tuple[float | None, str]:
-    """The threshold for an encoder, and in words where it comes from.
-
-    Args:
-      encoder: whose working directory may hold a calibration.
-      wanted: "auto" takes the calibration if there is one, "none" does without, a number is taken as it is.
-      false_accepts: the share that is tolerated; by default the threshold of equal errors.
-
-    Raises:
-      UserError: a share or number that makes no sense, or a share without calibration.
-    """
-    if false_accepts is not None and wanted != "auto":
-        raise UserError(f"--false_accepts chooses a threshold; leave it out beside --threshold={wanted}")
-    if wanted == "none":
-        return None, "no threshold"
-    if wanted != "auto":
-        try:
-            given = float(wanted)
-        except ValueError:
-            given = math.nan
-        require(given >= 0, "--threshold", repr(wanted), "auto, none or a distance")
-        return given, "threshold as given"
-    rates = calibration.read(encoder.workdir, encoder.fingerprint)
-    if rates is None:
-        if false_accepts is not None:
-            raise UserError(
-                f"--false_accepts: {encoder.workdir} holds no calibration of these weights; make it with "
-                f"python -m hap2s_jax.search --calibrate --workdir={encoder.workdir}"
-            )
-        return None, "no threshold: these weights are not calibrated (--calibrate)"
-    if false_accepts is None:
-        threshold = rates.default()
-        if threshold is None:
-            return None, f"no threshold: {rates.too_few()}"
-    else:
-        require(0 <= false_accepts <= 1, "--false_accepts", false_accepts, "a share between 0 and 1")
-        try:
-            threshold = rates.for_false_accepts(false_accepts)
-        except ValueError as error:
-            raise UserError(f"--false_accepts: {error} (search --calibrate --gallery=FILE)") from None
-    return (
-        threshold,
-        f"threshold {threshold:.4f}: on {rates.data} ({rates.gallery:,} images) {rates.describe(threshold)}",
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("search", __doc__)
@@ -261,7 +212,7 @@ def open_searcher(options: argparse.Namespace) -> tuple[Searcher, str]:
     """The searcher that the flags of this command (or of the demo) describe, and its threshold in words."""
     gallery = calibrating.open_gallery(options)
     encoder = commands.open_encoder(options, calibrating.workdir_of(options, gallery))
-    threshold, words = choose_threshold(encoder, options.threshold, options.false_accepts)
+    threshold, words = calibrating.choose_threshold(encoder, options.threshold, options.false_accepts)
     # Not beside the gallery: who made that could have put an index there, and faiss trusts what it reads.
     name = hashlib.sha256(os.fsencode(os.path.realpath(options.gallery))).hexdigest()[:16]
     cache = pathlib.Path.home() / ".cache" / "hap2s_jax" / "faiss" / name

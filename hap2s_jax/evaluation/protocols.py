@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -41,6 +41,17 @@ RANKS = (1, 5, 10)
 IN_SHOP_AT = (1, 10, 20, 30)
 SINGLE_SHOT_RANKS = (1, 5, 10, 20)
 CLUSTERING = ("nmi", "ami", "f1")
+
+
+class _Compared(TypedDict):
+    distance: str
+    ties: str
+
+
+class _Rows(_Compared):
+    query: ArrayLike | None
+    gallery: ArrayLike | None
+
 
 # A metric is each query's share in a mean, `[q]`; NaN leaves the query out of it.
 Metric = Callable[[QueryResults], np.ndarray]
@@ -148,8 +159,8 @@ def evaluate(
         at = in_shop_at = check_ranks(recall_at, count - 1 if "class" in protocols else size)
     if ranks is not None:
         rank_at = single_at = check_ranks(ranks, size)
-    common: dict[str, Any] = {"distance": distance, "ties": ties}
-    rows = {"query": query, "gallery": gallery, **common}
+    common: _Compared = {"distance": distance, "ties": ties}
+    rows: _Rows = {"query": query, "gallery": gallery, **common}
     found: dict[str, float] = {}
     if "class" in protocols:
         results = rank_matches(embeddings, labels, devices=devices, **common)

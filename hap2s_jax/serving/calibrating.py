@@ -1,14 +1,15 @@
-"""What `python -m hap2s_jax.search --calibrate` does: on a run's own classes, or on a gallery of labelled images."""
+"""The flags of `python -m hap2s_jax.search` about thresholds: which one holds, and --calibrate."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import pathlib
 
 from hap2s_jax import extras
 from hap2s_jax.data.regular_files import below, read_bytes
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, require
 from hap2s_jax.evaluation.thresholds import ErrorRates
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.serving import calibration, commands, vectors
@@ -41,6 +42,54 @@ def check_weights(gallery: vectors.Vectors, encoder: TrainedEncoder) -> None:
             f"{gallery.model.get('workdir')}) than those of step {encoder.step} of {encoder.workdir}; embed it "
             "again, or give the --workdir and --checkpoint that it was made with"
         )
+
+
+def choose_threshold(
+    encoder: TrainedEncoder, wanted: str = "auto", false_accepts: float | None = None
+) -> tuple[float | None, str]:
+    """The threshold for an encoder, and in words where it comes from.
+
+    Args:
+      encoder: whose working directory may hold a calibration.
+      wanted: "auto" takes the calibration if there is one, "none" does without, a number is taken as it is.
+      false_accepts: the share that is tolerated; by default the threshold of equal errors.
+
+    Raises:
+      UserError: a share or number that makes no sense, or a share without calibration.
+    """
+    if false_accepts is not None and wanted != "auto":
+        raise UserError(f"--false_accepts chooses a threshold; leave it out beside --threshold={wanted}")
+    if wanted == "none":
+        return None, "no threshold"
+    if wanted != "auto":
+        try:
+            given = float(wanted)
+        except ValueError:
+            given = math.nan
+        require(given >= 0, "--threshold", repr(wanted), "auto, none or a distance")
+        return given, "threshold as given"
+    rates = calibration.read(encoder.workdir, encoder.fingerprint)
+    if rates is None:
+        if false_accepts is not None:
+            raise UserError(
+                f"--false_accepts: {encoder.workdir} holds no calibration of these weights; make it with "
+                f"python -m hap2s_jax.search --calibrate --workdir={encoder.workdir}"
+            )
+        return None, "no threshold: these weights are not calibrated (--calibrate)"
+    if false_accepts is None:
+        threshold = rates.default()
+        if threshold is None:
+            return None, f"no threshold: {rates.too_few()}"
+    else:
+        require(0 <= false_accepts <= 1, "--false_accepts", false_accepts, "a share between 0 and 1")
+        try:
+            threshold = rates.for_false_accepts(false_accepts)
+        except ValueError as error:
+            raise UserError(f"--false_accepts: {error} (search --calibrate --gallery=FILE)") from None
+    return (
+        threshold,
+        f"threshold {threshold:.4f}: on {rates.data} ({rates.gallery:,} images) {rates.describe(threshold)}",
+    )
 
 
 def calibrate(options: argparse.Namespace) -> None:
