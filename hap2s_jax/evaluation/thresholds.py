@@ -97,10 +97,11 @@ class ErrorRates:
         """
         least = self._accept_bound(0)
         if share < least:
+            shown = math.ceil(1000 * least) / 1000
             wanted = f"{classes_for(share):,} classes" if share > 0 else "no number of classes"
             raise ValueError(
                 f"a share of {share:.3g} is less than {self.unknown_classes} classes can show: without any error among "
-                f"them it may be {least:.3g}, the smallest that can be asked for; {wanted} can show {share:.3g}"
+                f"them it may be {shown:g}, the smallest that can be asked for; {wanted} can show {share:.3g}"
             )
         bounds = {count: self._accept_bound(count) for count in set(self.accepting_classes.tolist())}
         fitting = [
