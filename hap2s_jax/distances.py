@@ -22,6 +22,9 @@ from jax.typing import ArrayLike
 
 Distance = Literal["euclidean", "squared_euclidean", "cosine", "negative_dot"]
 DISTANCES: tuple[str, ...] = get_args(Distance)
+# Distances are computed in `COMPUTED_IN.get(dtype, FLOAT32)`; not by promotion, which may be set to be strict.
+FLOAT32 = np.dtype(np.float32)
+COMPUTED_IN = {np.dtype(np.float64): np.dtype(np.float64)}
 
 Array = TypeVar("Array", jax.Array, "np.ndarray[Any, Any]")
 
@@ -65,10 +68,9 @@ def squares(vectors: Array) -> Array:
 
 
 def scores(inner: Array, key_squares: Array) -> Array:
-    """|b|^2 - 2ab `[n, m]`, from `products` and the keys' `squares` `[m]`.
+    """|b|^2 - 2ab `[n, m]`, from `products` and the keys' `squares` `[m]`: squared distances less |a|^2.
 
-    These are squared distances less the anchor's own |a|^2: they rank the same, and round less. Doubling is exact,
-    so the outcome has the same bits wherever a compiler fuses it.
+    They rank the same, and round less. Doubling is exact: the bits are the same wherever a compiler fuses it.
     """
     return key_squares[None, :] - 2 * inner
 
@@ -101,16 +103,11 @@ def distances_of_pairs(a: Array, b: Array, distance: str) -> Array:
     squared = squares(a - b)
     if distance == "squared_euclidean":
         return squared
-    if isinstance(squared, np.ndarray):
-        return np.sqrt(squared)
-    return safe_sqrt(squared)
+    return np.sqrt(squared) if isinstance(squared, np.ndarray) else safe_sqrt(squared)
 
 
 def distances_between(a: Any, b: Any, distance: str = "euclidean") -> np.ndarray[Any, Any]:
-    """As `distances_of_pairs`, on the host in float64, of vectors of any length: exact where a Gram matrix is not.
-
-    Under "cosine" a zero vector has distance 1 from everything.
-    """
+    """As `distances_of_pairs`, in float64 on the host, of any vectors; zero vectors have cosine distance 1."""
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if check_distance(distance) == "cosine":
         lengths = [np.linalg.norm(x, axis=-1, keepdims=True) for x in (first, second)]
@@ -126,7 +123,8 @@ def check_embeddings(
         raise ValueError(f"{name} and {label_name} go together; one of them is missing")
     widest = jnp.iinfo(jnp.asarray(0).dtype)
     remedy = f"number the classes from 0 on, as np.unique({label_name}, return_inverse=True)[1] does"
-    vectors, labels = (x if isinstance(x, jax.Array) else np.asarray(x) for x in (vectors, labels))
+    vectors = vectors if isinstance(vectors, jax.Array) else np.asarray(vectors)
+    labels = labels if isinstance(labels, jax.Array) else np.asarray(labels)
     if not jnp.issubdtype(vectors.dtype, jnp.floating):
         raise TypeError(f"{name} are {vectors.dtype}; they should be floating point, such as float32")
     if vectors.ndim != 2:
@@ -289,7 +287,7 @@ def pairwise_distances(
     embeddings = jnp.asarray(embeddings)
     if not jnp.issubdtype(embeddings.dtype, jnp.floating):
         raise TypeError(f"embeddings are {embeddings.dtype}; they should be floating point")
-    dtype = jnp.promote_types(embeddings.dtype, jnp.float32)
+    dtype = COMPUTED_IN.get(embeddings.dtype, FLOAT32)
     rows = embeddings.astype(dtype)
     valid = jnp.ones(rows.shape[0], bool) if valid is None else jnp.asarray(valid)
     centre = mean_of(rows, valid[:, None], axis=0)

@@ -16,7 +16,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from hap2s_jax.distances import check_embeddings, clean_rows, products, safe_sqrt, squares
+from hap2s_jax.distances import (
+    COMPUTED_IN,
+    FLOAT32,
+    check_embeddings,
+    clean_rows,
+    products,
+    safe_sqrt,
+    squares,
+)
 from hap2s_jax.losses.engine import check_options, counted, reduced
 from hap2s_jax.losses.rows import Options, Result, RowLosses, SampleCall
 from hap2s_jax.losses.weightings import Scalar, check_range
@@ -33,7 +41,7 @@ def _inputs(
     if points.shape[1 - classes] != vectors.shape[1]:
         raise ValueError(f"params {points.shape} do not fit embeddings {vectors.shape}: widths should agree")
     valid = counted(labels, call.get("ignore_label", -1))
-    vectors = jnp.where(valid[:, None], vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32)), 0)
+    vectors = jnp.where(valid[:, None], vectors.astype(COMPUTED_IN.get(vectors.dtype, FLOAT32)), 0)
     # An index out of range would be clamped in silence and train the wrong class.
     inside = (labels >= 0) & (labels < points.shape[classes])
     vectors = jnp.where((valid & ~inside)[:, None], jnp.nan, vectors)

@@ -15,6 +15,8 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from hap2s_jax.distances import (
+    COMPUTED_IN,
+    FLOAT32,
     Distance,
     Rows,
     check_distance,
@@ -89,21 +91,18 @@ def mean_over_anchors(
     """Mean of `loss` over the valid anchors of a batch, the global batch under `axis_name`.
 
     Args:
-        loss: `(row: AnchorRow) -> (loss, is_valid)`, with a dict of scalars as optional third. Where the
-            second is a number, it says how many terms the loss has summed, and the mean is taken over terms.
-            If it has parameters it should be a pytree (a registered dataclass, or
-            `jax.tree_util.Partial(function, ...)`) with them as leaves, so that they can be traced and
-            differentiated. Called outside jit, it is compiled once per function and shape.
+        loss: `(row: AnchorRow) -> (loss, is_valid)`, with a dict of scalars as optional third. Where the second is a
+            number, it says how many terms the loss has summed, and the mean is taken over terms. Parameters should be
+            leaves of a pytree (a registered dataclass, or `jax.tree_util.Partial(function, ...)`), so that they can be
+            traced and differentiated. Called outside jit, it is compiled once per function and shape.
         embeddings: `[n, d]`, floating point; each device's own part under `axis_name`.
         labels: `[n]`, integers.
         distance: "euclidean", "squared_euclidean", "cosine" (1 - similarity) or "negative_dot".
-        axis_name: name of the mapped axis (or axes) of pmap, vmap or shard_map over which the batch is split.
-            The value is then the global one on every device, and the mean of the devices' gradients of shared
-            parameters (`pmean`) is the exact gradient.
+        axis_name: name of the mapped axis (or axes) of pmap, vmap or shard_map over which the batch is split. The value
+            is then the global one on every device, and `pmean` of the gradients of shared parameters is exact.
         keys: `[k, d]` further keys besides the batch itself, equal on all devices, such as a memory.
         key_labels: `[k]`, their labels.
-        ignore_label: samples with this label are neither anchors nor keys; their embeddings may be NaN. None:
-            all labels count.
+        ignore_label: samples with this label are neither anchors nor keys, and may be NaN. None: all labels count.
         sample_weights: `[n]`, weight of each anchor in the mean or sum; constants, not differentiated.
         block_size: anchors per block (memory linear in the batch, the same value and gradient); None chooses,
             "never" takes the whole matrix at once, which forward-mode differentiation needs.
@@ -185,7 +184,7 @@ def prepare(
     options: Options = Options(),  # noqa: B008 - immutable
 ) -> Batch:
     """Cleans the embeddings, and gathers the keys from wherever they come."""
-    dtype = jnp.promote_types(embeddings.dtype, jnp.float32)
+    dtype = COMPUTED_IN.get(embeddings.dtype, FLOAT32)
     count, axis = embeddings.shape[0], options.axis_name
     valid = counted(labels, options.ignore_label)
     # Ignored rows are zeroed before they are gathered: what is NaN on one device must not reach the others.
@@ -203,7 +202,8 @@ def prepare(
         else None
     )
     if further is not None:
-        widest = jnp.promote_types(labels.dtype, further[1].dtype)
+        # Not by promotion, which may be strict.
+        widest = labels.dtype if labels.dtype.itemsize >= further[1].dtype.itemsize else further[1].dtype
         labels = labels.astype(widest)
         key_vectors = jnp.concatenate([key_vectors, further[0].astype(dtype)])
         key_labels = jnp.concatenate([key_labels.astype(widest), further[1].astype(widest)])

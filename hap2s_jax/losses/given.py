@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from hap2s_jax.distances import COMPUTED_IN, FLOAT32
 from hap2s_jax.losses.engine import apply_rows, check_options, reduced
 from hap2s_jax.losses.hap2s import Hap2s
 from hap2s_jax.losses.pytrees import as_pytree
@@ -46,7 +47,7 @@ def _evaluate_rows(
     sample_weights: jax.Array | None,
     options: Options,
 ) -> Result:
-    count, dtype = distances.shape[0], jnp.promote_types(distances.dtype, jnp.float32)
+    count, dtype = distances.shape[0], COMPUTED_IN.get(distances.dtype, FLOAT32)
     distances = jnp.where(is_positive | is_negative, distances.astype(dtype), 0)
     index = jnp.arange(count, dtype=jnp.int32)
     if options.axis_name is not None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from hap2s_jax.distances import Distance, check_embeddings, clean_rows
+from hap2s_jax.distances import COMPUTED_IN, FLOAT32, Distance, check_embeddings, clean_rows
 from hap2s_jax.losses.by_positives import by_positives
 from hap2s_jax.losses.engine import counted, mean_over_anchors
 from hap2s_jax.losses.pytrees import register_dataclass
@@ -294,5 +294,5 @@ def init_margin_params(key: jax.Array, num_classes: int, embedding_dim: int) -> 
 
 def _unit_rows(embeddings: jax.Array, labels: jax.Array, ignore_label: int | None) -> jax.Array:
     """Rows `[n, d]` of unit length; ignored ones are zero, so that a NaN there reaches no gradient."""
-    vectors = embeddings.astype(jnp.promote_types(embeddings.dtype, jnp.float32))
+    vectors = embeddings.astype(COMPUTED_IN.get(embeddings.dtype, FLOAT32))
     return clean_rows(vectors, counted(labels, ignore_label), "cosine", None)

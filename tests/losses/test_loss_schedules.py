@@ -72,7 +72,7 @@ def test_every_number_of_every_loss_may_change(name):
             ),
             jnp.zeros((), jnp.int32),
         )
-        assert shape[0].shape == ()
+        assert shape.shape == ()
 
 
 @pytest.mark.parametrize(
