@@ -116,8 +116,8 @@ def test_metrics_geometry_is_the_losses():
 MULTIPLIERS = {
     "distances": "the one geometry",
     "data.emoji.baseline": "the metrics of raw pixels by its own lines, in float64",
-    "data.tf.augment": "corners of images",
-    "data.tf.auto_augment": "corners of images",
+    "data.augment": "corners of images",
+    "data.auto_augment": "corners of images",
     "models.conv": "convolutions written as products",
     "reporting.plots": "principal axes of a picture",
     "evaluation.statistics": "drawn counts times sums",
