@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from hap2s_jax.distributed import signals
 from hap2s_jax.distributed.devices import expect_no_tpu
-from hap2s_jax.errors import Preempted, UserError, did_you_mean
+from hap2s_jax.errors import Preempted, UserError, did_you_mean, shown
 
 EXIT_PREEMPTED = 75  # "try again later" of sysexits.h
 EXIT_TERMINATED = signals.CODES[signal.SIGTERM]
@@ -199,5 +199,5 @@ def ended(work: Callable[[], object], interrupted: str = "interrupted") -> int:
 
 
 def _said(message: object, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {shown(str(message))}", file=sys.stderr, flush=True)
     return code

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from hap2s_jax import cli, extras, formats
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, shown
 from hap2s_jax.reporting.atomic import holding, replacing
 from hap2s_jax.reporting.progress import ProgressBar
 from hap2s_jax.serving import commands, listing, vectors
@@ -111,7 +111,7 @@ def _make(
             done = begin + len(part.rows) + len(part.unreadable)
             bar.update(done)
             for row, reason in list(zip(part.unreadable, part.reasons, strict=True))[:_SHOWN_FAILURES]:
-                bar.write(f"warning: {found.paths[row]} cannot be read: {reason}")
+                bar.write(shown(f"warning: {found.paths[row]} cannot be read: {reason}"))
             if sum(len(p.rows) for p in waiting) >= rows_per_part:
                 parts.add(done, _joined(waiting))
                 waiting = []

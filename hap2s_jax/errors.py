@@ -27,6 +27,15 @@ class Preempted(Exception):
         self.step = step
 
 
+def shown(text: str) -> str:
+    """Text that may come out of somebody's file, for a terminal: what is not printed, such as the sequences that move
+    the cursor or begin a line, stands escaped.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
 def require(holds: bool, key: str, value: object, wanted: str) -> None:
     """Raises a UserError for a value that is not as `wanted`, in words such as "at least 1"."""
     if not holds:

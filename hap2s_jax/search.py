@@ -29,7 +29,7 @@ import numpy as np
 
 from hap2s_jax import cli, extras
 from hap2s_jax.data.regular_files import below
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, shown
 from hap2s_jax.serving import calibrating, commands, index, vectors
 from hap2s_jax.serving.listing import list_images
 from hap2s_jax.serving.trained import Image, TrainedEncoder
@@ -229,11 +229,11 @@ def describe(answer: Answer) -> str:
 
 def _print(queries: Sequence[str], answers: Sequence[Answer], words: str) -> None:
     for query, answer in zip(queries, answers, strict=True):
-        print(f"{query}: {describe(answer)}")
+        print(shown(f"{query}: {describe(answer)}"))
         width = max((len(hit.label) for hit in answer.hits), default=0)
         for hit in answer.hits:
             mark = " " if hit in answer.accepted else "x"
-            print(f"  {hit.rank:>3} {mark} {hit.distance:>9.4f}  {hit.label:<{width}}  {hit.path}")
+            print(shown(f"  {hit.rank:>3} {mark} {hit.distance:>9.4f}  {hit.label:<{width}}  {hit.path}"))
     print(words + ("; x: beyond it" if any(a.threshold is not None for a in answers) else ""))
 
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import hap2s_jax
-from hap2s_jax import demo, embed, search
+from hap2s_jax import cli, demo, embed, search
 from hap2s_jax.data import regular_files
 from hap2s_jax.data.readers.files import FileSource
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, shown
 from hap2s_jax.evaluation.archive import from_npz
 from hap2s_jax.serving import vectors
 from hap2s_jax.serving.listing import list_images
@@ -99,10 +99,12 @@ def test_embed_reads_what_is_an_image_and_lists_the_rest(encoder, folder, plante
 
 def test_queries_are_regular_files(encoder, planted):
     root, says = planted
+    searcher = search.Searcher.__new__(search.Searcher)
+    searcher.encoder = encoder
     for name, text in says.items():
         with pytest.raises(UserError, match=text):
             encoder(root / name)
-        verdict, seen, hits = demo.answer(search.Searcher.__new__(search.Searcher), root / name, 3)
+        verdict, seen, hits = demo.answer(searcher, root / name, 3)
         assert "cannot be used" in verdict
         assert (seen, hits) == (None, [])
 
@@ -417,3 +419,18 @@ def test_a_parquet_file_that_lies_is_one_line(tmp_path):
 
 def _parquet_is_read_as(path, values):
     return np.array_equal(vectors.read(path).embeddings.ravel(), values)
+
+
+def test_text_of_files_reaches_the_terminal_escaped(capsys):
+    evil = "\x1b[2J\x1b]0;x\x07\nerror: \r\u202efoo\udc80"
+    assert shown("Grüße, 猫 🐈 a b") == "Grüße, 猫 🐈 a b"
+    assert shown(evil).isprintable()
+    hit = search.Hit(1, 0, evil, evil, 0.5)
+    search._print(["query.png"], [search.Answer([hit], None)], "no threshold")
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 3
+    assert printed.replace("\n", "").isprintable()
+    assert cli._said(evil, 1) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: \\x1b[2J")
+    assert printed.count("\n") == 1
