@@ -23,7 +23,6 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
-import ml_collections
 
 from hap2s_jax import cli, extras
 from hap2s_jax.data import registry, splits, turns
@@ -66,6 +65,8 @@ def rehearse(
     Raises:
       UserError: an unknown topology, no compiler, or a config that does not suit the slice.
     """
+    import ml_collections  # not above: the command's help needs the base install only
+
     frozen: Any = ml_collections.FrozenConfigDict(config)
     config = ml_collections.ConfigDict(frozen)
     for note in settle(config):
@@ -145,6 +146,8 @@ def _report_step(
 
 def _report_bfloat16(subject: Rehearsal, step: Compiled, say: Callable[[str], None]) -> dict[str, Any] | None:
     """The same step with the encoder in bfloat16; None, and nothing said, where it does not fit."""
+    import ml_collections
+
     config: Config = ml_collections.ConfigDict(subject.learner.config)
     config.encoder.dtype = "bfloat16"
     narrow = dataclasses.replace(subject, learner=Learner.create(config))
