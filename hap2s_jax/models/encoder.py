@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -13,6 +14,7 @@ from flax import linen as nn
 from hap2s_jax.models.norm import BatchNorm
 from hap2s_jax.models.pooling import Pooling
 from hap2s_jax.models.resnet import ResNet
+from hap2s_jax.models.vit import TokenPooling, ViT
 
 # ImageNet's channel statistics, which every published ResNet's weights expect, for pixels in [0, 255].
 IMAGE_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -54,15 +56,20 @@ def l2_normalize(x: jax.Array) -> jax.Array:
     return jnp.where(is_long, x * jax.lax.rsqrt(jnp.where(is_long, square, 1.0)), 0.0)
 
 
-def normalize_images(images: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
-    """Standardises `images` `[n, h, w, 3]`, uint8 or floating in [0, 255], by ImageNet's statistics."""
+def normalize_images(
+    images: jax.Array,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    mean: Sequence[float] = IMAGE_MEAN,
+    std: Sequence[float] = IMAGE_STD,
+) -> jax.Array:
+    """Standardises `images` `[n, h, w, 3]`, uint8 or floating in [0, 255], by ImageNet's statistics or others."""
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images has shape {images.shape}; an encoder takes [n, height, width, 3].")
     if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f"images has dtype {images.dtype}; an encoder takes uint8, or floating in [0, 255].")
     x = images.astype(np.promote_types(dtype, np.float32))
-    mean, std = (jnp.broadcast_to(jnp.asarray(v, x.dtype), x.shape) for v in (IMAGE_MEAN, IMAGE_STD))
-    return ((x - mean) / std).astype(dtype)
+    centre, scale = (jnp.broadcast_to(jnp.asarray(v, x.dtype), x.shape) for v in (mean, std))
+    return ((x - centre) / scale).astype(dtype)
 
 
 class EmbeddingHead(nn.Module):
@@ -123,15 +130,18 @@ class Encoder(nn.Module):
     """Images in, embeddings out. The image normalisation is inside, so that an export carries its preprocessing.
 
     Attributes:
-      trunk: maps normalised images and `train` to feature maps; the last one is pooled. Its `dtype` is that of the
-        normalised images, and its `frozen_parameters` name what no optimiser may touch.
-      pooling: maps that feature map to one vector per image.
+      trunk: maps normalised images and `train` to feature maps, or a transformer's tokens; the last one is pooled. Its
+        `dtype` is that of the normalised images, and its `frozen_parameters` name what no optimiser may touch.
+      pooling: maps that feature map, or those tokens, to one vector per image.
+      mean, std: of the channels that images are standardised by, for pixels in [0, 255].
       head: maps the vectors and `train` to an `EncoderOutput`.
     """
 
-    trunk: ResNet
-    pooling: Pooling
+    trunk: ResNet | ViT
+    pooling: Pooling | TokenPooling
     head: EmbeddingHead
+    mean: tuple[float, ...] = IMAGE_MEAN
+    std: tuple[float, ...] = IMAGE_STD
 
     @property
     def frozen_parameters(self) -> tuple[str, ...]:
@@ -155,5 +165,5 @@ class Encoder(nn.Module):
           ValueError: images of another shape.
           TypeError: images of another dtype.
         """
-        maps = self.trunk(normalize_images(images, self.trunk.dtype), train)
+        maps = self.trunk(normalize_images(images, self.trunk.dtype, self.mean, self.std), train)
         return self.head(self.pooling(maps[-1]), train)

@@ -16,20 +16,23 @@ from hap2s_jax.models import own
 from hap2s_jax.models.encoder import EmbeddingHead, Encoder
 from hap2s_jax.models.pooling import POOLINGS, Pooling
 from hap2s_jax.models.resnet import ARCHITECTURES, STEMS, ResNet
+from hap2s_jax.models.vit import POOLINGS as POOLINGS_OF_TOKENS
+from hap2s_jax.models.vit import VITS, TokenPooling, ViT
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 # Options and their defaults stand at the part that has them.
-_TRUNK, _HEAD = (
+_TRUNK, _VIT_TRUNK, _HEAD = (
     {f.name: f.default for f in dataclasses.fields(part) if f.name not in ("architecture", "parent", "name")}
-    for part in (ResNet, EmbeddingHead)
+    for part in (ResNet, ViT, EmbeddingHead)
 )
 _OPTIONS = _TRUNK | {"pooling": Pooling.kind} | _HEAD
+_VIT_OPTIONS = _VIT_TRUNK | {"pooling": "gap"} | _HEAD
 
 
 def names() -> tuple[str, ...]:
     """The names that `create` knows, sorted."""
-    return tuple(sorted(ARCHITECTURES))
+    return tuple(sorted([*ARCHITECTURES, *VITS]))
 
 
 def create(name: str, **options: Any) -> nn.Module:
@@ -44,7 +47,8 @@ def create(name: str, **options: Any) -> nn.Module:
       **options: `pooling`, the kind of `Pooling`, and the attributes of `ResNet` and `EmbeddingHead`: `width` (None
         is 64, the published one), `stem` ("imagenet", "small64", "small32"), `last_stride`, `zero_init_residual`,
         `freeze_bn_stats`, `freeze_bn_affine`, `remat_stages`, `embedding_dim`, `hidden_dim`, `embedding_bn`,
-        `normalize`, `bnneck`, `num_classes`, `axis_name` (of both), and `dtype`, also as a string.
+        `normalize`, `bnneck`, `num_classes`, `axis_name` (of both), and `dtype`, also as a string. Transformers have
+        `frozen_blocks` and `remat` of `ViT`, and the poolings "cls", "gap", "cls+gap" and, SigLIP, "attention".
 
     Raises:
       UserError: an unknown name or option, or a value that the option does not take; the message has the
@@ -52,18 +56,13 @@ def create(name: str, **options: Any) -> nn.Module:
     """
     if ":" in name:
         return own.create(name, options, _OPTIONS)
+    if name in VITS:
+        return _create_vit(name, options)
     if name not in ARCHITECTURES:
         raise UserError(f"Unknown model {name!r}{did_you_mean(name, names())}; known: {', '.join(names())}.")
-    for key in options:
-        if key not in _OPTIONS:
-            raise UserError(
-                f"Unknown model option {key!r}{did_you_mean(key, _OPTIONS)}; known: {', '.join(_OPTIONS)}."
-            )
+    options = _known(name, options, _OPTIONS, _VIT_TRUNK)
     if options.get("width", 0) is None:
         options.pop("width")
-    if isinstance(dtype := options.get("dtype"), str):
-        _choose("dtype", dtype, DTYPES)
-        options["dtype"] = jnp.dtype(dtype)
     if "remat_stages" in options:
         options["remat_stages"] = tuple(options["remat_stages"])
     options = _OPTIONS | options
@@ -73,6 +72,49 @@ def create(name: str, **options: Any) -> nn.Module:
         pooling=Pooling(options["pooling"]),
         head=EmbeddingHead(**{key: options[key] for key in _HEAD}),
     )
+
+
+def _create_vit(name: str, options: dict[str, Any]) -> Encoder:
+    architecture = VITS[name]
+    options = _VIT_OPTIONS | _known(name, options, _VIT_OPTIONS, _TRUNK)
+    kind = options["pooling"]
+    has_token = architecture.family.class_token
+    _choose("pooling", kind, POOLINGS_OF_TOKENS if has_token else ("gap", "attention"))
+    _check_numbers(options, {"frozen_blocks": 0})
+    if options["frozen_blocks"] > architecture.depth:
+        raise UserError(
+            f"model option frozen_blocks is {options['frozen_blocks']}; {name} has {architecture.depth} blocks."
+        )
+    mean, std = (tuple(255 * value for value in values) for values in architecture.family.statistics)
+    return Encoder(
+        trunk=ViT(architecture, **{key: options[key] for key in _VIT_TRUNK}),
+        pooling=TokenPooling(architecture, kind),
+        head=EmbeddingHead(**{key: options[key] for key in _HEAD}),
+        mean=mean,
+        std=std,
+    )
+
+
+def _known(
+    name: str, options: Mapping[str, Any], known: Mapping[str, Any], others: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options that this kind of model has; those of the other kind must stand at their defaults."""
+    kept = {}
+    for key, value in options.items():
+        if key in known:
+            kept[key] = value
+        elif key not in others:
+            raise UserError(
+                f"Unknown model option {key!r}{did_you_mean(key, known)}; known: {', '.join(known)}."
+            )
+        elif value is not None and value != others[key] and (value or others[key]):
+            raise UserError(
+                f"model option {key} does not apply to {name}; those that do: {', '.join(known)}."
+            )
+    if isinstance(dtype := kept.get("dtype"), str):
+        _choose("dtype", dtype, DTYPES)
+        kept["dtype"] = jnp.dtype(dtype)
+    return kept
 
 
 def initialize(model: nn.Module, key: jax.Array, images: ArrayLike) -> dict[str, Any]:
@@ -98,17 +140,21 @@ def _check(options: Mapping[str, Any], group_width: int) -> None:
     _choose("last_stride", options["last_stride"], (1, 2))
     for stage in options["remat_stages"]:
         _choose("remat_stages", stage, (1, 2, 3, 4))
-    for key, least in (("width", 1), ("embedding_dim", 0), ("hidden_dim", 0), ("num_classes", 0)):
-        value = options[key]
-        if not isinstance(value, int) or value < least:
-            raise UserError(
-                f"model option {key} is {value!r}; it must be a whole number of at least {least}."
-            )
+    _check_numbers(options, {"width": 1})
     if options["width"] * group_width < 64:
         raise UserError(
             f"model option width is {options['width']}; this architecture's groups need at least "
             f"{-(-64 // group_width)}."
         )
+
+
+def _check_numbers(options: Mapping[str, Any], smallest: Mapping[str, int]) -> None:
+    for key, least in {**smallest, "embedding_dim": 0, "hidden_dim": 0, "num_classes": 0}.items():
+        value = options[key]
+        if not isinstance(value, int) or value < least:
+            raise UserError(
+                f"model option {key} is {value!r}; it must be a whole number of at least {least}."
+            )
     if options["hidden_dim"] and not options["embedding_dim"]:
         raise UserError("model option hidden_dim needs an embedding_dim above 0 to follow it.")
 
