@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from hap2s_jax import cli
 from hap2s_jax.errors import UserError
-from hap2s_jax.models import torch_names, weight_files
+from hap2s_jax.models import torch_names, vit_names, weight_files
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,8 +26,13 @@ def _run(options: argparse.Namespace) -> None:
     if not options.target.endswith(".safetensors"):
         raise UserError(f"target {options.target} should end in .safetensors.")
     tensors = weight_files.read_tensors(options.source)
-    if torch_names.recognise(tensors) is None:
-        raise UserError(f"{options.source} holds no ResNet of torchvision, timm or transformers.")
+    naming = torch_names.recognise(tensors)
+    if naming is None:
+        raise UserError(
+            f"{options.source} holds no ResNet or vision transformer of torchvision, timm or transformers."
+        )
+    if naming == "vit":
+        tensors = vit_names.prepare(tensors)
     weight_files.check(tensors, options.source)
     weight_files.write_safetensors(tensors, options.target)
     print(f"{options.target}: {len(tensors)} tensors")

@@ -28,6 +28,8 @@ def _from_0(config: Record | None, record: Record) -> None:
     del record
     if config and "evaluate" in config:
         config["evaluate"].setdefault("zooms", False)
+    if config and "encoder" in config:
+        config["encoder"] |= {"frozen_blocks": 0, "remat": False}
     if config and "data" in config:
         for key, value in (("exif", False), ("background", None), ("max_pixels", 2**28)):
             config["data"].setdefault(key, value)

@@ -24,7 +24,7 @@ from flax import traverse_util
 from hap2s_jax import extras
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.stored import first_line
-from hap2s_jax.models import torch_names
+from hap2s_jax.models import torch_names, vit_names
 from hap2s_jax.models.weight_files import Tensors, check, read_tensors, write_safetensors
 
 Path = tuple[str, ...]
@@ -105,7 +105,11 @@ def from_tensors(
     naming = torch_names.recognise(tensors)
     if naming is None:
         some = ", ".join(sorted(tensors)[:3]) or "no tensor at all"
-        raise UserError(f"{source} holds no ResNet of torchvision, timm or transformers; it has {some}.")
+        raise UserError(
+            f"{source} holds no ResNet or vision transformer of torchvision, timm or transformers; it has {some}."
+        )
+    if naming == "vit":
+        tensors = vit_names.prepare(tensors)
     check(tensors, source)
     flat = _flatten(variables)
     classifier_fits = _classifier_fits(tensors, naming, flat)
@@ -118,7 +122,9 @@ def from_tensors(
         if path is None:
             left_over.append(name)
             continue
-        value = torch_names.to_our_layout(np.asarray(tensors[name]))
+        value = np.asarray(tensors[name])
+        if path[-1] == "kernel":
+            value = torch_names.to_our_layout(value)
         if path[1] == "head" and not classifier_fits:
             if path[-1] == "kernel":
                 remarks.append(
@@ -126,7 +132,10 @@ def from_tensors(
                 )
             continue
         if path not in flat:
-            left_over.append(name)
+            if path[1] == "pooling":
+                remarks.append(f"{name} dropped: the encoder pools in another way")
+            else:
+                left_over.append(name)
         elif flat[path].shape != value.shape:
             misshaped.append(f"{name} {list(value.shape)} where the encoder has {list(flat[path].shape)}")
         else:

@@ -55,7 +55,7 @@ def create(name: str, **options: Any) -> nn.Module:
         nearest right one.
     """
     if ":" in name:
-        return own.create(name, options, _OPTIONS)
+        return own.create(name, options, _VIT_OPTIONS | _OPTIONS)
     if name in VITS:
         return _create_vit(name, options)
     if name not in ARCHITECTURES:

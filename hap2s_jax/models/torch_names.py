@@ -1,4 +1,7 @@
-"""How torchvision (and timm) and Hugging Face transformers name a ResNet's tensors, and where they stand here."""
+"""How torchvision (and timm) and Hugging Face transformers name a ResNet's tensors, and where they stand here.
+
+Vision transformers' names stand in `vit_names`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import re
 from collections.abc import Iterable
 
 import numpy as np
+
+from hap2s_jax.models import vit_names
 
 Path = tuple[str, ...]
 
@@ -20,8 +25,10 @@ _TENSOR = r"(weight|bias|running_mean|running_var)"
 
 
 def recognise(names: Iterable[str]) -> str | None:
-    """Whose names these are: "torchvision" (timm's are the same), "transformers", or None."""
+    """Whose names these are: "torchvision" (timm's are the same), "transformers", "vit" (see `vit_names`), or None."""
     names = set(names)
+    if vit_names.recognise(names):
+        return "vit"
     if "conv1.weight" in names and any(name.startswith("layer1.0.") for name in names):
         return "torchvision"
     if any(name.endswith("embedder.embedder.convolution.weight") for name in names):
@@ -30,7 +37,9 @@ def recognise(names: Iterable[str]) -> str | None:
 
 
 def to_path(name: str, naming: str) -> Path | None:
-    """Where the tensor called `name` stands in our variables; None for a name no ResNet has."""
+    """Where the tensor called `name` stands in our variables; None for a name no encoder has."""
+    if naming == "vit":
+        return vit_names.to_path(name)
     return _from_torchvision(name) if naming == "torchvision" else _from_transformers(name)
 
 

@@ -164,7 +164,7 @@ class ViT(nn.Module):
             dtype=self.dtype,
             name="patch_embedding",
         )(x)
-        grid = x.shape[1:3]
+        grid = (x.shape[1], x.shape[2])
         x = x.reshape(x.shape[0], -1, arch.dim)
         x = self._with_tokens(x, grid)
         if family.pre_norm:

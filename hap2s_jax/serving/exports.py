@@ -23,6 +23,7 @@ from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import test_time
 from hap2s_jax.models import pretrained, torch_names
 from hap2s_jax.models.encoder import IMAGE_MEAN, IMAGE_STD
+from hap2s_jax.models.resnet import ResNet
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.serving.trained import TrainedEncoder
 
@@ -69,7 +70,10 @@ def write_safetensors(
     path = folder / "encoder.safetensors"
     tensors = {}
     for names, leaf in _leaves(encoder.variables):
-        tensors[_torch_name(names, encoder)] = torch_names.to_torch_layout(np.asarray(leaf))
+        array = np.asarray(leaf)
+        tensors[_torch_name(names, encoder)] = (
+            torch_names.to_torch_layout(array) if names[-1] == "kernel" else array
+        )
     folder.mkdir(parents=True, exist_ok=True)
     pretrained.write_safetensors(tensors, path)
     read = pretrained.read_tensors(path)
@@ -158,7 +162,10 @@ def write_preprocessing(
         ),
         # StableHLO and SavedModel make the views and their mean themselves; weights alone do not.
         "views": test_time.views_of(evaluate),
-        "inside_the_encoder": {"mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)},
+        "inside_the_encoder": {
+            "mean": list(getattr(encoder.module, "mean", IMAGE_MEAN)),
+            "std": list(getattr(encoder.module, "std", IMAGE_STD)),
+        },
         "fingerprint": encoder.fingerprint,
         "step": encoder.step,
         "jax": jax.__version__,
@@ -183,7 +190,7 @@ def _leaves(tree: Any, above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...
 
 def _torch_name(path: tuple[str, ...], encoder: TrainedEncoder) -> str:
     _, room, *inside = path
-    if room == "trunk":
+    if room == "trunk" and isinstance(getattr(encoder.module, "trunk", None), ResNet):
         settings = encoder.config.encoder
         if inside[0].startswith("stem_") and settings.stem != "imagenet":
             # Another layer than torchvision's conv1: its name would promise what does not fit.

@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from hap2s_jax import models
 from hap2s_jax.errors import UserError
-from hap2s_jax.models import vit, vit_names
+from hap2s_jax.models import pretrained, vit, vit_names
 from hap2s_jax.models.bicubic import resize_matrix
 
 SIZES = {
@@ -228,3 +228,27 @@ def test_frozen_blocks_name_parameters_that_exist(tiny):
     frozen = matches(params, encoder.frozen_parameters)
     assert all(jax.tree.leaves(frozen["trunk"]["block1"]))
     assert not any(jax.tree.leaves([frozen["trunk"]["block2"], frozen["head"], frozen["trunk"]["norm"]]))
+
+
+def test_a_file_of_transformers_fills_the_trunk_and_text_towers_are_passed_over(monkeypatch):
+    _, module = _theirs("siglip")
+    monkeypatch.setitem(vit.VITS, "tiny", _architecture("siglip"))
+    tensors = {f"vision_model.{key}": value.numpy() for key, value in module.state_dict().items()}
+    tensors |= {
+        "text_model.embeddings.position_ids": np.arange(8)[None],
+        "logit_scale": np.ones(1, np.float32),
+    }
+    images = np.zeros((1, 28, 28, 3), np.uint8)
+    for pooling in ("attention", "gap"):
+        encoder = models.create("tiny", pooling=pooling, embedding_dim=8)
+        variables = encoder.init(jax.random.key(0), images)
+        filled, report = pretrained.from_tensors(tensors, encoder, variables)
+        assert report.initial == ("head/embedding/kernel",)
+        assert ("pools in another way" in str(report.remarks)) == (pooling == "gap")
+        np.testing.assert_array_equal(
+            filled["params"]["trunk"]["block2"]["mlp"]["fc1"]["kernel"].T,
+            tensors["vision_model.encoder.layers.1.mlp.fc1.weight"],
+        )
+    broken = {k: v for k, v in tensors.items() if "layers.1.mlp.fc1.bias" not in k}
+    with pytest.raises(UserError, match="1 missing"):
+        pretrained.from_tensors(broken, encoder, variables)
