@@ -161,7 +161,8 @@ def _keep_freed_memory() -> None:
     """Has malloc, where it is glibc's, keep the blocks that are freed instead of giving them back to the kernel.
 
     XLA on a CPU takes the temporaries of each call from malloc and frees them after it, and a new page costs a fault:
-    17,640 in a step of the main job on two devices, 204 ms of processor time; without them 160, in the same memory.
+    17,640 in a step of the main job on two devices, 204 ms of processor time; with this 0 to 2,900 faults and 162 to
+    181 ms, for 5 % more memory at the peak (measured on a busy machine).
     """
     with contextlib.suppress(OSError, AttributeError):  # another system, another C library
         mallopt = ctypes.CDLL(None).mallopt
