@@ -1,6 +1,6 @@
-"""What the commands share: flags, mistakes in one line, exit codes.
+"""Shared by all commands: flags, mistakes in one line, exit codes.
 
-Exit codes: 0 done; 1 something the user can mend, said in one line; 2 a wrong flag; 75 asked to stop (SIGTERM), saved;
+Exit codes: 0 done; 1 a mistake of the user's, in one line; 2 a wrong flag; 75 asked to stop (SIGTERM), saved;
 76 another process of the job is gone (`hap2s_jax.distributed.processes`); 130 interrupted; 143 ended by SIGTERM.
 """
 
@@ -30,8 +30,8 @@ class UsageError(UserError):
 class Parser(argparse.ArgumentParser):
     """The flags of one command.
 
-    As argparse has them, but a mistake is one line, dashes in a flag's name are as good as underscores, and what
-    begins with ``--config`` is kept apart in `options.config`, for `hap2s_jax.run.config_file.read`.
+    As in argparse, but a mistake is one line, a flag's name may have dashes for underscores, and arguments that
+    begin with ``--config`` are kept apart in `options.config`, for `hap2s_jax.run.config_file.read`.
 
     Args:
       command: the name of its module in this package.
@@ -132,7 +132,7 @@ def _number(text: str) -> float:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(what says something of the config, the rest)."""
+    """Splits arguments into those about the config, and the rest."""
     config: list[str] = []
     rest: list[str] = []
     wants_value = False
@@ -171,7 +171,7 @@ def start(
 
 
 def ended(work: Callable[[], object], interrupted: str = "interrupted") -> int:
-    """Does the work; what users can mend becomes one line on standard error.
+    """Does the work; a user's mistake becomes one line on standard error.
 
     Exit codes are decided here and nowhere else.
     """

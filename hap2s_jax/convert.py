@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     if not options.target.endswith(".safetensors"):
-        raise UserError(f"target {options.target} should end in .safetensors.")
+        raise UserError(f"target is {options.target}; it should end in .safetensors")
     tensors = weight_files.read_tensors(options.source)
     naming = torch_names.recognise(tensors)
     if naming is None:

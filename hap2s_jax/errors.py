@@ -1,4 +1,4 @@
-"""What a user can mend, as an exception, and its commonest form; and being asked to stop."""
+"""Exceptions: a mistake that the user can correct, and a request to stop."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: wrong config, missing data, unreadable file.
+    """A mistake that the user can correct: wrong config, missing data, unreadable file.
 
-    Its message is one line that names the thing, what it was, what it should be and, where there is one,
-    the command that mends it. The commands print the message alone, without a traceback.
+    Its message is one line that names the thing, what it was, what it should be and, if there is one,
+    the command that corrects it. The commands print only the message, without a traceback.
     """
 
 
@@ -37,13 +37,13 @@ def shown(text: str) -> str:
 
 
 def require(holds: bool, key: str, value: object, wanted: str) -> None:
-    """Raises a UserError for a value that is not as `wanted`, in words such as "at least 1"."""
+    """Raises a UserError unless `holds`; `wanted` says what `value` should be, such as "at least 1"."""
     if not holds:
         raise UserError(f"{key} is {value}; it should be {wanted}")
 
 
 def did_you_mean(word: object, known: Iterable[object], *, cutoff: float = 0.6) -> str:
-    """Gives " (did you mean 'x'?)" for the known name nearest to `word`, "" where none is as near as `cutoff`."""
+    """Gives " (did you mean 'x'?)" for the known name nearest to `word`, or "" if none is within `cutoff`."""
     close = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=cutoff)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

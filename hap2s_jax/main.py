@@ -26,7 +26,7 @@ from hap2s_jax.distributed import devices, processes
 
 
 def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Trains, or goes on training, in a working directory, and measures the result: `hap2s_jax.run.run.run`.
+    """Trains or resumes training in a working directory, and measures the result: `hap2s_jax.run.run.run`.
 
     Args:
       config: as `hap2s_jax/recipes/common.py` describes it.
@@ -36,7 +36,7 @@ def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
       What ``results.json`` holds.
 
     Raises:
-      UserError: for whatever the user can mend, in one line.
+      UserError: for any mistake the user can correct, in one line.
       Preempted: if SIGTERM came; everything done so far is saved.
     """
     extras.require("hap2s_jax.main.run", "train")
@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> None:
         for name in ("num_processes", "process_id"):
             if getattr(options, name) is not None:
                 raise cli.UsageError(
-                    f"--{name} is of no use alone; give --coordinator=HOST:PORT (or --distributed) too"
+                    f"--{name} has no effect alone; give --coordinator=HOST:PORT (or --distributed) too"
                 )
         run(config, workdir)
         return

@@ -1,4 +1,4 @@
-"""Compiles a config's very programs for TPUs that are not there, and says what they need and may reach.
+"""Compiles a config's programs for TPUs that are not there, and reports their memory and estimated speed.
 
     python -m hap2s_jax.rehearse --config=configs/cub.py --topology=v5e:4x4
     python -m hap2s_jax.rehearse --config=configs/cub.py --topology=v5p:2x2x2 --scaling
@@ -51,7 +51,7 @@ def rehearse(
     scaling: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Compiles a config's programs for a TPU slice, says what comes out and returns it.
+    """Compiles a config's programs for a TPU slice, reports the result and returns it.
 
     Args:
       config: as `hap2s_jax/recipes/common.py` describes it.
@@ -205,7 +205,7 @@ def _report_largest(
 def _report_scaling(
     subject: Rehearsal, step: Compiled | None, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """The loss of ever larger global batches, the share of a chip staying what it is."""
+    """The loss for growing global batches, each chip keeping its number of images."""
     generation = subject.topology.name.partition(":")[0]
     share = subject.learner.batch_size // len(subject.topology.devices)
     say(
@@ -242,7 +242,7 @@ def _report_scaling(
 
 
 def _memory(compiled: Compiled, topology: Topology) -> str:
-    """One clause on memory, for people."""
+    """One clause about memory, for people."""
     parts = ", ".join(
         f"{name} {size / 2**30:,.2f}"
         for name, size in (
@@ -255,14 +255,14 @@ def _memory(compiled: Compiled, topology: Topology) -> str:
 
 
 def _training_classes(config: Config, given: int | None) -> int:
-    """How many classes training sees, without reading any data but what is shipped."""
+    """Number of training classes, without reading data other than the shipped ones."""
     if given is not None:
         return given
     entry = registry.entry(config.data.name)
     if entry.name == "emoji":
         from hap2s_jax.data import emoji
 
-        # Its validation classes are its own, whatever the fraction.
+        # It has validation classes of its own, whatever the fraction.
         upright = registry.num_classes(emoji.load().train)
     else:
         counted = entry.counts.get("classes")
@@ -276,9 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("rehearse", __doc__)
     parser.add_config("--config=configs/cub.py or --config=cub")
-    parser.add_argument(
-        "--topology", default="v5e:4x4", help="TPU slice; a wrong name lists those that there are"
-    )
+    parser.add_argument("--topology", default="v5e:4x4", help="TPU slice; a wrong name lists all of them")
     parser.add_switch("largest", default=True, help="find the largest batch that fits (several compilations)")
     parser.add_switch("scaling", default=False, help="compile the loss for all slices from 8 chips on")
     parser.add_argument(

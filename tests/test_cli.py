@@ -38,7 +38,7 @@ CASES = {
     "a number of processes alone": (
         ["--config=configs/emoji.py:tiny", "--num_processes=4"],
         2,
-        "--num_processes is of no use alone; give --coordinator",
+        "--num_processes has no effect alone; give --coordinator",
     ),
     "stray argument": (["--config=configs/emoji.py", "x"], 2, "unknown argument 'x'"),
     "a flag that is nearly one": (
@@ -114,12 +114,12 @@ CASES = {
     "batch not divisible by devices": (
         ["--config=configs/emoji.py:tiny", "--config.batch.classes=3", "--workdir={tmp}/f"],
         1,
-        "a global batch of 12 images does not divide over 8 devices",
+        "batch.classes x batch.images_per_class is 12; it should be 8 or 16, to divide over 8 devices",
     ),
     "more devices than there are": (
         ["--config=configs/emoji.py:tiny", "--config.num_devices=9", "--workdir={tmp}/g"],
         1,
-        "num_devices is 9, but there are 8 cpu devices",
+        "num_devices is 9; it should be 1 to 8, the number of cpu devices",
     ),
     "workdir not writable": (
         ["--config=configs/emoji.py:tiny", "--workdir={file}/x"],

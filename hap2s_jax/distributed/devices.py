@@ -62,11 +62,12 @@ class DataParallel:
             return cls(tuple(devices))
         if not 1 <= num_devices <= len(devices):
             raise UserError(
-                f"num_devices is {num_devices}, but there are {len(devices)} {devices[0].platform} devices"
+                f"num_devices is {num_devices}; it should be 1 to {len(devices)}, the number of "
+                f"{devices[0].platform} devices"
             )
         if jax.process_count() > 1:
             raise UserError(
-                f"num_devices is {num_devices}: several processes must use all {len(devices)} devices"
+                f"num_devices is {num_devices}; it should be {len(devices)}, since several processes use all devices"
             )
         return cls(tuple(devices[:num_devices]))
 
@@ -93,15 +94,15 @@ class DataParallel:
         n = len(self.devices)
         if pieces < 1 or (batch_size % n == 0 and batch_size // n % pieces):
             raise UserError(
-                f"batch.pieces is {pieces}, but a device's share is {batch_size // n} images ({batch_size} over {n} "
-                "devices); choose a divisor of it"
+                f"batch.pieces is {pieces}; it should divide a device's share, {batch_size // n} images "
+                f"({batch_size} over {n} devices)"
             )
         if batch_size % n:
             down, up = batch_size // n * n, -(-batch_size // n) * n
             near = f"{down} or {up}" if down else f"{up}"
             raise UserError(
-                f"a global batch of {batch_size} images does not divide over {n} devices; "
-                f"choose batch.classes x batch.images_per_class = {near}, or set num_devices"
+                f"batch.classes x batch.images_per_class is {batch_size}; it should be {near}, to divide over "
+                f"{n} devices; or set num_devices"
             )
 
     def replicate(self, tree: PyTree) -> PyTree:
@@ -143,7 +144,7 @@ class DataParallel:
         return lambda variables, batch: compiled(variables, jax.device_put(batch, rows))
 
     def map_program(self, function: Callable[[PyTree, PyTree], PyTree]) -> Any:
-        """What `compile_map` runs, as `jax.jit` makes it."""
+        """The program of `compile_map`, as a `jax.jit` function."""
         whole, rows = self._local_sharding(PartitionSpec()), self._local_sharding(PartitionSpec(AXIS))
         return jax.jit(function, in_shardings=(whole, rows), out_shardings=rows)
 
@@ -171,7 +172,7 @@ def _keep_freed_memory() -> None:
 
 
 def use_cores(batch_size: int, num_devices: int | None = None) -> None:
-    """Splits the CPU, where it is what JAX computes on, into devices that share a batch; call it first of all.
+    """Splits the CPU into devices that share a batch, if JAX computes on it. Call it before anything else.
 
     A small encoder trains nearly twice as fast on two devices of one core each as on one device of two, because
     few of its operations are large enough to be worth splitting themselves. The results are equal up to rounding.
@@ -180,7 +181,7 @@ def use_cores(batch_size: int, num_devices: int | None = None) -> None:
 
     Args:
       batch_size: images in the global batch, which the devices must divide.
-      num_devices: how many to make; by default one for each usable core, but each with 16 images at least.
+      num_devices: how many to make; by default one for each usable core, but with at least 16 images each.
     """
     if (
         "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
@@ -191,15 +192,15 @@ def use_cores(batch_size: int, num_devices: int | None = None) -> None:
     if num_devices is None:
         most = min(usable_cores(), batch_size // 16)
         num_devices = max((n for n in range(1, most + 1) if batch_size % n == 0), default=1)
-    # What is too late is harmless.
+    # Too late is harmless.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", max(num_devices, 1))
 
 
 def expect_no_tpu() -> None:
-    """Where libtpu is installed without a TPU, for rehearsals, keeps it from searching Google's servers for one.
+    """Keeps libtpu, if installed without a TPU (for rehearsals), from searching Google's servers for one.
 
-    It would take many seconds of every start, and end in complaints. Nothing happens where there is a TPU.
+    The search would delay every start by many seconds and end in warnings. With a TPU nothing happens.
     """
     # Device files of TPU VMs: /dev/accel0 up to v4, /dev/vfio/0 later.
     if glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"):
@@ -220,7 +221,7 @@ def initialize_processes(
     join_timeout: int = 300,
     peer_timeout: int = 60,
 ) -> None:
-    """Joins this process to the others of a job; call it before anything else touches a device.
+    """Joins this process to the others of a job. Call it before anything touches a device.
 
     Without arguments JAX finds out about TPU pods, SLURM, Open MPI and Kubernetes by itself.
 

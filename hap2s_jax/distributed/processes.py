@@ -31,7 +31,7 @@ _SEEN_WITHIN = 10.0  # seconds; a network file system may show a new file late
 
 
 def check_same(gather_facts: Callable[[], Mapping[str, str]]) -> None:
-    """Refuses to go on unless the facts are the same on all processes, each of which must call it.
+    """Raises unless the facts are the same on all processes. Every process must call it.
 
     Args:
       gather_facts: returns name -> value; not called in a single process.
@@ -43,7 +43,9 @@ def check_same(gather_facts: Callable[[], Mapping[str, str]]) -> None:
         return
     counts = {sum(d.process_index == p for d in jax.devices()) for p in range(jax.process_count())}
     if len(counts) > 1:
-        raise UserError(f"the processes have unequal numbers of devices, {sorted(counts)}; give each as many")
+        raise UserError(
+            f"the processes have unequal numbers of devices, {sorted(counts)}; give each process the same number"
+        )
     own = np.frombuffer(json.dumps(dict(gather_facts())).encode(), np.uint8)
     lengths = np.asarray(multihost_utils.process_allgather(np.array([len(own)]))).reshape(-1)
     padded = np.pad(own, (0, int(lengths.max()) - len(own)))
@@ -68,7 +70,7 @@ def first_difference(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[
 
 
 def check_shared(folder: pathlib.Path) -> None:
-    """Refuses to go on unless `folder` is one and the same on all processes, each of which must call it.
+    """Raises unless `folder` is the same folder on all processes. Every process must call it.
 
     Raises:
       UserError: on every process alike, naming one that does not see what process 0 has written there.
@@ -101,7 +103,7 @@ def check_shared(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def alone(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps other jobs out of `folder` while it is open; each process must enter it.
+    """Keeps other jobs out of `folder` while the context is open. Every process must enter it.
 
     Raises:
       UserError: on every process alike, if another job is in there.
@@ -112,13 +114,13 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
             free = bool(np.asarray(multihost_utils.broadcast_one_to_all(np.array(free))))
         if not free:
             raise UserError(
-                f"another run is at work in {folder}; wait for its end, or choose another --workdir"
+                f"another run is at work in {folder}; wait until it ends, or choose another --workdir"
             )
         yield
 
 
 class StopRequests:
-    """SIGTERM as a request to stop, on which all processes act at the same step.
+    """Turns SIGTERM into a request to stop that all processes follow at the same step.
 
     A context: while it is open, the first SIGTERM is noted and a second one ends the process as ever. Among
     several processes JAX's preemption service does this instead, from the moment they have joined: it tells
@@ -159,9 +161,9 @@ class StopRequests:
 
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Ends this process at the first error, without the farewells that would wait for the other processes.
+    """Ends this process at the first error, without a shutdown that would wait for the other processes.
 
-    They, in turn, see their connections break and end too, rather than wait for a result that will not come.
+    They see their connections break and end too, instead of waiting for a result that will not come.
     """
     try:
         yield
@@ -189,6 +191,6 @@ def _leave(message: str, code: int) -> None:
     sys.stdout.flush()
     if jax.process_index() == 0:
         # The coordinator lives in this process. When it goes, JAX aborts the others with a stack trace; give
-        # those that have the same error a moment to say so in their own words.
+        # processes with the same error a moment to report it themselves.
         time.sleep(5)
     os._exit(code)

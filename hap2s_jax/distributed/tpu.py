@@ -1,4 +1,4 @@
-"""Compiling a config for TPUs that are not there: the TPU compiler runs on any x86-64 Linux machine.
+"""Compiles a config for TPUs that are not there: the TPU compiler runs on any x86-64 Linux machine.
 
 It needs libtpu, which the extra ``tpu`` installs, and no TPU, no data and no weights: arguments are shapes.
 """
@@ -58,7 +58,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice: its name, as ``v5e:4x4``, its generation, and its devices, none of which exists here."""
+    """A slice: its name (``v5e:4x4``), generation, and devices, none of which exists here."""
 
     name: str
     chip: Chip
@@ -84,7 +84,7 @@ def topology(name: str) -> Topology:
     """The slice of this name.
 
     Raises:
-      UserError: there is none of that name (lists those that there are), or libtpu is not installed.
+      UserError: the name is unknown (the message lists all names), or libtpu is not installed.
     """
     if name not in names():
         raise UserError(
@@ -105,11 +105,11 @@ def topology(name: str) -> Topology:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of one program, per device and step.
+    """The compiler's figures for one program, per device and step.
 
     Attributes:
-      arguments: bytes of what goes in, the state and the batch.
-      temporaries: bytes of what lives in between.
+      arguments: bytes of the inputs, the state and the batch.
+      temporaries: bytes of intermediate values.
       code: bytes of the program.
       flops: floating-point operations.
       bytes_accessed: bytes read and written in HBM.
@@ -194,7 +194,7 @@ _NEEDED = re.compile(r"(?:Used |\()([\d.]+)([KMGT])\)? (?:of|exceeds available H
 
 
 def _memory_needed(error: str) -> tuple[float | None, str | None]:
-    """The bytes that the compiler says it would need, and its words for what there is."""
+    """The bytes that the compiler says it needs, and its own words for the limit."""
     match = _NEEDED.search(error)
     if match is None:
         return None, None
@@ -210,8 +210,8 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 def collectives(hlo: str, devices: int) -> dict[str, tuple[int, int]]:
     """Of each kind of collective in a compiled program's text, how many there are and the bytes that they pass around.
 
-    The bytes are those of the whole: what an all-gather gives, what a reduce-scatter takes. What stands inside a loop
-    is counted once.
+    The bytes are those of the whole: what an all-gather gives, what a reduce-scatter takes. Operations inside a loop
+    count once.
 
     Args:
       hlo: the text.

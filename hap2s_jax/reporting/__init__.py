@@ -1,4 +1,4 @@
-"""What a run shows of itself: metric log, progress bar, tables, curves and pictures.
+"""Reports of a run: metric log, progress bar, tables, curves and pictures.
 
 Nothing here is imported eagerly: Matplotlib, Pillow, tensorboardX, tqdm and rich load when they are first
 used, so the base install can import every module of this package.

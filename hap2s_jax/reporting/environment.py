@@ -1,4 +1,4 @@
-"""What a number depends on besides the code: versions and hardware, for the record of a run."""
+"""Versions and hardware, on which numbers depend besides the code, for the record of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "ten
 
 
 def describe() -> dict[str, Any]:
-    """Versions and hardware as a dict that JSON can hold; nothing that names the user or the machine.
+    """Versions and hardware as a dict for JSON; nothing in it names the user or the machine.
 
     Keys: hap2s_jax, commit (of a source checkout, with "+changes" where it is dirty; None elsewhere),
     python, platform, packages (name -> version, installed ones), backend, devices (kind -> count, of all
@@ -112,7 +112,7 @@ def usable_cores() -> int:
 
 
 def _granted_cores(cgroup: Path) -> int | None:
-    """Cores' worth of time that a container is granted (docker --cpus, limits of Kubernetes), None without a limit."""
+    """Cores' worth of time granted to a container (docker --cpus, limits of Kubernetes); None without a limit."""
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):

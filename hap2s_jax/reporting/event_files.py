@@ -23,7 +23,7 @@ _SUFFIX = "hap2s_jax"
 
 
 class EventFile:
-    """One event file in `folder`, which takes the place of those that earlier ones of its kind left there."""
+    """One event file in `folder`; it replaces the event files that earlier runs of this class left there."""
 
     def __init__(self, folder: Path, history: Iterable[Mapping[str, float]] = ()) -> None:
         """Writes `history` (records with their "step") to a new file, removes the old ones and stays open.

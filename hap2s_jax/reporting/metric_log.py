@@ -25,7 +25,7 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 class MetricLog:
     """Appends metrics to `workdir/metrics.jsonl` and to TensorBoard event files in `workdir`.
 
-    A line is `{"step": 100, "train/loss": 0.25, ...}`, in strict JSON: what JSON cannot say stands there as
+    A line is `{"step": 100, "train/loss": 0.25, ...}`, in strict JSON: other numbers become
     one of the strings "NaN", "Infinity", "-Infinity", which `read_metrics` turns back into numbers. Lines
     hold no times and no names of machines, so the log of a resumed run equals that of one never stopped, unless
     SIGTERM cut a window of averages short.
@@ -105,8 +105,8 @@ class MetricLog:
         step = int(step)
         if step < self._last_step:
             raise ValueError(
-                f"step must not go back: it was {step}, the log stands at {self._last_step}; "
-                "open the log with resume_step to cut it"
+                f"step is {step}; it should be at least {self._last_step}, where the log stands; open the log with "
+                "resume_step to cut it"
             )
         prefix = f"{part}/" if part else ""
         record = {"step": step} | {prefix + name: _number(name, value) for name, value in metrics.items()}
@@ -124,7 +124,7 @@ class MetricLog:
             self._events.write(record, time.time())
 
     def flush(self) -> None:
-        """Forces what was written onto the disk."""
+        """Forces written lines onto the disk."""
         if not self._enabled or self._file.closed:
             return
         try:
@@ -200,7 +200,9 @@ def _jsonable(value: float) -> float | str:
 def _number(name: str, value: Any) -> float:
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind in "OUSMmc":
-        raise TypeError(f"metric {name!r} must be one number, was {type(value).__name__} {np.shape(value)}")
+        raise TypeError(
+            f"metric {name!r} is {type(value).__name__} {np.shape(value)}; it should be one number"
+        )
     scalar = array.reshape(())[()]
     if array.dtype.kind in "biu":
         return int(scalar)

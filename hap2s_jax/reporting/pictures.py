@@ -59,14 +59,16 @@ def retrievals(
     neighbours = _checked_images("neighbour_images", neighbour_images, 5)
     if neighbours.shape[0] != len(queries) or correct.shape != neighbours.shape[:2]:
         raise ValueError(
-            "query_images, neighbour_images and is_correct must agree in [q, k]: "
-            f"were {queries.shape}, {neighbours.shape}, {correct.shape}"
+            f"query_images, neighbour_images, is_correct are {queries.shape}, {neighbours.shape}, {correct.shape}; "
+            "they should agree in [q, k]"
         )
     count, ranks = correct.shape
     names = query_captions if query_captions is not None else [""] * count
     below = neighbour_captions if neighbour_captions is not None else [[""] * ranks] * count
     if len(names) != count or [len(texts) for texts in below] != [ranks] * count:
-        raise ValueError(f"captions must be [q] and [q][k] texts with q = {count} and k = {ranks}")
+        raise ValueError(
+            f"captions are of other lengths; they should be [q] and [q][k] texts, with q = {count} and k = {ranks}"
+        )
     wide, high = (side + 2 * _INSET for side in _tile_size(queries))
     # Neighbours are set off from the query by a wider gap.
     columns = [_MARGIN, *(_MARGIN + wide + 3 * _GAP + rank * (wide + _GAP) for rank in range(ranks))]
@@ -117,7 +119,9 @@ def contact_sheet(
     """
     pictures = [_checked_images("images", image, 3) for image in images]
     if not pictures or (captions is not None and len(captions) != len(pictures)):
-        raise ValueError(f"one caption per image, at least one: were {len(captions or ())}, {len(pictures)}")
+        raise ValueError(
+            f"captions are {len(captions or ())}, images {len(pictures)}; they should be as many, at least one"
+        )
     wide, high = _tile_size(pictures)
     columns = columns or min(12, max(1, round((1.5 * len(pictures)) ** 0.5)))
     row_height = high + caption_height(captions or (), wide) + _GAP
@@ -184,7 +188,7 @@ def _checked_images(name: str, images: Any, rank: int) -> npt.NDArray[np.uint8]:
     array = np.asarray(images)
     if array.dtype != np.uint8 or array.ndim != rank or array.shape[-1] != 3 or 0 in array.shape:
         shape = {3: "[h, w, 3]", 4: "[q, h, w, 3]", 5: "[q, k, h, w, 3]"}[rank]
-        raise ValueError(f"{name} must be uint8 {shape} and not empty, was {array.dtype} {array.shape}")
+        raise ValueError(f"{name} is {array.dtype} {array.shape}; it should be uint8 {shape} and not empty")
     return array
 
 
@@ -205,7 +209,7 @@ def _canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 def _tile(
     image: npt.NDArray[np.uint8], wide: int, high: int, is_correct: bool | None = None, *, inset: int = 0
 ) -> Image.Image:
-    """The image fitted into wide x high less the inset; framed and marked where it is right or wrong."""
+    """The image, fitted into wide x high minus the inset; framed and marked if it is right or wrong."""
     from PIL import Image, ImageDraw
 
     room = (wide - 2 * inset, high - 2 * inset)

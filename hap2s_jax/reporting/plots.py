@@ -132,11 +132,11 @@ def embedding_map(
     points = np.asarray(embeddings, dtype=np.float32)
     if points.ndim != 2 or not len(points) or not np.isfinite(points).all():
         raise ValueError(
-            f"embeddings must be finite numbers [n, d], n > 0, was {points.dtype} {points.shape}"
+            f"embeddings is {points.dtype} {points.shape}; it should be finite numbers [n, d], n > 0"
         )
     for name, values in (("images", images), ("labels", labels)):
         if values is not None and len(np.asarray(values)) != len(points):
-            raise ValueError(f"{name} must have {len(points)} entries, had {len(np.asarray(values))}")
+            raise ValueError(f"{name} has {len(np.asarray(values))} entries; it should have {len(points)}")
     plane, method = _plane(points, seed)
     heading = title or f"{len(points):,} embeddings"
     caption = f"{method} of {points.shape[1]} dimensions"

@@ -34,10 +34,10 @@ def choose_queries(
       ValueError: `worst` outside 0 to 1 or without scores; lengths that differ.
     """
     if not 0 <= worst <= 1 or (worst > 0 and scores is None):
-        raise ValueError(f"worst must lie in 0 to 1 and needs scores, was {worst}")
+        raise ValueError(f"worst is {worst}; it should be 0 to 1, with scores")
     for name, values in (("scores", scores), ("labels", labels)):
         if values is not None and np.shape(values) != (number,):
-            raise ValueError(f"{name} must have shape [{number}], was {np.shape(values)}")
+            raise ValueError(f"{name} has shape {np.shape(values)}; it should be ({number},)")
     count = min(count, number)
     drawn = np.random.default_rng(seed).permutation(number)
     bad: list[int] = []

@@ -27,7 +27,7 @@ class Rehearsal:
 
     @property
     def step_unit(self) -> int:
-        """Images by which a global batch can grow: one class on every device."""
+        """Number of images by which a global batch can grow: one class on every device."""
         return self.learner.config.batch.images_per_class * len(self.topology.devices)
 
     def train_step(self, batch_size: int) -> Compiled:

@@ -15,14 +15,14 @@ from hap2s_jax import formats
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.atomic import replacing
 
-# A ConfigDict, locked or frozen. ml_collections types an attribute as a union of everything that it may be, of which
-# a type checker can make nothing.
+# A ConfigDict, locked or frozen. ml_collections types an attribute as a union of everything it may be, which
+# is of no use to a type checker.
 Config = Any
 
 FILE_NAME = "config.json"
 
-# What may differ between two runs in one working directory. Everything else decides which batches come, or
-# what is made of them, so that a resumed run would be neither the old one nor the new.
+# Keys that may differ when a run is resumed. All others decide the batches or what is computed from them, so a
+# resumed run would be neither the old one nor the new.
 CHANGEABLE = (
     "steps",
     "num_devices",
@@ -43,12 +43,12 @@ CHANGEABLE = (
     "pretrained.cache_dir",
 )
 
-# What each host of a job may have its own value of.
+# Keys that may differ between the hosts of a job.
 OF_ONE_HOST = ("compilation_cache", "data.data_dir", "data.num_workers")
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """All leaves by their dotted names, tuples as lists, as JSON would have them."""
+    """All leaves by their dotted names; tuples become lists, as in JSON."""
 
     def leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
@@ -92,10 +92,10 @@ def load(workdir: str | os.PathLike[str]) -> Config:
 
 @contextlib.contextmanager
 def written_by(workdir: str | pathlib.Path) -> Iterator[None]:
-    """Around what reads the config of a run that another version of this package may have written.
+    """Context for reading the config of a run that another version of this package may have written.
 
     Raises:
-      UserError: instead of an error that names a key which the config lacks. Errors from elsewhere pass.
+      UserError: in place of an error about a key that the config lacks. Other errors pass through.
     """
     try:
         yield
@@ -110,7 +110,7 @@ def written_by(workdir: str | pathlib.Path) -> Iterator[None]:
 
 
 def check_resumable(config: Config, workdir: pathlib.Path) -> None:
-    """Refuses to go on in `workdir` with a config that another run there does not share.
+    """Refuses to continue the run in `workdir` with a different config.
 
     Raises:
       UserError: naming the keys that differ and their two values.

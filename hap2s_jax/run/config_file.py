@@ -94,7 +94,7 @@ def _find(name: str) -> str:
 
 
 def _offer_shipped_configs() -> None:
-    """Lets ``from configs import emoji`` find what is shipped, after what is in the user's own folder."""
+    """Lets ``from configs import emoji`` find the shipped configs, after those in the user's own folder."""
     try:
         package = importlib.import_module("configs")
     except ImportError:
@@ -126,7 +126,7 @@ def _explain(error: Exception, given: Sequence[str]) -> str:
         return str(error)
     text = str(error).strip()
     if "Error whilst parsing config file" in text:
-        # A whole traceback in one message, of which the last line is the error itself.
+        # The message holds a whole traceback; its last line is the error itself.
         last = text.splitlines()[-1]
         if match := re.fullmatch(r"hap2s_jax\.(?:errors|cli)\.\w+: (.*)", last):
             return match[1]
@@ -156,7 +156,7 @@ def _failed(where: tuple[object, object] | None, error: str) -> str:
 
 
 def _moved(error: Exception) -> str:
-    """Where the recipes are that configs share, for a config of the days when they stood beside it."""
+    """Where the shared recipes are now, for an old config that expects them beside it."""
     if not isinstance(error, ImportError):
         return ""
     names = re.findall(r"\b(common|reid|fine_grained)\b", str(error))

@@ -1,4 +1,4 @@
-"""Judging an encoder on a config's data: no loss, no optimiser, nothing of training."""
+"""Evaluates an encoder on a config's data; needs no loss, no optimiser and nothing else of training."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Evaluator:
 
     @staticmethod
     def of_run(config: Config, encoder: Any) -> Evaluator:
-        """For a run that has been trained, on as many of its devices as there are here.
+        """Opens a trained run, on as many of its devices as this machine has.
 
         Args:
           config: of the run. Its loss need not be known here.
@@ -91,7 +91,7 @@ class Evaluator:
         return embed_dataset(self.embed, variables, self.eval_batches(source), len(source), self.parallel)
 
     def query_and_gallery(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of `source` that ask and that answer: the data set's for its test images, else all of them."""
+        """Query and gallery rows of `source`: the data set's for its test images, else all rows for both."""
         data = self.dataset
         if source is data.test and data.query is not None and data.gallery is not None:
             return data.query, data.gallery
@@ -132,7 +132,7 @@ class Evaluator:
             source.cameras,
             query=query,
             gallery=gallery,
-            # The special protocols are about how the test images were put together.
+            # Special protocols depend on how the test images were collected.
             protocols=data.protocols if is_test else [p for p in data.protocols if p in _OF_ANY_SOURCE],
             views=data.views if is_test else None,
             **{"distance": self.config.evaluate.distance, **options},
@@ -165,14 +165,14 @@ class Evaluator:
 
 
 def decoding(config: Config) -> Decoding:
-    """How a config has images decoded."""
+    """How a config decodes images."""
     data = config.data
     background = None if data.background is None else tuple(data.background)
     return Decoding(data.exif, background, data.max_pixels)
 
 
 def load_dataset(config: Config) -> Dataset:
-    """The data set that a config names, without the noise that it may ask for.
+    """The data set that a config names, without the label noise or foreign images it may ask for.
 
     Raises:
       UserError: naming the key that is wrong, or the data that are missing.
@@ -210,13 +210,14 @@ def embedding_function(encoder: Any, settings: Config) -> Callable[[PyTree, Any]
       settings: `config.evaluate`: the feature, the views of an image, and the distance.
 
     Raises:
-      UserError: for a feature or a distance that there is not, or a crop out of range.
+      UserError: for an unknown feature or distance, or a crop out of range.
     """
     from hap2s_jax.run import schema  # not above: it needs OpenCV, which the commands' help must not
 
     schema.Evaluate.read(settings)
     embed = functools.partial(step.embed_step, encoder=encoder, feature=settings.feature)
-    # What has length 1 keeps it as a mean over views. An encoder of the user's own says so by the same attributes.
+    # If single embeddings are unit vectors, their mean over views is rescaled to unit length too. Custom encoders
+    # announce this through the same attributes.
     own = getattr(encoder, "module", encoder)
     makes_unit, has_neck = (getattr(own, name, False) for name in ("normalize", "bnneck"))
     unit = {"embedding": makes_unit, "retrieval": makes_unit or has_neck}

@@ -1,4 +1,4 @@
-"""Facts that decide a run's numbers, as short texts: processes compare them, and a run keeps those of its data.
+"""Facts that decide a run's numbers, as short texts. Processes compare them; a run keeps the facts of its data.
 
 `hap2s_jax.distributed.processes.check_same` compares them among processes.
 """
@@ -34,7 +34,7 @@ DATA_FACTS = "data.json"  # in a working directory, of the data that its run beg
 
 
 def code_facts() -> dict[str, str]:
-    """Versions of what decides the numbers, and a fingerprint of this package's own sources."""
+    """Versions of the libraries that decide the numbers, and a fingerprint of this package's sources."""
     package = pathlib.Path(hap2s_jax.__file__).parent
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -68,7 +68,7 @@ def save_data_facts(facts: Mapping[str, str], folder: pathlib.Path) -> None:
 
 
 def changed_data(facts: Mapping[str, str], folder: pathlib.Path) -> str | None:
-    """What differs between `data_facts` and those that a run began with, in a few words; None: nothing is known to."""
+    """Describes how `data_facts` differs from the facts that a run began with; None if no difference is known."""
     try:
         began = read_json(folder / DATA_FACTS)
     except (OSError, ValueError):  # of a run from before there was such a file
@@ -80,7 +80,7 @@ def changed_data(facts: Mapping[str, str], folder: pathlib.Path) -> str | None:
 
 
 def warn_of_changed_data(dataset: Dataset, folder: pathlib.Path) -> None:
-    """Says on standard error what `changed_data` finds."""
+    """Prints what `changed_data` finds on standard error."""
     if changed := changed_data(data_facts(dataset), folder):
         print(
             f"warning: {changed}; its weights may have seen classes that are now for testing or validation",

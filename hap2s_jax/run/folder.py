@@ -1,4 +1,4 @@
-"""A run's working directory: whose it is, and whether this run may go on in it."""
+"""A run's working directory: which run it holds, and whether this run may continue there."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def open_folder(path: pathlib.Path, config: configs.Config) -> None:
     """Makes the folder, or checks that what is in it is this config's run."""
     with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
-    # A config without a checkpoint is of a run that never got anywhere: nothing is lost by replacing it.
+    # A config without a checkpoint belongs to a run that saved nothing: replacing it loses nothing.
     if any((path / FOLDER).glob("[0-9]*")):
         configs.check_resumable(config, path)
 
@@ -62,13 +62,13 @@ def check_data(data_facts: Mapping[str, str], workdir: pathlib.Path) -> None:
 
 
 def warn_of_changed_rate(trainer: Trainer, workdir: pathlib.Path, start: int) -> None:
-    """Says how another number of steps than before changes the next update's learning rate, if it does."""
+    """Prints how a new number of steps changes the next update's learning rate, if it does."""
     if changed := changed_rate(trainer, workdir, start):
         report.say(changed)
 
 
 def changed_rate(trainer: Trainer, workdir: pathlib.Path, start: int) -> str | None:
-    """How another number of steps than before changes the next update's learning rate; None if it does not."""
+    """How a new number of steps changes the next update's learning rate; None if it does not."""
     old: Any = configs.load(workdir)
     settings = {"learning_rate": old.optimizer.learning_rate, **old.schedule}
     schedules = (create_schedule(steps=old.steps, **settings), trainer.schedule)
@@ -82,7 +82,7 @@ def changed_rate(trainer: Trainer, workdir: pathlib.Path, start: int) -> str | N
 
 
 def claim(workdir: pathlib.Path, trainer: Trainer, data_facts: Mapping[str, str]) -> None:
-    """Writes the config, now known to be valid, the fingerprints of its data, and the noise that was made in them."""
+    """Writes the validated config, the fingerprints of its data, and the noise added to them."""
     if jax.process_index() == 0:
         with _writing(workdir):
             configs.save(trainer.config, workdir)

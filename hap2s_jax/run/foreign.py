@@ -1,7 +1,7 @@
-"""The config of a working directory that anybody may have made: which of its keys count, and nothing else of it.
+"""Reads the config of a working directory that anybody may have made: only the keys listed here count.
 
 Whoever opens a run (embed, search, demo, export, evaluate, `hap2s_jax.load`, pretrained.source) reads its config here.
-What is left out has this machine's default, above all where compiled programs are kept.
+All other keys have this machine's defaults, above all where compiled programs are kept.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _HERE = {
 
 
 def load(workdir: str | os.PathLike[str], *, data_dir: str | None = None) -> configs.Config:
-    """Reads what counts of the config of a run, whoever made it.
+    """Reads the keys that count from the config of a run, whoever made it.
 
     A key that is not there stays away; `config.written_by` makes a line of it where it is needed.
 

@@ -1,4 +1,4 @@
-"""Where a run's first weights come from: a file, the hub, or another run."""
+"""Loads a run's first weights from a file, the hub, or another run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hap2s_jax.run import foreign
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.state import encoder_variables
 
-# Most configs name a hub; who has none should learn the way around.
+# Most configs name a hub; the message shows the way without one.
 WITHOUT_HUB = (
     "(or --config.pretrained.source=FILE takes a file, the config's argument scratch starts at random)"
 )
@@ -29,11 +29,11 @@ def load(
     cache_dir: str | None = None,
     offline: bool = False,
 ) -> tuple[dict[str, Any], pretrained.Report]:
-    """Fills an encoder's `variables` from whatever `source` is.
+    """Fills an encoder's `variables` from `source`.
 
     Args:
-      source: the working directory of a run, or what `models.pretrained.load` takes.
-      encoder: the encoder that they are of.
+      source: the working directory of a run, or any source that `models.pretrained.load` takes.
+      encoder: the encoder of these variables.
       variables: as initialised, `{"params", "batch_stats"}`; not changed.
       cache_dir: where hub files are kept; None is huggingface_hub's own cache.
       offline: take hub files from the cache only.
@@ -50,7 +50,7 @@ def load(
 
 
 def check_source(source: str, workdir: str | os.PathLike[str]) -> None:
-    """Refuses to begin a run whose weights come from the hub where huggingface_hub is not installed.
+    """Refuses to start a run whose weights come from the hub if huggingface_hub is not installed.
 
     A run that has a checkpoint already needs it no longer.
 

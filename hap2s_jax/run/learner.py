@@ -1,4 +1,4 @@
-"""What a config computes, without data and without devices: encoder, losses, optimiser and the training step."""
+"""A config as pure functions, without data and devices: encoder, losses, optimiser and training step."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Learner:
             if loss.has_params:
                 init = functools.partial(self.encoder.init_with_output, train=False)
                 output, _ = jax.eval_shape(init, encoder_key, self._images)
-                # Two losses that draw arrays of one shape must not draw the same ones.
+                # Two losses that draw arrays of the same shape must not draw the same values.
                 key = jax.random.fold_in(loss_key, len(loss_params)) if loss_params else loss_key
                 loss_params[name] = loss.init_params(key, num_classes, output.embedding.shape[-1])
         return encoder_key, loss_params

@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: lines on the terminal, a table, ``results.json`` and pictures."""
+"""Reports of a run for people: lines on the terminal, a table, ``results.json`` and pictures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hap2s_jax.training.state import TrainState
 
 RESULTS = "results.json"
 
-# What the final table shows, in this order, of what was measured.
+# Columns of the final table, in this order, if they were measured.
 COLUMNS = (
     "mAP",
     "rank-1",
@@ -55,7 +55,7 @@ def say(text: str) -> None:
 
 
 def announce(trainer: Trainer, state: TrainState, workdir: pathlib.Path) -> None:
-    """Says what is about to be done, with what and where."""
+    """Prints what is about to run, with which settings and where."""
     if not trainer.parallel.is_lead:
         return
     data = trainer.dataset
@@ -202,7 +202,7 @@ def is_finished(workdir: pathlib.Path, step: int) -> bool:
 
 
 def already_finished(workdir: pathlib.Path, steps: int, *, is_lead: bool) -> dict[str, Any]:
-    """Says that there is nothing left to do, shows the results again and returns them."""
+    """Prints that nothing is left to do, shows the results again and returns them."""
     results = formats.read(workdir / RESULTS, config="config")
     if is_lead:
         say(
@@ -277,7 +277,7 @@ def _draw_retrievals(
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON knows no NaN; a mean over no query at all becomes null."""
+    """Replaces NaN by None, since JSON has no NaN: a mean over no queries becomes null."""
     if isinstance(value, Mapping):
         return {k: _without_nan(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

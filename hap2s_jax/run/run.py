@@ -32,7 +32,7 @@ from hap2s_jax.training.watch import CollapseWatch
 
 
 def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Trains, or goes on training, in a working directory, and measures the result on the test classes.
+    """Trains or resumes training in a working directory, and measures the result on the test classes.
 
     Args:
       config: as `hap2s_jax/recipes/common.py` describes it.
@@ -42,7 +42,7 @@ def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, An
       What ``results.json`` holds.
 
     Raises:
-      UserError: for whatever the user can mend, in one line.
+      UserError: for any mistake the user can correct, in one line.
       Preempted: if SIGTERM came; everything done so far is saved.
     """
     frozen: Any = ml_collections.FrozenConfigDict(config)  # a copy, references and placeholders resolved
@@ -164,7 +164,7 @@ def _chosen_weights(trainer: Trainer, last: TrainState, checkpointer: Checkpoint
 
 @contextlib.contextmanager
 def _closing(checkpointer: Checkpointer) -> Iterator[Checkpointer]:
-    """Waits for the last checkpoint to be whole, also after an error, which a second one must not hide."""
+    """Waits until the last checkpoint is complete. After an error too, which a second error must not hide."""
     try:
         yield checkpointer
     except Preempted:

@@ -1,4 +1,4 @@
-"""Every key of a config: its type, its range, its default and what it means.
+"""Every key of a config: its type, range, default and meaning.
 
 `default_config` makes a config of the defaults, `check` holds any config against them; docs/config.md lists them.
 """

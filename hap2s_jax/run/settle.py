@@ -1,4 +1,4 @@
-"""What a config leaves open, settled before a run begins: by the run that is there, by the data, by the steps."""
+"""Settles what a config leaves open before a run begins: from an existing run, the data, or the number of steps."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hap2s_jax.training.checkpoint import FOLDER
 
 
 def settle(config: Config, workdir: pathlib.Path | None = None) -> list[str]:
-    """Settles, in place, the keys that are None and may be, and those that the number of steps does not allow.
+    """Settles, in place, keys that may be None and are, and keys that the number of steps does not allow.
 
-    Where `workdir` holds a run that was begun, it goes on with what that run had; keys that have been added since count
-    as they did then. Otherwise the training data decide.
+    If `workdir` holds a run, its values are used; keys added since that run was written are filled in with the
+    behaviour it had at the time. Otherwise the training data decide.
 
     Args:
       config: unlocked.
@@ -28,7 +28,7 @@ def settle(config: Config, workdir: pathlib.Path | None = None) -> list[str]:
       Lines that say what was chosen.
 
     Raises:
-      UserError: the data are needed and not there, or malformed.
+      UserError: the data are needed, and missing or malformed.
     """
     notes = [] if workdir is None else _as_begun(config, workdir)
     open_keys = [key for key in _CHOICES if _get(config, key) is None]

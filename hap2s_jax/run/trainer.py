@@ -181,7 +181,7 @@ class Trainer(Evaluator):
         )
 
     def variables(self, state: TrainState) -> PyTree:
-        """What evaluation runs with: the moving average where there is one."""
+        """The variables that evaluation uses: the moving average if the run keeps one."""
         return encoder_variables(state.params, state.batch_stats, state.ema_params)
 
     def embeddings(self, state: TrainState, source: Source) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,7 @@ FOLDER = "checkpoints"
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without orbax's warnings that what was opened read-only is read-only."""
+    """Suppresses orbax's warnings that a manager opened read-only is read-only."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -46,10 +46,10 @@ class Checkpointer:
     Args:
       directory: where the checkpoints live, one folder a step.
       keep_last: how many of the newest to keep.
-      keep_best: how many of the best to keep, besides.
+      keep_best: how many of the best to keep in addition.
       best_metric: name of the metric that says which is best (larger is better); only checkpoints that were
         saved with it compete.
-      read_only: open for restoring alone.
+      read_only: open for restoring only.
     """
 
     def __init__(
@@ -116,13 +116,13 @@ class Checkpointer:
         return sorted(self._manager.all_steps())
 
     def save(self, state: PyTree, metrics: Mapping[str, float] | None = None) -> None:
-        """Begins to save `state` under its own step; returns once it is copied to host memory.
+        """Starts to save `state` under its own step; returns once it is copied to host memory.
 
-        Every process must call it. A step that is there already is left as it is.
+        Every process must call it. A step that exists already is left as it is.
 
         Raises:
-          UserError: if this save or the one before could not be written (disk full, for example). What was
-            whole before stays whole.
+          UserError: if this save or the one before could not be written (disk full, for example). Earlier
+            checkpoints stay whole.
         """
         step = int(state.step)
         record: dict[str, Any] = {"format": FORMAT, "metrics": dict(metrics or {})}
@@ -130,8 +130,8 @@ class Checkpointer:
         if metrics is not None and self._best_metric is not None:
             if self._best_metric not in metrics:
                 raise UserError(
-                    f"checkpoint.best_metric is {self._best_metric!r}, which is not measured; "
-                    f"measured are: {', '.join(sorted(metrics))}"
+                    f"checkpoint.best_metric is {self._best_metric!r}; it should be a metric that is measured: "
+                    f"{', '.join(sorted(metrics))}"
                 )
             value = float(metrics[self._best_metric])
             if math.isfinite(value):
@@ -165,7 +165,7 @@ class Checkpointer:
           step: one of `steps`.
 
         Raises:
-          UserError: if the checkpoint is not there, is damaged, or does not fit the template.
+          UserError: if the checkpoint does not exist, is damaged, or does not fit the template.
         """
         with self._reading(step):
             self._check_fits(template, step)
@@ -176,14 +176,14 @@ class Checkpointer:
         return restored["state"]
 
     def restore_weights(self, step: int) -> dict[str, PyTree]:
-        """Reads what embedding needs of `step`, as NumPy arrays, without knowing the run's loss, optimiser or data.
+        """Reads what embedding needs from `step`, as NumPy arrays, without the run's loss, optimiser or data.
 
         Returns:
           ``{"params", "batch_stats", "ema_params"}`` as in a state, nested dicts of arrays; the last is None
           where the run kept no average.
 
         Raises:
-          UserError: if the checkpoint is not there, is damaged, or of another version.
+          UserError: if the checkpoint does not exist, is damaged, or is of another version.
         """
         with self._reading(step):
             stored = self._manager.item_metadata(step)["state"].tree
@@ -198,7 +198,7 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
-        """Checks that a checkpoint is there and of this format; says in one line what else goes wrong with it."""
+        """Checks that a checkpoint exists in this format, and turns any other failure into one line."""
         where = self._directory / str(step)
         if step not in self.steps:
             raise UserError(
@@ -228,7 +228,7 @@ class Checkpointer:
         if "batch_stats" in average and "batch_stats" not in (tree.get("ema_params") or average):
             raise UserError(
                 f"checkpoint {self._directory / str(step)} is of a version whose moving average held no batch "
-                "statistics: it can be evaluated and embedded with, but not trained on; begin another run from these "
+                "statistics: it can evaluate and embed, but not continue training; start another run from these "
                 f"weights, with --config.pretrained.source={self._directory.parent}"
             )
         stored = _describe(tree)
@@ -243,7 +243,7 @@ class Checkpointer:
             )
 
     def close(self) -> None:
-        """Waits for the last save to be whole."""
+        """Waits until the last save is complete."""
         self._wait()
         self._manager.close()
 
@@ -261,7 +261,7 @@ class Checkpointer:
 
 
 def _describe(tree: PyTree) -> dict[str, str]:
-    """Dtype and shape of each array by its path, spelt alike for a state and for orbax's record of one."""
+    """Dtype and shape of each array by its path, in the same form for a state and for orbax's record of one."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {
         "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path): (

@@ -1,4 +1,4 @@
-"""The training loop: an iterator of batches and callables, nothing of configs or of TensorFlow."""
+"""The training loop. It knows an iterator of batches and callables, but no config and no TensorFlow."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def train(
 
     Args:
       state: where to begin; donated.
-      batches: the batches of steps ``state.step``, ``state.step + 1``, ... They must not be changed once they are
-        given: a CPU reads them where they lie, later.
+      batches: the batches of steps ``state.step``, ``state.step + 1``, ... They must not be changed
+        afterwards: on CPU they are read later, without a copy.
       update: the compiled step.
       total_steps: completed updates at which to end.
       log_every: updates between two calls of `log`, which gets means over the updates since the last one.
@@ -62,7 +62,7 @@ def train(
     window = _Window(first, progress)
     saved = first
     for step in range(first + 1, total_steps + 1):
-        # Asked where everything that belongs to the last update, its evaluation included, is done.
+        # Here the last update and its evaluation are complete.
         if stop is not None and stop(step - 1):
             if step - 1 > saved:
                 if not window.is_empty:
@@ -71,8 +71,8 @@ def train(
             raise Preempted(step - 1)
         # The order is an invariant that resuming relies on: the batch of update t, update t, the numbers of
         # all updates up to t checked and written, evaluation, and last the checkpoint that stands for all
-        # this. The window is cut at every checkpoint, so that a resumed run logs the same lines, unless it was
-        # SIGTERM that cut one short.
+        # this. The window is cut at every checkpoint, so that a resumed run logs the same lines, unless
+        # SIGTERM cut a window short.
         began = time.perf_counter()
         batch = next(batches)
         window.waited += time.perf_counter() - began
@@ -115,7 +115,7 @@ class _Window:
         return not (self._queued or self._fetched)
 
     def restart_clock(self) -> None:
-        """Leaves what was done since the last log line out of the time per step."""
+        """Excludes the time since the last log line from the time per step."""
         self._began = time.perf_counter()
         self.waited = 0.0
 
@@ -133,7 +133,7 @@ class _Window:
             self._progress(self._step, values)
 
     def means(self) -> dict[str, float]:
-        """Means over the window, which starts anew."""
+        """Means over the window; a new window begins."""
         while self._queued:
             self._fetch()
         seconds = time.perf_counter() - self._began

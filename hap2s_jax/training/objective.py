@@ -1,4 +1,4 @@
-"""What training minimises, as a function of the encoder's output."""
+"""The objective that training minimises, as a function of the encoder's output."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def objective(
     auxiliary: Loss | None = None,
     auxiliary_weight: float = 1.0,
 ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-    """The metric loss of the global batch's embeddings, and beside it a second loss where there is one.
+    """The metric loss of the global batch's embeddings, plus a second loss if there is one.
 
     The second is most often the identification loss: trained together with it, HAP2S does better than either
-    alone (Yu et al. 2018). It sees the neck of encoders that have one (BNNeck, Luo et al. 2019), else the
-    embedding.
+    alone (Yu et al. 2018). It sees the neck of encoders that have one (BNNeck, Luo et al. 2019), else
+    the embedding.
 
     Args:
       output: the encoder's output, with ``embedding [b, d]`` and perhaps ``neck [b, d]``.

@@ -88,7 +88,7 @@ class Schedule(Settings):
         rising = all(a < b for a, b in itertools.pairwise((0.0, *self.boundaries, 1.0)))
         wanted = "rising parts of the run between 0 and 1"
         require(rising, "schedule.boundaries", tuple(self.boundaries), wanted)
-        # Of a decay to nothing no ratio can be taken.
+        # An exponential decay to 0 has no ratio.
         wanted = "above 0 for an exponential decay"
         above = self.final_factor > 0 or self.name != "exponential"
         require(above, "schedule.final_factor", self.final_factor, wanted)
@@ -121,7 +121,7 @@ def create_schedule(name: str, *, learning_rate: float, steps: int, **settings: 
 
 
 def _with_decay(transform: Callable[..., optax.GradientTransformation]) -> Callable[..., Any]:
-    """An optimiser whose own update is followed by nothing: weight decay joins the gradient (L2)."""
+    """Builder of an optimiser without weight decay of its own: the decay is added to the gradient (L2)."""
 
     def build(schedule: optax.Schedule, weight_decay: float, mask: Any, **kwargs: Any) -> Any:
         decay = [optax.add_decayed_weights(weight_decay, mask)] if weight_decay else []
@@ -131,7 +131,7 @@ def _with_decay(transform: Callable[..., optax.GradientTransformation]) -> Calla
 
 
 def _decoupled(transform: Callable[..., optax.GradientTransformation]) -> Callable[..., Any]:
-    """An optimiser with a decoupled weight decay of its own."""
+    """Builder of an optimiser with its own decoupled weight decay."""
 
     def build(schedule: optax.Schedule, weight_decay: float, mask: Any, **kwargs: Any) -> Any:
         return transform(schedule, weight_decay=weight_decay, mask=mask, **kwargs)
@@ -140,7 +140,7 @@ def _decoupled(transform: Callable[..., optax.GradientTransformation]) -> Callab
 
 
 def _lars(schedule: optax.Schedule, weight_decay: float, mask: Any, **kwargs: Any) -> Any:
-    # Its trust ratio is for kernels: a bias that starts at 0 would never leave it.
+    # The trust ratio is for kernels: with it a bias that starts at 0 would stay there.
     return optax.lars(
         schedule,
         weight_decay=weight_decay,
@@ -173,7 +173,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer(Settings):
-    """The optimiser, but for its learning rate's course, which is `Schedule`'s."""
+    """The optimiser, except for how its learning rate changes, which is `Schedule`'s."""
 
     section = "optimizer"
     name: Annotated[str, one_of(*OPTIMIZERS)] = "adam"
@@ -217,7 +217,7 @@ def create_optimizer(name: str, schedule: optax.Schedule, **settings: Any) -> op
 
     Raises:
       UserError: for an unknown name or a value out of range; and from the optimiser's ``init``, when a factor or an
-        entry of `frozen` fits no parameter.
+        entry of `frozen` matches no parameter.
     """
     chosen = Optimizer(name, **settings)
     build, takes = OPTIMIZERS[name]
@@ -239,13 +239,13 @@ def create_optimizer(name: str, schedule: optax.Schedule, **settings: Any) -> op
     return optax.chain(optimizer, _scaled(scales)) if scales else optimizer
 
 
-# Whose learning rate can be another.
+# Patterns of the parameters that may have a learning rate of their own.
 TRUNK = r"encoder/(?:.*/)?trunk"
 LOSS = r"loss"
 
 
 def _scaled(factors: dict[str, float]) -> optax.GradientTransformation:
-    """Multiplies the updates of the parameters that a pattern fits."""
+    """Multiplies the updates of the parameters that a pattern matches."""
 
     def scale(updates: PyTree, params: PyTree) -> PyTree:
         del params
@@ -258,10 +258,10 @@ def _scaled(factors: dict[str, float]) -> optax.GradientTransformation:
 
 
 def matches(params: PyTree, patterns: Iterable[str]) -> PyTree:
-    """Marks the parameters whose path, as "encoder/head/embedding/kernel", one of `patterns` fits or begins.
+    """Marks the parameters whose path ("encoder/head/embedding/kernel") starts with or equals a match of `patterns`.
 
     Raises:
-      UserError: a pattern is no regular expression or fits nothing.
+      UserError: a pattern is not a regular expression, or matches nothing.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     names = ["/".join(_key(key) for key in path) for path, _ in leaves]
@@ -270,13 +270,11 @@ def matches(params: PyTree, patterns: Iterable[str]) -> PyTree:
         try:
             expression = re.compile(rf"(?:{pattern})(?:/.*)?")
         except re.error as e:
-            raise UserError(f"{pattern!r} is no regular expression of parameters: {e}") from e
+            raise UserError(f"{pattern!r} is not a regular expression of parameters: {e}") from e
         found = [expression.fullmatch(name) is not None for name in names]
         if not any(found):
             some = ", ".join(names[:: max(1, len(names) // 4)][:5])
-            raise UserError(
-                f"no parameter is called {pattern!r}, nor anything that begins so; there are {some}"
-            )
+            raise UserError(f"{pattern!r} matches no parameter or group of parameters; there are {some}")
         chosen = [a or b for a, b in zip(chosen, found, strict=True)]
     return jax.tree.unflatten(structure, chosen)
 
@@ -288,7 +286,7 @@ def _key(key: Any) -> str:
 def decays(params: PyTree) -> PyTree:
     """Marks the arrays that weight decay is for: kernels, not biases, normalisation's scales or the centres of classes.
 
-    A centre is where its class is; decay would draw those that are absent from a batch to the origin.
+    A centre is where its class is; decay would draw the centres of classes absent from a batch to the origin.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, p: p.ndim > 1 and _key(path[-1]) != "centres", params

@@ -39,7 +39,7 @@ class TrainState:
 
 
 def start_average(params: PyTree, batch_stats: PyTree) -> PyTree:
-    """The moving average before the first update. Copied: what is donated must not share buffers."""
+    """The moving average before the first update. It is a copy, since donated arrays must not share buffers."""
     return jax.tree.map(jnp.copy, {**params, "batch_stats": batch_stats})
 
 
@@ -58,7 +58,7 @@ def move_average(average: PyTree, params: PyTree, batch_stats: PyTree, *, decay:
     rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
 
     def move(old: jax.Array, new: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(new.dtype, jnp.floating):  # counters of an encoder that is not ours
+        if not jnp.issubdtype(new.dtype, jnp.floating):  # such as counters of a custom encoder
             return new
         return old + rate.astype(new.dtype) * (new - old)
 
@@ -66,9 +66,9 @@ def move_average(average: PyTree, params: PyTree, batch_stats: PyTree, *, decay:
 
 
 def encoder_variables(params: PyTree, batch_stats: PyTree, ema_params: PyTree = None) -> dict[str, PyTree]:
-    """What to embed with, ``{"params", "batch_stats"}``: the moving average where there is one.
+    """The variables to embed with, ``{"params", "batch_stats"}``: the moving average if the run keeps one.
 
-    Runs of before averaged no statistics, and were judged with those of the newest weights.
+    Older runs did not average statistics; they are judged with those of the newest weights.
     """
     chosen = params if ema_params is None else ema_params
     return {"params": chosen.get("encoder", {}), "batch_stats": chosen.get("batch_stats", batch_stats) or {}}

@@ -1,4 +1,4 @@
-"""The one training step, a pure function that knows of devices only the name of an axis."""
+"""The one training step: a pure function that knows nothing of devices but the name of an axis."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def train_step(
     differentiate = gradients if pieces == 1 else functools.partial(gradients_in_pieces, pieces=pieces)
     loss, stats, batch_stats, embedding, grads = differentiate(state, batch, encoder, objective, axis_name)
     grads = jax.lax.pmean(grads, axis_name)
-    # Equal on all devices already, unless the encoder is somebody's own that does not synchronise them.
+    # Already equal on all devices, unless a custom encoder does not synchronise them.
     batch_stats = jax.tree.map(
         lambda s: jax.lax.pmean(s, axis_name) if jnp.issubdtype(s.dtype, jnp.floating) else s, batch_stats
     )
@@ -79,7 +79,7 @@ def train_step(
         opt_state=opt_state,
         ema_params=ema_params,
     )
-    # Narrower than float32 would not do for a log; float64 stays what it is.
+    # Narrower types are too coarse for a log; float64 stays float64.
     return new_state, {
         k: jnp.asarray(v, jnp.promote_types(jnp.result_type(v), jnp.float32)) for k, v in metrics.items()
     }
@@ -115,7 +115,7 @@ def gradients_in_pieces(
 
     A metric loss is no sum over pieces, so gradients of pieces' own losses would be those of another loss.
     Here (as in GradCache, Gao et al. 2021) all pieces are embedded first, the loss of the whole batch and its
-    gradient by the embeddings are taken once, and each piece is encoded again to carry its share back.
+    gradient by the embeddings are computed once, and each piece is encoded again to carry its share back.
 
     Exact where an image's embedding depends on that image alone. Batch normalisation that is not frozen takes
     its statistics from a piece (of all devices), in both passes alike, and the running ones move by the mean

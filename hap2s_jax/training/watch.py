@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from hap2s_jax.errors import UserError
 
-# Below these the embedding is as good as one point, or the loss as good as silent.
+# Below these the embeddings have collapsed into a point, or the loss hardly produces a gradient.
 COLLAPSED_SPREAD = 0.02
 INACTIVE_FRACTION = 0.005
 
@@ -29,7 +29,7 @@ def check_finite(step: int, metrics: Mapping[str, float]) -> None:
 
 
 class CollapseWatch:
-    """Says once when the embedding collapses or the loss falls silent, and again after it has recovered."""
+    """Warns once when the embedding collapses or the loss has no active anchors, and again after a recovery."""
 
     def __init__(self):
         self._state = {"collapsed": False, "silent": False}

@@ -52,13 +52,14 @@ def test_a_map_keeps_rows_in_order(devices):
 
 
 def test_uneven_batches_and_missing_devices_are_refused():
-    with pytest.raises(UserError, match=r"60 images does not divide over 8 devices.*= 56 or 64"):
+    with pytest.raises(UserError, match=r"is 60; it should be 56 or 64, to divide over 8 devices"):
         DataParallel.create(8).check_batch(60)
     with pytest.raises(
-        UserError, match=r"batch.pieces is 3, but a device's share is 8 images \(64 over 8 devices\)"
+        UserError,
+        match=r"batch.pieces is 3; it should divide a device's share, 8 images \(64 over 8 devices\)",
     ):
         DataParallel.create(8).check_batch(64, pieces=3)
-    with pytest.raises(UserError, match="num_devices is 9, but there are 8 cpu devices"):
+    with pytest.raises(UserError, match="num_devices is 9; it should be 1 to 8, the number of cpu devices"):
         DataParallel.create(9)
     with pytest.raises(UserError, match="num_devices is 0"):
         DataParallel.create(0)

@@ -246,7 +246,7 @@ def test_converter_gives_the_tensors_of_the_pth_file(tmp_path, capsys):
     for name, value in state.items():
         np.testing.assert_array_equal(converted[name], value)
     assert convert.main([source, str(tmp_path / "a.npz")]) == 1
-    assert capsys.readouterr().err == f"error: target {tmp_path}/a.npz should end in .safetensors.\n"
+    assert capsys.readouterr().err == f"error: target is {tmp_path}/a.npz; it should end in .safetensors\n"
 
 
 class Surprise:

@@ -82,13 +82,13 @@ def test_a_mosaic_shows_every_image_whole(tmp_path: Path) -> None:
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
-    with pytest.raises(ValueError, match=r"query_images must be uint8 \[q, h, w, 3\]"):
+    with pytest.raises(ValueError, match=r"query_images is .*; it should be uint8 \[q, h, w, 3\]"):
         retrievals(path, _images(2, 8, 8).astype(np.float32), _images(2, 3, 8, 8), np.ones((2, 3), bool))
-    with pytest.raises(ValueError, match=r"must agree in \[q, k\]"):
+    with pytest.raises(ValueError, match=r"they should agree in \[q, k\]"):
         retrievals(path, _images(2, 8, 8), _images(2, 3, 8, 8), np.ones((2, 2), bool))
-    with pytest.raises(ValueError, match=r"captions must be \[q\] and \[q\]\[k\] texts with q = 2 and k = 3"):
+    with pytest.raises(ValueError, match=r"they should be \[q\] and \[q\]\[k\] texts, with q = 2 and k = 3"):
         retrievals(path, _images(2, 8, 8), _images(2, 3, 8, 8), np.ones((2, 3), bool), query_captions=["one"])
-    with pytest.raises(ValueError, match="one caption per image"):
+    with pytest.raises(ValueError, match=r"captions are .*; they should be as many"):
         contact_sheet([_images(8, 8)], [], path)
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([], None, path)

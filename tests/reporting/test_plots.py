@@ -118,7 +118,7 @@ def test_without_scikit_learn_the_principal_components(monkeypatch: pytest.Monke
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"embeddings must be finite numbers \[n, d\]"):
+    with pytest.raises(ValueError, match=r"embeddings is .*; it should be finite numbers \[n, d\]"):
         embedding_map(np.full((3, 2), np.nan), None, tmp_path / "x.png")
-    with pytest.raises(ValueError, match="images must have 3 entries, had 2"):
+    with pytest.raises(ValueError, match="images has 2 entries; it should have 3"):
         embedding_map(np.ones((3, 2)), np.zeros((2, 8, 8, 3), np.uint8), tmp_path / "x.png")

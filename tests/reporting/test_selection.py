@@ -39,9 +39,9 @@ def test_no_class_twice_while_there_are_others() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(ValueError, match="worst must lie in 0 to 1 and needs scores"):
+    with pytest.raises(ValueError, match="it should be 0 to 1, with scores"):
         choose_queries(10, 3, worst=0.5)
-    with pytest.raises(ValueError, match=r"labels must have shape \[10\]"):
+    with pytest.raises(ValueError, match=r"labels has shape .*; it should be \(10,\)"):
         choose_queries(10, 3, labels=np.zeros(9))
 
 
