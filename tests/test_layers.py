@@ -50,7 +50,7 @@ ROOMS = {
     "orbax": ("hap2s_jax.training.checkpoint",),
     "flax": ("hap2s_jax.models", "hap2s_jax.training"),
     "optax": ("hap2s_jax.training", "hap2s_jax.run"),
-    "ml_collections": ("hap2s_jax.run", "hap2s_jax.recipes"),
+    "ml_collections": ("hap2s_jax.run", "hap2s_jax.recipes", "hap2s_jax.rehearse"),
 }
 # Inside functions only, so that the module itself can be imported without them.
 INSIDE_FUNCTIONS = {

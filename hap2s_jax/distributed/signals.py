@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import sys
 import threading
 from typing import Any, NoReturn
@@ -30,11 +29,14 @@ def watch() -> None:
     ours = [n for n in CODES if signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler)]
     if threading.current_thread() is not threading.main_thread() or not ours:
         return
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
     for number in ours:
         signal.signal(number, _on_signal)
+    sys.unraisablehook = _on_lost_exception
+    if os.name != "posix":
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_wait, args=(reader,), name="signals", daemon=True).start()
 
 
@@ -65,18 +67,25 @@ def _on_signal(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _wait(reader: socket.socket) -> None:
-    while data := reader.recv(1):
+def _wait(reader: int) -> None:
+    asked = False
+    while data := os.read(reader, 1):
         # Somebody else's, as when training has taken SIGTERM for a request to stop.
         if data[0] not in CODES or signal.getsignal(data[0]) is not _on_signal:
             continue
-        # Whoever asks twice does not want to wait.
-        if _noticed.is_set():
+        if asked:  # whoever asks twice does not want to wait
             os._exit(CODES[signal.Signals(data[0])])
+        asked = True
         _noticed.wait(_GRACE)
         with _speaking:
             if not _noticed.is_set():
                 _say_and_exit(data[0])
+
+
+def _on_lost_exception(lost: Any) -> None:
+    # What was raised in a callback: the thread above ends the process in a moment, with a line and no traceback.
+    if not (_asked and lost.exc_type is KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
 
 
 def _say_and_exit(number: int) -> NoReturn:
