@@ -128,7 +128,9 @@ def _checked(name: str, remedy: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of another library's loader, compiler or runtime
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        # TensorFlow begins with a heading.
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith(":")]
+        reason = (lines or [type(error).__name__])[0].strip()[:200]
         raise UserError(
             f"--formats={name}: the versions here cannot run what they wrote ({reason}){remedy}"
         ) from error
