@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerator_parts.record import Record
 from configs import emoji
-from hap2s_jax.main import run as train
+from hap2s_jax.run.run import run as train
 
 GOAL = 0.60  # cross-vendor mAP
 # A smaller encoder still, on smaller images, than the tiny config has.

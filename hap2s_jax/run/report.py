@@ -104,14 +104,13 @@ def finish(
     held_out = (
         None if trainer.dataset.validation is None else trainer.embeddings(state, trainer.dataset.validation)
     )
-    if not trainer.parallel.is_lead:
-        return {"test": measured}
-
     baselines = {name: dict(values) for name, values in trainer.dataset.baselines.items()}
-    if pixels is not None:
+    if pixels is not None:  # on every process: they share the queries
         baselines[raw_pixels.NAME] = trainer.measure(
             pixels, present, test, distance="euclidean", cluster=False
         )
+    if not trainer.parallel.is_lead:
+        return {"test": measured}
     records = read_metrics(workdir)
     results = {
         "test": measured,

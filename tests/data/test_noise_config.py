@@ -12,6 +12,7 @@ import trees
 from hap2s_jax import main
 from hap2s_jax.data import noise
 from hap2s_jax.errors import UserError
+from hap2s_jax.run import run as flow
 from hap2s_jax.run.trainer import Trainer
 
 
@@ -76,7 +77,7 @@ def test_foreign_images_come_from_the_data_set_that_is_named(folder):
     [
         ({"kind": "label", "fraction": 0.1}, "data.noise.kind.* 'label'; did you mean 'labels'"),
         ({"fraction": 0.1}, "data.noise.kind: must be one of labels, images for a fraction of 0.1"),
-        ({"kind": "labels", "fraction": -0.5}, r"data.noise.fraction: must lie in \[0, 1\], found -0.5"),
+        ({"kind": "labels", "fraction": -0.5}, r"data.noise.fraction is -0.5; it should be between 0 and 1"),
         ({"kind": "images", "fraction": 0.1, "foreign": "folder"}, "data.noise.foreign: must be another"),
         ({"kind": "images", "fraction": 0.1, "foreign": "emojis"}, "did you mean 'emoji'"),
     ],
@@ -87,7 +88,7 @@ def test_a_mistake_is_named(folder, changes, message):
 
 
 def test_the_record_lies_in_the_workdir_before_training_begins(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(main, "_run", lambda *args: {})
+    monkeypatch.setattr(flow, "_train_and_report", lambda *args: {})
     main.run(config(folder, kind="labels", fraction=0.2), tmp_path / "run")
     saved = json.loads((tmp_path / "run" / noise.FILE_NAME).read_text())
     assert saved["kind"] == "labels"

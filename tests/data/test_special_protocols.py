@@ -36,7 +36,7 @@ def test_the_figures_of_a_data_set(tmp_path, name, make, options, special):
     config = importlib.import_module(f"configs.{name}").get_config("tiny")
     config.data.data_dir = str(tmp_path / "data")
     config.num_devices = 1
-    config.batch.classes = 1
+    config.batch.classes = 2
     config.data.validation_fraction = 0.0
     for key, value in options.items():
         config.data.options[key] = value

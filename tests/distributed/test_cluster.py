@@ -108,8 +108,7 @@ def test_two_processes_train_and_measure_what_one_does(images, eight_devices, tm
     with peers.free_address() as address:
         workers = _start(images, workdir, address)
         peers.wait(workers, LONG)
-    for worker in workers:
-        assert worker.code == 0, worker.err
+    assert [worker.code for worker in workers] == [0, 0], "\n".join(worker.err for worker in workers)
     ours, theirs = _losses(workdir), _losses(alone)
     assert list(ours) == [1, 2, 3]
     np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-5)

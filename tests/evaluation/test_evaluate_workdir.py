@@ -101,8 +101,8 @@ def test_views_and_feature_of_the_config_are_those_of_training_s_own_evaluation(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"evaluate.feature": "necks"}, "unknown feature .evaluate.feature. 'necks'"),
-        ({"evaluate.distance": "euclid"}, "distance .evaluate.distance. 'euclid'; did you mean 'euclidean'"),
+        ({"evaluate.feature": "necks"}, "unknown evaluate.feature 'necks'"),
+        ({"evaluate.distance": "euclid"}, "unknown evaluate.distance 'euclid'; did you mean 'euclidean'"),
         (
             {"checkpoint.keep_best": 0},
             "checkpoint.keep_best.* at least 1, since evaluate.weights wants the best",
