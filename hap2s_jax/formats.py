@@ -26,13 +26,14 @@ Record = dict[str, Any]
 def _from_0(config: Record | None, record: Record) -> None:
     """Formats had no numbers, and keys were added on the way."""
     del record
-    if config and "evaluate" in config:
-        config["evaluate"].setdefault("zooms", False)
-    if config and "encoder" in config:
-        config["encoder"] |= {"frozen_blocks": 0, "remat": False}
-    if config and "data" in config:
-        for key, value in (("exif", False), ("background", None), ("max_pixels", 2**28)):
-            config["data"].setdefault(key, value)
+    added = {
+        "evaluate": {"zooms": False},
+        "encoder": {"frozen_blocks": 0, "remat": False},
+        "data": {"exif": False, "background": None, "max_pixels": 2**28},
+    }
+    for name, values in added.items():
+        if isinstance(section := (config or {}).get(name), dict):
+            section |= {**values, **section}
 
 
 # The step from each format to the next: (config, record) -> None, changing them in place. `record` is all of a file,

@@ -119,6 +119,7 @@ MULTIPLIERS = {
     "data.augment": "corners of images",
     "data.auto_augment": "corners of images",
     "models.conv": "convolutions written as products",
+    "models.vit": "positions of patches, resized",
     "reporting.plots": "principal axes of a picture",
     "evaluation.statistics": "drawn counts times sums",
 }
