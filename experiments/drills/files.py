@@ -215,7 +215,7 @@ def _open_image(path: pathlib.Path) -> None:
     from hap2s_jax.errors import UserError
 
     try:
-        pixels.for_evaluation(regular_files.read_bytes(path), (64, 64), max_pixels=2**28)
+        pixels.for_evaluation(regular_files.read_bytes(path), (64, 64))
     except pixels.UnreadableImageError as error:
         raise UserError(str(error)) from error
 

@@ -97,7 +97,7 @@ def autocontrast(image: np.ndarray, strength: float, fill: Fill) -> np.ndarray:
 def equalize(image: np.ndarray, strength: float, fill: Fill) -> np.ndarray:
     """Makes each channel's histogram flat."""
     tables = []
-    for channel in cv2.split(image):
+    for channel in np.moveaxis(image, -1, 0):
         counts = np.bincount(channel.ravel(), minlength=256)
         step = (channel.size - counts[channel.max()]) // 255
         below = np.cumsum(counts) - counts

@@ -215,7 +215,7 @@ def _plane(points: npt.NDArray[np.float32], seed: int) -> tuple[npt.NDArray[Any]
         from threadpoolctl import threadpool_limits
     except ImportError:
         return plane, "Principal components"
-    start = (plane / spread * 1e-4).astype(np.float32)
+    start: Any = (plane / spread * 1e-4).astype(np.float32)
     perplexity = min(30.0, (len(points) - 1) / 3)
     tsne = TSNE(init=start, perplexity=perplexity, max_iter=500, random_state=seed)
     # On cores that others use too, its threads spin waiting for one another: 47 s instead of 6 s seen.
