@@ -17,7 +17,7 @@ from typing import Any
 from hap2s_jax.data.regular_files import read_json
 from hap2s_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 KEY = "format"
 
 Record = dict[str, Any]
@@ -31,6 +31,17 @@ def _from_0(config: Record | None, record: Record) -> None:
         "encoder": {"frozen_blocks": 0, "remat": False},
         "data": {"exif": False, "background": None, "max_pixels": 2**28},
     }
+    _add(config, added)
+
+
+def _from_1(config: Record | None, record: Record) -> None:
+    """Keys were added."""
+    del record
+    _add(config, {})
+
+
+def _add(config: Record | None, added: dict[str, Record]) -> None:
+    """Gives keys their values where the config has the section and not the key."""
     for name, values in added.items():
         if isinstance(section := (config or {}).get(name), dict):
             section |= {**values, **section}
@@ -39,7 +50,7 @@ def _from_0(config: Record | None, record: Record) -> None:
 # The step from each format to the next: (config, record) -> None, changing them in place. `record` is all of a file,
 # `config` the run's config in it, or None; of a study's cell sections and keys may be missing. What is added gets the
 # value that was in effect before.
-_STEPS: tuple[Callable[[Record | None, Record], None], ...] = (_from_0,)
+_STEPS: tuple[Callable[[Record | None, Record], None], ...] = (_from_0, _from_1)
 
 
 def stamped(record: Record) -> Record:
