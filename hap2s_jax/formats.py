@@ -37,7 +37,7 @@ def _from_0(config: Record | None, record: Record) -> None:
 def _from_1(config: Record | None, record: Record) -> None:
     """Keys were added."""
     del record
-    _add(config, {})
+    _add(config, {"log": {"profile_steps": None}})
 
 
 def _add(config: Record | None, added: dict[str, Record]) -> None:

@@ -20,11 +20,12 @@ import numpy as np
 from hap2s_jax.distributed import processes, signals
 from hap2s_jax.errors import Preempted, UserError
 from hap2s_jax.reporting.metric_log import MetricLog
+from hap2s_jax.reporting.profile import traced
 from hap2s_jax.reporting.progress import ProgressBar
 from hap2s_jax.run import config as configs
 from hap2s_jax.run import facts, folder, initial_weights, report
 from hap2s_jax.run.settle import settle
-from hap2s_jax.run.trainer import Trainer, use_compilation_cache, use_devices
+from hap2s_jax.run.trainer import Trainer, Update, use_compilation_cache, use_devices
 from hap2s_jax.training.checkpoint import Checkpointer
 from hap2s_jax.training.loop import train
 from hap2s_jax.training.state import TrainState
@@ -86,7 +87,11 @@ def _train_and_report(
         if start == 0 and config.evaluate.untrained:
             test = trainer.dataset.test
             log.write(0, trainer.measure(*trainer.embeddings(state, test), test), part="test")
-        state = _train(trainer, state, log, checkpointer, start, stop)
+        update = trainer.update
+        if config.log.profile_steps and is_lead:
+            first, last = config.log.profile_steps
+            update = traced(update, (first, min(last, config.steps)), start, path)
+        state = _train(trainer, state, update, log, checkpointer, start, stop)
         chosen = _chosen_weights(trainer, state, checkpointer)
         return report.finish(
             trainer, chosen, path, log, last_step=int(state.step), seconds=time.perf_counter() - began
@@ -113,6 +118,7 @@ def _first_state(trainer: Trainer, checkpointer: Checkpointer, start: int) -> Tr
 def _train(
     trainer: Trainer,
     state: TrainState,
+    update: Update,
     log: MetricLog,
     checkpointer: Checkpointer,
     start: int,
@@ -140,7 +146,7 @@ def _train(
         return train(
             state,
             trainer.train_batches(start),
-            update=trainer.update,
+            update=update,
             total_steps=config.steps,
             log_every=config.log.every_steps,
             evaluate_every=config.evaluate.every_steps,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Annotated, Any
 
 from hap2s_jax.data.augment import Augmentation
@@ -86,7 +87,8 @@ def default_config(cls: Any = Run) -> Config:
         if is_section(field.type):
             config[field.name] = default_config(field.type)
         elif field.default is None:  # which a flag may replace by a value of the type
-            config[field.name] = config_dict.placeholder(optional_type(field))
+            kind = optional_type(field)
+            config[field.name] = config_dict.placeholder(typing.get_origin(kind) or kind)
         else:
             is_dict = isinstance(field.default, dict)
             config[field.name] = ml_collections.ConfigDict(field.default) if is_dict else field.default

@@ -223,3 +223,8 @@ class Log(Settings):
     section = "log"
     every_steps: Annotated[int, "Updates between two lines of metrics.jsonl.", at_least(1)] = 50
     tensorboard: Annotated[bool, "Whether to write TensorBoard's event files."] = True
+    profile_steps: Annotated[
+        tuple[int, int] | None,
+        "First and last update of a trace by jax.profiler, written to profile/ in the working directory.",
+        Rule(lambda steps: 1 <= steps[0] <= steps[1], "two steps, 1 or more, in order"),
+    ] = None

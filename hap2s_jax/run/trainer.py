@@ -28,6 +28,7 @@ from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.state import TrainState, encoder_variables, start_average
 
 PyTree = Any
+Update = Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def use_compilation_cache(config: Config) -> None:
@@ -62,7 +63,7 @@ class Trainer(Evaluator):
     augmentation: Any
     plan: PKPlan
     learner: Learner
-    update: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
+    update: Update
     noise: NoiseRecord | None = None
 
     @classmethod
