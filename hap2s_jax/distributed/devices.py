@@ -110,9 +110,10 @@ class DataParallel:
         return jax.device_put(tree, self._local_sharding(PartitionSpec()))
 
     def split(self, batch: PyTree) -> PyTree:
-        """Reshapes this process's arrays ``[b, ...]`` to ``[local devices, b / local devices, ...]``."""
+        """Makes ``[local devices, b / local devices, ...]`` of this process's arrays ``[b, ...]``, and places them."""
         n = len(self.local_devices)
-        return jax.tree.map(lambda x: x.reshape(n, x.shape[0] // n, *x.shape[1:]), batch)
+        split = jax.tree.map(lambda x: x.reshape(n, x.shape[0] // n, *x.shape[1:]), batch)
+        return jax.device_put(split, self._local_sharding(PartitionSpec(AXIS)))
 
     def compile_step(self, step: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]) -> Callable:
         """Compiles ``step(state, batch) -> (state, metrics)``, the batch split over `AXIS` by `split`.

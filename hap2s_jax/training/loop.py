@@ -76,7 +76,8 @@ def train(
         began = time.perf_counter()
         batch = next(batches)
         window.waited += time.perf_counter() - began
-        state, metrics = update(state, batch)
+        with jax.transfer_guard("disallow"):  # a batch is placed on its devices by whoever makes it
+            state, metrics = update(state, batch)
         window.push(metrics, keep_queued=0 if wait_each_step else MAX_QUEUED)
 
         last = step == total_steps

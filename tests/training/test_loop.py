@@ -50,7 +50,7 @@ def _train(recorder, start=0, total=7, batches=None, **changes):
         **changes,
     }
     batches = itertools.count(float(start), 1.0) if batches is None else batches
-    return train(_state(start), batches, **arguments)
+    return train(_state(start), map(jnp.float32, batches), **arguments)
 
 
 def test_order_of_logging_evaluation_and_saving():
@@ -115,3 +115,20 @@ def test_nothing_left_to_do():
     state = _train(recorder, start=7)
     assert recorder.events == []
     assert int(state.step) == 7
+
+
+def test_a_batch_that_would_be_transferred_by_the_update_is_refused():
+    batches = itertools.repeat(np.float32(0))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        train(
+            _state(),
+            batches,
+            update=_update,
+            total_steps=1,
+            log_every=1,
+            evaluate_every=1,
+            save_every=1,
+            log=print,
+            evaluate=None,
+            save=print,
+        )
