@@ -15,6 +15,8 @@ _EXIF = b"Exif\0\0"
 # Tags of a TIFF file, and of EXIF, which is one; the last is what a channel beyond the colours means.
 _WIDTH, _HEIGHT, _BITS, _ORIENTATION, _EXTRA = 256, 257, 258, 274, 338
 _CHUNK = struct.Struct(">I4s").unpack_from  # of a PNG: length and name
+# Of a JPEG: a segment's length; a frame's height and width.
+_LENGTH, _SIDES = struct.Struct(">H").unpack_from, struct.Struct(">HH").unpack_from
 _pillow_lock = threading.Lock()
 
 
@@ -120,14 +122,14 @@ def _jpeg(data: bytes) -> Header:
             place += 1
             continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, place + 5)
+            height, width = _SIDES(data, place + 5)
             if height and width:
                 return Header("jpeg", height, width, orientation)
             break
         if marker in (0xD9, 0xDA):  # the end, or pixels already
             break
         alone = marker == 0x01 or 0xD0 <= marker <= 0xD8
-        length = 0 if alone else struct.unpack_from(">H", data, place + 2)[0]
+        length = 0 if alone else _LENGTH(data, place + 2)[0]
         if marker == 0xE1 and data[place + 4 : place + 10] == _EXIF:
             orientation = _exif(data[place + 10 : place + 2 + length])
         place += 2 + length

@@ -15,6 +15,7 @@ MAX_IMAGE = 2**28
 MAX_JSON = 2**24
 # What a packed file may become: so much at least, and so many times its size. Text packs well.
 _SMALL, _TIMES = 2**26, 50
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class RefusedError(OSError):
@@ -28,37 +29,43 @@ def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> IO[b
       RefusedError: it is no regular file, or a larger one.
       OSError: it is not there, or may not be read.
     """
+    return os.fdopen(_descriptor(path, limit)[0], "rb", 0)
+
+
+def _descriptor(path: str | os.PathLike[str], limit: int | None) -> tuple[int, int]:
+    """A regular file, opened to be read, and its size; see `open_regular`."""
     try:
         # Before it is opened: a pipe would wait for its writer, and to open a device may set something going.
         _check(os.stat(path), limit)
-        file = os.fdopen(
-            os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb", 0
-        )
+        descriptor = os.open(path, _READ)
     except ValueError:
         raise RefusedError("its name holds a zero byte") from None
     try:
-        _check(os.fstat(file.fileno()), limit)  # what lies there now
+        return descriptor, _check(os.fstat(descriptor), limit)  # what lies there now
     except OSError:
-        file.close()
+        os.close(descriptor)
         raise
-    return file
 
 
-def _check(status: os.stat_result, limit: int | None) -> None:
+def _check(status: os.stat_result, limit: int | None) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise RefusedError("it is no regular file")
     if limit is not None and status.st_size > limit:
         raise RefusedError(f"it holds {status.st_size:,} bytes, more than the {limit:,} allowed")
+    return status.st_size
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int = MAX_IMAGE) -> bytes:
     """All bytes of a regular file; errors are those of `open_regular`."""
-    with open_regular(path, limit) as file:
+    # Through the descriptor: a file object takes as long again as the reading of a small image.
+    descriptor, size = _descriptor(path, limit)
+    try:
         # No more than was promised: some of the kernel's files say 0 and never end.
-        size = os.fstat(file.fileno()).st_size
-        parts = [file.read(size)]
+        parts = [os.read(descriptor, size)]
         while parts[-1] and (missing := size - sum(map(len, parts))):
-            parts.append(file.read(missing))
+            parts.append(os.read(descriptor, missing))
+    finally:
+        os.close(descriptor)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
