@@ -35,9 +35,15 @@ def _from_0(config: Record | None, record: Record) -> None:
 
 
 def _from_1(config: Record | None, record: Record) -> None:
-    """Keys were added."""
-    del record
-    _add(config, {"log": {"profile_steps": None}})
+    """Keys were added, and the trunk's own figures to a run's results."""
+    added = {
+        "encoder": {"frozen": False},
+        "data": {"cached_views": 1},
+        "log": {"profile_steps": None},
+    }
+    _add(config, added)
+    if "untrained" in record:
+        record["as_it_comes"] = {}
 
 
 def _add(config: Record | None, added: dict[str, Record]) -> None:

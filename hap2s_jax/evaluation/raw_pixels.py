@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,13 +26,8 @@ def is_affordable(images: int, image_size: tuple[int, int]) -> bool:
     return images**2 * 3 * int(np.prod(size_of(image_size))) <= _AFFORDABLE
 
 
-def beside(embed: Callable[[Any, Any], Any]) -> Callable[[Any, Any], np.ndarray]:
-    """`embed`, with the pixels of every image, 0 to 1, behind its embedding: one pass over the images serves both."""
-
-    def both(variables: Any, images: Any) -> np.ndarray:
-        embedded = embed(variables, images)  # the device works while the images are shrunk
-        size = size_of(images.shape[1:3])
-        pixels = np.stack([resize(image, size).reshape(-1) for image in np.asarray(images)])
-        return np.concatenate([np.asarray(embedded, np.float32), pixels / np.float32(255)], axis=1)
-
-    return both
+def embed(variables: None, images: Any) -> np.ndarray:
+    """The pixels of uint8 images `[n, h, w, 3]`, 0 to 1, as an encoder without variables."""
+    size = size_of(images.shape[1:3])
+    pixels = np.stack([resize(image, size).reshape(-1) for image in np.asarray(images)])
+    return pixels / np.float32(255)

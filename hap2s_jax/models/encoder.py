@@ -135,6 +135,8 @@ class Encoder(nn.Module):
       pooling: maps that feature map, or those tokens, to one vector per image.
       mean, std: of the channels that images are standardised by, for pixels in [0, 255].
       head: maps the vectors and `train` to an `EncoderOutput`.
+      frozen: whether trunk and pooling are kept as they are: they compute as in evaluation, and get no gradient. The
+        encoder then takes features in the place of images too, as `pooled` gives them.
     """
 
     trunk: ResNet | ViT
@@ -142,10 +144,13 @@ class Encoder(nn.Module):
     head: EmbeddingHead
     mean: tuple[float, ...] = IMAGE_MEAN
     std: tuple[float, ...] = IMAGE_STD
+    frozen: bool = False
 
     @property
     def frozen_parameters(self) -> tuple[str, ...]:
         """Regular expressions of the parameters' paths that no optimiser may touch."""
+        if self.frozen:
+            return ("(?:trunk|pooling)",)
         return tuple(f"trunk/{path}" for path in self.trunk.frozen_parameters)
 
     @property
@@ -158,12 +163,18 @@ class Encoder(nn.Module):
         """Whether test images are compared by a neck of length 1."""
         return self.head.bnneck
 
+    def pooled(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """The features `[n, c]` that the head gets of `images` `[n, h, w, 3]`; errors are those of a call."""
+        normalised = normalize_images(images, self.trunk.dtype, self.mean, self.std)
+        features = self.pooling(self.trunk(normalised, train and not self.frozen)[-1])
+        return jax.lax.stop_gradient(features) if self.frozen else features
+
     def __call__(self, images: jax.Array, train: bool = False) -> EncoderOutput:
-        """Encodes `images` `[n, h, w, 3]`, uint8 or floating in [0, 255].
+        """Encodes `images` `[n, h, w, 3]`, uint8 or floating in [0, 255]; with `frozen` also their features `[n, c]`.
 
         Raises:
           ValueError: images of another shape.
           TypeError: images of another dtype.
         """
-        maps = self.trunk(normalize_images(images, self.trunk.dtype, self.mean, self.std), train)
-        return self.head(self.pooling(maps[-1]), train)
+        is_features = self.frozen and images.ndim == 2
+        return self.head(images if is_features else self.pooled(images, train), train)

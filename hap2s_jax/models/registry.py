@@ -26,8 +26,8 @@ _TRUNK, _VIT_TRUNK, _HEAD = (
     {f.name: f.default for f in dataclasses.fields(part) if f.name not in ("architecture", "parent", "name")}
     for part in (ResNet, ViT, EmbeddingHead)
 )
-_OPTIONS = _TRUNK | {"pooling": Pooling.kind} | _HEAD
-_VIT_OPTIONS = _VIT_TRUNK | {"pooling": "gap"} | _HEAD
+_OPTIONS = _TRUNK | {"pooling": Pooling.kind, "frozen": False} | _HEAD
+_VIT_OPTIONS = _VIT_TRUNK | {"pooling": "gap", "frozen": False} | _HEAD
 
 
 def names() -> tuple[str, ...]:
@@ -47,8 +47,9 @@ def create(name: str, **options: Any) -> nn.Module:
       **options: `pooling`, the kind of `Pooling`, and the attributes of `ResNet` and `EmbeddingHead`: `width` (None
         is 64, the published one), `stem` ("imagenet", "small64", "small32"), `last_stride`, `zero_init_residual`,
         `freeze_bn_stats`, `freeze_bn_affine`, `remat_stages`, `embedding_dim`, `hidden_dim`, `embedding_bn`,
-        `normalize`, `bnneck`, `num_classes`, `axis_name` (of both), and `dtype`, also as a string. Transformers have
-        `frozen_blocks` and `remat` of `ViT`, and the poolings "cls", "gap", "cls+gap" and, SigLIP, "attention".
+        `normalize`, `bnneck`, `num_classes`, `axis_name` (of both), `frozen` of `Encoder`, and `dtype`, also as a
+        string. Transformers have `frozen_blocks` and `remat` of `ViT`, and the poolings "cls", "gap", "cls+gap" and,
+        SigLIP, "attention".
 
     Raises:
       UserError: an unknown name or option, or a value that the option does not take; the message has the
@@ -71,6 +72,7 @@ def create(name: str, **options: Any) -> nn.Module:
         trunk=ResNet(ARCHITECTURES[name], **{key: options[key] for key in _TRUNK}),
         pooling=Pooling(options["pooling"]),
         head=EmbeddingHead(**{key: options[key] for key in _HEAD}),
+        frozen=options["frozen"],
     )
 
 
@@ -79,6 +81,10 @@ def _create_vit(name: str, options: dict[str, Any]) -> Encoder:
     options = _VIT_OPTIONS | _known(name, options, _VIT_OPTIONS, _TRUNK)
     kind = options["pooling"]
     has_token = architecture.family.class_token
+    if options["frozen"] and (options["frozen_blocks"] or options["remat"]):
+        raise UserError(
+            "model options frozen_blocks and remat do not apply to a frozen encoder; leave them out."
+        )
     _choose("pooling", kind, POOLINGS_OF_TOKENS if has_token else ("gap", "attention"))
     _check_numbers(options, {"frozen_blocks": 0})
     if options["frozen_blocks"] > architecture.depth:
@@ -90,6 +96,7 @@ def _create_vit(name: str, options: dict[str, Any]) -> Encoder:
         trunk=ViT(architecture, **{key: options[key] for key in _VIT_TRUNK}),
         pooling=TokenPooling(architecture, kind),
         head=EmbeddingHead(**{key: options[key] for key in _HEAD}),
+        frozen=options["frozen"],
         mean=mean,
         std=std,
     )

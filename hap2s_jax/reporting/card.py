@@ -112,6 +112,7 @@ def _figures(results: Mapping[str, Any]) -> str:
     rows = {
         **results.get("baselines", {}),
         "untrained": results.get("untrained"),
+        "trunk as it comes": results.get("as_it_comes"),
         "trained": results["test"],
     }
     return to_markdown({name: row for name, row in rows.items() if row}).strip()

@@ -30,11 +30,16 @@ class Rehearsal:
         """Number of images by which a global batch can grow: one class on every device."""
         return self.learner.config.batch.images_per_class * len(self.topology.devices)
 
+    def _inputs(self, *sides: int) -> jax.ShapeDtypeStruct:
+        """As many inputs of the encoder."""
+        one = self.learner.inputs
+        return jax.ShapeDtypeStruct((*sides, *one.shape[1:]), one.dtype)
+
     def train_step(self, batch_size: int) -> Compiled:
         """The training step for a global batch."""
         shares = (len(self.topology.devices), batch_size // len(self.topology.devices))
         batch = {
-            "image": jax.ShapeDtypeStruct((*shares, *self.learner.config.data.image_size, 3), jnp.uint8),
+            "image": self._inputs(*shares),
             "label": jax.ShapeDtypeStruct(shares, jnp.int32),
         }
         step = self.topology.parallel.compile_step(self.learner.train_step)
@@ -48,14 +53,14 @@ class Rehearsal:
         images = -(-config.evaluate.batch_size // devices) * devices
         state = self.learner.abstract_state(self.num_classes)
         variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
-        batch = jax.ShapeDtypeStruct((images, *config.data.image_size, 3), jnp.uint8)
+        batch = self._inputs(images)
         program = host.parallel.map_program(embedding_function(self.learner.encoder, config.evaluate))
         return images, tpu.compile_for(host, program, variables, batch, effort=self.effort)
 
     def loss(self, topology: Topology, share: int, **settings: Any) -> Compiled:
         """The loss with its gradient by the embeddings, for `share` images a device; `settings` of the engine's."""
         state = self.learner.abstract_state(self.num_classes)
-        images = jax.ShapeDtypeStruct((share, *self.learner.config.data.image_size, 3), jnp.uint8)
+        images = self._inputs(share)
         apply = functools.partial(self.learner.encoder.apply, train=False)
         output = jax.eval_shape(
             apply, {"params": state.params["encoder"], "batch_stats": state.batch_stats}, images

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -78,6 +77,10 @@ class Evaluator:
             decoding=decoding(self.config),
         )
 
+    def inputs(self, source: Source) -> Iterator[PyTree]:
+        """This process's share of what the encoder embeds of a source: its images."""
+        return self.eval_batches(source)
+
     def embed_source(self, variables: PyTree, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Embeds a source.
 
@@ -88,7 +91,7 @@ class Evaluator:
         Returns:
           ``(embeddings [N, d], present [N])``; see `embed_dataset`.
         """
-        return embed_dataset(self.embed, variables, self.eval_batches(source), len(source), self.parallel)
+        return embed_dataset(self.embed, variables, self.inputs(source), len(source), self.parallel)
 
     def query_and_gallery(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Query and gallery rows of `source`: the data set's for its test images, else all rows for both."""
@@ -105,14 +108,14 @@ class Evaluator:
 
         Pixels are of one's own images alone, and None where comparing them would take long.
         """
-        size = self.config.data.image_size
-        if self.dataset.name != "folder" or not raw_pixels.is_affordable(len(source), size):
-            embeddings, present = self.embed_source(variables, source)
+        embeddings, present = self.embed_source(variables, source)
+        if self.dataset.name != "folder" or not raw_pixels.is_affordable(
+            len(source), self.config.data.image_size
+        ):
             return embeddings, None, present
-        embed = raw_pixels.beside(self.embed)
-        both, present = embed_dataset(embed, variables, self.eval_batches(source), len(source), self.parallel)
-        pixels = 3 * math.prod(raw_pixels.size_of(size))
-        return both[:, :-pixels], both[:, -pixels:], present
+        images = self.eval_batches(source)
+        pixels, _ = embed_dataset(raw_pixels.embed, None, images, len(source), self.parallel)
+        return embeddings, pixels, present
 
     def measure(
         self, embeddings: np.ndarray, present: np.ndarray, source: Source, **options: Any

@@ -52,7 +52,7 @@ def data_facts(dataset: Dataset) -> dict[str, str]:
     for name in ("train", "validation", "test"):
         source = getattr(dataset, name)
         if source is not None:
-            facts[f"the {name} part of {dataset.name}"] = f"{len(source)} images, {_fingerprint(source)}"
+            facts[f"the {name} part of {dataset.name}"] = f"{len(source)} images, {source_fact(source)}"
     for name in ("query", "gallery"):
         rows = getattr(dataset, name)
         if rows is not None:
@@ -96,7 +96,8 @@ def arrays_fact(*trees: Any) -> str:
     return digest.hexdigest()[:12]
 
 
-def _fingerprint(source: Source) -> str:
+def source_fact(source: Source) -> str:
+    """A fingerprint of all labels, cameras and class names of a source, and of some of its images."""
     digest = hashlib.sha256("\0".join(source.class_names).encode(errors="surrogateescape"))
     digest.update(np.ascontiguousarray(source.labels, "<i4").tobytes())
     if source.cameras is not None:

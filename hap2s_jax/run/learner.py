@@ -14,6 +14,7 @@ import optax
 from hap2s_jax import losses, models
 from hap2s_jax.distributed.devices import AXIS
 from hap2s_jax.errors import UserError, require
+from hap2s_jax.run import applicable
 from hap2s_jax.run.config import Config
 from hap2s_jax.training import objective, optimizer, step
 from hap2s_jax.training.state import TrainState, assemble_state, create_state
@@ -69,6 +70,10 @@ class Learner:
                 why = f"at least 2: {config.loss.name} compares images of one class, and with those of others"
                 require(config.batch[key] >= 2, f"batch.{key}", config.batch[key], why)
         encoder = models.create(**config.encoder, axis_name=AXIS)
+        is_frozen = getattr(encoder, "frozen", False)
+        applicable.check(config, is_frozen)
+        # A frozen trunk is no part of the state.
+        of_encoder = () if is_frozen else encoder.frozen_parameters
         schedule = optimizer.create_schedule(
             learning_rate=config.optimizer.learning_rate, steps=config.steps, **config.schedule
         )
@@ -76,7 +81,7 @@ class Learner:
             schedule=schedule,
             **{
                 **_without(config.optimizer, "learning_rate"),
-                "frozen": (*config.optimizer.frozen, *(f"encoder/{p}" for p in encoder.frozen_parameters)),
+                "frozen": (*config.optimizer.frozen, *(f"encoder/{p}" for p in of_encoder)),
             },
         )
         train_step = functools.partial(
@@ -96,8 +101,22 @@ class Learner:
         return self.config.batch.classes * self.config.batch.images_per_class
 
     @property
-    def _images(self) -> np.ndarray:
-        return np.zeros((2, *self.config.data.image_size, 3), np.uint8)
+    def is_frozen(self) -> bool:
+        """Whether the encoder's trunk is frozen: then the state holds the head alone, and the inputs are features."""
+        return getattr(self.encoder, "frozen", False)
+
+    @functools.cached_property
+    def inputs(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of two inputs of the encoder: images, or where its trunk is frozen their features."""
+        images = jax.ShapeDtypeStruct((2, *self.config.data.image_size, 3), np.uint8)
+        if not self.is_frozen:
+            return images
+        init = functools.partial(self.encoder.init_with_output, method="pooled")
+        return jax.eval_shape(init, jax.random.key(0), images)[0]
+
+    @property
+    def _examples(self) -> np.ndarray:
+        return np.zeros(self.inputs.shape, self.inputs.dtype)
 
     def initial_state(self, num_classes: int) -> TrainState:
         """The state before the first update, for labels 0 to `num_classes` - 1, not yet placed on devices."""
@@ -105,18 +124,24 @@ class Learner:
         return create_state(
             encoder_key,
             self.encoder,
-            self._images,
+            self._examples,
             self.optimizer,
             loss_params=loss_params,
             use_ema=bool(self.config.ema_decay),
         )
+
+    def whole_encoder(self) -> PyTree:
+        """The first variables of the encoder, ``{"params", "batch_stats"}``, those of a frozen trunk included."""
+        encoder_key, _ = jax.random.split(jax.random.key(self.config.seed))
+        images = np.zeros((2, *self.config.data.image_size, 3), np.uint8)
+        return models.initialize(self.encoder, encoder_key, images)
 
     def abstract_state(self, num_classes: int) -> TrainState:
         """Shapes and dtypes of `initial_state`, without computing it."""
 
         def draw() -> TrainState:
             key, loss_params = self._loss_params(num_classes)
-            variables = self.encoder.init(key, self._images, train=False)
+            variables = self.encoder.init(key, self._examples, train=False)
             return assemble_state(
                 variables, self.optimizer, loss_params=loss_params, use_ema=bool(self.config.ema_decay)
             )
@@ -130,7 +155,7 @@ class Learner:
         for name, loss in self.losses.items():
             if loss.has_params:
                 init = functools.partial(self.encoder.init_with_output, train=False)
-                output, _ = jax.eval_shape(init, encoder_key, self._images)
+                output, _ = jax.eval_shape(init, encoder_key, self._examples)
                 # Two losses that draw arrays of the same shape must not draw the same values.
                 key = jax.random.fold_in(loss_key, len(loss_params)) if loss_params else loss_key
                 loss_params[name] = loss.init_params(key, num_classes, output.embedding.shape[-1])

@@ -116,6 +116,7 @@ def finish(
         "test": measured,
         "validation": _last(records, "validation/", int(state.step)),
         "untrained": _last(records, "test/", 0),
+        "as_it_comes": _last(records, "as_it_comes/", 0),
         "baselines": baselines,
         "weights_of_step": int(state.step),
         "steps": last_step,
@@ -217,6 +218,7 @@ def print_results(results: Mapping[str, Any]) -> None:
     rows = {
         **results["baselines"],
         "untrained": results["untrained"],
+        "trunk as it comes": results["as_it_comes"],
         f"trained, step {results['weights_of_step']}": results["test"],
     }
     known = {name: {k: v for k, v in values.items() if v is not None} for name, values in rows.items()}

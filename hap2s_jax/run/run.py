@@ -81,12 +81,17 @@ def _train_and_report(
 ) -> dict[str, Any]:
     config, is_lead = trainer.config, trainer.parallel.is_lead
     began = time.perf_counter()
-    state = _first_state(trainer, checkpointer, start)
+    state, frozen = _first_state(trainer, checkpointer, start)
     with MetricLog(path, resume_step=start, tensorboard=config.log.tensorboard, enabled=is_lead) as log:
         report.announce(trainer, state, path)
+        if frozen is not None:
+            # Several processes hear of a signal once they train.
+            trainer = trainer.on_features(frozen, path, lambda: jax.process_count() == 1 and stop(start))
         if start == 0 and config.evaluate.untrained:
             test = trainer.dataset.test
             log.write(0, trainer.measure(*trainer.embeddings(state, test), test), part="test")
+            if config.pretrained.source:
+                log.write(0, trainer.measure_trunk(state), part="as_it_comes")
         update = trainer.update
         if config.log.profile_steps and is_lead:
             first, last = config.log.profile_steps
@@ -98,21 +103,26 @@ def _train_and_report(
         )
 
 
-def _first_state(trainer: Trainer, checkpointer: Checkpointer, start: int) -> TrainState:
-    """The state to begin with, on the devices: the checkpoint of step `start`, or the first weights for 0."""
+def _first_state(trainer: Trainer, checkpointer: Checkpointer, start: int) -> tuple[TrainState, Any]:
+    """The state to begin with, on the devices: the checkpoint of step `start`, or the first weights for 0. And the
+    variables of a frozen trunk, None without one.
+    """
     state, is_lead = trainer.initial_state(), trainer.parallel.is_lead
     if start:
         if is_lead:
             report.say(f"resuming at step {start} of {trainer.config.steps}")
-        return trainer.parallel.replicate(checkpointer.restore(state, start))
-    state, weights = trainer.with_initial_weights(state)
+        restored = trainer.parallel.replicate(checkpointer.restore(state, start))
+        return restored, checkpointer.restore_frozen() if trainer.learner.is_frozen else None
+    state, frozen, weights = trainer.with_initial_weights(state)
     if trainer.config.pretrained.source:  # of which each host may have a copy of its own
         processes.check_same(
-            lambda: {"the first weights": facts.arrays_fact(state.params, state.batch_stats)}
+            lambda: {"the first weights": facts.arrays_fact(state.params, state.batch_stats, frozen)}
         )
     if is_lead:
         report.say(weights)
-    return trainer.parallel.replicate(state)
+    if frozen is not None:
+        checkpointer.save_frozen(frozen)
+    return trainer.parallel.replicate(state), frozen
 
 
 def _train(

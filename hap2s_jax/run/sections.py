@@ -77,6 +77,12 @@ class Data(Settings):
         "Decoded images are kept in memory when all of a part fit into this many bytes; 0 keeps none.",
         at_least(0),
     ] = 512 * 2**20
+    cached_views: Annotated[
+        int,
+        "Views of each training image that a frozen encoder makes features of: 1 is the centre, as in evaluation; more "
+        "are random ones by `augment`, fixed once and for all.",
+        at_least(1),
+    ] = 1
     quarter_turns: Annotated[
         bool,
         "Training images turned by 90, 180 and 270 degrees too, as classes of their own: four times as many.",
@@ -106,6 +112,11 @@ class Encoder(Settings):
     section = "encoder"
     name: Annotated[str, "One of hap2s_jax.models.names(), or package.module:Class."] = "resnet50"
     width: Annotated[int | None, "Channels of the first stage; None for the published 64."] = None
+    frozen: Annotated[
+        bool,
+        "Whether the trunk is kept as it is: each image goes through it once, and the head is trained on the features "
+        "that are kept in the working directory.",
+    ] = False
     frozen_blocks: Annotated[
         int, "First blocks of a transformer, and all before them, that are kept from training.", at_least(0)
     ] = 0

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 import optax
 
@@ -20,12 +21,12 @@ from hap2s_jax.distributed.devices import DataParallel, use_cores
 from hap2s_jax.errors import UserError, require, unknown_name
 from hap2s_jax.evaluation import protocols
 from hap2s_jax.models import pretrained
-from hap2s_jax.run import initial_weights
+from hap2s_jax.run import frozen, initial_weights
 from hap2s_jax.run.config import Config
 from hap2s_jax.run.evaluator import Evaluator, decoding, embedding_function, load_dataset, with_noise
 from hap2s_jax.run.learner import Learner
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
-from hap2s_jax.training.state import TrainState, encoder_variables, start_average
+from hap2s_jax.training.state import TrainState, encoder_variables, split_frozen, start_average
 
 PyTree = Any
 Update = Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
@@ -58,6 +59,7 @@ class Trainer(Evaluator):
       learner: encoder, losses, optimiser and step.
       update: compiled ``(state, split batch) -> (state, metrics)``.
       noise: which training images were made wrong on purpose, None without noise.
+      features: what stands in the place of the images, once a frozen trunk has made it; see `on_features`.
     """
 
     augmentation: Any
@@ -65,6 +67,7 @@ class Trainer(Evaluator):
     learner: Learner
     update: Update
     noise: NoiseRecord | None = None
+    features: frozen.Features | None = None
 
     @classmethod
     def create(cls, config: Config) -> Trainer:
@@ -121,26 +124,29 @@ class Trainer(Evaluator):
         # The classes are not the plan's: flipped labels may leave a class in the middle without images.
         return self.learner.initial_state(len(self.dataset.train.class_names))
 
-    def with_initial_weights(self, state: TrainState) -> tuple[TrainState, str]:
-        """The state with `config.pretrained`'s weights in place of the random ones, and a line that says what came."""
-        settings = self.config.pretrained
-        if not settings.source:
-            frozen = self.config.encoder.get("freeze_bn_stats")
-            warning = ", and batch normalisation keeps its first statistics: unfreeze encoder.freeze_bn_stats"
-            return state, "weights start at random" + (warning if frozen else "")
-        try:
-            encoder, report = initial_weights.load(
-                settings.source,
-                self.encoder,
-                {"params": state.params["encoder"], "batch_stats": state.batch_stats},
-                cache_dir=settings.cache_dir,
-                offline=settings.offline,
-            )
-        except UserError as e:
-            around = f" {initial_weights.WITHOUT_HUB}" if settings.source.startswith(pretrained.HUB) else ""
-            raise UserError(f"{e}{around}") from None
-        params = {**state.params, "encoder": encoder["params"]}
-        batch_stats = encoder.get("batch_stats", {})
+    def with_initial_weights(self, state: TrainState) -> tuple[TrainState, PyTree, str]:
+        """Takes `config.pretrained`'s weights in place of the random ones.
+
+        Returns:
+          The state; the variables of the trunk that it does not hold, None where none is frozen; and a line that says
+          what came.
+        """
+        source, is_frozen, kept = self.config.pretrained.source, self.learner.is_frozen, None
+        encoder = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
+        if is_frozen:
+            encoder = self.learner.whole_encoder()
+        line = "weights start at random"
+        if source:
+            encoder, line = self._pretrained(encoder)
+        elif is_frozen:
+            line += ", and the frozen trunk keeps them: give pretrained.source"
+        elif self.config.encoder.get("freeze_bn_stats"):
+            line += ", and batch normalisation keeps its first statistics: unfreeze encoder.freeze_bn_stats"
+        if is_frozen:
+            encoder, kept = split_frozen(encoder)
+        if not source:
+            return state, kept, line
+        params, batch_stats = {**state.params, "encoder": encoder["params"]}, encoder.get("batch_stats", {})
         state = dataclasses.replace(
             state,
             params=params,
@@ -148,16 +154,38 @@ class Trainer(Evaluator):
             opt_state=self.optimizer.init(params),
             ema_params=None if state.ema_params is None else start_average(params, batch_stats),
         )
-        return state, str(report)
+        return state, kept, line
 
-    def train_batches(self, start_step: int) -> Iterator[PyTree]:
-        """The batches of steps `start_step`, `start_step` + 1, ..., split over the local devices."""
+    def _pretrained(self, variables: PyTree) -> tuple[PyTree, str]:
+        """An encoder's variables with `config.pretrained`'s weights, and a line that says what came."""
+        settings = self.config.pretrained
+        try:
+            encoder, report = initial_weights.load(
+                settings.source,
+                self.encoder,
+                variables,
+                cache_dir=settings.cache_dir,
+                offline=settings.offline,
+            )
+        except UserError as e:
+            around = f" {initial_weights.WITHOUT_HUB}" if settings.source.startswith(pretrained.HUB) else ""
+            raise UserError(f"{e}{around}") from None
+        return encoder, str(report)
+
+    def on_features(self, variables: PyTree, workdir: pathlib.Path, stop: Callable[[], bool]) -> Trainer:
+        """The trainer that has the features of a frozen trunk, of these `variables`, in the place of images; see
+        `frozen.make`.
+        """
+        return dataclasses.replace(self, features=frozen.make(self, variables, workdir, stop))
+
+    def image_batches(self, plan: Any, augmentation: Any, start_step: int) -> Iterator[PyTree]:
+        """This process's share of batches of training images."""
         from hap2s_jax.data.batches import train_batches
 
-        batches = train_batches(
+        return train_batches(
             self.dataset.train,
-            self.plan,
-            augmentation=self.augmentation,
+            plan,
+            augmentation=augmentation,
             image_size=self.config.data.image_size,
             seed=self.config.seed,
             start_step=start_step,
@@ -168,7 +196,21 @@ class Trainer(Evaluator):
             cache_bytes=self.config.data.cache_bytes,
             decoding=decoding(self.config),
         )
+
+    def train_batches(self, start_step: int) -> Iterator[PyTree]:
+        """The batches of steps `start_step`, `start_step` + 1, ..., split over the local devices."""
+        if self.features is None:
+            batches = self.image_batches(self.plan, self.augmentation, start_step)
+        else:
+            host = jax.process_index(), jax.process_count()
+            batches = self.features.train_batches(self.plan, self.config.seed, start_step, *host)
         return (self.parallel.split(batch) for batch in batches)
+
+    def inputs(self, source: Source) -> Iterator[PyTree]:
+        """This process's share of what the encoder embeds of a source: its images, or their features."""
+        if self.features is None:
+            return self.eval_batches(source)
+        return self.features.eval_batches(source, self.parallel)
 
     def checkpointer(self, workdir: str | os.PathLike[str], *, read_only: bool = False) -> Checkpointer:
         """Opens the checkpoints of the run in `workdir`, as the config keeps them; `read_only` changes nothing."""
@@ -182,8 +224,9 @@ class Trainer(Evaluator):
         )
 
     def variables(self, state: TrainState) -> PyTree:
-        """The variables that evaluation uses: the moving average if the run keeps one."""
-        return encoder_variables(state.params, state.batch_stats, state.ema_params)
+        """The encoder's variables that evaluation uses: the moving average if the run keeps one."""
+        kept = None if self.features is None else self.features.variables
+        return encoder_variables(state.params, state.batch_stats, state.ema_params, kept)
 
     def embeddings(self, state: TrainState, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Embeds `source`: ``(embeddings [N, d], present [N])``; see `embed_dataset`."""
@@ -199,6 +242,15 @@ class Trainer(Evaluator):
         live = dataclasses.replace(state, ema_params=None)
         beside = self.measure(*self.embeddings(live, source), source)
         return measured | {f"live/{name}": value for name, value in beside.items()}
+
+    def measure_trunk(self, state: TrainState) -> dict[str, float]:
+        """The metrics of the test images by the features before the head, compared by their cosines."""
+        settings = ml_collections.ConfigDict(
+            {**self.config.evaluate, "feature": "features", "distance": "cosine"}
+        )
+        embed = self.parallel.compile_map(embedding_function(self.encoder, settings))
+        trunk, test = dataclasses.replace(self, embed=embed), self.dataset.test
+        return self.measure(*trunk.embeddings(state, test), test, distance="cosine", cluster=False)
 
 
 def check_best_metric(config: Config, dataset: Dataset) -> None:

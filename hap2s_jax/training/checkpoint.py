@@ -26,6 +26,8 @@ PyTree = Any
 FORMAT = 1
 # Where the checkpoints lie in a working directory.
 FOLDER = "checkpoints"
+# In it, the arrays that no update changes.
+FROZEN = "frozen"
 
 
 @contextlib.contextmanager
@@ -180,7 +182,7 @@ class Checkpointer:
 
         Returns:
           ``{"params", "batch_stats", "ema_params"}`` as in a state, nested dicts of arrays; the last is None
-          where the run kept no average.
+          where the run kept no average. And ``"frozen"``, see `restore_frozen`.
 
         Raises:
           UserError: if the checkpoint does not exist, is damaged, or is of another version.
@@ -188,13 +190,41 @@ class Checkpointer:
         with self._reading(step):
             stored = self._manager.item_metadata(step)["state"].tree
             wanted = {name: stored[name] for name in ("params", "batch_stats", "ema_params")}
-            abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), wanted)
-            as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
+            weights = _read_arrays(self._directory / str(step) / "state", wanted)
+        return weights | {"frozen": self.restore_frozen()}
+
+    def save_frozen(self, variables: PyTree) -> None:
+        """Saves the variables of a frozen trunk, ``{"params", "batch_stats"}``, beside the steps, once for all of them.
+
+        Every process must call it.
+
+        Raises:
+          UserError: they could not be written.
+        """
+        host = jax.tree.map(np.asarray, variables)
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+                writer.save(self._directory / FROZEN, args=ocp.args.PyTreeSave(host), force=True)
+        except Exception as e:
+            raise self._save_error(e) from e
+
+    def restore_frozen(self) -> PyTree:
+        """What `save_frozen` saved, as NumPy arrays; None where nothing was.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        where = self._directory / FROZEN
+        if not where.is_dir():
+            return None
+        try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                return reader.restore(
-                    self._directory / str(step) / "state",
-                    args=ocp.args.PyTreeRestore(abstract, as_arrays, partial_restore=True),
-                )
+                tree = reader.metadata(where).item_metadata.tree
+            return _read_arrays(where, tree)
+        except Exception as e:
+            raise UserError(
+                f"the frozen weights {where} cannot be read ({_first_line(e)}); copy them again"
+            ) from e
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
@@ -258,6 +288,14 @@ class Checkpointer:
             f"saving a checkpoint to {self._directory} failed: {_first_line(error)}; the last good one is of step "
             f"{self._manager.latest_step()}; free space or permissions there and run again to go on from it"
         )
+
+
+def _read_arrays(path: pathlib.Path, wanted: PyTree) -> PyTree:
+    """The arrays of `wanted`, of which shapes and dtypes count, out of the tree that lies in `path`."""
+    abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), wanted)
+    as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(path, args=ocp.args.PyTreeRestore(abstract, as_arrays, partial_restore=True))
 
 
 def _describe(tree: PyTree) -> dict[str, str]:

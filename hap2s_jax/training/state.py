@@ -65,13 +65,30 @@ def move_average(average: PyTree, params: PyTree, batch_stats: PyTree, *, decay:
     return jax.tree.map(move, average, {**params, "batch_stats": batch_stats})
 
 
-def encoder_variables(params: PyTree, batch_stats: PyTree, ema_params: PyTree = None) -> dict[str, PyTree]:
+def encoder_variables(
+    params: PyTree, batch_stats: PyTree, ema_params: PyTree = None, frozen: PyTree = None
+) -> dict[str, PyTree]:
     """The variables to embed with, ``{"params", "batch_stats"}``: the moving average if the run keeps one.
+
+    Those of a frozen trunk, `frozen`, which no state holds, stand beside them.
 
     Older runs did not average statistics; they are judged with those of the newest weights.
     """
     chosen = params if ema_params is None else ema_params
-    return {"params": chosen.get("encoder", {}), "batch_stats": chosen.get("batch_stats", batch_stats) or {}}
+    found = {"params": chosen.get("encoder", {}), "batch_stats": chosen.get("batch_stats", batch_stats) or {}}
+    return {name: {**(frozen or {}).get(name, {}), **tree} for name, tree in found.items()}
+
+
+def split_frozen(variables: PyTree) -> tuple[PyTree, PyTree]:
+    """The variables of an encoder's head, which a state holds, and those of its frozen trunk and pooling."""
+
+    def part(of_head: bool) -> PyTree:
+        return {
+            name: {room: tree for room, tree in rooms.items() if (room == "head") == of_head}
+            for name, rooms in variables.items()
+        }
+
+    return part(True), part(False)
 
 
 def create_state(

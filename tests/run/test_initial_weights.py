@@ -100,7 +100,7 @@ def test_from_a_file_then_on_without_it_then_into_another_run(weights, images, t
     # Another head, and no moving average: the first run's is what it is judged by, hence what is taken.
     changes = {**RESNET18, "pretrained.source": str(run), "encoder.embedding_dim": 64}
     job = Trainer.create(config(images, **changes).lock())
-    started, line = job.with_initial_weights(job.initial_state())
+    started, _, line = job.with_initial_weights(job.initial_state())
     assert line.startswith(f"weights from {run}, step {last(run)[0]} (our own names)")
     assert "head/embedding/kernel [512, 128] dropped: the encoder's is [512, 64]" in line
     average = last(run)[1]["ema_params"]["encoder"]

@@ -1,0 +1,251 @@
+"""A frozen trunk with kept features: the same training as with the trunk in the graph, made once, and gone on with."""
+
+import dataclasses
+import functools
+import json
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+import hap2s_jax
+from hap2s_jax import main
+from hap2s_jax.data.batches import train_batches
+from hap2s_jax.data.datasets import load
+from hap2s_jax.distributed.devices import AXIS
+from hap2s_jax.errors import Preempted, UserError
+from hap2s_jax.evaluation import evaluate
+from hap2s_jax.models import registry
+from hap2s_jax.models.vit import SIGLIP, ViTArchitecture
+from hap2s_jax.recipes import common
+from hap2s_jax.run.learner import Learner
+from hap2s_jax.run.trainer import Trainer
+from hap2s_jax.training import optimizer, step
+from hap2s_jax.training.checkpoint import Checkpointer
+from hap2s_jax.training.state import create_state
+
+VIEWS = 3
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Ten classes of five images of a colour and noise of their own, in folders."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for label in range(10):
+        (root / f"c{label}").mkdir()
+        for number in range(5):
+            colour = np.array([25 * label, 200 - 20 * label, 20 * number])
+            pixels = np.clip(rng.normal(colour, 30, (40, 44, 3)), 0, 255)
+            cv2.imwrite(str(root / f"c{label}" / f"{number}.png"), pixels.astype(np.uint8))
+    return root
+
+
+@pytest.fixture
+def config(images, monkeypatch):
+    """Makes configs of a frozen transformer that compiles in a moment, and whose pooling has parameters too."""
+    monkeypatch.setitem(registry.VITS, "tiny", ViTArchitecture(SIGLIP, 16, 1, 2, 16, 2))
+
+    def make(**changes):
+        config = common.get_config()
+        config.update_from_flattened_dict(
+            {
+                "data.name": "folder",
+                "data.data_dir": str(images),
+                "data.image_size": (32, 32),
+                "data.validation_fraction": 0.4,
+                "batch.classes": 2,
+                "batch.images_per_class": 4,
+                "encoder.name": "tiny",
+                "encoder.pooling": "attention",
+                "encoder.hidden_dim": 8,
+                "encoder.embedding_dim": 16,
+                "encoder.frozen": True,
+                "optimizer.name": "sgd",
+                "optimizer.learning_rate": 0.01,
+                "num_devices": 1,
+                "compilation_cache": "",
+                "log.tensorboard": False,
+                "checkpoint.best_metric": "recall@1",
+            }
+            | changes
+        )
+        config.data.options = {"test_fraction": 0.5, "columns": ""}
+        return config.lock()
+
+    return make
+
+
+RANDOM_VIEWS = {"data.cached_views": VIEWS, "augment.flip": True, "augment.crop": "resized"}
+
+
+def _featured(config, folder, stop=lambda: False, kept=None):
+    trainer = Trainer.create(config)
+    state, first, _ = trainer.with_initial_weights(trainer.initial_state())
+    kept = first if kept is None else kept
+    trainer = trainer.on_features(kept, folder, stop)
+    assert trainer.features is not None
+    return trainer, trainer.features.train, state, kept
+
+
+class _Everything:
+    def __init__(self, count):
+        self.count = count
+
+    def batch(self, step):
+        return (64 * step + np.arange(64)) % self.count
+
+
+def test_twenty_updates_are_those_with_the_trunk_in_the_graph(config, tmp_path):
+    settings = config(**RANDOM_VIEWS)
+    trainer, rows, state, kept = _featured(settings, tmp_path)
+    train = trainer.dataset.train
+    walk = train_batches(
+        train, _Everything(len(train)), augmentation=trainer.augmentation, image_size=(32, 32), seed=0
+    )
+    count = VIEWS * len(train)
+    views = np.concatenate([next(walk)["image"] for _ in range(-(-count // 64))])[:count]
+    assert len(np.unique(views.reshape(count, -1), axis=0)) == count
+    encoder = trainer.encoder
+    features = encoder.apply(kept, views, method="pooled")
+    np.testing.assert_allclose(rows[:, :-1], features, atol=1e-5)
+
+    head = jax.tree.map(np.array, trainer.variables(state))  # copies, since the state is donated
+    whole = {name: {**kept.get(name, {}), "head": head[name]["head"]} for name in head}
+    transform = optimizer.create_optimizer(
+        "sgd", trainer.schedule, frozen=tuple(f"encoder/{p}" for p in encoder.frozen_parameters)
+    )
+    in_graph = create_state(jax.random.key(0), encoder, views[:1], transform)
+    in_graph = dataclasses.replace(
+        in_graph, params={"encoder": whole["params"], "loss": {}}, batch_stats=whole["batch_stats"]
+    )
+    bound = functools.partial(
+        step.train_step,
+        encoder=encoder,
+        objective=trainer.learner.objective,
+        optimizer=transform,
+        axis_name=AXIS,
+    )
+    update = jax.jit(jax.vmap(bound, in_axes=(None, 0), out_axes=None, axis_name=AXIS))
+    batches, again = trainer.train_batches(0), trainer.train_batches(7)
+    state, used = trainer.parallel.replicate(state), set()
+    for number in range(20):
+        batch = next(batches)
+        if number >= 7:
+            jax.tree.map(np.testing.assert_array_equal, batch, next(again))
+        chosen = [int(np.flatnonzero((rows[:, :-1] == row).all(1))[0]) for row in batch["image"][0]]
+        np.testing.assert_array_equal(train.labels[np.array(chosen) % len(train)], batch["label"][0])
+        used |= set(chosen)
+        state, metrics = trainer.update(state, batch)
+        in_graph, expected = update(in_graph, {"image": views[chosen][None], "label": batch["label"]})
+        np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+    assert len(used) > len(train)  # of more than one view
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, state.batch_stats, in_graph.batch_stats)
+    found, expected = state.params["encoder"]["head"], in_graph.params["encoder"]
+    jax.tree.map(close, found, expected["head"])
+    for room in ("trunk", "pooling"):
+        jax.tree.map(np.testing.assert_array_equal, kept["params"][room], expected[room])
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), head["params"]["head"], found)
+    assert min(jax.tree.leaves(moved)) > 1e-6
+
+
+def test_features_are_made_once_and_gone_on_with(config, tmp_path, monkeypatch):
+    from hap2s_jax.run import frozen
+
+    monkeypatch.setattr(frozen, "_BATCHES_PER_WRITE", 1)
+    monkeypatch.setattr(frozen, "_DRAWN_TOGETHER", 8)
+    settings = config(**RANDOM_VIEWS, **{"evaluate.batch_size": 8})
+    whole, rows, _, kept = _featured(settings, tmp_path / "whole")
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) == 4
+
+    with pytest.raises(Preempted):
+        _featured(settings, tmp_path / "cut", stop)
+    file = tmp_path / "cut" / "features" / "train.f32"
+    row = 4 * rows.shape[1]
+    assert file.stat().st_size == 3 * 8 * row
+    with file.open("ab") as half:
+        half.write(b"half a row")
+    asked = [0] * 10
+    _featured(settings, tmp_path / "cut", stop)
+    made = len(asked) - 10
+    _featured(settings, tmp_path / "whole", lambda: pytest.fail("an image went through the trunk again"))
+    for name in ("train", "validation", "test"):
+        files = [tmp_path / run / "features" / f"{name}.f32" for run in ("whole", "cut")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    sizes = [len(rows), *(len(part) for part in (whole.dataset.validation, whole.dataset.test) if part)]
+    assert made == sum(-(-size // 8) for size in sizes) - 3
+    # Another trunk has other features.
+    other = jax.tree.map(lambda x: x + 1, kept)
+    _, changed, _, _ = _featured(settings, tmp_path / "whole", kept=other)
+    assert not np.isclose(changed[:, 0], np.fromfile(file, np.float32)[:: row // 4]).any()
+
+
+def test_images_that_cannot_be_read_are_named_or_left_out(config, images, tmp_path):
+    dataset = load("folder", data_dir=str(images), validation_fraction=0.4, seed=0, test_fraction=0.5)
+    for part in (dataset.train, dataset.test):
+        path = images / part.describe(0).split(str(images) + "/")[-1]
+        before = path.read_bytes()
+        path.write_bytes(b"no image")
+        try:
+            with pytest.raises(UserError, match=path.name):
+                _featured(config(), tmp_path / "error")
+            trainer, rows, state, _ = _featured(config(**{"data.on_unreadable": "skip"}), tmp_path / "skip")
+            _, present = trainer.embeddings(state, trainer.dataset.test)
+            assert present.sum() == len(present) - (part is dataset.test)
+            # Another image of the class stands in for one to train on.
+            np.testing.assert_array_equal(rows[:, -1], trainer.dataset.train.labels)
+            assert len(np.unique(rows, axis=0)) == len(rows) - (part is dataset.train)
+        finally:
+            path.write_bytes(before)
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_loaded_and_compared_with_its_trunk(config, images, tmp_path, capsys):
+    first = tmp_path / "first"
+    changes = {"steps": 4, "evaluate.every_steps": 2, "checkpoint.every_steps": 2, "ema_decay": 0.5}
+    main.run(config(**changes), first)
+    run = tmp_path / "run"
+    changes |= {"pretrained.source": str(first), "evaluate.batch_size": 7, "num_devices": 2}
+    main.run(config(**changes), run)
+    results = main.run(config(**changes | {"steps": 6}), run)
+    assert "trunk as it comes" in capsys.readouterr().out
+    checkpointer = Checkpointer(run / "checkpoints", read_only=True)
+    weights = checkpointer.restore_weights(6)
+    checkpointer.close()
+    assert weights["params"]["encoder"].keys() == {"head"}
+    assert weights["frozen"]["params"].keys() == {"trunk", "pooling"}
+
+    encoder = hap2s_jax.load(run)
+    test = load("folder", data_dir=str(images), validation_fraction=0.4, seed=0, test_fraction=0.5).test
+    photos = [test.read(n) for n in range(len(test))]
+    figures = evaluate(encoder(photos), test.labels, cluster=False)
+    assert {k: results["test"][k] for k in figures} == pytest.approx(figures, abs=1e-6)
+    shown = np.stack([encoder.preprocess(photo) for photo in photos])
+    features = np.asarray(encoder.module.apply(encoder.variables, shown).features)
+    figures = evaluate(features, test.labels, distance="cosine", cluster=False)
+    assert results["as_it_comes"] == pytest.approx(figures, abs=1e-6)
+    assert json.loads((run / "thresholds.json").read_text())["weights"] == encoder.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"augment.flip": True, "augment.crop": "pad"}, "augment.crop, augment.flip: .* data.cached_views=4"),
+        ({"encoder.frozen": False, "data.cached_views": 2}, "data.cached_views is 2; .* encoder.frozen"),
+        (
+            {"optimizer.trunk_factor": 0.1, "evaluate.flip": True},
+            "evaluate.flip, optimizer.trunk_factor: set",
+        ),
+        ({"encoder.embedding_dim": 0, "encoder.hidden_dim": 0}, "embedding_dim is 0, .* nothing to train"),
+        ({"encoder.frozen_blocks": 1}, "frozen_blocks and remat do not apply to a frozen"),
+        ({"encoder.name": "small_encoder:SmallEncoder"}, "takes no option"),
+    ],
+)
+def test_keys_that_do_not_apply_are_named(config, changes, words):
+    with pytest.raises(UserError, match=words):
+        Learner.create(config(**changes))
