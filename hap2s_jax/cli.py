@@ -63,6 +63,12 @@ class Parser(argparse.ArgumentParser):
         """Adds ``--name`` and ``--no_name``, also written ``--name=true`` and ``--name=false``."""
         self.add_argument(f"--{name}", action=_Switch, default=default, help=help)
 
+    def add_strict(self) -> None:
+        """Adds ``--strict``, of commands that read checkpoints."""
+        self.add_switch(
+            "strict", default=False, help="a damaged checkpoint ends it; else the newest whole one is taken"
+        )
+
     def read(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         """The options that `arguments` give, by default those of the command line."""
         given = sys.argv[1:] if arguments is None else list(arguments)

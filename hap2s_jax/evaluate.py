@@ -46,6 +46,7 @@ def from_workdir(
     distance: str | None = None,
     data_dir: str | None = None,
     own_code: bool = False,
+    strict: bool = False,
 ) -> Inputs:
     """Embeds the test images of a run with the checkpoint that `evaluate.weights` names, and changes nothing there.
 
@@ -54,7 +55,7 @@ def from_workdir(
       step: another checkpoint than that one.
       views, feature, distance: other values than the run's own `evaluate.flip`, `evaluate.five_crops` and
         `evaluate.zooms`, `evaluate.feature`, `evaluate.distance`; () for no views.
-      own_code: see `hap2s_jax.load`.
+      own_code, strict: see `hap2s_jax.load`.
       data_dir: where the run's data lie on this machine, if elsewhere than `data.data_dir` says.
 
     Raises:
@@ -82,7 +83,7 @@ def from_workdir(
     with configs.written_by(workdir):
         use_compilation_cache(config)
         devices.use_cores(config.evaluate.batch_size)
-        encoder = loading.load(workdir, checkpoint=step, own_code=own_code)
+        encoder = loading.load(workdir, checkpoint=step, own_code=own_code, strict=strict)
         evaluator = Evaluator.of_run(config, encoder.module)
         facts.warn_of_changed_data(evaluator.dataset, encoder.workdir)
     test = evaluator.dataset.test
@@ -119,7 +120,8 @@ def _inputs(options: argparse.Namespace) -> Inputs:
     chosen = {name: getattr(options, name) for name in ("step", "views", "feature", "data_dir")}
     if options.workdir:
         extras.require("evaluate --workdir", "train")
-        return from_workdir(options.workdir, **chosen, distance=options.distance, own_code=options.own_code)
+        consent = {"own_code": options.own_code, "strict": options.strict}
+        return from_workdir(options.workdir, **chosen, distance=options.distance, **consent)
     if given := [name for name, value in chosen.items() if value is not None]:
         raise UserError(f"--{given[0]} needs the encoder and the images: use it with --workdir.")
     return from_npz(options.embeddings)
@@ -279,6 +281,7 @@ def _parser() -> cli.Parser:
         default=False,
         help="import and run the code that --workdir's config names as its encoder; only for runs that you trust",
     )
+    parser.add_strict()
     parser.add_argument(
         "--step", type=int, help="checkpoint of --workdir; unless given, what evaluate.weights names"
     )

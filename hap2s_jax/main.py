@@ -25,12 +25,14 @@ from hap2s_jax import cli, extras
 from hap2s_jax.distributed import devices, processes
 
 
-def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def run(config: Any, workdir: str | os.PathLike[str], *, strict: bool = False) -> dict[str, Any]:
     """Trains or resumes training in a working directory, and measures the result: `hap2s_jax.run.run.run`.
 
     Args:
       config: as `hap2s_jax/recipes/common.py` describes it.
       workdir: where checkpoints, ``metrics.jsonl``, ``results.json`` and the pictures go.
+      strict: whether a damaged checkpoint is an error; otherwise it is set aside with a warning, and the run goes on
+        from the newest whole one.
 
     Returns:
       What ``results.json`` holds.
@@ -43,7 +45,7 @@ def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     # Not before, so that the help needs none of what training needs.
     from hap2s_jax.run.run import run as from_start_to_end
 
-    return from_start_to_end(config, workdir)
+    return from_start_to_end(config, workdir, strict=strict)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_config("--config=configs/emoji.py:tiny or --config=emoji")
     parser.add_argument("--workdir", help="where results go; runs/<config.name> by default")
     parser.add_switch("list_configs", default=False, help="name the configs that come with the package")
+    parser.add_strict()
     parser.add_switch("distributed", default=False, help="join the other processes of a pod or cluster")
     parser.add_argument("--coordinator", help="host:port of process 0, where it cannot be detected")
     parser.add_argument("--num_processes", type=int, help="number of processes, where it cannot be detected")
@@ -89,7 +92,7 @@ def _run(options: argparse.Namespace) -> None:
                 raise cli.UsageError(
                     f"--{name} has no effect alone; give --coordinator=HOST:PORT (or --distributed) too"
                 )
-        run(config, workdir)
+        run(config, workdir, strict=options.strict)
         return
     devices.initialize_processes(
         options.coordinator,
@@ -99,7 +102,7 @@ def _run(options: argparse.Namespace) -> None:
         peer_timeout=options.peer_timeout,
     )
     with processes.leaving_at_once():
-        run(config, workdir)
+        run(config, workdir, strict=options.strict)
 
 
 def _quieten() -> None:

@@ -78,11 +78,12 @@ def from_run(
     checkpointer = Checkpointer(path / FOLDER, read_only=True)
     try:
         with configs.written_by(path):
-            step = checkpointer.evaluated_step(config.evaluate.weights)
-        if step is None:
-            raise UserError(f"pretrained {path} holds a run without a checkpoint yet")
-        weights = checkpointer.restore_weights(step)
+            which = config.evaluate.weights
+        chosen = checkpointer.restore_whole(lambda: checkpointer.evaluated_step(which))
     finally:
         checkpointer.close()
+    if chosen is None:
+        raise UserError(f"pretrained {path} holds a run without a checkpoint yet")
+    step, weights = chosen
     saved = encoder_variables(**weights)
     return pretrained.from_variables(saved, variables, source=f"{path}, step {step}")

@@ -32,12 +32,14 @@ from hap2s_jax.training.state import TrainState
 from hap2s_jax.training.watch import CollapseWatch
 
 
-def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def run(config: configs.Config, workdir: str | os.PathLike[str], *, strict: bool = False) -> dict[str, Any]:
     """Trains or resumes training in a working directory, and measures the result on the test classes.
 
     Args:
       config: as `hap2s_jax/recipes/common.py` describes it.
       workdir: where checkpoints, ``metrics.jsonl``, ``results.json`` and the pictures go.
+      strict: whether a damaged checkpoint is an error; otherwise it is set aside with a warning, and the run goes on
+        from the newest whole one.
 
     Returns:
       What ``results.json`` holds.
@@ -57,7 +59,7 @@ def run(config: configs.Config, workdir: str | os.PathLike[str]) -> dict[str, An
         with folder.entered(workdir, config) as path:
             use_compilation_cache(config)
             trainer = Trainer.create(config)
-            with _closing(trainer.checkpointer(path)) as checkpointer:
+            with _closing(trainer.checkpointer(path, strict=strict)) as checkpointer:
                 start = checkpointer.latest_step or 0
                 data_facts = functools.cache(lambda: facts.data_facts(trainer.dataset))  # reads images
                 finished = report.is_finished(path, start)
@@ -172,10 +174,13 @@ def _train(
 
 def _chosen_weights(trainer: Trainer, last: TrainState, checkpointer: Checkpointer) -> TrainState:
     """The state whose figures on the test classes are reported."""
-    best = checkpointer.best_step if trainer.config.evaluate.weights == "best" else None
-    if best is None or best == int(last.step):
-        return last
-    return trainer.parallel.replicate(checkpointer.restore(last, best))
+
+    def best() -> int | None:
+        step = checkpointer.evaluated_step(trainer.config.evaluate.weights)
+        return None if step == int(last.step) else step
+
+    chosen = checkpointer.restore_whole(best, last)
+    return last if chosen is None else trainer.parallel.replicate(chosen[1])
 
 
 @contextlib.contextmanager

@@ -212,7 +212,9 @@ class Trainer(Evaluator):
             return self.eval_batches(source)
         return self.features.eval_batches(source, self.parallel)
 
-    def checkpointer(self, workdir: str | os.PathLike[str], *, read_only: bool = False) -> Checkpointer:
+    def checkpointer(
+        self, workdir: str | os.PathLike[str], *, read_only: bool = False, strict: bool = False
+    ) -> Checkpointer:
         """Opens the checkpoints of the run in `workdir`, as the config keeps them; `read_only` changes nothing."""
         settings = self.config.checkpoint
         return Checkpointer(
@@ -221,6 +223,7 @@ class Trainer(Evaluator):
             keep_best=settings.keep_best,
             best_metric=settings.best_metric if self.dataset.validation is not None else None,
             read_only=read_only,
+            strict=strict,
         )
 
     def variables(self, state: TrainState) -> PyTree:

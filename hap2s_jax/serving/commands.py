@@ -20,6 +20,7 @@ def add_encoder(parser: Parser, *, required: bool = True, where: str = "") -> No
         help="the moving average of the weights, or the weights themselves; by default the average where there is one",
     )
     add_own_code(parser)
+    parser.add_strict()
 
 
 def add_own_code(parser: Parser) -> None:
@@ -43,6 +44,7 @@ def open_encoder(options: argparse.Namespace, workdir: str | None = None) -> Tra
         checkpoint=options.checkpoint,
         average=options.average,
         own_code=options.own_code,
+        strict=options.strict,
     )
     use_compilation_cache(encoder.config)
     return encoder

@@ -29,6 +29,7 @@ def load(
     checkpoint: str | int | None = None,
     average: bool | None = None,
     own_code: bool = False,
+    strict: bool = False,
 ) -> TrainedEncoder:
     """Loads the trained encoder of a run.
 
@@ -43,6 +44,8 @@ def load(
         evaluation does.
       own_code: whether the code that the run's config names as its encoder, `package.module:Class`, may be imported
         and run. Classes of flax modules that the program has imported already always may.
+      strict: whether a damaged checkpoint is an error. Otherwise, unless its step was named, it is left out with a
+        warning, and the newest whole one is loaded.
 
     Raises:
       UserError: in one line, if there is no finished checkpoint, or it is damaged or of a newer version.
@@ -58,9 +61,14 @@ def load(
             f"{workdir} holds no finished checkpoint; train on with hap2s_jax.main, or copy {FOLDER} whole"
         )
     with quiet(), configs.written_by(path):
-        checkpointer = Checkpointer(path / FOLDER, read_only=True)
-        step = _choose_step(checkpointer, checkpoint, config)
-        weights = checkpointer.restore_weights(step)
+        checkpointer = Checkpointer(path / FOLDER, read_only=True, strict=strict)
+        if checkpoint in (None, "latest"):
+            chosen = checkpointer.restore_whole(lambda: _choose_step(checkpointer, checkpoint, config))
+            assert chosen
+            step, weights = chosen
+        else:
+            step = _choose_step(checkpointer, checkpoint, config)
+            weights = checkpointer.restore_weights(step)
         checkpointer.close()
     if average and weights["ema_params"] is None:
         raise UserError(f"average: the run in {workdir} kept no moving average of its weights; leave it out")

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation.stored import first_line
+from hap2s_jax.training import digests
 
 _LOG = logging.getLogger(__name__)
 PyTree = Any
@@ -42,6 +44,17 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+class _Manager(ocp.CheckpointManager):
+    """Opens a directory whatever is damaged in it."""
+
+    def metrics(self, step: int) -> PyTree | None:
+        """Figures of a checkpoint, None if they cannot be read."""
+        try:
+            return super().metrics(step)
+        except (OSError, ValueError):
+            return None
+
+
 class Checkpointer:
     """Saves states asynchronously and keeps the last few and the best.
 
@@ -52,6 +65,11 @@ class Checkpointer:
       best_metric: name of the metric that says which is best (larger is better); only checkpoints that were
         saved with it compete.
       read_only: open for restoring only.
+      strict: whether a damaged checkpoint is an error. Otherwise it is set aside, or if `read_only` left out, with a
+        warning, and the newest whole one counts.
+
+    Raises:
+      UserError: the directory cannot be opened, or `strict`.
     """
 
     def __init__(
@@ -62,6 +80,7 @@ class Checkpointer:
         keep_best: int = 1,
         best_metric: str | None = None,
         read_only: bool = False,
+        strict: bool = False,
     ):
         self._directory = pathlib.Path(directory).absolute()  # orbax takes no relative paths
 
@@ -76,30 +95,32 @@ class Checkpointer:
                 get_metric_fn=quality, n=keep_best, keep_checkpoints_without_metrics=False
             ),
         ]
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=None if read_only else preservation_policy.AnyPreservationPolicy(keep),
-            best_fn=quality,
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
-            read_only=read_only,
-        )
-        self._best_metric = best_metric
-        try:
-            self._manager = ocp.CheckpointManager(
-                self._directory,
-                options=options,
-                item_handlers={
-                    "state": ocp.StandardCheckpointHandler(),
-                    "record": ocp.JsonCheckpointHandler(),
-                },
+
+        def opened() -> ocp.CheckpointManager:
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=None if read_only else preservation_policy.AnyPreservationPolicy(keep),
+                best_fn=quality,
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._add_digests),
             )
-        except OSError as e:
-            raise UserError(f"cannot open the checkpoints in {self._directory}: {_first_line(e)}") from e
+            handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
+            return _Manager(self._directory, options=options, item_handlers=handlers)
+
+        self._best_metric, self._saving = best_metric, 0
+        self._checks = digests.Checks(self._directory, strict=strict)
+        self._manager = self._checks.open_read_only(opened) if read_only else self._checks.open_whole(opened)
+
+    def _add_digests(self) -> None:
+        """Called by orbax on one process, once all files of a checkpoint are written and before it has its name."""
+        (folder,) = self._directory.glob(f"{self._saving}.*tmp*")
+        digests.write(folder)
 
     @property
     def latest_step(self) -> int | None:
         """The step of the newest whole checkpoint, None without any."""
-        return self._manager.latest_step()
+        return max(self.steps, default=None)
 
     @property
     def best_step(self) -> int | None:
@@ -108,14 +129,17 @@ class Checkpointer:
         return self._manager.best_step()
 
     def evaluated_step(self, weights: str) -> int | None:
-        """The step whose figures a run reports by its `config.evaluate.weights`, "best" or "last"; None without any."""
+        """The step whose figures a run reports by its `config.evaluate.weights`, "best" or "last"; None without any.
+
+        In place of a best one that is damaged it is the newest.
+        """
         best = self.best_step if weights == "best" else None
-        return self.latest_step if best is None else best
+        return best if best in self.steps else self.latest_step
 
     @property
     def steps(self) -> list[int]:
         """The steps of all whole checkpoints, ascending."""
-        return sorted(self._manager.all_steps())
+        return sorted(set(self._manager.all_steps()) - self._checks.left_out)
 
     def save(self, state: PyTree, metrics: Mapping[str, float] | None = None) -> None:
         """Starts to save `state` under its own step; returns once it is copied to host memory.
@@ -127,7 +151,7 @@ class Checkpointer:
             checkpoints stay whole.
         """
         step = int(state.step)
-        record: dict[str, Any] = {"format": FORMAT, "metrics": dict(metrics or {})}
+        record: dict[str, Any] = {"format": FORMAT, "digests": True, "metrics": dict(metrics or {})}
         quality = None
         if metrics is not None and self._best_metric is not None:
             if self._best_metric not in metrics:
@@ -148,6 +172,8 @@ class Checkpointer:
         # Copied to the host, since the device's buffers are donated to the next step, and since several
         # processes can save host values whatever the sharding.
         host_state = jax.tree.map(lambda x: np.array(x, copy=True), state)
+        self._wait()  # for the one before, whose digests are of `_saving`
+        self._saving = step
         try:
             self._manager.save(
                 step,
@@ -167,7 +193,8 @@ class Checkpointer:
           step: one of `steps`.
 
         Raises:
-          UserError: if the checkpoint does not exist, is damaged, or does not fit the template.
+          DamagedError: it is damaged.
+          UserError: it does not exist, or does not fit the template.
         """
         with self._reading(step):
             self._check_fits(template, step)
@@ -185,7 +212,8 @@ class Checkpointer:
           where the run kept no average. And ``"frozen"``, see `restore_frozen`.
 
         Raises:
-          UserError: if the checkpoint does not exist, is damaged, or is of another version.
+          DamagedError: it is damaged.
+          UserError: it does not exist, or is of another version.
         """
         with self._reading(step):
             stored = self._manager.item_metadata(step)["state"].tree
@@ -226,14 +254,30 @@ class Checkpointer:
                 f"the frozen weights {where} cannot be read ({_first_line(e)}); copy them again"
             ) from e
 
+    def restore_whole(
+        self, choose: Callable[[], int | None], template: PyTree = None
+    ) -> tuple[int, PyTree] | None:
+        """The step that `choose` names, and its state, or without a template its weights; None if it names none.
+
+        A damaged one is left out, as `latest_step` and `evaluated_step` know then, and `choose` is asked again.
+        """
+        while (step := choose()) is not None:
+            try:
+                return step, self.restore_weights(step) if template is None else self.restore(template, step)
+            except digests.DamagedError as error:
+                self._checks.leave_out(step, error)
+        return None
+
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
-        """Checks that a checkpoint exists in this format, and turns any other failure into one line."""
+        """Checks that a checkpoint exists in this format and is whole, and turns any other failure into one line."""
+        self._wait()
         where = self._directory / str(step)
-        if step not in self.steps:
+        if step not in self._manager.all_steps():
             raise UserError(
                 f"no checkpoint of step {step} in {self._directory}; there are: {self.steps or 'none'}"
             )
+        self._checks.begin(step)
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
             written = found["record"].get("format")
@@ -243,11 +287,13 @@ class Checkpointer:
                     "use the version of hap2s_jax that wrote it"
                 )
             yield
-        except UserError:
-            raise
+            self._checks.check(step)
         except Exception as e:
+            self._checks.check(step)  # what is damaged may fail in any way
+            if isinstance(e, UserError):
+                raise
             raise UserError(
-                f"checkpoint {where} cannot be read ({_first_line(e)}); if it is damaged, remove that folder and "
+                f"checkpoint {where} cannot be read ({first_line(e)}); if it is damaged, remove that folder and "
                 "run again to go on from the checkpoint before it"
             ) from e
 
@@ -276,6 +322,7 @@ class Checkpointer:
         """Waits until the last save is complete."""
         self._wait()
         self._manager.close()
+        self._checks.close()
 
     def _wait(self) -> None:
         try:
@@ -285,7 +332,7 @@ class Checkpointer:
 
     def _save_error(self, error: Exception) -> UserError:
         return UserError(
-            f"saving a checkpoint to {self._directory} failed: {_first_line(error)}; the last good one is of step "
+            f"saving a checkpoint to {self._directory} failed: {first_line(error)}; the last good one is of step "
             f"{self._manager.latest_step()}; free space or permissions there and run again to go on from it"
         )
 
@@ -308,8 +355,3 @@ def _describe(tree: PyTree) -> dict[str, str]:
         for path, leaf in leaves
         if hasattr(leaf, "shape") and leaf.shape is not None
     }
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return (text.splitlines()[0] if text else type(error).__name__)[:300]

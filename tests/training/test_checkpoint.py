@@ -2,6 +2,7 @@ import logging
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,9 +108,65 @@ def test_missing_damaged_and_newer_checkpoints(tmp_path):
     assert "\n" not in str(caught.value)
     _assert_equal(again.restore(_state(0), 1), _state(1))
     (record,) = (tmp_path / "1" / "record").glob("metadata")
-    record.write_text(record.read_text().replace('"format": 1', '"format": 99'))
+    record.write_text('{"format": 99}')  # of a version that kept no digests
+    (tmp_path / "1" / "digests.json").unlink()
     with pytest.raises(UserError, match="format 99"):
         Checkpointer(tmp_path).restore(_state(0), 1)
+
+
+def _damage(path, how, rng):
+    data = bytearray(path.read_bytes())
+    if how == "flipped":
+        for place in rng.integers(0, len(data), 20):
+            data[place] ^= 1 << rng.integers(8)
+    path.write_bytes(data[: len(data) // 2] if how == "cut" else b"" if how == "emptied" else data)
+    if how == "removed":
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "emptied", "removed"])
+def test_whatever_is_damaged_is_noticed_and_the_one_before_is_gone_on_from(tmp_path, caplog, how):
+    whole = tmp_path / "whole" / "checkpoints"
+    checkpointer = Checkpointer(whole, best_metric="mAP")
+    for step in (1, 2):
+        checkpointer.save(_state(step), {"mAP": step / 10})
+    checkpointer.close()
+    rng = np.random.default_rng(0)
+    top = {"commit_success.txt"}  # says nothing but that it is there
+    files = sorted(path for path in (whole / "2").rglob("*") if path.is_file() and path.name not in top)
+    assert {"digests.json", "_CHECKPOINT_METADATA", "metadata", "metrics"} <= {file.name for file in files}
+    for number, file in enumerate(files):
+        folder = tmp_path / str(number) / "checkpoints"
+        shutil.copytree(whole, folder)
+        _damage(folder / file.relative_to(whole), how, rng)
+        # Read only: what lies there stays.
+        reader = Checkpointer(folder, read_only=True)
+        step, _ = reader.restore_whole(lambda r=reader: r.evaluated_step("best"))
+        assert (step, reader.steps) == (1, [1]), file
+        with pytest.raises(UserError, match="2 is damaged"):
+            Checkpointer(folder, read_only=True, strict=True).restore_weights(2)
+        with pytest.raises(UserError, match="2 is damaged"):
+            Checkpointer(folder, strict=True)
+        assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+        caplog.clear()
+        again = Checkpointer(folder, best_metric="mAP")
+        assert (again.latest_step, again.best_step) == (1, 1), file
+        (line,) = [r.getMessage() for r in caplog.records if r.name.startswith("hap2s_jax")]
+        assert "checkpoints.damaged/2 now, and step 1 is gone on from" in line
+        _assert_equal(again.restore(_state(0), 1), _state(1))
+        again.save(_state(2))
+        again.close()
+        assert Checkpointer(folder, strict=True).steps == [1, 2]
+
+
+def test_a_checkpoint_without_digests_is_taken_with_a_remark(tmp_path, caplog):
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(_state(1))
+    checkpointer.close()
+    (tmp_path / "1" / "digests.json").unlink()
+    (tmp_path / "1" / "record" / "metadata").write_text('{"format": 1, "metrics": {}}')
+    _assert_equal(Checkpointer(tmp_path).restore(_state(0), 1), _state(1))
+    assert "kept no digests" in caplog.text
 
 
 def test_an_unmeasured_best_metric_lists_those_that_are(tmp_path):
