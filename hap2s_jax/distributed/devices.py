@@ -24,6 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from hap2s_jax.distributed import joining
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.environment import usable_cores
 
@@ -246,6 +247,8 @@ def initialize_processes(
     watchdog.daemon = True
     watchdog.start()
     try:
+        if coordinator and num_processes is not None and process_id is not None:
+            joining.agree(coordinator, num_processes, process_id, join_timeout)
         jax.distributed.initialize(
             coordinator,
             num_processes,
@@ -254,6 +257,8 @@ def initialize_processes(
             initialization_timeout=join_timeout + 60,
             **{name: seconds for name, seconds in times.items() if name in known},
         )
+    except UserError:
+        raise
     except (ValueError, RuntimeError) as e:
         first_line = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise UserError(
