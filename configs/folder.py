@@ -7,9 +7,10 @@ of test/). The CSV has the columns path and label and, as wished, split (train, 
 camera, and x1, y1, x2, y2 of a box. Where there is no split, --config.data.options.test_fraction of the classes are for
 test. `python -m hap2s_jax.check_data --name=folder --data_dir=FOLDER_OR_CSV` shows what is there.
 
-Classes of a batch, steps, warm-up, intervals and the share of the validation classes follow the data unless they are
-given. Change what your images call for: the size, --config.augment.flip (never for what its mirror image is not), the
-encoder. The weights start from ImageNet's; at random with configs/folder.py:scratch.
+Classes of a batch, steps, warm-up, intervals, the share of the validation classes, and whether they are enough to
+choose the best checkpoint by, follow the data unless they are given. Change what your images call for: the size,
+--config.augment.flip (never for what its mirror image is not), the encoder. The weights start from ImageNet's; at
+random with configs/folder.py:scratch.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ OPEN = (
     ("schedule", "warmup_steps"),
     ("evaluate", "every_steps"),
     ("checkpoint", "every_steps"),
+    ("evaluate", "weights"),
     ("data", "validation_fraction"),
 )
 

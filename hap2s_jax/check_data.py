@@ -138,10 +138,11 @@ def run(
             print(*reports[-1].lines(), sep="\n")
     if dataset.query is not None and dataset.gallery is not None:
         print(f"{len(dataset.query):,} queries, {len(dataset.gallery):,} gallery images")
-        pair = dataset.query, dataset.gallery
-        if unanswered := sum(matches.without_match(dataset.test.labels, dataset.test.cameras, *pair)):
-            print(f"  {unanswered:,} queries have no match in the gallery and are left out of every figure")
-    print(*dataset.remarks, sep="\n") if dataset.remarks else None
+    remarks = dataset.remarks
+    if entry.name != "folder":  # whose remarks say it
+        rows = {"query": dataset.query, "gallery": dataset.gallery, "protocols": dataset.protocols}
+        remarks += matches.describe(dataset.test.labels, dataset.test.cameras, **rows)
+    print(*remarks, sep="\n") if remarks else None
     if entry.counts and not dataset.remarks:
         print("all counts are as published")
     if sheet:
@@ -176,7 +177,7 @@ def verdict(
         yield f"  - {line}"
     classes = registry.num_classes(dataset.train)
     if dataset.validation is None:
-        share = advice.validation_fraction(classes, advice.VALIDATION)
+        share = advice.validation_fraction(classes)
         classes -= len(validation_classes(classes, share, 0))
     command = ["python -m hap2s_jax.main --config=configs/folder.py", f"data.data_dir={data_dir}"]
     command += [f"data.options.{key}={value}" for key, value in options.items()]

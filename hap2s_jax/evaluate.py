@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from hap2s_jax import cli, extras
+from hap2s_jax.data import matches
 from hap2s_jax.errors import UserError, unknown_name
 from hap2s_jax.evaluation import protocols as definitions
 from hap2s_jax.evaluation.archive import Inputs, from_npz
@@ -161,7 +162,7 @@ def _run(inputs: Inputs, options: argparse.Namespace) -> None:
     settings = {"protocols": chosen, "distance": distance, "ties": options.ties}
     settings |= {} if inputs.step is None else {"weights of step": inputs.step}
     _report(shown, settings, options.json)
-    for remark in definitions.remarks(inputs.labels, inputs.cameras, protocols=chosen, **rows):
+    for remark in matches.describe(inputs.labels, inputs.cameras, protocols=chosen, **rows):
         print(f"note: {remark}")
 
 

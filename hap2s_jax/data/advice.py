@@ -6,6 +6,10 @@ import math
 
 # Share of the training classes to validate on.
 VALIDATION = 0.1
+# Validation classes that it takes to tell one checkpoint from another, and the largest share of the training classes
+# that is given for them. On two or three classes nearly every checkpoint is perfect.
+CHOICE = 10
+MOST = 0.25
 # A batch of so many classes where there are as many, and passes over the images where the steps allow them.
 CLASSES = 16
 PASSES = 100
@@ -14,9 +18,19 @@ STEPS = (500, 8_000)
 WARMUP, INTERVAL = 1 / 16, 1 / 8
 
 
-def validation_fraction(classes: int, usual: float) -> float:
-    """The share of `classes` training classes to validate on: none where two to train on would not be left."""
-    return usual if classes >= 4 and classes - max(2, math.floor(classes * usual + 0.5)) >= 2 else 0.0
+def validation_fraction(classes: int) -> float:
+    """The share of `classes` training classes to validate on: `CHOICE` classes at least, where `MOST` of them are as
+    many; none where two to train on would not be left."""
+    if classes * MOST >= CHOICE:
+        return round(max(VALIDATION, CHOICE / classes), 4)
+    return (
+        VALIDATION if classes >= 4 and classes - max(2, math.floor(classes * VALIDATION + 0.5)) >= 2 else 0.0
+    )
+
+
+def weights(validation_classes: float) -> str:
+    """Which checkpoint to report: the best on so many validation classes, or the last."""
+    return "best" if validation_classes >= CHOICE else "last"
 
 
 def batch_classes(classes: float) -> int:

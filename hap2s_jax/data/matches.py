@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from hap2s_jax.data.source import Source
+ONE_CAMERA = "all test images are of one camera, so they are judged without the camera rule"
+_JUNK = -1
+_WITHOUT_CAMERAS = ("class", "in_shop")
+
+
+def one_camera(cameras: ArrayLike | None, labels: ArrayLike) -> bool:
+    """Whether all images that are not junk are by one known camera: then none would be left under the camera rule."""
+    if cameras is None:
+        return False
+    seen = np.asarray(cameras)[np.asarray(labels) != _JUNK]
+    return bool(seen.size > 0 and seen.min() >= 0 and seen.min() == seen.max())
 
 
 def without_match(
@@ -17,71 +28,86 @@ def without_match(
 
     Args:
       labels: `[n]`.
-      cameras: `[n]`, or None for no camera rule.
+      cameras: `[n]`, below 0 where they are not known, or None for no camera rule.
       query, gallery: rows; a query is no answer to itself.
 
     Returns:
       (those with no other image of their class in the gallery, those with images of their own camera only).
     """
     seen: dict[int, Counter[int]] = defaultdict(Counter)
-    of = np.zeros(len(labels), int) if cameras is None else cameras
+    own = -1 - np.arange(len(labels))  # an unknown camera is no other image's
+    of = own if cameras is None else np.where(cameras < 0, own, cameras)
     for row in gallery.tolist():
         seen[int(labels[row])][int(of[row])] += 1
     inside = {*gallery.tolist()}
     no_class = same_camera = 0
     for row in query.tolist():
         found = seen[int(labels[row])]
-        others = found.total() - (row in inside)
-        if not others:
+        if found.total() == (row in inside):
             no_class += 1
-        elif cameras is not None and found.total() == found[int(of[row])]:
+        elif found.total() == found[int(of[row])]:
             same_camera += 1
     return no_class, same_camera
 
 
 def describe(
-    source: Source, query: np.ndarray | None, gallery: np.ndarray | None, *, paired: bool
-) -> Iterator[str]:
-    """Lines on what of a test set cannot be judged, and what to change; none where all is well.
+    labels: ArrayLike,
+    cameras: ArrayLike | None = None,
+    *,
+    query: ArrayLike | None = None,
+    gallery: ArrayLike | None = None,
+    protocols: Sequence[str] = ("class",),
+) -> tuple[str, ...]:
+    """A line for each protocol under which queries have no valid match: how many, why, and what to change.
+
+    Further lines say when the camera rule does not hold, and how many cameras are not known; none where all is well.
 
     Args:
-      source: the test images; its cameras are None where there is no camera rule.
-      query, gallery: rows, or None for all of them.
-      paired: whether queries are asked against a gallery, with the camera rule where there are cameras.
+      labels: `[n]`; -1 is junk.
+      cameras: `[n]`, or None for no camera rule.
+      query, gallery: rows (indices or masks), None for all; "class" always takes every row.
+      protocols: see `hap2s_jax.evaluation.protocols`.
     """
-    labels, cameras = np.asarray(source.labels), source.cameras
-    counts = np.bincount(labels[labels >= 0])
-    if single := int(np.sum(counts == 1)):
-        what = "no query has a match, and no figure says anything" if single == np.sum(counts > 0) else ""
-        yield (
-            f"{single:,} of {np.sum(counts > 0):,} test classes have a single image, which nothing can match: "
-            f"{what or 'recall@k counts it as missed'}; a test class needs two images or more"
+    label, lines = np.asarray(labels), []
+    camera = None if cameras is None else np.asarray(cameras)
+    everything = np.arange(len(label))
+    if camera is not None and {*protocols} - {*_WITHOUT_CAMERAS} and (unknown := int(np.sum(camera < 0))):
+        lines.append(
+            f"{unknown:,} of {len(camera):,} test images name no camera; each counts as of a camera of its own"
         )
-    if cameras is not None and (unknown := int(np.sum(cameras < 0))):
-        yield f"{unknown:,} of {len(source):,} test images name no camera; each counts as of a camera of its own"
-    if not paired:
-        return
-    everything = np.arange(len(source))
-    query, gallery = (everything if rows is None else rows for rows in (query, gallery))
-    no_class, same_camera = without_match(labels, cameras, query, gallery)
-    missing = no_class + same_camera
-    if not missing:
-        return
-    reasons, remedies = [], []
-    if no_class:
-        reasons.append(f"{no_class:,} have no other image of their class in the gallery")
-        remedies.append("put one of each query's class there")
+    for name in protocols:
+        rule = None if name in _WITHOUT_CAMERAS else camera
+        if one_camera(rule, label):
+            lines.append(f"{name}: {ONE_CAMERA}")
+            rule = None
+        chosen = (query, gallery) if name != "class" else (None, None)
+        asked, kept = (everything if rows is None else everything[np.asarray(rows)] for rows in chosen)
+        asked, kept = asked[label[asked] != _JUNK], kept[label[kept] != _JUNK]
+        if line := _missing(name, len(asked), *without_match(label, rule, asked, kept)):
+            lines.append(line)
+    return tuple(lines)
+
+
+def _missing(name: str, asked: int, no_class: int, same_camera: int) -> str:
+    """The line about one protocol's queries without a match, "" where there are none."""
+    reasons = []
+    if no_class and name == "class":
+        reasons.append(f"{no_class:,} are alone in their class (a test class needs two images or more)")
+    elif no_class:
+        reasons.append(
+            f"{no_class:,} have no other image of their class in the gallery (put one of each query's class there)"
+        )
     if same_camera:
-        reasons.append(f"{same_camera:,} have such images of their own camera only, which do not count")
-        remedies.append(
-            "name the camera that took each image, or leave cameras out: data.options.columns=camera="
+        reasons.append(
+            f"{same_camera:,} have such images of their own camera only, which do not count (name the camera that "
+            "took each image, or leave cameras out; a CSV's by data.options.columns=camera=)"
         )
-    effect = (
-        "mAP and rank-k cannot be measured"
-        if missing == len(query)
-        else "they are left out of mAP and rank-k"
-    )
-    yield (
-        f"{missing:,} of {len(query):,} queries have no valid match: {', '.join(reasons)}; {effect}: "
-        f"{'; '.join(remedies)}"
-    )
+    missing = no_class + same_camera
+    if missing == asked:
+        fate = ", so nothing can be measured"
+    elif name in _WITHOUT_CAMERAS:
+        fate = " and count as misses, in recall@k alone"
+    else:
+        fate = " and are left out"
+    told = f"{name}: {missing:,} of {asked:,} queries have no valid match{fate}: {', '.join(reasons)}"
+    return told if missing else ""

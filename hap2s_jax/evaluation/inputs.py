@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from hap2s_jax.data.matches import one_camera
 from hap2s_jax.distances import check_distance, squares
 
 JUNK = -1
@@ -154,14 +155,6 @@ def check_problem(
     unknown = np.full(count, one_camera(cameras, label_given)) | (camera < 0)
     camera = np.where(unknown, -1 - np.arange(count), camera)
     return Problem(array, label, np.unique(camera, return_inverse=True)[1], asked, kept)
-
-
-def one_camera(cameras: ArrayLike | None, labels: ArrayLike) -> bool:
-    """Whether all images that are not junk are by one known camera: then none would be left under the camera rule."""
-    if cameras is None:
-        return False
-    seen = np.asarray(cameras)[np.asarray(labels) != JUNK]
-    return bool(seen.size > 0 and seen.min() >= 0 and seen.min() == seen.max())
 
 
 @dataclass(frozen=True)

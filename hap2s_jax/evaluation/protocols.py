@@ -28,9 +28,7 @@ from hap2s_jax.evaluation.inputs import (
     Device,
     check_embeddings,
     check_integers,
-    check_problem,
     check_ranks,
-    one_camera,
 )
 from hap2s_jax.evaluation.retrieval import QueryResults, rank_matches
 from hap2s_jax.evaluation.special import rank_multi_query, rank_single_gallery_shot
@@ -227,56 +225,3 @@ def cluster_figures(
     classes = len(np.unique(label))
     assignment = clustering.kmeans(array, classes, distance=distance, seed=seed, restarts=restarts)
     return dict(zip(CLUSTERING, clustering.measures(label, assignment), strict=True))
-
-
-def remarks(
-    labels: ArrayLike,
-    cameras: ArrayLike | None = None,
-    *,
-    query: ArrayLike | None = None,
-    gallery: ArrayLike | None = None,
-    protocols: Sequence[str] = ("class",),
-) -> list[str]:
-    """A line for each protocol under which queries have no valid match: how many, why, and what to change.
-
-    Arguments are those of `evaluate`. A further line says when the camera rule does not hold.
-    """
-    count, lines = len(np.asarray(labels)), []
-    for name in protocols:
-        paired = name != "class"
-        chosen = {"query": query if paired else None, "gallery": gallery if paired else None}
-        by_camera = cameras if name not in ("class", "in_shop") else None
-        problem = check_problem(np.zeros((count, 1), np.float32), labels, by_camera, **chosen)
-        asked, kept = problem.query, problem.gallery
-        if one_camera(by_camera, labels):
-            lines.append(f"{name}: all images are by one camera, so they are judged without the camera rule")
-        # Keys of a query's class, and those of them by its own camera, the query itself among them.
-        of_class = np.bincount(problem.labels[kept], minlength=count)[problem.labels[asked]]
-        pairs = problem.labels * (problem.cameras.max() + 1) + problem.cameras
-        shown, times = np.unique(pairs[kept], return_counts=True)
-        place = np.minimum(np.searchsorted(shown, pairs[asked]), len(shown) - 1)
-        own = np.where(shown[place] == pairs[asked], times[place], 0)
-        missing = of_class == own
-        absent = int(np.sum(missing & (of_class == np.isin(asked, kept))))
-        seen_by_own = int(missing.sum()) - absent
-        reasons = []
-        if absent:
-            reasons.append(
-                f"{absent:,} since the gallery holds no other image of their class (add some, or drop these queries)"
-                if paired
-                else f"{absent:,} since they are alone in their class (give every class at least two images)"
-            )
-        if seen_by_own:
-            reasons.append(
-                f"{seen_by_own:,} since all images of their class are by the query's own camera (add a second camera, "
-                "or evaluate without cameras)"
-            )
-        if reasons:
-            fate = (
-                "are left out" if name not in ("class", "in_shop") else "count as misses, in recall@k alone"
-            )
-            lines.append(
-                f"{name}: {int(missing.sum()):,} of {len(asked):,} queries have no valid match and {fate}: "
-                + ", ".join(reasons)
-            )
-    return lines

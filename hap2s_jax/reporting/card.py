@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hap2s_jax.reporting import environment
@@ -73,6 +73,26 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
+def chosen_by(results: Mapping[str, Any]) -> str:
+    """By what the checkpoint was chosen that `results` are of."""
+    if results["config"]["evaluate"]["weights"] == "best" and results.get("validation"):
+        return f"the best by {results['config']['checkpoint']['best_metric']} on the validation classes"
+    return "the last"
+
+
+def saturation(results: Mapping[str, Any], records: Sequence[Mapping[str, float]]) -> Iterator[str]:
+    """A line if the metric that the best checkpoint is chosen by cannot tell it from others."""
+    name = f"validation/{results['config']['checkpoint']['best_metric']}"
+    values = {record["step"]: record[name] for record in records if name in record}
+    equal = [step for step, value in values.items() if value == max(values.values())]
+    if len(equal) > 1 and results["config"]["evaluate"]["weights"] == "best":
+        yield (
+            f"{name} is {values[equal[0]]:.4f} at {len(equal)} of {len(values)} evaluations, from step "
+            f"{equal[0]:.0f} on, and cannot tell them apart: the latest that was kept is taken; more validation "
+            "classes (data.validation_fraction) would choose better"
+        )
+
+
 def _what_it_is(results: Mapping[str, Any], parameters: int) -> str:
     config = results["config"]
     dim = config["encoder"].get("embedding_dim") or "as many as pooled features of"
@@ -80,8 +100,9 @@ def _what_it_is(results: Mapping[str, Any], parameters: int) -> str:
     height, width = config["data"]["image_size"]
     return (
         f"Maps an image to {dim} numbers, so that images of one class lie close by {config['evaluate']['distance']} "
-        f"distance. Weights of step {results['weights_of_step']} of {results['steps']}{weights}; {parameters:,} "
-        f"parameters. Images are resized to {height} x {width} (height x width) and normalised by the encoder itself."
+        f"distance. Weights of step {results['weights_of_step']} of {results['steps']}, {chosen_by(results)}{weights}; "
+        f"{parameters:,} parameters. Images are resized to {height} x {width} (height x width) and normalised by the "
+        "encoder itself."
     )
 
 

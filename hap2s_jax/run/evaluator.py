@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hap2s_jax.data import matches
 from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.pixels import Decoding
 from hap2s_jax.data.source import Dataset, Source, Subset
@@ -141,15 +142,13 @@ class Evaluator:
             **{"distance": self.config.evaluate.distance, **options},
         )
 
-    def remarks(self, source: Source) -> list[str]:
+    def remarks(self, source: Source) -> tuple[str, ...]:
         """A line for each protocol under which queries of a source have no valid match."""
         query, gallery = self.query_and_gallery(source)
         chosen = [
             name for name in self.dataset.protocols if source is self.dataset.test or name in _OF_ANY_SOURCE
         ]
-        return protocols.remarks(
-            source.labels, source.cameras, query=query, gallery=gallery, protocols=chosen
-        )
+        return matches.describe(source.labels, source.cameras, query=query, gallery=gallery, protocols=chosen)
 
     def images(self, source: Source, indices: np.ndarray) -> np.ndarray:
         """Some images of a source as the encoder sees them, uint8 ``[n, h, w, 3]``, for pictures."""

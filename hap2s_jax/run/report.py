@@ -127,7 +127,7 @@ def finish(
     }
     results = formats.stamped(_without_nan(results))
     print_results(results)
-    for remark in trainer.remarks(test):
+    for remark in (*card.saturation(results, records), *trainer.remarks(test)):
         say(f"note: {remark}")
     _write_card(trainer, state, results, held_out, workdir)
     try:
@@ -224,7 +224,8 @@ def print_results(results: Mapping[str, Any]) -> None:
     known = {name: {k: v for k, v in values.items() if v is not None} for name, values in rows.items()}
     rows = {name: values for name, values in known.items() if values}
     columns = [c for c in COLUMNS if any(c in values for values in rows.values())]
-    print_metrics(rows, columns=columns, title="Retrieval on the test classes")
+    title = f"Retrieval on the test classes; step {results['weights_of_step']} of {results['steps']}"
+    print_metrics(rows, columns=columns, title=f"{title}, {card.chosen_by(results)}")
 
 
 def draw(trainer: Trainer, embeddings: np.ndarray, present: np.ndarray, workdir: pathlib.Path) -> None:

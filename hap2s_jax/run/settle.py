@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from hap2s_jax.data import advice, registry
 from hap2s_jax.run import config as configs
@@ -33,41 +33,66 @@ def settle(config: Config, workdir: pathlib.Path | None = None) -> list[str]:
     notes = [] if workdir is None else _as_begun(config, workdir)
     open_keys = [key for key in _CHOICES if _get(config, key) is None]
     if open_keys:
-        classes, images = (math.inf, math.inf) if workdir is None else _count(config)
+        sizes = _Sizes(*[math.inf] * 3) if workdir is None else _count(config)
         for key in open_keys:
             if _get(config, key) is None:
-                _set(config, key, _CHOICES[key](config, classes, images))
+                _set(config, key, _CHOICES[key](config, sizes))
         chosen = ", ".join(f"{key}={_get(config, key)}" for key in open_keys)
         notes.append(f"chosen for these data: {chosen}; --config.KEY=VALUE chooses otherwise")
+        notes += _about_validation(config, sizes, open_keys)
     return notes + _clamp(config)
 
 
-_CHOICES: dict[str, Callable[[Config, float, float], Any]] = {
-    "data.validation_fraction": lambda config, classes, images: advice.VALIDATION,
-    "batch.classes": lambda config, classes, images: advice.batch_classes(classes),
-    "steps": lambda config, classes, images: advice.steps(
-        images, config.batch.classes * config.batch.images_per_class
+class _Sizes(NamedTuple):
+    """Classes and images to train on, and validation classes."""
+
+    classes: float
+    images: float
+    held_out: float
+
+
+_CHOICES: dict[str, Callable[[Config, _Sizes], Any]] = {
+    "data.validation_fraction": lambda config, sizes: advice.VALIDATION,
+    "batch.classes": lambda config, sizes: advice.batch_classes(sizes.classes),
+    "steps": lambda config, sizes: advice.steps(
+        sizes.images, config.batch.classes * config.batch.images_per_class
     ),
-    "schedule.warmup_steps": lambda config, classes, images: advice.warmup_steps(config.steps),
-    "evaluate.every_steps": lambda config, classes, images: advice.interval(config.steps),
-    "checkpoint.every_steps": lambda config, classes, images: advice.interval(config.steps),
+    "schedule.warmup_steps": lambda config, sizes: advice.warmup_steps(config.steps),
+    "evaluate.every_steps": lambda config, sizes: advice.interval(config.steps),
+    "checkpoint.every_steps": lambda config, sizes: advice.interval(config.steps),
+    "evaluate.weights": lambda config, sizes: advice.weights(sizes.held_out),
 }
 
 
-def _count(config: Config) -> tuple[int, int]:
-    """Classes and images to train on, once the share of the validation classes is settled too."""
+def _about_validation(config: Config, sizes: _Sizes, chosen: Sequence[str]) -> Iterator[str]:
+    """What the validation classes cost, and whether they are enough to choose a checkpoint by."""
+    if sizes.held_out and math.isfinite(sizes.held_out) and "data.validation_fraction" in chosen:
+        yield (
+            f"{sizes.held_out:,} of {sizes.classes + sizes.held_out:,} training classes are set aside for validation "
+            "and not trained on; --config.data.validation_fraction=0 trains on all"
+        )
+    if "evaluate.weights" in chosen and config.evaluate.weights == "last":
+        yield (
+            f"the last checkpoint is reported, not the best: {sizes.held_out:,} validation classes are too few to "
+            f"choose by, {advice.CHOICE} would do"
+        )
+
+
+def _count(config: Config) -> _Sizes:
+    """The sizes of the data, once the share of the validation classes is settled too."""
     from hap2s_jax.data.splits import split_by_class
     from hap2s_jax.run.evaluator import load_dataset
 
     fraction, config.data.validation_fraction = config.data.validation_fraction, 0.0
     dataset = load_dataset(config)
-    train = dataset.train
-    if dataset.validation is None:
+    train, validation = dataset.train, dataset.validation
+    if validation is None:
         if fraction is None:
-            fraction = advice.validation_fraction(registry.num_classes(train), advice.VALIDATION)
-        train = split_by_class(train, fraction, config.seed)[0]
+            fraction = advice.validation_fraction(registry.num_classes(train))
+        train, validation = split_by_class(train, fraction, config.seed)
     config.data.validation_fraction = advice.VALIDATION if fraction is None else fraction
-    return registry.num_classes(train), len(train)
+    held_out = 0 if validation is None else registry.num_classes(validation)
+    return _Sizes(registry.num_classes(train), len(train), held_out)
 
 
 def _as_begun(config: Config, workdir: pathlib.Path) -> list[str]:

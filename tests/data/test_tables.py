@@ -202,9 +202,9 @@ def test_cameras_without_matches_are_told_before_anything_is_trained(root):
     per_person = own.read_folder(write(root, rows(lambda c, k: f"camera of {c}"), head=head))
     (remark,) = per_person.remarks
     assert remark == (
-        "4 of 4 queries have no valid match: 4 have such images of their own camera only, which do not count; mAP and "
-        "rank-k cannot be measured: name the camera that took each image, or leave cameras out: "
-        "data.options.columns=camera="
+        "query_gallery: 4 of 4 queries have no valid match, so nothing can be measured: 4 have such images of their "
+        "own camera only, which do not count (name the camera that took each image, or leave cameras out; a CSV's by "
+        "data.options.columns=camera=)"
     )
     without = own.read_folder(root / "x.csv", columns="camera=")
     assert (without.test.cameras, without.remarks) == (None, ())
@@ -216,17 +216,21 @@ def test_cameras_without_matches_are_told_before_anything_is_trained(root):
     )
     assert some.remarks[0].startswith("1 of 16 test images name no camera")
     assert some.remarks[1].startswith(
-        "2 of 4 queries have no valid match: 2 have such images of their own camera"
+        "query_gallery: 2 of 4 queries have no valid match and are left out: 2 have such images of their own camera"
     )
 
 
 def test_queries_without_their_class_and_classes_of_one_image(root):
     apart = [row for row in rows() if row[2] == "train" or (row[2] == "query") == (row[1] < "klasse 6")]
     (remark,) = own.read_folder(write(root, apart)).remarks[1:] or own.read_folder(root / "x.csv").remarks
-    assert remark.startswith("2 of 2 queries have no valid match: 2 have no other image of their class")
+    assert remark.startswith(
+        "query_gallery: 2 of 2 queries have no valid match, so nothing can be measured: 2 have no other image of"
+    )
     single = [[p, label, "train" if s == "train" else "test"] for p, label, s in rows() if s != "gallery"]
     (remark,) = own.read_folder(write(root, single)).remarks
-    assert remark.startswith("4 of 4 test classes have a single image, which nothing can match: no query has")
+    assert remark.startswith(
+        "class: 4 of 4 queries have no valid match, so nothing can be measured: 4 are alone"
+    )
     train = [row for n, row in enumerate(rows()) if row[2] != "train" or n % IMAGES == 0]
     assert own.read_folder(write(root, train)).remarks[0].startswith("no training class has two images")
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import retrieval_oracle as oracle
 
+from hap2s_jax.data import matches
 from hap2s_jax.evaluation import evaluate, protocols, retrieval, special
 from hap2s_jax.evaluation.neighbors import ExactIndex
 from hap2s_jax.evaluation.reranking import KReciprocal
@@ -98,25 +99,24 @@ def test_cameras_that_are_not_known_are_no_image_s_own():
 
 def test_queries_without_a_match_are_told_with_the_reason():
     labels, cameras = np.array([0, 0, 1, 1, 2, -1]), np.array([0, 1, 2, 2, 3, 0])
-    lone, own = protocols.remarks(labels, cameras, protocols=("class", "query_gallery"))
+    lone, own = matches.describe(labels, cameras, protocols=("class", "query_gallery"))
     assert lone.startswith(
-        "class: 1 of 5 queries have no valid match and count as misses, in recall@k alone: 1 since"
+        "class: 1 of 5 queries have no valid match and count as misses, in recall@k alone: 1 are"
     )
-    assert own.startswith(
-        "query_gallery: 3 of 5 queries have no valid match and are left out: 1 since the gallery"
-    )
-    assert "2 since all images of their class are by the query's own camera" in own
-    assert protocols.remarks(labels[:4], protocols=("class", "query_gallery")) == []
-    absent = protocols.remarks(labels, cameras, query=[0, 2], gallery=[1], protocols=("query_gallery",))
-    assert "1 of 2 queries" in absent[0]
-    assert "1 since the gallery holds no other image of their class" in absent[0]
+    assert own.startswith("query_gallery: 3 of 5 queries have no valid match and are left out: 1 have no")
+    assert "2 have such images of their own camera only" in own
+    assert matches.describe(labels[:4], protocols=("class", "query_gallery")) == ()
+    absent = matches.describe(labels, cameras, query=[0, 2], gallery=[1], protocols=("query_gallery",))
+    assert "1 of 2 queries have no valid match and are left out: 1 have no other image" in absent[0]
+    asked = np.isin(np.arange(6), [0, 2])
+    assert absent == matches.describe(labels, cameras, query=asked, gallery=[1], protocols=("query_gallery",))
 
 
 def test_a_single_camera_is_no_camera_rule():
     x, labels, _, query, gallery = case()
     rows = {"query": query, "gallery": gallery, "protocols": ("query_gallery",)}
     assert evaluate(x, labels, np.full(90, 7), **rows) == evaluate(x, labels, **rows)
-    assert "judged without the camera rule" in protocols.remarks(labels, np.full(90, 7), **rows)[0]
+    assert "judged without the camera rule" in matches.describe(labels, np.full(90, 7), **rows)[0]
     with_junk = np.where(np.arange(90) == query[0], -1, labels), np.where(np.arange(90) == query[0], 3, 7)
     assert evaluate(x, *with_junk, **rows) == evaluate(x, with_junk[0], **rows)
 

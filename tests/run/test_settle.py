@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from hap2s_jax.data import advice
+from hap2s_jax.data.splits import validation_classes
 from hap2s_jax.errors import UserError
 from hap2s_jax.run import config as configs
 from hap2s_jax.run.run import run
@@ -48,8 +50,15 @@ def images(root, classes, count=4):
 )
 def test_batches_and_steps_follow_the_data(tmp_path, classes, count, chosen):
     config = folder(images(tmp_path, classes, count))
-    (note,) = settle(config, tmp_path / "run")
+    note, *about = settle(config, tmp_path / "run")
     found = configs.flatten(config)
+    held_out = 0 if classes == 6 else 2
+    told = f"{held_out} of {classes // 2} training classes are set aside for validation and not trained on"
+    assert [line.split(";")[0] for line in about[:-1]] == ([told] if held_out else [])
+    assert about[-1].startswith(
+        f"the last checkpoint is reported, not the best: {held_out} validation classes are too few"
+    )
+    assert found["evaluate.weights"] == "last"
     assert {key: found[key] for key in chosen} == chosen
     assert None not in (found["evaluate.every_steps"], found["checkpoint.every_steps"])
     for key in ("batch.classes", "steps", "schedule.warmup_steps"):
@@ -60,6 +69,17 @@ def test_batches_and_steps_follow_the_data(tmp_path, classes, count, chosen):
     settle(config, tmp_path / "run")
     assert (config.steps, config.batch.classes, config.schedule.warmup_steps) == (400, 2, 25)
     assert config.evaluate.every_steps == config.checkpoint.every_steps == 50
+
+
+@pytest.mark.parametrize(
+    ("classes", "held_out", "weights"),
+    [(3, 0, "last"), (4, 2, "last"), (39, 4, "last"), (40, 10, "best"), (99, 10, "best"), (300, 30, "best")],
+)
+def test_as_many_validation_classes_as_the_choice_needs_where_they_do_not_cost_too_much(
+    classes, held_out, weights
+):
+    chosen = validation_classes(classes, advice.validation_fraction(classes), seed=0)
+    assert (len(chosen), advice.weights(len(chosen))) == (held_out, weights)
 
 
 def test_without_data_it_is_what_large_data_would_get():

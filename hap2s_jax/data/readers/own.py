@@ -86,20 +86,17 @@ def _judged(
 ) -> Parts:
     """The parts with how they can be judged, and remarks on what cannot."""
     for source in (train, validation, test):
-        if source is not None and source.cameras is not None and len(np.unique(source.cameras)) == 1:
+        if source is not None and matches.one_camera(source.cameras, source.labels):
             source.cameras = None
-            if source is test:
-                remarks += (
-                    "all test images are of one camera: matches by the same camera count, there being no others",
-                )
+            remarks += (matches.ONE_CAMERA,) if source is test else ()
     if np.bincount(train.labels).max() == 1:
         remarks += (
             "no training class has two images: a batch repeats one, and only the random changes differ",
         )
     # Own images with queries or cameras are judged in both ways; validation classes have no queries.
     paired = query is not None or test.cameras is not None
-    remarks += tuple(matches.describe(test, query, gallery, paired=paired))
     protocols = ("class", "query_gallery") if paired else ("class",)
+    remarks += matches.describe(test.labels, test.cameras, query=query, gallery=gallery, protocols=protocols)
     return Parts(train, test, query, gallery, validation, protocols=protocols, remarks=remarks)
 
 
