@@ -20,10 +20,9 @@ import numpy as np
 from hap2s_jax import cli, extras, search
 from hap2s_jax.data.headers import UnreadableImageError
 from hap2s_jax.data.regular_files import read_bytes
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, reason
 from hap2s_jax.serving import commands, gate, index
 
-MAX_FILE = 32 * 2**20
 _SHOWN_SIDE = 256
 _AT_ONCE = 4
 # Captions are cut to two thirds of the picture otherwise.
@@ -40,12 +39,11 @@ def answer(
     if path is None:
         return "", None, []
     try:
-        data = read_bytes(path, MAX_FILE)
+        data = read_bytes(path, gate.MAX_FILE)
         seen = searcher.encoder.preprocess(data)
         (found,) = searcher.search_pixels(seen[None], k)
     except (OSError, UnreadableImageError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return f"**This file cannot be used:** {reason}", None, []
+        return f"**This file cannot be used:** {reason(error)}", None, []
     hits = [(_enlarged(searcher.picture_of(hit)), _caption(hit, hit in found.accepted)) for hit in found.hits]
     return f"### {search.describe(found)}", _enlarged(seen), hits
 
@@ -87,30 +85,6 @@ def build(searcher: search.Searcher, words: str, k: int = 10) -> Any:
     return page.queue(max_size=64)
 
 
-def launch(page: Any, *, host: str = "127.0.0.1", port: int | None = None, block: bool = True) -> Any:
-    """Serves the page to whom `gate.Gate` lets in; returns what gradio's launch does: (app, local address, None)."""
-    from gradio.themes import Default
-
-    app, address, shared = page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        inbrowser=False,
-        max_file_size=MAX_FILE,
-        prevent_thread_lock=True,
-        quiet=not block,
-        show_error=False,  # nor any text of an exception
-        css=_CSS,
-        # The machine's own letters: the default theme fetches some from the network.
-        theme=Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-    )
-    # Around gradio's own layers, which would grant other origins what they ask for.
-    app.middleware_stack = gate.Gate(app.middleware_stack or app.build_middleware_stack(), host)
-    if block:
-        page.block_thread()
-    return app, address, shared
-
-
 def _caption(hit: search.Hit, accepted: bool) -> str:
     return f"{'' if accepted else '✗ '}{hit.distance:.3f} {hit.label or hit.path}"
 
@@ -145,7 +119,8 @@ def _run(options: argparse.Namespace) -> None:
             "but them, with --images"
         )
     searcher, words = search.open_searcher(options)
-    launch(build(searcher, words, options.k), host=options.host, port=options.port)
+    page = build(searcher, words, options.k)
+    gate.launch(page, css=_CSS, host=options.host, port=options.port)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from hap2s_jax import cli, extras, formats
-from hap2s_jax.errors import UserError, shown
+from hap2s_jax.errors import UserError, reason, shown
 from hap2s_jax.reporting.atomic import holding, replacing
 from hap2s_jax.reporting.progress import ProgressBar
 from hap2s_jax.serving import commands, listing, vectors
@@ -70,7 +70,7 @@ def embed_images(
     if workers is not None and workers < 1:
         raise UserError(f"--workers must be at least 1, but is {workers}; leave it out for all cores")
     found = listing.list_images(images, columns)
-    model = describe(encoder)
+    model = encoder.describe()
     model |= {"images": str(found.root), "listing": found.digest(), "contents": found.contents()}
     if output.exists() and not overwrite:
         return _finished(output, model)
@@ -119,18 +119,6 @@ def _make(
             parts.add(done, _joined(waiting))
 
 
-def describe(encoder: TrainedEncoder) -> dict[str, Any]:
-    """What a file of embeddings says about the encoder that made it."""
-    return {
-        "fingerprint": encoder.fingerprint,
-        "step": encoder.step,
-        "average": encoder.average,
-        "distance": encoder.distance,
-        "image_size": list(encoder.image_size),
-        "workdir": str(encoder.workdir),
-    }
-
-
 def _embedded(
     encoder: TrainedEncoder, found: listing.Listing, start: int, batch_size: int | None, workers: int | None
 ) -> Any:
@@ -145,7 +133,7 @@ def _embedded(
     for batch in encoder.stream(rows, batch_size=batch_size, workers=workers, read=read):
         fine = np.array([failure is None for failure in batch.failures])
         numbers = np.arange(begin, begin + len(fine))
-        reasons = [_reason(failure) for failure in batch.failures if failure is not None]
+        reasons = [reason(failure) for failure in batch.failures if failure is not None]
         yield (
             begin,
             vectors.Part(batch.embeddings[fine], numbers[fine], numbers[~fine], np.array(reasons, str)),
@@ -160,11 +148,6 @@ def _joined(parts: list[vectors.Part]) -> vectors.Part:
             for name in ("embeddings", "rows", "unreadable", "reasons")
         )
     )
-
-
-def _reason(failure: Exception) -> str:
-    text = getattr(failure, "strerror", None) or str(failure)
-    return (text.splitlines() or [type(failure).__name__])[0]
 
 
 def _finished(output: pathlib.Path, model: dict[str, Any]) -> vectors.Outcome:

@@ -36,6 +36,12 @@ def shown(text: str) -> str:
     )
 
 
+def reason(error: BaseException) -> str:
+    """Why something failed, on one line."""
+    text = getattr(error, "strerror", None) or str(error)
+    return (text.splitlines() or [type(error).__name__])[0]
+
+
 def require(holds: bool, key: str, value: object, wanted: str) -> None:
     """Raises a UserError unless `holds`; `wanted` says what `value` should be, such as "at least 1"."""
     if not holds:

@@ -31,7 +31,7 @@ from hap2s_jax import cli, extras
 from hap2s_jax.data.regular_files import below
 from hap2s_jax.errors import UserError, shown
 from hap2s_jax.serving import calibrating, commands, index, vectors
-from hap2s_jax.serving.listing import list_images
+from hap2s_jax.serving.listing import claimed_folder, list_images
 from hap2s_jax.serving.trained import Image, TrainedEncoder
 
 _MISSING = np.uint8(225)  # grey of a gallery image that is no longer there
@@ -94,7 +94,7 @@ class Searcher:
         calibrating.check_weights(gallery, encoder)
         self.encoder, self.gallery, self.threshold = encoder, gallery, threshold
         self._index = index.open_index(gallery.embeddings, encoder.distance, kind=kind, cache=cache)
-        self._pictures = pictures or _embedded_folder(gallery.model)
+        self._pictures = pictures or claimed_folder(str(gallery.model.get("images")))
 
     def search(self, images: Sequence[Image] | Image, k: int = 10) -> list[Answer]:
         """The `k` nearest gallery images (all, where there are fewer) to each query; errors are `TrainedEncoder`'s."""
@@ -130,17 +130,6 @@ class Searcher:
             if self._pictures is not None:
                 return self.encoder.preprocess(below(self._pictures, hit.path))
         return np.full((*self.encoder.image_size, 3), _MISSING)
-
-
-def _embedded_folder(model: dict[str, Any]) -> pathlib.Path | None:
-    """The folder that was embedded, by a gallery's own account; None where that is the home folder or one above it: a
-    gallery of somebody else's might claim all of the user's files.
-    """
-    with contextlib.suppress(OSError):
-        claimed = below("/", str(model.get("images")))
-        if not pathlib.Path.home().resolve().is_relative_to(claimed):
-            return claimed
-    return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

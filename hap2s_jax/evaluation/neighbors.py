@@ -105,27 +105,34 @@ class ExactIndex:
             lengths = jnp.where(jnp.arange(self._block) < len(rows), squares(keys), jnp.inf)
             self._blocks.append((keys, lengths))
 
-    def search(self, queries: ArrayLike, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries: ArrayLike, k: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The `k` nearest rows to each query.
 
         Args:
           queries: float `[q, d]`.
           k: how many, at most n.
+          allowed: bool `[n]`, the rows that may be found; None for all.
 
         Returns:
           Distances `[q, k]`, formed by differences, and row numbers int64 `[q, k]`, nearest first; ties: the lower row
-          first.
+          first. Infinity and -1 where fewer rows are allowed.
         """
         asked = check_embeddings(queries, "queries").astype(self._rows.dtype, copy=False)
         if asked.shape[1] != self._rows.shape[1] or not 1 <= k <= len(self._rows):
             raise ValueError(
                 f"queries are {list(asked.shape)} and k is {k}, where the rows are {list(self._rows.shape)}."
             )
+        most = len(self._rows) if allowed is None else int(allowed.sum())
+        if most == 0:
+            return np.full((len(asked), k), np.inf), np.full((len(asked), k), -1)
+        blocks = self._blocks if allowed is None else self._allowing(allowed)
         distances, rows = [], []
         for begin in range(0, len(asked), _QUERIES_AT_ONCE):
             part = asked[begin : begin + _QUERIES_AT_ONCE]
             # Float32 products cannot tell what lies close together; differences can, among a few more.
-            found = self._nearest(part, min(k + _SPARE, len(self._rows)))
+            found = self._nearest(part, min(k + _SPARE, len(self._rows)), blocks)[:, :most]
             # One query at a time: float64 copies of all neighbours may be large.
             for one, near in zip(part, found, strict=True):
                 near = np.sort(near)
@@ -133,12 +140,25 @@ class ExactIndex:
                 order = np.argsort(apart, kind="stable")[:k]
                 distances.append(apart[order])
                 rows.append(near[order])
-        return np.stack(distances), np.stack(rows)
+        missing = ((0, 0), (0, max(0, k - most)))
+        return (
+            np.pad(np.stack(distances), missing, constant_values=np.inf),
+            np.pad(np.stack(rows), missing, constant_values=-1),
+        )
 
-    def _nearest(self, asked: np.ndarray, k: int) -> np.ndarray:
+    def _allowing(self, allowed: np.ndarray) -> list[tuple[jax.Array, jax.Array]]:
+        """The blocks, with all other rows infinitely far away."""
+        padded = np.zeros(len(self._blocks) * self._block, bool)
+        padded[: len(allowed)] = allowed
+        return [
+            (keys, jnp.where(part, lengths, jnp.inf))
+            for part, (keys, lengths) in zip(padded.reshape(-1, self._block), self._blocks, strict=True)
+        ]
+
+    def _nearest(self, asked: np.ndarray, k: int, blocks: list[tuple[jax.Array, jax.Array]]) -> np.ndarray:
         placed = self._space(asked, np.arange(len(asked)), 1 << (len(asked) - 1).bit_length())
         scores, rows = [], []
-        for number, (keys, lengths) in enumerate(self._blocks):
+        for number, (keys, lengths) in enumerate(blocks):
             values, places = _nearest_keys(
                 placed, keys, lengths, k=min(k, self._block), cosine=self._space.cosine
             )

@@ -1,4 +1,4 @@
-"""Whom a local page answers: an ASGI layer around all others.
+"""Serving a local page, and whom it answers: an ASGI layer around all others.
 
 A web page anywhere may send a browser's requests to this machine, by another name for its address (DNS rebinding) or
 straight, and would read the answers if it were let.
@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 # What this machine calls itself.
 LOCAL = ("127.0.0.1", "localhost", "::1")
+# Of what is uploaded.
+MAX_FILE = 32 * 2**20
 _REFUSED = b"This page answers requests from its own address alone.\n"
 _FAILED = b"This request cannot be answered; the terminal says more.\n"
 
@@ -73,6 +75,43 @@ class Gate:
         except ValueError:
             return False
         return name in {known.lower() for known in self._names} or (not self._is_local and _is_number(name))
+
+
+def launch(
+    page: Any,
+    *,
+    css: str = "",
+    head: str = "",
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    block: bool = True,
+) -> Any:
+    """Serves a page of gradio's to whom `Gate` lets in.
+
+    Returns:
+      What gradio's launch does: (app, local address, None).
+    """
+    from gradio.themes import Default
+
+    app, address, shared = page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        inbrowser=False,
+        max_file_size=MAX_FILE,
+        prevent_thread_lock=True,
+        quiet=not block,
+        show_error=False,  # nor any text of an exception
+        css=css,
+        head=head or None,
+        # The machine's own letters: the default theme fetches some from the network.
+        theme=Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+    )
+    # Around gradio's own layers, which would grant other origins what they ask for.
+    app.middleware_stack = Gate(app.middleware_stack or app.build_middleware_stack(), host)
+    if block:
+        page.block_thread()
+    return app, address, shared
 
 
 def _place(origin: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -27,8 +28,12 @@ _PROBES = 32
 class Index(Protocol):
     """Finds the nearest rows of a gallery."""
 
-    def search(self, queries: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Distances `[q, k]` and row numbers int64 `[q, k]` of the `k` nearest rows to queries `[q, d]`."""
+    def search(
+        self, queries: Any, k: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Distances `[q, k]` and row numbers int64 `[q, k]` of the `k` nearest rows to queries `[q, d]`, of those that
+        are `allowed`, bool `[n]`; infinity and -1 where there are fewer.
+        """
         ...
 
 
@@ -86,10 +91,16 @@ class FaissIndex:
             _write_cache(cache, identity, self._index)
         self._index.nprobe = min(cells, _PROBES)
 
-    def search(self, queries: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Distances `[q, k]` and row numbers int64 `[q, k]`; -1 and infinity where the cells hold fewer."""
-        asked = np.asarray(queries, np.float32)
-        _, rows = self._index.search(self._unit(asked), k)
+    def search(
+        self, queries: Any, k: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `Index.search`; -1 and infinity also where the cells hold fewer."""
+        faiss: Any = importlib.import_module("faiss")
+        asked, settings = np.asarray(queries, np.float32), None
+        if allowed is not None:
+            chosen = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+            settings = faiss.SearchParametersIVF(sel=chosen, nprobe=self._index.nprobe)
+        _, rows = self._index.search(self._unit(asked), k, params=settings)
         distances = np.stack(
             [
                 distances_between(one[None], self._rows[near], self._distance)

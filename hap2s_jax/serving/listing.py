@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 
 from hap2s_jax.data.readers.files import extensions, name_others, walk_files
 from hap2s_jax.data.readers.table import read_table
+from hap2s_jax.data.regular_files import below
 from hap2s_jax.errors import UserError
 
 
@@ -25,6 +28,7 @@ class Listing:
       class_names: sorted.
       cameras: int64 `[n]`, or None.
       boxes: `[n, 4]` left, top, right, bottom in pixels, the last two exclusive; None for whole images.
+      others: texts `[n]` of the cameras and of the other columns of a CSV, by the columns' names.
     """
 
     root: pathlib.Path
@@ -33,6 +37,7 @@ class Listing:
     class_names: tuple[str, ...]
     cameras: np.ndarray | None = None
     boxes: np.ndarray | None = None
+    others: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits that tell this list from every other; the folder's own place does not count."""
@@ -77,7 +82,8 @@ def list_images(images: str | os.PathLike[str], columns: str = "") -> Listing:
         except UserError as error:
             raise UserError(f"--images: {error}") from None
         cameras, boxes = (None if v is None else v.astype(np.int64) for v in (table.cameras, table.boxes))
-        return _listing(root.parent, table.paths, table.labels, cameras, boxes)
+        found = _listing(root.parent, table.paths, table.labels, cameras, boxes)
+        return dataclasses.replace(found, others=table.others)
     if not root.is_dir():
         raise UserError(f"--images: there is no folder or CSV file {images}")
     found, others = walk_files(root)
@@ -99,3 +105,14 @@ def _listing(
     number = {name: n for n, name in enumerate(class_names)} | {"": -1}
     labels = np.array([number[name] for name in names], np.int64)
     return Listing(root.absolute(), paths, labels, class_names, cameras, boxes)
+
+
+def claimed_folder(claimed: str) -> pathlib.Path | None:
+    """The folder that a file of embeddings says its images lie in; None where that is the home folder or one above it:
+    somebody else's file might claim all of the user's.
+    """
+    with contextlib.suppress(OSError):
+        folder = below("/", claimed)
+        if not pathlib.Path.home().resolve().is_relative_to(folder):
+            return folder
+    return None

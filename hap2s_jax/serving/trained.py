@@ -75,6 +75,17 @@ class TrainedEncoder:
         sample = jax.ShapeDtypeStruct((1, *self.image_size, 3), np.uint8)
         self.dim = int(jax.eval_shape(self.function, sample).shape[1])
 
+    def describe(self) -> dict[str, Any]:
+        """What a file of embeddings says about the encoder that made it."""
+        return {
+            "fingerprint": self.fingerprint,
+            "step": self.step,
+            "average": self.average,
+            "distance": self.distance,
+            "image_size": list(self.image_size),
+            "workdir": str(self.workdir),
+        }
+
     def function(self, images: Any) -> jax.Array:
         """The bare pure function ``uint8 [n, h, w, 3] -> [n, d]``, the weights closed over; for `jax.export`."""
         return self._function(self.variables, images)

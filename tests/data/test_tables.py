@@ -131,6 +131,9 @@ def test_the_table_of_wildlife_datasets_goes_in_as_it_is(root):
     parts = own.read_folder(root / "animals.csv")
     assert parts.train.class_names == tuple(f"klasse {c}" for c in range(4))
     assert (len(parts.query), len(parts.gallery), parts.train.boxes) == (4, 12, None)
+    table = read_table(root / "animals.csv", "camera=image_id,box=bbox")
+    assert {*table.others} == {"camera", "date"}
+    assert table.others["camera"] == [str(n) for n in range(len(whole))]
     boxes = own.read_folder(root / "animals.csv", columns="box=bbox").train.boxes
     assert boxes[0].tolist() == [1, 2, 9, 11]
 

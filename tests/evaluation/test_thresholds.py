@@ -144,6 +144,17 @@ def test_exact_search_by_sorting(monkeypatch, distance):
     np.testing.assert_allclose(distances, np.take_along_axis(table, order, axis=1), rtol=1e-4, atol=1e-5)
     assert np.mean(rows == order) > 0.95  # float32 cannot tell some apart
     assert all(len(set(line)) == 70 for line in rows.tolist())
+    # Some rows alone: as in a table of their own, whether there are as many as are asked for or not.
+    for share in (0.9, 0.2):
+        allowed = np.random.default_rng(5).random(90) < share
+        distances, rows = ExactIndex(keys, distance).search(queries, 30, allowed)
+        own = np.flatnonzero(allowed)
+        expected, places = ExactIndex(keys[own], distance).search(queries, min(30, len(own)))
+        np.testing.assert_array_equal(rows[:, : len(own)], own[places])
+        np.testing.assert_array_equal(distances[:, : len(own)], expected)
+        assert (rows[:, len(own) :] == -1).all()
+        assert np.isinf(distances[:, len(own) :]).all()
+    assert ExactIndex(keys).search(queries, 3, np.zeros(90, bool))[1].tolist() == [[-1] * 3] * 20
 
 
 def test_copies_are_found_at_distance_zero_the_lower_row_first():

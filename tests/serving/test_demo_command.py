@@ -17,7 +17,7 @@ from PIL import Image
 import hap2s_jax
 from hap2s_jax import demo, embed, search
 from hap2s_jax.errors import UserError
-from hap2s_jax.serving import vectors
+from hap2s_jax.serving import gate, vectors
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_what_is_no_image_is_said_so(searcher, tmp_path, kind):
 
 def test_no_file_too_large_a_file_and_a_folder(searcher, tmp_path, monkeypatch):
     assert demo.answer(searcher, None, 3) == ("", None, [])
-    monkeypatch.setattr(demo, "MAX_FILE", 10)
+    monkeypatch.setattr(gate, "MAX_FILE", 10)
     (tmp_path / "x.png").write_bytes(bytes(11))
     for path in (tmp_path / "x.png", tmp_path, tmp_path / "none"):
         assert "cannot be used" in demo.answer(searcher, path, 3)[0]
@@ -99,14 +99,14 @@ def test_without_gradio(searcher, monkeypatch):
 def test_it_listens_to_this_machine_alone():
     import inspect
 
-    assert inspect.signature(demo.launch).parameters["host"].default == "127.0.0.1"
+    assert inspect.signature(gate.launch).parameters["host"].default == "127.0.0.1"
 
 
 @pytest.fixture(scope="module")
 def address(searcher):
     pytest.importorskip("gradio")
     page = demo.build(searcher, "threshold 0.3, as the test has it")
-    _, local, shared = demo.launch(page, block=False)
+    _, local, shared = gate.launch(page, block=False)
     assert shared is None
     assert "127.0.0.1" in local
     yield local

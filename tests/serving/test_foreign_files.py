@@ -111,7 +111,7 @@ def test_queries_are_regular_files(encoder, planted):
 
 def _searcher(encoder, folder, paths, images, **options):
     found = encoder(folder[1][: len(paths)])
-    model = {**embed.describe(encoder), "images": images}
+    model = {**encoder.describe(), "images": images}
     gallery = vectors.Vectors(
         found, np.array(paths), np.full(len(paths), -1), np.array([], str), json.loads(json.dumps(model))
     )

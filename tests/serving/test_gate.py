@@ -7,7 +7,7 @@ import http.client
 
 import pytest
 
-from hap2s_jax import demo
+from hap2s_jax.serving import gate
 from hap2s_jax.serving.gate import Gate
 
 
@@ -84,7 +84,7 @@ def test_the_page_itself_is_behind_the_gate(monkeypatch):
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     with gradio.Blocks(analytics_enabled=False) as page:
         gradio.on([gradio.Button("x").click], lambda: 1 / 0, None, [gradio.Markdown()], api_name="fail")
-    _, address, _ = demo.launch(page.queue(), block=False)
+    _, address, _ = gate.launch(page.queue(), block=False)
     port = int(address.rstrip("/").rsplit(":", 1)[1])
 
     def ask(method, path, **headers):

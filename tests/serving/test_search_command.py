@@ -157,6 +157,10 @@ def test_faiss_finds_what_exact_search_finds(tmp_path, distance):
         assert np.mean(shared) > 9.5
         same = found == exact[1]
         np.testing.assert_allclose(distances[same], exact[0][same], rtol=1e-6)
+        even = np.arange(5000) % 2 == 0
+        some = index.search(queries, 10, even)[1].tolist()
+        right = open_index(rows, distance, kind="exact").search(queries, 10, even)[1].tolist()
+        assert np.mean([len(set(a) & set(b)) for a, b in zip(some, right, strict=True)]) > 9
         before = cache.stat().st_mtime_ns
     assert cache.stat().st_mtime_ns == before
     cache.write_bytes(b"damaged")

@@ -63,6 +63,7 @@ class Table:
       cameras: their numbers, below 0 and all different where a camera is not known; None where none is.
       boxes: int32 `[n, 4]` left, top, right, bottom, the last two exclusive; None without any.
       has_split: whether there is such a column.
+      others: the cameras and every column that means nothing here, by their names in lower case, as texts.
       remarks: lines for whoever uses the file.
     """
 
@@ -73,6 +74,7 @@ class Table:
     cameras: np.ndarray | None = None
     boxes: np.ndarray | None = None
     has_split: bool = False
+    others: dict[str, list[str]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
 
@@ -95,6 +97,11 @@ def read_table(file: Path, columns: str = "", needed: Sequence[str] = ("path", "
     head, rows = _open(file, columns, needed)
     found = _find_columns(file, head, columns, needed)
     table, cameras, boxes, empty = Table(has_split="split" in found), [], [], []
+    used = {n for name, n in found.items() if name != "box"} | set(
+        np.atleast_1d(found.get("box", [])).tolist()
+    )
+    others = {name: place for place, name in enumerate(head) if name and place not in used}
+    table.others = {name: [] for name in (*others, *(["camera"] if "camera" in found else []))}
     for line, row in rows:
         values = {name: row[place].strip() for name, place in found.items() if isinstance(place, int)}
         if missing := [name for name in needed if not values[name]]:
@@ -106,6 +113,8 @@ def read_table(file: Path, columns: str = "", needed: Sequence[str] = ("path", "
         table.labels.append(values.get("label", ""))
         table.splits.append(values.get("split", ""))
         cameras.append(values.get("camera", ""))
+        for name, texts in table.others.items():
+            texts.append(row[others[name]].strip() if name in others else cameras[-1])
         if isinstance(where := found.get("box"), list):
             boxes.append(_box(file, line, [head[n] for n in where], [row[n] for n in where]))
             if boxes[-1][2] <= boxes[-1][0] or boxes[-1][3] <= boxes[-1][1]:
