@@ -13,7 +13,10 @@ import hap2s_jax
 from hap2s_jax import cli
 from hap2s_jax.errors import unknown_name
 
-COMMANDS = ("main", "evaluate", "embed", "search", "demo", "export", "check_data", "rehearse", "convert")
+COMMANDS = (
+    *("main", "evaluate", "embed", "search", "demo", "gallery"),
+    *("export", "check_data", "rehearse", "convert"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

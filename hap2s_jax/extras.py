@@ -42,6 +42,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "demo": (*_USE, "gradio"),
     "parquet": ("pyarrow",),
     "faiss": ("faiss",),
+    "gallery": (*_USE, "lancedb"),
     "tpu": ("libtpu",),
 }
 

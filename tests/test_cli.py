@@ -235,6 +235,7 @@ _BASE = {
     "embed": (["embed", "--workdir=x", "--images=x", "--output=x.npz"], "use"),
     "search": (["search", "--gallery=x.npz", "--query", "x.png"], "use"),
     "demo": (["demo", "--gallery=x.npz"], "demo"),
+    "gallery": (["gallery", "list", "x"], "gallery"),
     "export": (["export", "--workdir=x", "--output=x"], "use"),
     "check_data": (["check_data", "--name=cub"], "train"),
     "rehearse": (["rehearse", "--config=emoji"], "train,tpu"),
@@ -244,7 +245,11 @@ _BASE = {
 def test_what_is_not_installed_is_named_as_users_install_it_and_help_needs_nothing(tmp_path):
     asked = {name: arguments for name, (arguments, _) in _BASE.items()}
     asked |= {f"{name} --help": [name, "--help"] for name in COMMANDS} | {"list": []}
-    absent = set(extras.MODULES["train"]) - {"absl", "orbax", "rich", "scipy"} | {"gradio", "libtpu"}
+    absent = set(extras.MODULES["train"]) - {"absl", "orbax", "rich", "scipy"} | {
+        "gradio",
+        "libtpu",
+        "lancedb",
+    }
     answers = _answers(asked, tmp_path, *absent, cwd=tmp_path)
     for name, (_, extra) in _BASE.items():
         code, output = answers[name]

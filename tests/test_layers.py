@@ -39,6 +39,7 @@ LAYERS = {
     "hap2s_jax.run": 4,
     "hap2s_jax.recipes": 4,
     "hap2s_jax.serving": 4,
+    "hap2s_jax.catalogue": 4,
 }
 COMMANDS = 5
 

@@ -194,6 +194,20 @@ def error_rates(
     """
     right, wrong = nearest_right_and_wrong(embeddings, labels, cameras, distance=distance)
     classes = np.asarray(labels)[np.asarray(labels) != JUNK]
+    return rates_of(right, wrong, classes, len(right) - 1)
+
+
+def rates_of(right: np.ndarray, wrong: np.ndarray, classes: np.ndarray, gallery: int) -> ErrorRates:
+    """Calibrates thresholds on queries whose nearest images are known.
+
+    Args:
+      right, wrong: `[n]` distances to the nearest image of a query's own class, and of another; infinite without any.
+      classes: `[n]` integers.
+      gallery: how many images a query was compared with.
+
+    Raises:
+      ValueError: no query has the one or the other.
+    """
     known, unknown = np.isfinite(right), np.isfinite(wrong)
     if not known.any() or not unknown.any():
         raise ValueError("thresholds need at least two classes, one of them with two images.")
@@ -216,7 +230,7 @@ def error_rates(
         int(unknown.sum()),
         len(rejecting),
         len(accepting),
-        len(right) - 1,
+        gallery,
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import math
 import pathlib
+from typing import Protocol
 
 from hap2s_jax import extras
 from hap2s_jax.data.regular_files import below, read_bytes
@@ -44,8 +45,22 @@ def check_weights(gallery: vectors.Vectors, encoder: TrainedEncoder) -> None:
         )
 
 
+class Weights(Protocol):
+    """Which weights, and where a calibration of them would be; a `TrainedEncoder` is one."""
+
+    @property
+    def fingerprint(self) -> str:
+        """See `TrainedEncoder`."""
+        ...
+
+    @property
+    def workdir(self) -> pathlib.Path:
+        """See `TrainedEncoder`."""
+        ...
+
+
 def choose_threshold(
-    encoder: TrainedEncoder, wanted: str = "auto", false_accepts: float | None = None
+    encoder: Weights, wanted: str = "auto", false_accepts: float | None = None
 ) -> tuple[float | None, str]:
     """The threshold for an encoder, and in words where it comes from.
 

@@ -97,9 +97,7 @@ def read_table(file: Path, columns: str = "", needed: Sequence[str] = ("path", "
     head, rows = _open(file, columns, needed)
     found = _find_columns(file, head, columns, needed)
     table, cameras, boxes, empty = Table(has_split="split" in found), [], [], []
-    used = {n for name, n in found.items() if name != "box"} | set(
-        np.atleast_1d(found.get("box", [])).tolist()
-    )
+    used = [n for places in found.values() for n in (places if isinstance(places, list) else [places])]
     others = {name: place for place, name in enumerate(head) if name and place not in used}
     table.others = {name: [] for name in (*others, *(["camera"] if "camera" in found else []))}
     for line, row in rows:

@@ -1,0 +1,1 @@
+"""A gallery that grows: images, the decisions about them, and search among them."""

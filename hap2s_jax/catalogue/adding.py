@@ -1,0 +1,282 @@
+"""Images into a store: new ones, and all of them again for another encoder."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hap2s_jax.catalogue.state import OWN_COLUMNS, STATUSES
+from hap2s_jax.catalogue.store import Store
+from hap2s_jax.catalogue.tables import TEXTS, image_id
+from hap2s_jax.data.pixels import UnreadableImageError
+from hap2s_jax.data.regular_files import below, read_bytes
+from hap2s_jax.errors import UserError, reason
+from hap2s_jax.reporting.environment import usable_cores
+from hap2s_jax.reporting.progress import ProgressBar
+from hap2s_jax.serving import vectors
+from hap2s_jax.serving.listing import Listing, claimed_folder, list_images
+from hap2s_jax.serving.trained import TrainedEncoder
+
+# Images of one transaction; an interruption loses fewer.
+AT_ONCE = 2048
+_COLUMNS = ("camera", "time", "place")
+
+
+class Added(NamedTuple):
+    """What came of images: how many are new, how many were there already, and (path, reason) of those left out."""
+
+    new: int
+    known: int
+    left_out: list[tuple[str, str]]
+
+
+class _Image(NamedTuple):
+    """An image to be: where it lies, its size in bytes when it was listed, its box, and its texts."""
+
+    folder: str
+    path: str
+    size: int
+    box: str
+    texts: dict[str, str]
+    vector: np.ndarray | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What it is known by before it is read."""
+        return self.folder, self.path, self.box
+
+
+def add(
+    store: Store,
+    images: str | os.PathLike[str],
+    encoder: TrainedEncoder | None = None,
+    *,
+    columns: str = "",
+    batch_size: int | None = None,
+    at_once: int = AT_ONCE,
+    show_progress: bool = True,
+) -> Added:
+    """Adds the images that the store does not have, by path and by content; interrupted and run again, it goes on.
+
+    Args:
+      store: where to.
+      images: a folder or CSV file (`listing.list_images`), whose columns label, camera, time, place and any others are
+        kept; or an .npz or .parquet file of `hap2s_jax.embed`, whose images are not embedded again.
+      encoder: the one that the store is of; None for a file of embeddings.
+      columns: what the columns of a CSV file are called.
+      batch_size: see `TrainedEncoder.stream`.
+      at_once: images of one transaction.
+      show_progress: whether to draw a bar on standard error.
+
+    Raises:
+      UserError: no images; embeddings of another encoder; a label that cannot be, or exists with other capitals.
+    """
+    store.refresh()
+    listed = [*_listed(images, columns, store, encoder)]
+    _check_labels(store, {image.texts["label"] for image in listed} - {""})
+    known = _known_keys(store)
+    asked = [image for image in listed if known.get(image.key) is None]
+    left_out = [
+        (image.path, "has changed since it was added; remove it first to add it anew")
+        for image in listed
+        if known.get(image.key, image.size) != image.size
+    ]
+    before, there = len(store.ids), len(listed) - len(asked) - len(left_out)
+    with ProgressBar(len(asked), 0, "adding", images_per_step=1, enabled=show_progress) as bar:
+        for begin in range(0, len(asked), at_once):
+            part = asked[begin : begin + at_once]
+            fresh, failed, doubled = _read(store, part)
+            there += doubled
+            left_out += failed
+            ids, vectors_, rows, failed = _embedded(store, fresh, encoder, batch_size)
+            left_out += failed
+            there += _append(store, ids, vectors_, rows)
+            bar.update(begin + len(part))
+    store.tables.tidy()
+    store.refresh()
+    return Added(len(store.ids) - before, there, left_out)
+
+
+def _listed(
+    images: str | os.PathLike[str], columns: str, store: Store, encoder: TrainedEncoder | None
+) -> Iterator[_Image]:
+    path = pathlib.Path(images)
+    given: np.ndarray | None = None
+    if path.suffix in vectors.SUFFIXES and path.is_file():
+        gallery = vectors.read(path)
+        check_encoder(store, gallery.model)
+        root = claimed_folder(str(gallery.model.get("images")))
+        if root is None:
+            raise UserError(f"--images: {path} claims a folder that is not opened; add its images instead")
+        given = gallery.embeddings
+        found = Listing(root, gallery.paths.tolist(), gallery.labels, tuple(gallery.class_names.tolist()))
+    elif encoder is None:
+        raise UserError(f"--images: {images} needs the encoder to embed it")
+    else:
+        check_encoder(store, encoder.describe())
+        found = list_images(path, columns)
+    if taken := sorted({*found.others} & {*OWN_COLUMNS, "folder", "size", "box", "more", "embedding"}):
+        raise UserError(f"--images: {images} has a column {taken[0]!r}, which is the store's own; rename it")
+    for row, (name, label) in enumerate(zip(found.paths, found.labels, strict=True)):
+        texts = {column: values[row] for column, values in found.others.items() if values[row]}
+        kept = {column: texts.pop(column, "") for column in _COLUMNS}
+        kept |= {"label": found.class_names[label] if label >= 0 else ""}
+        kept |= {"more": json.dumps(texts, ensure_ascii=False) if texts else ""}
+        box = "" if found.boxes is None else ",".join(map(str, found.boxes[row].tolist()))
+        folder, name = _place(found.root, name)
+        try:
+            size = os.stat(os.path.join(folder, name)).st_size
+        except (OSError, ValueError):
+            size = -1
+        yield _Image(folder, name, size, box, kept, None if given is None else given[row])
+
+
+def _place(root: pathlib.Path, name: str) -> tuple[str, str]:
+    """A folder, and where in it a file really lies: below `root`, or in its own folder where a path or link leads out
+    of that.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        real, top = os.path.realpath(root / name), os.path.realpath(root)
+        if not real.startswith(os.path.join(top, "")):
+            return os.path.split(real)
+    return str(root), name
+
+
+def check_encoder(store: Store, made_by: Mapping[str, Any]) -> None:
+    """Raises a UserError unless `made_by`, as `TrainedEncoder.describe` has it, is the encoder that the store is of."""
+    ours = store.encoder
+    if ours["fingerprint"] != made_by.get("fingerprint"):
+        raise UserError(
+            f"{store.tables.folder} is of step {ours.get('step')} of {ours.get('workdir')}, and these are vectors of "
+            f"step {made_by.get('step')} of {made_by.get('workdir')}: weights, pre-processing or distance differ; "
+            "move the store with `gallery re_embed`, or give the --workdir and --checkpoint that it was made with"
+        )
+
+
+def _check_labels(store: Store, labels: set[str]) -> None:
+    """All labels before any image: nothing is added where one of them cannot be."""
+    folded: dict[str, str] = {}
+    for label in sorted(labels):
+        if store.check_label(label) != label:
+            raise UserError(f"label {label!r} should be {store.check_label(label)!r}, as Unicode composes it")
+        if (other := folded.setdefault(label.casefold(), label)) != label:
+            raise UserError(f"label {label!r} stands there with other capitals: {other!r}; write both alike")
+
+
+def _known_keys(store: Store) -> dict[tuple[str, str, str], int]:
+    columns = store.rows(np.flatnonzero(store.statuses != STATUSES.index("removed")))
+    keys = zip(columns["folder"], columns["path"], columns["box"], strict=True)
+    return dict(zip(keys, columns["size"], strict=True))
+
+
+def _content(image: _Image) -> int:
+    """The id of an image, by its bytes and box; errors are those of `read_bytes`."""
+    digest = hashlib.sha256(read_bytes(below(image.folder, image.path)))
+    if image.box:
+        digest.update(f"\0{image.box}".encode())
+    return image_id(digest.digest())
+
+
+def _read(
+    store: Store, images: Sequence[_Image]
+) -> tuple[list[tuple[int, _Image]], list[tuple[str, str]], int]:
+    """(id, image) of those with new content, (path, reason) of the unreadable, and how many have known content."""
+
+    def content(image: _Image) -> int | Exception:
+        try:
+            return _content(image)
+        except OSError as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
+        ids = list(pool.map(content, images))
+    failed = [(i.path, reason(n)) for n, i in zip(ids, images, strict=True) if isinstance(n, Exception)]
+    fresh: dict[int, _Image] = {}
+    for number, image in zip(ids, images, strict=True):
+        if not isinstance(number, Exception) and not store.has(number):
+            fresh.setdefault(number, image)
+    return [*fresh.items()], failed, len(images) - len(failed) - len(fresh)
+
+
+def _embedded(
+    store: Store, fresh: Sequence[tuple[int, _Image]], encoder: TrainedEncoder | None, batch_size: int | None
+) -> tuple[np.ndarray, np.ndarray, list[_Image], list[tuple[str, str]]]:
+    """Ids, embeddings and images of those that can be decoded, and (path, reason) of the others."""
+    images = [image for _, image in fresh]
+    if encoder is None:
+        embeddings = np.array([image.vector for image in images], np.float32)
+        failures: list[Exception | None] = [None] * len(images)
+    else:
+        embeddings, failures = embed(encoder, [(i.folder, i.path, i.box) for i in images], batch_size)
+    fine = np.array([failure is None for failure in failures], bool)
+    failed = [(i.path, reason(f)) for i, f in zip(images, failures, strict=True) if f is not None]
+    ids = np.array([number for number, _ in fresh], np.int64)
+    return ids[fine], embeddings[fine], [i for i, ok in zip(images, fine, strict=True) if ok], failed
+
+
+def embed(
+    encoder: TrainedEncoder,
+    places: Sequence[tuple[str, str, str]],
+    batch_size: int | None = None,
+    contents: Mapping[tuple[str, str, str], int] | None = None,
+) -> tuple[np.ndarray, list[Exception | None]]:
+    """Embeds images by (folder, path, box): float32 `[n, d]`, and why each could not be; `contents` says which ids
+    they should have.
+    """
+
+    def read(place: tuple[str, str, str]) -> np.ndarray:
+        folder, path, box = place
+        image = below(folder, path)
+        if contents is not None and _content(_Image(folder, path, 0, box, {})) != contents[place]:
+            raise UnreadableImageError("it has changed since it was added")
+        return encoder.preprocess(image, box=box_of(box))
+
+    parts, failures = [np.zeros((0, encoder.dim), np.float32)], []
+    for batch in encoder.stream(places, batch_size=batch_size, read=read):
+        parts.append(batch.embeddings)
+        failures += batch.failures
+    return np.concatenate(parts), failures
+
+
+def box_of(text: str) -> np.ndarray | None:
+    """left, top, right and bottom as a store keeps them; None for a whole image.
+
+    Raises:
+      UnreadableImageError: they are none.
+    """
+    try:
+        box = np.array([int(side) for side in text.split(",")], np.int32) if text else None
+        if box is not None and box.shape != (4,):
+            raise ValueError
+        return box
+    except (ValueError, OverflowError):
+        raise UnreadableImageError(f"its box is {text!r:.60}") from None
+
+
+def _append(store: Store, ids: np.ndarray, embeddings: np.ndarray, images: Sequence[_Image]) -> int:
+    """Writes the images in one transaction; returns how many another process has added meanwhile."""
+    with store.tables.writing():
+        fingerprint = store.encoder["fingerprint"]
+        store.refresh()
+        if store.encoder["fingerprint"] != fingerprint:
+            raise UserError(
+                f"{store.tables.folder} was moved to another encoder meanwhile; add again with that"
+            )
+        new = [n for n, number in enumerate(ids.tolist()) if not store.has(number)]
+        if new:
+            rows = {"id": ids[new], "size": [images[n].size for n in new]}
+            for name in TEXTS:
+                values = [getattr(images[n], name, None) or images[n].texts.get(name, "") for n in new]
+                # The table's text is UTF-8, which a file's name need not be.
+                rows[name] = [value.encode(errors="replace").decode() for value in values]
+            store.tables.add_images(fingerprint, rows, embeddings[new])
+            store.refresh()
+    return len(ids) - len(new)

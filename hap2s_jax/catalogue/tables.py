@@ -1,0 +1,254 @@
+"""The files of a store: two kinds of LanceDB tables that are only appended to, and store.json.
+
+``images_FINGERPRINT`` holds the images with the embeddings of one encoder; ``decisions`` what was decided about them, a
+row for each image that a decision changed. An append is one transaction, so that a decision is there whole or not at
+all; nothing is ever edited or deleted. store.json says which encoder's table holds, and is replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from hap2s_jax import extras, formats
+from hap2s_jax.data.regular_files import allowed
+from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation.stored import first_line
+from hap2s_jax.reporting.atomic import holding, replacing
+
+STATE = "store.json"
+TEXTS = ("folder", "path", "box", "label", "camera", "time", "place", "more")
+_DECISIONS = "decisions"
+_PATIENCE = 60.0
+_MAX_DIM = 2**16
+
+Record = dict[str, Any]
+
+
+def pyarrow() -> Any:
+    """pyarrow, which comes with LanceDB."""
+    return extras.load("a store", "pyarrow", "gallery")
+
+
+def image_schema(dim: int) -> Any:
+    """The columns of the images: id, a whole number made of the content; size in bytes; texts; embedding."""
+    arrow = pyarrow()
+    whole, text = arrow.int64(), arrow.string()
+    fields = [("id", whole), ("size", whole), *((name, text) for name in TEXTS)]
+    return arrow.schema([*fields, ("embedding", arrow.list_(arrow.float32(), dim))])
+
+
+def decision_schema() -> Any:
+    """The columns of the log: a row for each image that a decision changed, to `label` and `status`.
+
+    `holds` is the decision that made the image so: its own number, but of an undo that of the decision gone back to.
+    """
+    arrow = pyarrow()
+    whole, text = arrow.int64(), arrow.string()
+    fields = {"number": whole, "time": text, "by": text, "kind": text, "image": whole, "label": text}
+    return arrow.schema([*fields.items(), ("status", text), ("undoes", whole), ("holds", whole)])
+
+
+class Tables:
+    """The tables of one store, which may be somebody else's: what they promise is checked before it is read.
+
+    Args:
+      folder: of the store.
+
+    Raises:
+      UserError: there is no store, or it is damaged, or of a later version.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        self.state = self.read_state()
+        self._database = _connect(folder)
+        self._open: dict[str, Any] = {}
+
+    @classmethod
+    def create(cls, folder: pathlib.Path, encoder: Record, dim: int) -> Tables:
+        """A new store for images embedded by `encoder`, as `TrainedEncoder.describe` has it, to `dim` numbers."""
+        if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+            raise UserError(f"{folder} is there already; give the store another name, or add to it")
+        with replacing(folder / STATE) as temporary, _plainly(folder):
+            database = _connect(folder)
+            database.create_table(table_name(encoder["fingerprint"]), schema=image_schema(dim))
+            database.create_table(_DECISIONS, schema=decision_schema())
+            temporary.write_text(json.dumps(formats.stamped({"active": encoder, "earlier": []})))
+        return cls(folder)
+
+    def read_state(self) -> Record:
+        """What store.json says: the `active` encoder and the `earlier` ones."""
+        path = self.folder / STATE
+        if not path.is_file():
+            raise UserError(
+                f"there is no store {self.folder}; python -m hap2s_jax.gallery create {self.folder} "
+                "--workdir=RUN makes one"
+            )
+        try:
+            state = formats.read(path)
+            table_name(state["active"]["fingerprint"])
+            if state["active"]["distance"] not in ("euclidean", "cosine"):
+                raise ValueError(f"its distance is {state['active']['distance']!r:.40}")
+            return state
+        except formats.NewerFormatError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({first_line(error)}); take it from a copy") from error
+
+    def write_state(self, state: Record) -> None:
+        """Replaces store.json."""
+        with replacing(self.folder / STATE) as temporary:
+            temporary.write_text(json.dumps(formats.stamped(state)))
+        self.state = state
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Holds the store until the block ends, so that what is checked in it still holds when it is written.
+
+        Raises:
+          UserError: another process holds it for too long, or it cannot be written.
+        """
+        end = time.monotonic() + _PATIENCE
+        while True:
+            with holding(self.folder / "lock") as is_free:
+                if is_free:
+                    yield
+                    return
+            if time.monotonic() > end:
+                raise UserError(f"another process is writing {self.folder}; wait for its end")
+            time.sleep(0.01)
+
+    def images(self, fingerprint: str) -> Any:
+        """The table of the images embedded by one encoder, as LanceDB has it, at its newest version."""
+        return self._table(table_name(fingerprint))
+
+    def add_images(self, fingerprint: str, rows: Mapping[str, Any], embeddings: np.ndarray) -> None:
+        """Appends images in one transaction; made first if there is no table for this encoder."""
+        arrow, dim = pyarrow(), embeddings.shape[1]
+        name = table_name(fingerprint)
+        with _plainly(self.folder):
+            if not self.has_images(fingerprint):
+                self._database.create_table(name, schema=image_schema(dim), exist_ok=True)
+            values = arrow.array(np.ascontiguousarray(embeddings, np.float32).reshape(-1))
+            columns = {**rows, "embedding": arrow.FixedSizeListArray.from_arrays(values, dim)}
+            self._table(name).add(arrow.table(columns, schema=image_schema(dim)))
+
+    def has_images(self, fingerprint: str) -> bool:
+        """Whether there is a table for this encoder."""
+        return (self.folder / f"{table_name(fingerprint)}.lance").is_dir()
+
+    def read_images(self, fingerprint: str) -> tuple[Any, np.ndarray]:
+        """All images of an encoder: a table of pyarrow without embeddings, and these, float32 `[n, d]`."""
+        table = self.images(fingerprint)
+        kind = table.schema.field("embedding").type if "embedding" in table.schema.names else None
+        dim = getattr(kind, "list_size", 0)
+        self._check(table, image_schema(dim) if 0 < dim <= _MAX_DIM else None, max(dim, 1) * 4)
+        with _plainly(self.folder):
+            found = table.search().to_arrow() if table.count_rows() else table.schema.empty_table()
+        embeddings = np.asarray(found.column("embedding").combine_chunks().flatten()).reshape(-1, dim)
+        if len(embeddings) and not (np.isfinite(embeddings.max()) and np.isfinite(embeddings.min())):
+            raise UserError(f"{self.folder} holds embeddings that are not finite; its encoder has diverged")
+        return found.drop_columns(["embedding"]), embeddings
+
+    def read_ids(self, fingerprint: str) -> np.ndarray:
+        """Ids of the images that there are for an encoder, int64 `[n]`."""
+        if not self.has_images(fingerprint):
+            return np.zeros(0, np.int64)
+        with _plainly(self.folder):
+            return np.asarray(self.images(fingerprint).search().select(["id"]).to_arrow().column("id"))
+
+    def read_decisions(self, after: int = 0) -> Any:
+        """The rows of all decisions with greater numbers, a table of pyarrow in the order of these numbers."""
+        table = self._table(_DECISIONS)
+        self._check(table, decision_schema(), 1)
+        with _plainly(self.folder):
+            found = table.search().where(f"number > {int(after)}").to_arrow()
+        return found.sort_by("number")
+
+    def add_decision(self, rows: Mapping[str, Any]) -> None:
+        """Appends the rows of one decision in one transaction."""
+        with _plainly(self.folder):
+            self._table(_DECISIONS).add(pyarrow().table(dict(rows), schema=decision_schema()))
+
+    def tidy(self) -> None:
+        """Joins the small files that many appends have left; nobody is disturbed."""
+        # A tidier of another process may have been quicker.
+        with contextlib.suppress(UserError), _plainly(self.folder):
+            for name in (table_name(self.state["active"]["fingerprint"]), _DECISIONS):
+                self._table(name).optimize()
+
+    def versions(self) -> tuple[str, int, int]:
+        """Changes whenever the store does: the active encoder, and the tables' versions."""
+        self.state = self.read_state()
+        name = self.state["active"]["fingerprint"]
+        return name, self.images(name).version, self._table(_DECISIONS).version
+
+    def _table(self, name: str) -> Any:
+        with _plainly(self.folder):
+            if name not in self._open:
+                self._open[name] = self._database.open_table(name)
+            self._open[name].checkout_latest()
+            return self._open[name]
+
+    def _check(self, table: Any, schema: Any, width: int) -> None:
+        """Columns, types and size before anything is read."""
+        with _plainly(self.folder):
+            if schema is None or not table.schema.equals(schema):
+                raise UserError(
+                    f"{self.folder} is damaged or no store of hap2s_jax: its table has other columns"
+                )
+            size = sum(file.stat().st_size for file in self.folder.rglob("*.lance") if file.is_file())
+            if table.count_rows() * width > allowed(size):
+                raise UserError(f"{self.folder} is damaged: it promises {table.count_rows():,} rows")
+
+
+def table_name(fingerprint: str) -> str:
+    """The name of the table that an encoder's images are in."""
+    if not (isinstance(fingerprint, str) and fingerprint.isalnum() and len(fingerprint) <= 64):
+        raise ValueError(f"its fingerprint is {fingerprint!r:.40}")
+    return f"images_{fingerprint}"
+
+
+def image_id(digest: bytes) -> int:
+    """The number of an image, from a digest of its content (and box)."""
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def shown_id(number: int) -> str:
+    """As people read and type it."""
+    return f"{number:016x}"
+
+
+def more_of(text: str) -> Record:
+    """The columns that are kept as JSON; a UserError for what is none."""
+    try:
+        found = json.loads(text) if text else {}
+        if not (isinstance(found, dict) and all(isinstance(value, str) for value in found.values())):
+            raise ValueError("no texts by name")
+        return found
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the store is damaged: an image's further columns are {text!r:.60}") from error
+
+
+def _connect(folder: pathlib.Path) -> Any:
+    with _plainly(folder):
+        # An absolute path is never taken for an address.
+        return extras.load("a store", "lancedb", "gallery").connect(str(folder.absolute()))
+
+
+@contextlib.contextmanager
+def _plainly(folder: pathlib.Path) -> Iterator[None]:
+    """What LanceDB says, in one line."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # LanceDB raises what it stumbles over
+        raise UserError(f"{folder}: {first_line(error)}") from error

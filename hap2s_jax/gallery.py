@@ -1,0 +1,306 @@
+"""A gallery that grows: enrol images, look at the new ones, decide, and train again on what was decided.
+
+    python -m hap2s_jax.gallery create animals --workdir=runs/emoji
+    python -m hap2s_jax.gallery add animals --images=photos.csv
+    python -m hap2s_jax.gallery review animals
+    python -m hap2s_jax.gallery export animals --output=animals.csv --train
+    python -m hap2s_jax.gallery re_embed animals --workdir=runs/animals
+
+A store is a folder of LanceDB's (the extra "gallery"), without a server. Decisions are a log that only grows; what is
+undone is undone by another entry, which leaves alone what was decided later. docs/gallery.md has the whole way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from hap2s_jax import cli, extras
+from hap2s_jax.catalogue import adding, exporting, moving, review, reviewed
+from hap2s_jax.catalogue.flags import FLAGS
+from hap2s_jax.catalogue.searching import Finder
+from hap2s_jax.catalogue.state import Decision
+from hap2s_jax.catalogue.store import Store
+from hap2s_jax.catalogue.tables import shown_id
+from hap2s_jax.errors import UserError, shown, unknown_name
+from hap2s_jax.serving import commands, gate
+from hap2s_jax.serving.trained import TrainedEncoder
+
+_LISTED = 5
+
+
+def _open(options: argparse.Namespace) -> Store:
+    return Store(options.store, pictures=getattr(options, "pictures", None))
+
+
+def _encoder(options: argparse.Namespace, store: Store) -> TrainedEncoder:
+    """The encoder that the store is of, unless the flags say otherwise."""
+    ours = store.encoder
+    if options.checkpoint is None and options.average is None and options.workdir is None:
+        options.checkpoint, options.average = ours.get("step"), ours.get("average")
+    workdir = str(options.workdir or ours.get("workdir"))
+    if not pathlib.Path(workdir).is_dir():
+        raise UserError(f"{options.store} is of the run in {workdir}, which is not there; give --workdir")
+    encoder = commands.open_encoder(options, workdir)
+    adding.check_encoder(store, encoder.describe())
+    return encoder
+
+
+def _threshold(options: argparse.Namespace, store: Store) -> tuple[float | None, str]:
+    return reviewed.choose_threshold(store, options.threshold, options.false_accepts)
+
+
+def _create(options: argparse.Namespace) -> None:
+    """Makes an empty store for the images that an encoder embeds."""
+    if options.workdir is None:
+        raise cli.UsageError("give --workdir, the run whose encoder is to embed the images")
+    encoder = commands.open_encoder(options)
+    Store.create(options.store, encoder)
+    print(f"{options.store}: for {encoder.dim} numbers of step {encoder.step} of {encoder.workdir}")
+
+
+def _add(options: argparse.Namespace) -> None:
+    """Adds the images of a folder, CSV, .npz or .parquet that are new by path and by content."""
+    if options.images is None:
+        raise cli.UsageError("give --images, a folder, CSV, .npz or .parquet file")
+    store = _open(options)
+    embedded = pathlib.Path(options.images).suffix in (".npz", ".parquet")
+    encoder = None if embedded else _encoder(options, store)
+    added = adding.add(store, options.images, encoder, columns=options.columns, batch_size=options.batch_size)
+    for path, why in added.left_out[:_LISTED]:
+        print(shown(f"left out: {path}: {why}"))
+    if len(added.left_out) > _LISTED:
+        print("...")
+    print(f"{added.new:,} images are new, {added.known:,} were there, {len(added.left_out):,} left out")
+    print(f"{len(store.queue()):,} wait for a decision")
+
+
+def _chosen(options: argparse.Namespace, store: Store) -> list[int | str]:
+    """The images that --image and --where name."""
+    if options.where:
+        return store.ids[store.usable & store.where(options.where)].tolist()
+    if not options.image:
+        raise cli.UsageError("name images with --image (paths or ids), or with --where")
+    return options.image
+
+
+def _remove(options: argparse.Namespace) -> None:
+    """Takes images out; they do not come back when they are added again."""
+    _decide(options, lambda store: store.mark(_chosen(options, store), "removed", by=options.by))
+
+
+def _relabel(options: argparse.Namespace) -> None:
+    """Gives images another individual's name, or a new one."""
+    _decide(options, lambda store: store.relabel(_chosen(options, store), options.label, by=options.by))
+
+
+def _merge(options: argparse.Namespace) -> None:
+    """Makes one individual, --label, of several, --individual."""
+    _decide(options, lambda store: store.merge(options.individual, options.label, by=options.by))
+
+
+def _split(options: argparse.Namespace) -> None:
+    """Makes an individual of its own of some images of one."""
+    _decide(options, lambda store: store.split(_chosen(options, store), options.label, by=options.by))
+
+
+def _decide(options: argparse.Namespace, write: Callable[[Store], int]) -> None:
+    store = _open(options)
+    write(store)
+    (entry,) = store.history(1)
+    print(shown(f"decision {_line(entry)}; `undo` takes it back"))
+
+
+def _line(d: Decision) -> str:
+    undoes = f" of {d.undoes}" if d.undoes else ""
+    return f"{d.number:>6}  {d.time}  {d.by or '-'}  {d.kind}{undoes}  {d.label or '-'}  {d.images:,} images"
+
+
+def _list(options: argparse.Namespace) -> None:
+    """Lists individuals, or with --where images."""
+    store = _open(options)
+    if options.where:
+        for row in np.flatnonzero(store.usable & store.where(options.where))[: options.k]:
+            print(
+                shown(
+                    f"{shown_id(int(store.ids[row]))}  {store.name_of(row) or '-'}  {store.text('path', row)}"
+                )
+            )
+        return
+    individuals = store.individuals()
+    for name, count in list(individuals.items())[: options.k]:
+        print(shown(f"{count:>6}  {name}"))
+    print(
+        f"{len(store.ids):,} images, {len(individuals):,} individuals, {len(store.queue()):,} images wait, "
+        f"{store.last:,} decisions; step {store.encoder.get('step')} of {store.encoder.get('workdir')}"
+    )
+
+
+def _search(options: argparse.Namespace) -> None:
+    """Finds the individuals, or images, that are most like a query."""
+    store = _open(options)
+    threshold, words = _threshold(options, store)
+    embeddings = _encoder(options, store)(options.query)
+    finder = Finder(store, kind=options.index)
+    answers = finder.search(embeddings, options.k, per=options.per, where=options.where)
+    for query, matches in zip(options.query, answers, strict=True):
+        fine = [m for m in matches if threshold is None or m.distance <= threshold]
+        print(shown(f"{query}: {f'match, {fine[0].label or fine[0].path}' if fine else 'no match'}"))
+        for match in matches:
+            mark = " " if match in fine else "x"
+            print(shown(f"  {mark} {match.distance:>9.4f}  {match.label or '-'}  {match.path}"))
+    print(words)
+
+
+def _group(options: argparse.Namespace) -> None:
+    """Sorts images that wait for a decision into likely individuals."""
+    store = _open(options)
+    threshold, words = _threshold(options, store)
+    if threshold is None:
+        raise UserError(f"group needs a threshold, and there is {words}")
+    groups = Finder(store, kind=options.index).group(threshold, where=options.where)
+    for group in [g for g in groups if len(g.rows) > 1][: options.k]:
+        print(f"{len(group.rows)} images, {group.sure:.0%} of pairs within the threshold:")
+        print(
+            *(shown(f"  {shown_id(int(store.ids[row]))}  {store.text('path', row)}") for row in group.rows),
+            sep="\n",
+        )
+    print(f"{sum(len(g.rows) == 1 for g in groups):,} images stand alone; {words}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    """Writes a CSV (with --train one to train on), .npz or .parquet."""
+    if options.output is None:
+        raise cli.UsageError("give --output, a .csv, .npz or .parquet file")
+    more = {"where": options.where, "train": options.train, "test_fraction": options.test_fraction}
+    count = exporting.export(_open(options), options.output, **more)
+    print(f"{count:,} images: {options.output}")
+    if options.train:
+        print(
+            f"python -m hap2s_jax.main --config=configs/folder.py --config.data.data_dir={options.output} "
+            "--workdir=RUN trains on them"
+        )
+
+
+def _history(options: argparse.Namespace) -> None:
+    """Lists the newest decisions."""
+    for entry in _open(options).history(options.k):
+        print(shown(_line(entry)))
+
+
+def _undo(options: argparse.Namespace) -> None:
+    """Takes a decision back, but nothing that was decided later."""
+    number, overtaken = _open(options).undo(options.number, by=options.by)
+    print(
+        f"decision {number} undoes it"
+        + f"; {overtaken:,} images had been decided about later" * (overtaken > 0)
+    )
+
+
+def _re_embed(options: argparse.Namespace) -> None:
+    """Moves the store to another encoder, and says which decisions each would have found by itself."""
+    if options.workdir is None:
+        raise cli.UsageError("give --workdir, the run whose encoder is to take over")
+    store = _open(options)
+    before = reviewed.replay(store).rank_1()
+    moved = moving.re_embed(store, commands.open_encoder(options), batch_size=options.batch_size)
+    after = reviewed.replay(store).rank_1()
+    print(
+        f"{moved.total:,} images, {moved.embedded:,} embedded now; the earlier embeddings stay in the store"
+    )
+    for name, (found, count) in (("before", before), ("after", after)):
+        share = f" ({found / max(count, 1):.1%})"
+        print(f"rank-1 on the reviewed images of known individuals, {name}: {found:,} of {count:,}{share}")
+
+
+def _threshold_command(options: argparse.Namespace) -> None:
+    """Chooses the threshold, keeps it, and checks what the one before has come to."""
+    store = _open(options)
+    if line := reviewed.kept_promise(store):
+        print(line)
+    threshold, words = _threshold(options, store)
+    print(words)
+    if threshold is not None:
+        reviewed.promise(store, threshold, options.false_accepts)
+
+
+def _review(options: argparse.Namespace) -> None:
+    """Serves the page on which new images are decided about."""
+    extras.require("gallery review", "demo")
+    if options.host not in gate.LOCAL and not options.pictures:
+        raise UserError(
+            f"--host={options.host} shows pictures to others: name the folder that holds them, and none but them, with "
+            "--pictures"
+        )
+    store = _open(options)
+    threshold, words = _threshold(options, store)
+    page = review.build(review.Review(Finder(store, kind=options.index), threshold), words)
+    review.launch(page, host=options.host, port=options.port)
+
+
+_ENCODER = "encoder"
+_CHOICE = ("threshold", "false_accepts")
+
+# What each does, and its flags.
+SUBCOMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], tuple[str, ...]]] = {
+    "create": (_create, (_ENCODER,)),
+    "add": (_add, (_ENCODER, "images", "columns", "batch_size")),
+    "list": (_list, ("where", "k")),
+    "search": (_search, (_ENCODER, "query", "k", "per", "where", *_CHOICE, "index")),
+    "review": (_review, (*_CHOICE, "index", "pictures", "host", "port")),
+    "group": (_group, ("where", "k", *_CHOICE, "index")),
+    "relabel": (_relabel, ("image", "where", "label", "by")),
+    "merge": (_merge, ("individual", "label", "by")),
+    "split": (_split, ("image", "where", "label", "by")),
+    "remove": (_remove, ("image", "where", "by")),
+    "history": (_history, ("k",)),
+    "undo": (_undo, ("number", "by")),
+    "export": (_export, ("output", "where", "train", "test_fraction", "pictures")),
+    "re_embed": (_re_embed, (_ENCODER, "batch_size", "pictures")),
+    "threshold": (_threshold_command, _CHOICE),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns its exit code."""
+    name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if name in ("--help", "-h"):
+        return cli.ended(lambda: print(_help()))
+    name = name.replace("-", "_")
+    if name not in SUBCOMMANDS:
+        print(f"error: {shown(str(unknown_name('subcommand', name, SUBCOMMANDS)))}", file=sys.stderr)
+        return 2
+    work, flags = SUBCOMMANDS[name]
+    parser = cli.Parser(f"gallery {name}", work.__doc__)
+    parser.add_argument("store", help="a folder that `create` made")
+    for flag in flags:
+        if flag == _ENCODER:
+            commands.add_encoder(parser, required=False, where="; by default the one that the store is of")
+        elif flag == "train":
+            parser.add_switch(
+                "train", default=False, help="a CSV for configs/folder.py, with splits by individual"
+            )
+        else:
+            parser.add_argument(f"--{flag}", **FLAGS[flag])
+
+    def run(options: argparse.Namespace) -> None:
+        extras.require("gallery", "gallery")
+        work(options)
+
+    return cli.start(run, parser, rest, interrupted="interrupted; the same command goes on where it stopped")
+
+
+def _help() -> str:
+    lines = [
+        f"  {name:<{max(map(len, SUBCOMMANDS))}}  {work.__doc__}" for name, (work, _) in SUBCOMMANDS.items()
+    ]
+    usage = "usage: python -m hap2s_jax.gallery SUBCOMMAND STORE [--help] [--flag=value ...]"
+    return "\n".join([usage, "", (__doc__ or "").strip(), "", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
