@@ -6,7 +6,8 @@ DIR holds CUB_200_2011/, or what `tfds build caltech_birds2011` has prepared in 
 hap2s_jax.check_data --name=cub --data_dir=DIR` tells whether it is found and whole. TFDS's own train and test
 split every class; they are joined and split again by class. --config.data.options.boxes=true cuts every image
 to its bird (from the official folder only). 8,000 updates of 112 images.
-The recipe stands in hap2s_jax/recipes/fine_grained.py; it starts from ImageNet's weights.
+The recipe stands in hap2s_jax/recipes/fine_grained.py; it starts from ImageNet's weights, and configs/cub.py:dinov2
+from DINOv2's, layer by layer at its own rate.
 No figure of this config on the real data has been measured here.
 """
 

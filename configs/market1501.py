@@ -6,8 +6,8 @@ DIR holds market1501/Market-1501-v15.09.15/ or one of its usual names; `python -
 --name=market1501 --data_dir=DIR` tells whether it is found and whole. The default recipe makes 25,000 updates of 72
 images. Judged by single-query mAP and CMC, same-camera images of the query's person removed; with
 --config.data.options.multi_query=true also by queries pooled from gt_bbox/.
-Other recipes, as configs/market1501.py:bot, stand in hap2s_jax/recipes/reid.py; all start from ImageNet's
-weights. No figure of this config on the real data has been measured here.
+Other recipes, as configs/market1501.py:bot, or :vit with a transformer, stand in hap2s_jax/recipes/reid.py; all start
+from ImageNet's weights. No figure of this config on the real data has been measured here.
 """
 
 from __future__ import annotations

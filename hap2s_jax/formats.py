@@ -40,6 +40,7 @@ def _from_1(config: Record | None, record: Record) -> None:
         "encoder": {"frozen": False},
         "data": {"cached_views": 1},
         "log": {"profile_steps": None},
+        "optimizer": {"layer_decay": 1.0, "head_steps": 0},
     }
     _add(config, added)
     if "untrained" in record:

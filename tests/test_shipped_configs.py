@@ -26,9 +26,10 @@ PINNED = HERE / "shipped_configs.json"
 ARGUMENTS = {
     "emoji": ("", "identification=false", "tiny", "gpu"),
     "glyphs": ("", "tiny"),
-    "market1501": ("", "trinet", "bot", "agw", "autoaugment", "ema", "scratch", "bot,tiny"),
-    "cub": ("", "autoaugment", "ema", "scratch", "tiny"),
+    "market1501": ("", "trinet", "bot", "agw", "vit", "autoaugment", "ema", "scratch", "bot,tiny"),
+    "cub": ("", "dinov2", "autoaugment", "ema", "scratch", "tiny"),
 } | dict.fromkeys(("cars196", "cuhk03", "dukemtmc", "folder", "inshop", "msmt17", "sop"), ("",))
+ARGUMENTS["folder"] = ("", "dinov2")
 NAMES = [f"{name}:{argument}".rstrip(":") for name, every in ARGUMENTS.items() for argument in every]
 
 

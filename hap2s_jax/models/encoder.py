@@ -154,6 +154,11 @@ class Encoder(nn.Module):
         return tuple(f"trunk/{path}" for path in self.trunk.frozen_parameters)
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """Regular expressions of the paths of a transformer's layers, the first first; none for other trunks."""
+        return tuple(f"trunk/{path}" for path in getattr(self.trunk, "layers", ()))
+
+    @property
     def normalize(self) -> bool:
         """Whether embeddings have length 1, so that their mean over views is to have it too."""
         return self.head.normalize

@@ -131,13 +131,13 @@ class ViT(nn.Module):
     @property
     def frozen_parameters(self) -> tuple[str, ...]:
         """Regular expressions of the parameters' paths that no optimiser may touch."""
-        if not self.frozen_blocks:
-            return ()
-        names = ["patch_embedding", "position_embedding"]
-        family = self.architecture.family
-        names += ["class_token"] * family.class_token + ["norm_pre"] * family.pre_norm
-        names += ["register_tokens"] * bool(self.architecture.registers)
-        return (*names, *(f"block{n + 1}" for n in range(self.frozen_blocks)))
+        return self.layers[: self.frozen_blocks + 1] if self.frozen_blocks else ()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Regular expressions of the parameters' paths before the first block, and of each block."""
+        before = "(?:patch_embedding|position_embedding|class_token|register_tokens|norm_pre)"
+        return (before, *(f"block{n + 1}" for n in range(self.architecture.depth)))
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, ...]:

@@ -9,8 +9,15 @@ from hap2s_jax.run.config import Config
 from hap2s_jax.settings import fields
 
 
-def check(config: Config, is_frozen: bool) -> None:
-    """Raises a UserError that names the keys that are set and do not apply, with a frozen trunk or without one."""
+def check(config: Config, is_frozen: bool, *, has_layers: bool) -> None:
+    """Raises a UserError that names the keys that are set and do not apply, to a frozen trunk or to one that is not, or
+    to one without layers.
+    """
+    if not (has_layers or config.optimizer.layer_decay == 1):
+        raise UserError(
+            f"optimizer.layer_decay applies to transformers, and not to {config.encoder.name}; set "
+            "optimizer.trunk_factor, the rate of the whole trunk"
+        )
     if not is_frozen:
         require(
             config.data.cached_views == 1,
@@ -22,8 +29,8 @@ def check(config: Config, is_frozen: bool) -> None:
     from hap2s_jax.data.augment import Augmentation
 
     unused = [f"evaluate.{view}" for view in ("flip", "five_crops", "zooms") if config.evaluate[view]]
-    if config.optimizer.trunk_factor != 1:
-        unused.append("optimizer.trunk_factor")
+    of_trunk = {"trunk_factor": 1, "layer_decay": 1, "head_steps": 0}
+    unused += [f"optimizer.{key}" for key, value in of_trunk.items() if config.optimizer[key] != value]
     if unused:
         raise UserError(
             f"{', '.join(unused)}: set, and without meaning for a frozen encoder: the head alone is trained, "

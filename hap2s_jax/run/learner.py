@@ -71,7 +71,8 @@ class Learner:
                 require(config.batch[key] >= 2, f"batch.{key}", config.batch[key], why)
         encoder = models.create(**config.encoder, axis_name=AXIS)
         is_frozen = getattr(encoder, "frozen", False)
-        applicable.check(config, is_frozen)
+        layers = tuple(f"encoder/{path}" for path in getattr(encoder, "layers", ()))
+        applicable.check(config, is_frozen, has_layers=bool(layers))
         # A frozen trunk is no part of the state.
         of_encoder = () if is_frozen else encoder.frozen_parameters
         schedule = optimizer.create_schedule(
@@ -79,6 +80,7 @@ class Learner:
         )
         transform = optimizer.create_optimizer(
             schedule=schedule,
+            layers=layers,
             **{
                 **_without(config.optimizer, "learning_rate"),
                 "frozen": (*config.optimizer.frozen, *(f"encoder/{p}" for p in of_encoder)),

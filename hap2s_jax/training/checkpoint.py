@@ -21,6 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.stored import first_line
 from hap2s_jax.training import digests
+from hap2s_jax.training.parts import name_of
 
 _LOG = logging.getLogger(__name__)
 PyTree = Any
@@ -222,13 +223,7 @@ class Checkpointer:
         return weights | {"frozen": self.restore_frozen()}
 
     def save_frozen(self, variables: PyTree) -> None:
-        """Saves the variables of a frozen trunk, ``{"params", "batch_stats"}``, beside the steps, once for all of them.
-
-        Every process must call it.
-
-        Raises:
-          UserError: they could not be written.
-        """
+        """Saves a frozen trunk's variables, ``{"params", "batch_stats"}``, beside the steps; errors are `save`'s."""
         host = jax.tree.map(np.asarray, variables)
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
@@ -237,11 +232,7 @@ class Checkpointer:
             raise self._save_error(e) from e
 
     def restore_frozen(self) -> PyTree:
-        """What `save_frozen` saved, as NumPy arrays; None where nothing was.
-
-        Raises:
-          UserError: it is damaged.
-        """
+        """What `save_frozen` saved, as NumPy arrays; None where nothing was. A UserError if it is damaged."""
         where = self._directory / FROZEN
         if not where.is_dir():
             return None
@@ -251,7 +242,7 @@ class Checkpointer:
             return _read_arrays(where, tree)
         except Exception as e:
             raise UserError(
-                f"the frozen weights {where} cannot be read ({_first_line(e)}); copy them again"
+                f"the frozen weights {where} cannot be read ({first_line(e)}); copy them again"
             ) from e
 
     def restore_whole(
@@ -349,9 +340,7 @@ def _describe(tree: PyTree) -> dict[str, str]:
     """Dtype and shape of each array by its path, in the same form for a state and for orbax's record of one."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {
-        "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path): (
-            f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-        )
+        "/".join(map(name_of, path)): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
         for path, leaf in leaves
         if hasattr(leaf, "shape") and leaf.shape is not None
     }

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from hap2s_jax.errors import UserError, require
-from hap2s_jax.settings import Settings, at_least, below, between, one_of
+from hap2s_jax.errors import require
+from hap2s_jax.settings import Rule, Settings, at_least, below, between, one_of
+from hap2s_jax.training.parts import LOSS, TRUNK, matches, name_of, scaled
 
 PyTree = Any
 
@@ -195,6 +196,17 @@ class Optimizer(Settings):
         "trunk (but for its batch statistics, unless encoder.freeze_bn_stats).",
         at_least(0),
     ] = 1.0
+    layer_decay: Annotated[
+        float,
+        "Learning rate of a transformer's block over that of the block after it; what stands before the first block "
+        "counts as one more, and the final normalisation has the trunk's own rate (Bao et al., BEiT, 2022).",
+        Rule(lambda value: 0 < value <= 1, "above 0 and up to 1"),
+    ] = 1.0
+    head_steps: Annotated[
+        int,
+        "Updates at the beginning that the trunk is kept from, so that a head at random does not spoil it.",
+        at_least(0),
+    ] = 0
     loss_factor: Annotated[
         float,
         "Learning rate of the loss's own arrays (a classifier, proxies) over that of the head.",
@@ -207,12 +219,15 @@ class Optimizer(Settings):
     ] = ()
 
 
-def create_optimizer(name: str, schedule: optax.Schedule, **settings: Any) -> optax.GradientTransformation:
+def create_optimizer(
+    name: str, schedule: optax.Schedule, *, layers: Sequence[str] = (), **settings: Any
+) -> optax.GradientTransformation:
     """Builds an optimiser by name.
 
     Args:
       name: one of `OPTIMIZERS`.
       schedule: step -> learning rate.
+      layers: patterns of the layers that `layer_decay` tells apart, the first to see an image first.
       **settings: the other fields of `Optimizer`.
 
     Raises:
@@ -234,53 +249,17 @@ def create_optimizer(name: str, schedule: optax.Schedule, **settings: Any) -> op
             {"trained": optimizer, "frozen": optax.set_to_zero()},
             lambda params: jax.tree.map(lambda is_frozen: labels[is_frozen], matches(params, stays)),
         )
-    scales = {pattern: factor for pattern, factor in factors.items() if factor not in (0, 1)}
     # Every optimiser here ends by multiplying with the learning rate, so that a factor may come after it.
-    return optax.chain(optimizer, _scaled(scales)) if scales else optimizer
-
-
-# Patterns of the parameters that may have a learning rate of their own.
-TRUNK = r"encoder/(?:.*/)?trunk"
-LOSS = r"loss"
-
-
-def _scaled(factors: dict[str, float]) -> optax.GradientTransformation:
-    """Multiplies the updates of the parameters that a pattern matches."""
-
-    def scale(updates: PyTree, params: PyTree) -> PyTree:
-        del params
-        for pattern, factor in factors.items():
-            chosen = matches(updates, [pattern])
-            updates = jax.tree.map(lambda u, is_chosen, f=factor: u * f if is_chosen else u, updates, chosen)
-        return updates
-
-    return optax.stateless(scale)
-
-
-def matches(params: PyTree, patterns: Iterable[str]) -> PyTree:
-    """Marks the parameters whose path ("encoder/head/embedding/kernel") starts with or equals a match of `patterns`.
-
-    Raises:
-      UserError: a pattern is not a regular expression, or matches nothing.
-    """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    names = ["/".join(_key(key) for key in path) for path, _ in leaves]
-    chosen = [False] * len(names)
-    for pattern in patterns:
-        try:
-            expression = re.compile(rf"(?:{pattern})(?:/.*)?")
-        except re.error as e:
-            raise UserError(f"{pattern!r} is not a regular expression of parameters: {e}") from e
-        found = [expression.fullmatch(name) is not None for name in names]
-        if not any(found):
-            some = ", ".join(names[:: max(1, len(names) // 4)][:5])
-            raise UserError(f"{pattern!r} matches no parameter or group of parameters; there are {some}")
-        chosen = [a or b for a, b in zip(chosen, found, strict=True)]
-    return jax.tree.unflatten(structure, chosen)
-
-
-def _key(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+    scales = {pattern: factor for pattern, factor in factors.items() if factor not in (0, 1)}
+    if chosen.layer_decay != 1:
+        scales |= {layer: chosen.layer_decay ** (len(layers) - n) for n, layer in enumerate(layers)}
+    after = [scaled(scales)] if scales else []
+    if chosen.head_steps:
+        begun = optax.scale_by_schedule(
+            lambda count: jnp.where(jnp.asarray(count) >= chosen.head_steps, 1.0, 0.0)
+        )
+        after.append(optax.masked(begun, lambda params: matches(params, [TRUNK])))
+    return optax.chain(optimizer, *after) if after else optimizer
 
 
 def decays(params: PyTree) -> PyTree:
@@ -289,5 +268,5 @@ def decays(params: PyTree) -> PyTree:
     A centre is where its class is; decay would draw the centres of classes absent from a batch to the origin.
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, p: p.ndim > 1 and _key(path[-1]) != "centres", params
+        lambda path, p: p.ndim > 1 and name_of(path[-1]) != "centres", params
     )

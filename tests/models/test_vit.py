@@ -225,6 +225,10 @@ def test_frozen_blocks_name_parameters_that_exist(tiny):
 
     encoder = models.create(tiny, frozen_blocks=1, embedding_dim=8)
     params = encoder.init(jax.random.key(0), np.zeros((1, 14, 14, 3), np.uint8))["params"]
+    layers = [matches(params, [layer]) for layer in encoder.layers]
+    found = jax.tree.map(lambda *marks: sum(marks), *layers)
+    assert set(jax.tree.leaves(found["trunk"].pop("norm"))) == set(jax.tree.leaves(found.pop("head"))) == {0}
+    assert set(jax.tree.leaves(found)) == {1}  # everything else is of one layer
     frozen = matches(params, encoder.frozen_parameters)
     assert all(jax.tree.leaves(frozen["trunk"]["block1"]))
     assert not any(jax.tree.leaves([frozen["trunk"]["block2"], frozen["head"], frozen["trunk"]["norm"]]))

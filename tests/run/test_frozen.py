@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import json
 
 import cv2
@@ -10,15 +11,16 @@ import numpy as np
 import pytest
 
 import hap2s_jax
-from hap2s_jax import main
+from hap2s_jax import embed, main, search
 from hap2s_jax.data.batches import train_batches
 from hap2s_jax.data.datasets import load
 from hap2s_jax.distributed.devices import AXIS
 from hap2s_jax.errors import Preempted, UserError
 from hap2s_jax.evaluation import evaluate
-from hap2s_jax.models import registry
-from hap2s_jax.models.vit import SIGLIP, ViTArchitecture
+from hap2s_jax.models import pretrained, registry
+from hap2s_jax.models.vit import DINOV2, SIGLIP, ViTArchitecture
 from hap2s_jax.recipes import common
+from hap2s_jax.run import initial_weights
 from hap2s_jax.run.learner import Learner
 from hap2s_jax.run.trainer import Trainer
 from hap2s_jax.training import optimizer, step
@@ -204,32 +206,78 @@ def test_images_that_cannot_be_read_are_named_or_left_out(config, images, tmp_pa
             path.write_bytes(before)
 
 
+def _fake_hub(folder, repository):
+    """A cache as huggingface_hub lays it out, of random weights by transformers' names; and the model itself."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    pytest.importorskip("huggingface_hub")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56}
+    torch.manual_seed(0)
+    model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes, patch_size=14)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # away from the small values that hide what attention does
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    cached = folder / f"models--{repository.replace('/', '--')}"
+    snapshot = cached / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    pretrained.write_safetensors(tensors, snapshot / "model.safetensors")
+    return model
+
+
 @pytest.mark.slow
-def test_a_run_is_resumed_loaded_and_compared_with_its_trunk(config, images, tmp_path, capsys):
-    first = tmp_path / "first"
-    changes = {"steps": 4, "evaluate.every_steps": 2, "checkpoint.every_steps": 2, "ema_decay": 0.5}
-    main.run(config(**changes), first)
+def test_own_photos_then_frozen_dinov2_then_search(images, tmp_path, monkeypatch, request, capsys):
+    monkeypatch.syspath_prepend(str(request.config.rootpath))
+    monkeypatch.setitem(registry.VITS, "dinov2_vits14", ViTArchitecture(DINOV2, 16, 2, 2, 14, 4))
+    theirs = _fake_hub(tmp_path / "hub", "facebook/dinov2-small")
     run = tmp_path / "run"
-    changes |= {"pretrained.source": str(first), "evaluate.batch_size": 7, "num_devices": 2}
-    main.run(config(**changes), run)
-    results = main.run(config(**changes | {"steps": 6}), run)
+
+    def train(steps):
+        config = importlib.import_module("configs.folder").get_config("dinov2")
+        config.data.data_dir, config.data.image_size = str(images), (42, 42)
+        config.pretrained.cache_dir, config.pretrained.offline = str(tmp_path / "hub"), True
+        config.steps, config.evaluate.every_steps, config.checkpoint.every_steps = steps, 2, 2
+        config.compilation_cache, config.log.tensorboard, config.num_devices = "", False, 2
+        config.ema_decay, config.data.validation_fraction = 0.5, 0.4
+        return main.run(config, run)
+
+    train(4)
+    said = capsys.readouterr().out
+    assert "weights from hf://facebook/dinov2-small" in said
+    assert "at random stay head/embedding/bias, head/embedding/kernel" in said
+    results = train(6)
     assert "trunk as it comes" in capsys.readouterr().out
     checkpointer = Checkpointer(run / "checkpoints", read_only=True)
     weights = checkpointer.restore_weights(6)
     checkpointer.close()
     assert weights["params"]["encoder"].keys() == {"head"}
-    assert weights["frozen"]["params"].keys() == {"trunk", "pooling"}
 
+    # The trunk's own figures are those of transformers' model, the run's those of the loaded encoder.
     encoder = hap2s_jax.load(run)
     test = load("folder", data_dir=str(images), validation_fraction=0.4, seed=0, test_fraction=0.5).test
     photos = [test.read(n) for n in range(len(test))]
-    figures = evaluate(encoder(photos), test.labels, cluster=False)
-    assert {k: results["test"][k] for k in figures} == pytest.approx(figures, abs=1e-6)
-    shown = np.stack([encoder.preprocess(photo) for photo in photos])
-    features = np.asarray(encoder.module.apply(encoder.variables, shown).features)
-    figures = evaluate(features, test.labels, distance="cosine", cluster=False)
-    assert results["as_it_comes"] == pytest.approx(figures, abs=1e-6)
+    shown = np.stack([encoder.preprocess(photo) for photo in photos]) / 255.0
+    standard = (shown - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    torch = importlib.import_module("torch")
+    with torch.no_grad():
+        tokens = theirs(torch.from_numpy(standard.transpose(0, 3, 1, 2)).float()).last_hidden_state
+    for name, features, distance in (
+        ("as_it_comes", tokens[:, 0].numpy(), "cosine"),
+        ("test", encoder(photos), "euclidean"),
+    ):
+        figures = evaluate(features, test.labels, distance=distance, cluster=False)
+        assert {k: results[name][k] for k in figures} == pytest.approx(figures, abs=1e-6)
     assert json.loads((run / "thresholds.json").read_text())["weights"] == encoder.fingerprint
+
+    gallery, query = tmp_path / "gallery.npz", str(images / "c3" / "2.png")
+    assert embed.main([f"--workdir={run}", f"--images={images}", f"--output={gallery}"]) == 0
+    assert search.main([f"--gallery={gallery}", "--threshold=none", "--k=1", "--query", query]) == 0
+    assert "c3/2.png" in capsys.readouterr().out.splitlines()[-2]
+    # Another run takes trunk and head of this one.
+    variables, report = initial_weights.from_run(run, encoder.variables)
+    assert not report.initial
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], encoder.variables["params"])
 
 
 @pytest.mark.parametrize(
@@ -240,6 +288,11 @@ def test_a_run_is_resumed_loaded_and_compared_with_its_trunk(config, images, tmp
         (
             {"optimizer.trunk_factor": 0.1, "evaluate.flip": True},
             "evaluate.flip, optimizer.trunk_factor: set",
+        ),
+        (
+            {"encoder.frozen": False, "encoder.name": "resnet10", "encoder.pooling": "gap"}
+            | {"optimizer.layer_decay": 0.5},
+            "layer_decay applies to transformers, and not to resnet10",
         ),
         ({"encoder.embedding_dim": 0, "encoder.hidden_dim": 0}, "embedding_dim is 0, .* nothing to train"),
         ({"encoder.frozen_blocks": 1}, "frozen_blocks and remat do not apply to a frozen"),

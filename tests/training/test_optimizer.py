@@ -138,6 +138,24 @@ def test_a_factor_is_another_learning_rate(name):
         )
 
 
+def test_layers_learn_slower_the_sooner_they_see_an_image_and_wait_for_the_head():
+    layers = {"encoder/trunk/conv": 0.25, BN: 0.5, "encoder/head": 1.0, "loss": 1.0}
+    settings = {"trunk_factor": 0.5, "layers": tuple(layers)[:2], "layer_decay": 0.5}
+    whole, parted = _moved("sgd", steps=1), _moved("sgd", steps=1, **settings)
+    for path, factor in layers.items():
+        factor *= 0.5 if "trunk" in path else 1
+        part = functools.partial(functools.reduce, lambda tree, key: tree[key], path.split("/"))
+        jax.tree.map(
+            lambda a, b, f=factor: np.testing.assert_allclose(a, f * b, rtol=1e-5, atol=1e-6),
+            part(parted),
+            part(whole),
+        )
+    for steps in (3, 4):
+        moved = _moved("adamw", steps=steps, head_steps=3)
+        assert all(x.all() for x in jax.tree.leaves((moved["encoder"]["head"], moved["loss"])))
+        assert all(x.any() == (steps > 3) for x in jax.tree.leaves(moved["encoder"]["trunk"]))
+
+
 def test_a_trunk_of_factor_zero_stays():
     moved = _moved("adamw", trunk_factor=0.0, loss_factor=2.0)
     assert not any(x.any() for x in jax.tree.leaves(moved["encoder"]["trunk"]))
