@@ -2,11 +2,13 @@
 
     python -m hap2s_jax.embed --workdir=runs/emoji --images=photos --output=vectors.npz
     python -m hap2s_jax.embed --workdir=runs/emoji --images=photos.csv --output=vectors.parquet
+    python -m hap2s_jax.embed --workdir=runs/emoji --images=photos --output=vectors-3.npz --part=3/16
 
 --images is a folder (the folders right in it are taken for classes), or a CSV file with the column path and, as
 wished, label, camera and x1, y1, x2, y2. `python -m hap2s_jax.evaluate --embeddings=` and `python -m hap2s_jax.search
 --gallery=` read the .npz file. The same command, interrupted and run again, goes on where it stopped. Memory does not
-grow with the number of images, but for their names.
+grow with the number of images, but for their names. --part=3/16 embeds the third sixteenth of the images, for as many
+machines; `search --gallery='vectors-*.npz'` takes all parts for one gallery.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ def embed_images(
     batch_size: int | None = None,
     workers: int | None = None,
     columns: str = "",
+    part: tuple[int, int] | None = None,
     rows_per_part: int = ROWS_PER_PART,
     overwrite: bool = False,
     show_progress: bool = True,
@@ -52,6 +55,7 @@ def embed_images(
       output: an .npz or .parquet file; unfinished parts lie in a folder beside it.
       batch_size, workers: see `TrainedEncoder.stream`.
       columns: what the columns of a CSV file are called, see `listing.list_images`.
+      part: (number, of how many) of the equal parts of the images that is embedded; None for all.
       rows_per_part: images between two parts that an interrupted run goes on from.
       overwrite: whether a finished file of other images or weights may be replaced.
       show_progress: whether to draw a bar on standard error.
@@ -71,6 +75,14 @@ def embed_images(
         raise UserError(f"--workers must be at least 1, but is {workers}; leave it out for all cores")
     found = listing.list_images(images, columns)
     model = encoder.describe()
+    if part is not None:
+        if not 1 <= part[0] <= part[1] <= len(found.paths):
+            raise UserError(
+                f"--part is {part[0]}/{part[1]}; it should be between 1/N and N/N, with N up to the number of images, "
+                f"{len(found.paths)}"
+            )
+        found = found.part(*part)
+        model |= {"part": f"{part[0]}/{part[1]}"}
     model |= {"images": str(found.root), "listing": found.digest(), "contents": found.contents()}
     if output.exists() and not overwrite:
         return _finished(output, model)
@@ -194,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--columns", default="", help="of a CSV file, as in label=identity,path=file,box=x+y+w+h"
     )
+    parser.add_argument("--part", type=_part, metavar="N/M", help="part N of M of the images, 1/M to M/M")
     parser.add_argument("--output", required=True, help="an .npz or .parquet file")
     parser.add_argument("--batch_size", type=int, help="images at a time; by default as the run evaluated")
     parser.add_argument("--workers", type=int, help="threads that read and decode; by default all cores")
@@ -204,6 +217,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments,
         interrupted="interrupted; the same command goes on where it stopped",
     )
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise argparse.ArgumentTypeError(f"a part such as 3/16 is wanted, not {text!r}")
+    return int(number), int(count)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -218,6 +238,7 @@ def _run(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         workers=options.workers,
         columns=options.columns,
+        part=options.part,
         overwrite=options.overwrite,
     )
     if outcome.unreadable:

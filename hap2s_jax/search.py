@@ -3,6 +3,7 @@
     python -m hap2s_jax.embed --workdir=runs/emoji --images=photos --output=gallery.npz
     python -m hap2s_jax.search --gallery=gallery.npz --query a.jpg b.jpg --picture=found.png
     python -m hap2s_jax.search --gallery=gallery.npz --query a.jpg --false_accepts=0.01
+    python -m hap2s_jax.search --gallery='vectors-*.npz' --query a.jpg
     python -m hap2s_jax.search --workdir=runs/emoji --calibrate
     python -m hap2s_jax.search --gallery=labelled.npz --calibrate
 
@@ -136,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("search", __doc__)
     commands.add_encoder(parser, required=False, where="; by default the one that embedded the gallery")
-    parser.add_argument("--gallery", help="a file that hap2s_jax.embed made")
+    parser.add_argument("--gallery", help="a file that hap2s_jax.embed made, or a quoted pattern of several")
     parser.add_argument(
         "--query", nargs="+", action="extend", metavar="IMAGE", help="images, or folders of them"
     )

@@ -13,13 +13,13 @@ from hap2s_jax.data.regular_files import below, read_bytes
 from hap2s_jax.errors import UserError, require
 from hap2s_jax.evaluation.thresholds import ErrorRates
 from hap2s_jax.reporting.atomic import replacing
-from hap2s_jax.serving import calibration, commands, vectors
+from hap2s_jax.serving import calibration, commands, joined, vectors
 from hap2s_jax.serving.trained import TrainedEncoder
 
 
 def open_gallery(options: argparse.Namespace) -> vectors.Vectors:
     """The file of embeddings, whose checkpoint the flags mean unless they say otherwise."""
-    gallery = vectors.read(options.gallery)
+    gallery = joined.read(options.gallery)
     if options.checkpoint is None and options.average is None:
         options.checkpoint, options.average = gallery.model["step"], gallery.model["average"]
     return gallery

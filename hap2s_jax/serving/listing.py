@@ -39,6 +39,18 @@ class Listing:
     boxes: np.ndarray | None = None
     others: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
 
+    def part(self, number: int, count: int) -> Listing:
+        """Part `number`, from 1 on, of `count` parts of equal length, to one image; all know the same classes."""
+        first, last = ((n * len(self.paths)) // count for n in (number - 1, number))
+        some = slice(first, last)
+        return dataclasses.replace(
+            self,
+            paths=self.paths[some],
+            labels=self.labels[some],
+            cameras=None if self.cameras is None else self.cameras[some],
+            boxes=None if self.boxes is None else self.boxes[some],
+        )
+
     def digest(self) -> str:
         """Sixteen hexadecimal digits that tell this list from every other; the folder's own place does not count."""
         digest = hashlib.sha256()

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 import hap2s_jax
-from hap2s_jax import embed, evaluate
+from hap2s_jax import embed, evaluate, search
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.atomic import holding
-from hap2s_jax.serving import vectors
+from hap2s_jax.serving import joined, vectors
 from hap2s_jax.serving.listing import list_images
 from hap2s_jax.serving.trained import TrainedEncoder
 
@@ -294,3 +294,59 @@ def test_mistakes_are_one_line(tmp_path):
     assert done.stderr.startswith("error: ")
     assert "holds no run" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_parts_together_are_what_one_machine_makes(run, encoder, spoilt, folder, tmp_path, capsys):
+    output, pattern = tmp_path / "whole.npz", str(tmp_path / "part-*.npz")
+    embed.embed_images(encoder, spoilt, output, show_progress=False)
+    for number in range(1, 12):  # so many that their names are not in order
+        arguments = [f"--workdir={run.workdir}", f"--images={spoilt}", f"--part={number}/11"]
+        if number == 1:
+            assert embed.main([*arguments, f"--output={tmp_path / 'part-1.npz'}"]) == 0
+        else:
+            to = tmp_path / f"part-{number}.npz"
+            embed.embed_images(encoder, spoilt, to, part=(number, 11), show_progress=False)
+    whole, parts = vectors.read(output), joined.read(pattern)
+    np.testing.assert_allclose(parts.embeddings, whole.embeddings, atol=1e-6)
+    for name in ("paths", "labels", "class_names"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    assert {**parts.model, "part": None}.items() >= {"images": str(spoilt), "count": 45, "part": None}.items()
+    found = []
+    for gallery in (str(output), pattern):
+        query = ["--threshold=none", "--index=exact", "--query", str(folder[1][7])]
+        capsys.readouterr()
+        assert search.main([f"--gallery={gallery}", *query]) == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
+
+    (tmp_path / "part-3.npz").rename(tmp_path / "aside.npz")
+    with pytest.raises(UserError, match=r"of 11 parts number 3 is missing; .*--part=3/11"):
+        joined.read(pattern)
+    shutil.copy(tmp_path / "part-2.npz", tmp_path / "part-2b.npz")
+    with pytest.raises(UserError, match=r"part-2b.npz and .*part-2.npz are both part 2 of 11"):
+        joined.read(pattern)
+    with pytest.raises(UserError, match=r"there are no files .*none-\*"):
+        joined.read(tmp_path / "none-*")
+    with pytest.raises(UserError, match=r"--part is 4/3; it should be between 1/N and N/N"):
+        embed.embed_images(encoder, spoilt, tmp_path / "x.npz", part=(4, 3))
+
+
+def test_files_of_several_folders_are_one_gallery(encoder, folder, tmp_path):
+    classes = sorted(path for path in folder[0].iterdir() if path.is_dir())
+    for place, chosen in (("a", classes[:2]), ("b", classes[1:3])):
+        for path in chosen:
+            shutil.copytree(path, tmp_path / place / path.name)
+        embed.embed_images(encoder, tmp_path / place, tmp_path / f"{place}.npz", show_progress=False)
+    found = joined.read(tmp_path / "[ab].npz")
+    assert found.model["images"] == str(tmp_path)
+    assert found.class_names.tolist() == [path.name for path in classes[:3]]
+    for row, path in enumerate(found.paths):
+        assert (tmp_path / path).is_file()
+        assert found.class_of(row) == path.split("/")[1]
+    other = dict(np.load(tmp_path / "b.npz"))
+    other["model"] = np.array(str(other["model"]).replace(encoder.fingerprint, "0" * 16))
+    np.savez(tmp_path / "b.npz", **other)
+    with pytest.raises(
+        UserError, match=r"b.npz was embedded with another encoder than .*a.npz: its fingerprint"
+    ):
+        joined.read(tmp_path / "[ab].npz")
