@@ -43,6 +43,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "parquet": ("pyarrow",),
     "faiss": ("faiss",),
     "gallery": (*_USE, "lancedb"),
+    "ray": (*_USE, "ray", "pyarrow"),
     "tpu": ("libtpu",),
 }
 
