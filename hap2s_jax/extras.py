@@ -45,6 +45,9 @@ MODULES: dict[str, tuple[str, ...]] = {
     "gallery": (*_USE, "lancedb"),
     "ray": (*_USE, "ray", "pyarrow"),
     "tpu": ("libtpu",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "onnx": (*_USE, "jax2onnx", "onnxruntime"),
 }
 
 

@@ -39,7 +39,7 @@ def _from_1(config: Record | None, record: Record) -> None:
     added = {
         "encoder": {"frozen": False},
         "data": {"cached_views": 1},
-        "log": {"profile_steps": None},
+        "log": {"profile_steps": None, "wandb": "", "mlflow": ""},
         "optimizer": {"layer_decay": 1.0, "head_steps": 0},
     }
     _add(config, added)

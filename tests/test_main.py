@@ -79,6 +79,7 @@ def test_what_a_run_leaves_behind(finished):
     for name in (
         "config.json",
         "metrics.jsonl",
+        "metrics.csv",
         "results.json",
         "retrievals.png",
         "embeddings.png",

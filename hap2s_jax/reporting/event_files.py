@@ -57,8 +57,9 @@ class EventFile:
         except OSError as error:
             raise cannot_write(self._path, error) from error
 
-    def close(self) -> None:
-        """Closes the file."""
+    def close(self, failed: bool = False) -> None:
+        """Closes the file, which does not say whether the run failed."""
+        del failed
         self._file.close()
 
 

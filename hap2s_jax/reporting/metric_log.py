@@ -1,12 +1,13 @@
-"""The numbers of a run over its steps: JSON lines for programs, TensorBoard event files for eyes."""
+"""The numbers of a run over its steps: JSON lines for programs, TensorBoard event files for eyes, CSV for tables."""
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,14 +17,17 @@ import numpy as np
 from hap2s_jax.data.regular_files import read_bytes
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.atomic import cannot_write, replacing
+from hap2s_jax.reporting.trackers import Tracker
 
 FILE_NAME = "metrics.jsonl"
+CSV_NAME = "metrics.csv"
+_ATTACHED = (".json", ".md", ".csv", ".png")
 _MAX_BYTES = 2**32
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class MetricLog:
-    """Appends metrics to `workdir/metrics.jsonl` and to TensorBoard event files in `workdir`.
+    """Appends metrics to `workdir/metrics.jsonl`, to TensorBoard event files in `workdir`, and to trackers.
 
     A line is `{"step": 100, "train/loss": 0.25, ...}`, in strict JSON: other numbers become
     one of the strings "NaN", "Infinity", "-Infinity", which `read_metrics` turns back into numbers. Lines
@@ -61,7 +65,7 @@ class MetricLog:
           UserError: the folder or the files cannot be written.
         """
         self._enabled = enabled
-        self._events: Any = None
+        self._sinks: list[Any] = []
         if not enabled:
             return
         folder = Path(workdir)
@@ -84,7 +88,23 @@ class MetricLog:
         if tensorboard:
             from hap2s_jax.reporting.event_files import EventFile
 
-            self._events = EventFile(folder, history=[_decode(line) for line in kept])
+            self._sinks.append(EventFile(folder, history=[_decode(line) for line in kept]))
+
+    def add(self, trackers: Iterable[Tracker]) -> None:
+        """From here on the metrics go to these too; they are closed with the log."""
+        for tracker in trackers if self._enabled else ():
+            self._sinks.append(tracker)
+
+    def attach_files(self) -> None:
+        """Sends what lies beside the log to the trackers: config, results, model card, tables and pictures."""
+        if not self._enabled:
+            return
+        paths = sorted(
+            path for path in self._path.parent.glob("[!.]*") if path.suffix in _ATTACHED and path.is_file()
+        )
+        for sink in self._sinks:
+            if isinstance(sink, Tracker):
+                sink.attach(paths, self._last_step)
 
     def write(self, step: int, metrics: Mapping[str, Any], *, part: str = "") -> None:
         """Appends one line; it is with the operating system when the call returns.
@@ -120,8 +140,9 @@ class MetricLog:
             self._file.truncate(size)
             raise cannot_write(self._path, error) from error
         self._last_step = step
-        if self._events is not None:
-            self._events.write(record, time.time())
+        now = time.time()
+        for sink in self._sinks:
+            sink.write(record, now)
 
     def flush(self) -> None:
         """Forces written lines onto the disk."""
@@ -132,13 +153,13 @@ class MetricLog:
         except OSError as error:
             raise cannot_write(self._path, error) from error
 
-    def close(self) -> None:
-        """Closes the files; a second call does nothing."""
+    def close(self, failed: bool = False) -> None:
+        """Closes everything; a second call does nothing. `failed` is how trackers show the run."""
         if not self._enabled or self._file.closed:
             return
         self._file.close()
-        if self._events is not None:
-            self._events.close()
+        for sink in self._sinks:
+            sink.close(failed)
 
     def __enter__(self) -> MetricLog:
         return self
@@ -146,7 +167,7 @@ class MetricLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(failed=error is not None)
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float]]:
@@ -165,6 +186,29 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float]]:
             f"cannot read {path}: {error.strerror}; workdir must be the folder of a training run"
         ) from error
     return [_decode(line) for line in _parse(content)]
+
+
+def write_csv(workdir: str | os.PathLike[str]) -> Path:
+    """Writes `workdir/metrics.csv` from the log: a row for each step, a column for each metric, empty where none is.
+
+    Of a metric that was logged twice at a step the later counts.
+
+    Returns:
+      Its path.
+
+    Raises:
+      UserError: there is no log in this folder, or the file cannot be written.
+    """
+    rows: dict[float, dict[str, float]] = {}
+    for record in read_metrics(workdir):
+        rows.setdefault(record["step"], {}).update(record)
+    columns = dict.fromkeys(name for row in rows.values() for name in row)
+    path = Path(workdir) / CSV_NAME
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(columns), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows.values())
+    return path
 
 
 def _parse(content: bytes) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from hap2s_jax.evaluation import raw_pixels
 from hap2s_jax.evaluation.retrieval import nearest
 from hap2s_jax.reporting import card, environment, plots, selection
 from hap2s_jax.reporting.atomic import replacing
-from hap2s_jax.reporting.metric_log import MetricLog, read_metrics
+from hap2s_jax.reporting.metric_log import MetricLog, read_metrics, write_csv
 from hap2s_jax.reporting.pictures import retrievals
 from hap2s_jax.reporting.table import print_metrics
 from hap2s_jax.run.trainer import Trainer
@@ -130,6 +130,7 @@ def finish(
     for remark in (*card.saturation(results, records), *trainer.remarks(test)):
         say(f"note: {remark}")
     _write_card(trainer, state, results, held_out, workdir)
+    write_csv(workdir)
     try:
         draw(trainer, embeddings, present, workdir)
     except UserError:
@@ -139,6 +140,7 @@ def finish(
     # Last, since it is what says that the run is finished.
     with replacing(workdir / RESULTS) as temporary:
         temporary.write_text(json.dumps(results, indent=2, default=list, allow_nan=False) + "\n")
+    log.attach_files()
     say(f"results and pictures: {workdir}")
     return results
 

@@ -17,8 +17,10 @@ import jax
 import ml_collections
 import numpy as np
 
+from hap2s_jax import extras
 from hap2s_jax.distributed import processes, signals
 from hap2s_jax.errors import Preempted, UserError
+from hap2s_jax.reporting import trackers
 from hap2s_jax.reporting.metric_log import MetricLog
 from hap2s_jax.reporting.profile import traced
 from hap2s_jax.reporting.progress import ProgressBar
@@ -52,6 +54,7 @@ def run(config: configs.Config, workdir: str | os.PathLike[str], *, strict: bool
     settled: configs.Config = ml_collections.ConfigDict(frozen)
     notes = settle(settled, pathlib.Path(workdir))
     config = cast(configs.Config, ml_collections.FrozenConfigDict(settled))
+    extras.require("config.log", *(name for name in ("wandb", "mlflow") if config.log[name]))
     initial_weights.check_source(config.pretrained.source, workdir)
     use_devices(config)
     with processes.StopRequests() as stop:
@@ -85,6 +88,7 @@ def _train_and_report(
     began = time.perf_counter()
     state, frozen = _first_state(trainer, checkpointer, start)
     with MetricLog(path, resume_step=start, tensorboard=config.log.tensorboard, enabled=is_lead) as log:
+        log.add(trackers.opened(config.to_dict(), path, resumed=start > 0) if is_lead else ())
         report.announce(trainer, state, path)
         if frozen is not None:
             # Several processes hear of a signal once they train.

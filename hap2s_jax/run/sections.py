@@ -239,3 +239,9 @@ class Log(Settings):
         "First and last update of a trace by jax.profiler, written to profile/ in the working directory.",
         Rule(lambda steps: 1 <= steps[0] <= steps[1], "two steps, 1 or more, in order"),
     ] = None
+    wandb: Annotated[
+        str, 'Project of Weights & Biases to log to as well; "" for none. WANDB_MODE=offline keeps it here.'
+    ] = ""
+    mlflow: Annotated[
+        str, 'Experiment of MLflow to log to as well; "" for none. MLFLOW_TRACKING_URI says where.'
+    ] = ""

@@ -12,7 +12,7 @@ import pytest
 
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.event_files import read_events
-from hap2s_jax.reporting.metric_log import MetricLog, read_metrics
+from hap2s_jax.reporting.metric_log import MetricLog, read_metrics, write_csv
 
 
 def _event_files(workdir: Path) -> list[Path]:
@@ -231,3 +231,15 @@ def test_whole_lines_around_a_broken_one_are_read(tmp_path: Path) -> None:
         good.encode() + b"\0\0\0\n[1]\n" + good.encode() + b'{"step": 2, "a'
     )
     assert read_metrics(tmp_path) == [{"step": 1, "a": 0.5}] * 2
+
+
+def test_the_table_has_a_row_for_each_step_and_a_column_for_each_metric(tmp_path: Path) -> None:
+    with MetricLog(tmp_path, tensorboard=False) as log:
+        log.write(0, {"mAP": 0.5}, part="test")
+        log.write(10, {"loss": math.nan}, part="train")
+        log.write(10, {"map@r": np.float32(0.1)}, part="validation")
+    assert write_csv(tmp_path).read_text().splitlines() == [
+        "step,test/mAP,train/loss,validation/map@r",
+        "0,0.5,,",
+        "10,,nan,0.1",
+    ]
