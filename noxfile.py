@@ -75,6 +75,20 @@ def newest(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Builds the site into build/site; dead links and public names without reference fail."""
+    session.install("-e", ".[docs]")
+    session.run("mkdocs", "build", "--config-file", "docs/site/mkdocs.yml")
+
+
+@nox.session
+def notebooks(session: nox.Session) -> None:
+    """Runs each notebook, in two minutes at most, and leaves it with what it shows in build/notebooks."""
+    session.install("-e", ".[train,notebooks]")
+    session.run("python", "docs/site/run_notebooks.py", *session.posargs)
+
+
+@nox.session
 def wheel(session: nox.Session) -> None:
     """Builds the wheel, and does with it what a stranger would, from an empty folder."""
     session.install("build", "twine")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if "def get_config(arg" in p.read_text())
 
 
@@ -82,3 +83,24 @@ def test_ci_runs_the_commands_of_the_readme():
     assert '"$python" -m pip install -q -e ".[train,dev]"' in script
     assert "-m hap2s_jax.main --config=configs/emoji.py" in script
     assert "-m pytest" in script
+
+
+def test_the_names_for_those_who_come_from_elsewhere_exist():
+    from hap2s_jax import losses
+    from hap2s_jax.run.config import flatten
+    from hap2s_jax.run.schema import default_config
+
+    text = (ROOT / "docs" / "coming_from.md").read_text()
+    names = set(re.findall(r"`(hap2s_jax(?:\.\w+)+)`", text))
+    assert len(names) > 15
+    for name in names:
+        pkgutil.resolve_name(name)
+    assert set(re.findall(r"`(\w+_loss)`", text)) <= set(dir(losses))
+    keys = {*flatten(default_config()), "loss"}
+    assert set(re.findall(r"`config\.([\w.]+)`", text)) <= keys
+
+
+def test_every_page_of_the_site_is_in_its_contents():
+    contents = (ROOT / "docs" / "site" / "mkdocs.yml").read_text()
+    for page in [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs" / "notebooks").glob("*.py")]:
+        assert f": {page.relative_to(ROOT / 'docs')}\n" in contents
