@@ -4,8 +4,8 @@
     python -m hap2s_jax.export --workdir=runs/emoji --output=exported --formats=stablehlo,saved_model
 
 stablehlo: one file for cpu, cuda and tpu that needs jax and flatbuffers. safetensors: the parameters, the trunk under
-torchvision's names, for PyTorch. saved_model: TensorFlow. The first and the last take any number of images, or
---batch_size alone. Each is loaded and run once before it counts as written.
+torchvision's names, for PyTorch. saved_model: TensorFlow. onnx: onnxruntime and whatever else reads ONNX. All but
+safetensors take any number of images, or --batch_size alone. Each is loaded and run once before it counts as written.
 
 jax reads StableHLO files for 180 days at least; the same command, which needs the working directory only, writes them
 again with a newer jax. How to run each stands in docs/use.md; preprocessing.json, beside them, says what to do to an

@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+Embed = Callable[[Any, jax.Array], jax.Array]
 VIEWS = ("flip", "five_crops", "zooms")
 # How much larger or smaller than the whole image the further views of "zooms" are.
 ZOOMS = (0.8, 0.9, 1.1, 1.25)
@@ -16,13 +18,7 @@ ZOOMS = (0.8, 0.9, 1.1, 1.25)
 _PLACES = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 
 
-def over_views(
-    embed: Callable[[Any, jax.Array], jax.Array],
-    views: Sequence[str],
-    *,
-    crop: float = 0.875,
-    normalize: bool = False,
-) -> Callable[[Any, jax.Array], jax.Array]:
+def over_views(embed: Embed, views: Sequence[str], *, crop: float = 0.875, normalize: bool = False) -> Embed:
     """Wraps `embed(variables, images [b, h, w, 3]) -> [b, d]` so that it averages over views of each image.
 
     Args:
@@ -37,21 +33,8 @@ def over_views(
     Returns:
       A function like `embed`; it holds one view at a time.
     """
-    unknown = [name for name in views if name not in VIEWS]
-    if unknown:
-        raise ValueError(f"views must be among {', '.join(VIEWS)}, but holds {unknown[0]!r}.")
-    if not 0 < crop <= 1:
-        raise ValueError(f"crop must lie between 0 and 1, but is {crop}.")
-
-    if not views:
+    if not (makers := _makers(views, crop)):
         return embed
-    makers: list[Callable[[jax.Array], jax.Array]] = [_whole]
-    if "five_crops" in views:
-        makers = [functools.partial(_crop, share=crop, place=place) for place in _PLACES]
-    if "zooms" in views:
-        makers += [functools.partial(_zoom, factor=factor) for factor in ZOOMS]
-    if "flip" in views:
-        makers += [functools.partial(_mirrored, make=make) for make in makers]
 
     def embed_views(variables: Any, images: jax.Array) -> jax.Array:
         # The encoder stands once in the program, however many views there are.
@@ -65,6 +48,58 @@ def over_views(
         return _unit(total) if normalize else total / len(makers)
 
     return embed_views
+
+
+def at_once(
+    embed: Embed, views: Sequence[str], *, crop: float = 0.875, normalize: bool, size: tuple[int, int]
+) -> Embed:
+    """`over_views` of images `[n, *size, 3]` for converters that know neither loops nor choices.
+
+    All views go through `embed` in one batch. Each is two products with constant matrices, one for either side of the
+    image, since cutting, mirroring and resizing treat rows and columns apart.
+    """
+    if not (makers := _makers(views, crop)):
+        return embed
+    # What becomes of images that are 1 in one row, or in one column, and 0 elsewhere.
+    rows = np.broadcast_to(np.eye(size[0], dtype=np.float32)[:, :, None, None], (size[0], *size, 1))
+    columns = np.broadcast_to(np.eye(size[1], dtype=np.float32)[:, None, :, None], (size[1], *size, 1))
+    matrices = [
+        (np.asarray(make(jnp.asarray(rows)))[:, :, 0, 0], np.asarray(make(jnp.asarray(columns)))[:, 0, :, 0])
+        for make in makers
+    ]
+
+    def embed_views(variables: Any, images: jax.Array) -> jax.Array:
+        def made(rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+            high = jnp.einsum("nhwc,hH->nHwc", _whole(images), rows, precision="highest")
+            return jnp.einsum("nhwc,wW->nhWc", high, columns, precision="highest")
+
+        embeddings = embed(variables, jax.lax.concatenate([made(*pair) for pair in matrices], 0))
+        if normalize:
+            embeddings = _unit(embeddings)
+        total = embeddings.reshape(len(makers), -1, embeddings.shape[1]).sum(0)
+        return _unit(total) if normalize else total / len(makers)
+
+    return embed_views
+
+
+def _makers(views: Sequence[str], crop: float) -> list[Callable[[jax.Array], jax.Array]]:
+    """The functions that make the views of images; none without views. Raises ValueError for an unknown one."""
+    unknown = [name for name in views if name not in VIEWS]
+    if unknown:
+        raise ValueError(f"views must be among {', '.join(VIEWS)}, but holds {unknown[0]!r}.")
+    if not 0 < crop <= 1:
+        raise ValueError(f"crop must lie between 0 and 1, but is {crop}.")
+
+    if not views:
+        return []
+    makers: list[Callable[[jax.Array], jax.Array]] = [_whole]
+    if "five_crops" in views:
+        makers = [functools.partial(_crop, share=crop, place=place) for place in _PLACES]
+    if "zooms" in views:
+        makers += [functools.partial(_zoom, factor=factor) for factor in ZOOMS]
+    if "flip" in views:
+        makers += [functools.partial(_mirrored, make=make) for make in makers]
+    return makers
 
 
 def views_of(settings: Any) -> list[str]:

@@ -204,12 +204,15 @@ def with_noise(config: Config, dataset: Dataset) -> tuple[Dataset, NoiseRecord |
     return dataset, noise
 
 
-def embedding_function(encoder: Any, settings: Config) -> Callable[[PyTree, Any], jax.Array]:
+def embedding_function(
+    encoder: Any, settings: Config, *, combine: Callable[..., Any] = test_time.over_views
+) -> Callable[[PyTree, Any], jax.Array]:
     """The function that evaluation embeds images with, not yet compiled.
 
     Args:
       encoder: flax module.
       settings: `config.evaluate`: the feature, the views of an image, and the distance.
+      combine: how the views become one embedding: `test_time.over_views` or `at_once`.
 
     Raises:
       UserError: for an unknown feature or distance, or a crop out of range.
@@ -225,8 +228,6 @@ def embedding_function(encoder: Any, settings: Config) -> Callable[[PyTree, Any]
     unit = {"embedding": makes_unit, "retrieval": makes_unit or has_neck}
     normalize = settings.distance == "cosine" or unit.get(settings.feature, False)
     try:
-        return test_time.over_views(
-            embed, test_time.views_of(settings), crop=settings.crop, normalize=normalize
-        )
+        return combine(embed, test_time.views_of(settings), crop=settings.crop, normalize=normalize)
     except ValueError as error:
         raise UserError(f"evaluate: {error}") from None

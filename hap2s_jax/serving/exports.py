@@ -1,4 +1,4 @@
-"""The encoder in forms that run without this project: StableHLO, TensorFlow's SavedModel, torchvision's names.
+"""The encoder in forms that run without this project: StableHLO, ONNX, TensorFlow's SavedModel, torchvision's names.
 
 Each export takes uint8 images of the encoder's own size; ``preprocessing.json`` beside it says how to make those.
 Each is loaded again and run once before it takes its name, so that what lies there works with the versions present.
@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
+import logging
 import pathlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.export  # older releases do not bring it with jax
@@ -25,6 +29,7 @@ from hap2s_jax.models import pretrained, torch_names
 from hap2s_jax.models.encoder import IMAGE_MEAN, IMAGE_STD
 from hap2s_jax.models.resnet import ResNet
 from hap2s_jax.reporting.atomic import replacing
+from hap2s_jax.run.evaluator import embedding_function
 from hap2s_jax.serving.trained import TrainedEncoder
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -108,32 +113,84 @@ def write_saved_model(
 
     def check(partial: pathlib.Path) -> None:
         # TensorFlow 2.21 cannot run what jax writes from 0.11.2 on for any number of images.
-        with _checked("saved_model", "" if batch_size else "; give --batch_size=N, one size for all calls"):
+        with _checked(
+            "saved_model", remedy="" if batch_size else "; give --batch_size=N, one size for all calls"
+        ):
             _compare(encoder, saved_model.load(partial), batch_size)
 
     saved_model.save(converted, path, (batch_size, *encoder.image_size, 3), check)
     return path
 
 
+def write_onnx(encoder: TrainedEncoder, folder: pathlib.Path, batch_size: int | None = None) -> pathlib.Path:
+    """Writes ``encoder.onnx``: ``onnxruntime.InferenceSession(path).run(None, {"images": images})[0]``.
+
+    images: uint8 `[b, h, w, 3]` for any b, or for `batch_size` alone; the result is float32 `[b, d]`.
+
+    Raises:
+      UserError: jax2onnx or onnxruntime is missing, jax2onnx cannot convert this encoder, or onnxruntime does not give
+        the encoder's embeddings.
+    """
+    converter, runtime = (extras.load("--formats=onnx", name, "onnx") for name in ("jax2onnx", "onnxruntime"))
+    images = jax.ShapeDtypeStruct((batch_size or "b", *encoder.image_size, 3), jnp.uint8)
+    at_once = functools.partial(test_time.at_once, size=encoder.image_size)
+    embed = embedding_function(encoder.module, encoder.config.evaluate, combine=at_once)
+    path = folder / "encoder.onnx"
+    logging.getLogger("onnx_ir").setLevel(
+        logging.ERROR
+    )  # it warns of shapes that onnxruntime finds by itself
+    with (
+        _checked("onnx", "jax2onnx cannot convert this encoder"),
+        # jax2onnx knows no choice between platforms; the code for a CPU is made of the plainest operations.
+        mock.patch.object(jax.lax, "platform_dependent", _for_cpu),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # of its own dealings with types
+        model = converter.to_onnx(
+            functools.partial(embed, encoder.variables),
+            [images],
+            input_names=["images"],
+            output_names=["embeddings"],
+        )
+        content = model.SerializeToString()
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+        with _checked("onnx"):
+            session = runtime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+
+            def call(images: np.ndarray) -> np.ndarray:
+                parts = [images] if batch_size else [images[:1], images[1:]]  # of different sizes
+                return np.concatenate([session.run(None, {"images": part})[0] for part in parts])
+
+            _compare(encoder, call, batch_size)
+    return path
+
+
+def _for_cpu(*args: Any, default: Any = None, **platforms: Any) -> Any:
+    """What `jax.lax.platform_dependent` gives on a CPU."""
+    return platforms.get("cpu", default)(*args)
+
+
 FORMATS: dict[str, Callable[..., pathlib.Path]] = {
     "stablehlo": write_stablehlo,
     "safetensors": write_safetensors,
     "saved_model": write_saved_model,
+    "onnx": write_onnx,
 }
 
 
 @contextlib.contextmanager
-def _checked(name: str, remedy: str = "") -> Iterator[None]:
-    """Around loading and running what was written; whatever it raises becomes one line."""
+def _checked(
+    name: str, fault: str = "the versions here cannot run what they wrote", remedy: str = ""
+) -> Iterator[None]:
+    """Around converting, or loading and running what was written; whatever it raises becomes one line."""
     try:
         yield
     except Exception as error:  # of another library's loader, compiler or runtime
         # TensorFlow begins with a heading.
         lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith(":")]
         reason = (lines or [type(error).__name__])[0].strip()[:200]
-        raise UserError(
-            f"--formats={name}: the versions here cannot run what they wrote ({reason}){remedy}"
-        ) from error
+        raise UserError(f"--formats={name}: {fault} ({reason}){remedy}") from error
 
 
 def _compare(encoder: TrainedEncoder, call: Callable[[Any], Any], batch_size: int | None) -> None:
@@ -162,7 +219,7 @@ def write_preprocessing(
             "take the central part, round(side / enlarge) of each side (with keep_aspect, the largest part of the "
             "input's aspect ratio, over enlarge); then bilinear, or area averages where both sides are at least halved"
         ),
-        # StableHLO and SavedModel make the views and their mean themselves; weights alone do not.
+        # StableHLO, ONNX and SavedModel make the views and their mean themselves; weights alone do not.
         "views": test_time.views_of(evaluate),
         "inside_the_encoder": {
             "mean": list(getattr(encoder.module, "mean", IMAGE_MEAN)),

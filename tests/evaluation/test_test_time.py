@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hap2s_jax.evaluation.test_time import ZOOMS, over_views
+from hap2s_jax.evaluation.test_time import ZOOMS, at_once, over_views
 
 
 def embed(variables, images):
@@ -72,3 +72,10 @@ def test_normalized_views_weigh_alike():
 def test_bad_input_is_one_clear_error(views, crop, message):
     with pytest.raises(ValueError, match=message):
         over_views(embed, views, crop=crop)
+
+
+@pytest.mark.parametrize("views", [("flip", "zooms"), ("five_crops", "flip"), ()])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_all_at_once_gives_the_same(views, normalize):
+    found = at_once(embed, views, normalize=normalize, size=(8, 6))(1.0, IMAGES)
+    np.testing.assert_allclose(found, over_views(embed, views, normalize=normalize)(1.0, IMAGES), rtol=1e-5)

@@ -52,19 +52,29 @@ embed = lambda images: encoder(images).numpy()
 named = encoder.signatures["serving_default"](images=tf.constant(images))["embeddings"].numpy()
 np.testing.assert_allclose(named, embed(images), atol=1e-6)
 """
+_ONNX = """
+import onnxruntime
+session = onnxruntime.InferenceSession("encoder.onnx", providers=["CPUExecutionProvider"])
+embed = lambda images: session.run(None, {"images": images})[0]
+"""
 _SAVE = """
 np.save(sys.argv[1], np.concatenate([embed(images[:1]), embed(images[1:3]), embed(images[3:])]))
 """
 
 
-@pytest.mark.parametrize("code", [_STABLEHLO, _SAVED_MODEL], ids=["stablehlo", "saved_model"])
+@pytest.mark.parametrize("code", [_STABLEHLO, _SAVED_MODEL, _ONNX], ids=["stablehlo", "saved_model", "onnx"])
 def test_runs_without_this_project(exported, reference, tmp_path, code):
     if code is _SAVED_MODEL and not (exported / "saved_model").is_dir():
         pytest.skip("TensorFlow cannot run what this JAX makes, and export said so in one line")
+    if code is _ONNX:
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("jax2onnx")
     command = [sys.executable, "-c", _ALONE + code + _SAVE, str(tmp_path / "out.npy")]
     done = subprocess.run(command, cwd=exported, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), reference[:7], atol=1e-5)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "out.npy"), reference[:7], atol=1e-4 if code is _ONNX else 1e-5
+    )
 
 
 def test_the_preprocessing_is_written_down(exported, run):
@@ -226,5 +236,19 @@ def test_what_does_not_run_is_not_written(run, tmp_path, monkeypatch, fault):
     monkeypatch.setattr(exports.jax.export, "deserialize", lambda data: Read())
     with pytest.raises(UserError, match="cannot run what they wrote") as error:
         exports.write_stablehlo(encoder, tmp_path, batch_size=1)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_onnx_cannot_hold_is_one_line(run, tmp_path, monkeypatch):
+    class Converter:
+        def to_onnx(self, *arguments, **options):
+            raise NotImplementedError(
+                "No plugins registered for primitive 'rng_bit_generator'\nand a page of it"
+            )
+
+    monkeypatch.setattr(exports.extras, "load", lambda user, module, extra: Converter())
+    with pytest.raises(UserError, match=r"jax2onnx cannot convert this encoder .*rng_bit") as error:
+        exports.write_onnx(hap2s_jax.load(run.workdir), tmp_path)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
