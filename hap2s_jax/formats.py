@@ -23,15 +23,18 @@ KEY = "format"
 Record = dict[str, Any]
 
 
+# What was in effect before format 1 had a key for it.
+BEFORE_1: dict[str, Record] = {
+    "evaluate": {"zooms": False},
+    "encoder": {"frozen_blocks": 0, "remat": False},
+    "data": {"exif": False, "background": None, "max_pixels": 2**28},
+}
+
+
 def _from_0(config: Record | None, record: Record) -> None:
     """Formats had no numbers, and keys were added on the way."""
     del record
-    added = {
-        "evaluate": {"zooms": False},
-        "encoder": {"frozen_blocks": 0, "remat": False},
-        "data": {"exif": False, "background": None, "max_pixels": 2**28},
-    }
-    _add(config, added)
+    _add(config, BEFORE_1)
 
 
 def _from_1(config: Record | None, record: Record) -> None:

@@ -108,12 +108,12 @@ class Settings:
         """
         name = cls.section or "the config"
         if not isinstance(values, Mapping) and not hasattr(values, "items"):
-            raise UserError(f"{name} is {values!r}; it should be a section with keys and values")
+            raise UserError(f"{name} is {_said(values)}; it should be a section with keys and values")
         known = {field.name: field for field in fields(cls)}
         given = dict(values.items())
         for unknown in sorted(map(str, given.keys() - known.keys())):
             wrong = key(cls.section, unknown)
-            raise UserError(f"the config has no key {wrong!r}{did_you_mean(unknown, known)}")
+            raise UserError(f"the config has no key {_said(wrong)}{did_you_mean(unknown, known)}")
         sections = {name: f.type for name, f in known.items() if is_section(f.type)}
         return cls(
             **{
@@ -156,15 +156,22 @@ def _check(name: str, value: Any, field: Field) -> None:
     if value is None and optional_type(field):
         return
     wanted = _unlike(value, optional_type(field) or field.type)
-    require(wanted is None, name, repr(value), wanted or "")
+    require(wanted is None, name, _said(value), wanted or "")
     for rule in field.rules:
         if isinstance(rule, OneOf):
             if value not in rule.names:
-                raise unknown_name(name, value, map(str, rule.names))
+                raise unknown_name(name, str(value)[:_LONGEST], map(str, rule.names))
         else:
-            require(rule.holds(value), name, value, rule.wanted)
+            require(rule.holds(value), name, _said(value), rule.wanted)
 
 
+def _said(value: Any) -> str:
+    """A value for an error: in one line, and not all of a long one."""
+    text = repr(value.to_dict() if hasattr(value, "to_dict") else value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+_LONGEST = 200
 _WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
 
 

@@ -36,7 +36,7 @@ _NOT_OF_THE_OUTCOME = (
     "pretrained.cache_dir",
 )
 # Keys that change nothing of emoji and characters, which have neither orientations nor transparency.
-_WITHOUT_EFFECT = ("data.exif", "data.background", "data.max_pixels")
+_WITHOUT_EFFECT = tuple(f"data.{key}" for key in formats.BEFORE_1["data"])
 
 
 class Kept:

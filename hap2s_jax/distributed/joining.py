@@ -94,7 +94,9 @@ def _serve(server: socket.socket, num_processes: int, until: float) -> None:
                     "on every host"
                 )
             elif number in waiting:
-                mistake = f"--process_id={number} was given twice; give each process its own, from 0 to {num_processes - 1}"
+                mistake = (
+                    f"--process_id={number} was given twice; give each process its own, below {num_processes}"
+                )
             waiting.setdefault(number, []).append(connection)
             if mistake or len(waiting) == num_processes:
                 break

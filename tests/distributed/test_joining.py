@@ -37,7 +37,7 @@ def test_different_numbers_of_equally_many_go_on(monkeypatch):
 @pytest.mark.parametrize(
     ("processes", "says"),
     [
-        ([(3, 0), (3, 1), (3, 1)], "--process_id=1 was given twice; give each process its own, from 0 to 2"),
+        ([(3, 0), (3, 1), (3, 1)], "--process_id=1 was given twice; give each process its own, below 3"),
         ([(2, 0), (2, 0)], "--process_id=0 was given twice"),
         ([(2, 0), (3, 1), (3, 2)], "--num_processes is 2 on process 0 and 3 on process"),
         ([(3, 0), (3, 1), (2, 1)], " on process"),
