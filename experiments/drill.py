@@ -1,11 +1,12 @@
 """Drills: what goes wrong on purpose, thousands of times, and what hap2s_jax makes of it.
 
-    python experiments/drill.py --parts=files --seeds=2 --minutes=2
-    python experiments/drill.py --parts=files --seeds=5 --variants=1000
+    python experiments/drill.py --minutes=2
+    python experiments/drill.py --parts=files,losses --seed=5 --seeds=2 --variants=1000 --lines=drill.jsonl
 
 A part is a module of `drills/` with a function `trials(seed, folder)` that yields one `Trial` after another. A process
 of its own carries them out: where one crashes or hangs, that is counted, and another process goes on behind it. The
-table says how each kind ended; the exit code is 1 if any trial ended otherwise than well.
+table says how each kind ended; --lines=FILE has a line of JSON for every trial. The exit code is 1 if any trial ended
+otherwise than well.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from __future__ import annotations
 import argparse
 import collections
 import importlib
+import itertools
+import json
 import multiprocessing
+import os
 import pathlib
 import resource
 import sys
@@ -23,11 +27,15 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-PARTS = ("files",)
+PARTS = ("files", "damage", "losses", "images", "archives", "disk", "demo", "kills")
 # Longer than this is a hang, and more memory than this above an honest file's is too much.
 SECONDS, BYTES = 10.0, 200 * 2**20
-ENDS = ("taken", "refused", "traceback", "crash", "hang", "memory", "written")
+ENDS = ("taken", "refused", "wrong", "traceback", "crash", "hang", "memory", "written")
 WELL = ("taken", "refused")
+
+
+class WrongError(Exception):
+    """A result that is not what it must be."""
 
 
 class Trial(NamedTuple):
@@ -37,13 +45,15 @@ class Trial(NamedTuple):
       kind: the row of the table that it counts in.
       run: carries it out. Returns, or raises a UserError of one line: both are well.
       folder: what lies in there must be the same files afterwards; None for any.
-      is_warm_up: an honest case, whose memory is what the others are compared with.
+      is_warm_up: an honest case, whose memory is what the others are compared with; without one memory is not looked at.
+      seconds: after which it hangs.
     """
 
     kind: str
     run: Callable[[], object]
     folder: pathlib.Path | None = None
     is_warm_up: bool = False
+    seconds: float | None = None
 
 
 def outcome(trial: Trial) -> tuple[str, str]:
@@ -58,6 +68,8 @@ def outcome(trial: Trial) -> tuple[str, str]:
         end, line = "refused", str(error)
         if "\n" in line or len(line) > 1000:
             end = "traceback"
+    except WrongError as error:
+        end, line = "wrong", str(error)
     except Exception:
         end, line = "traceback", traceback.format_exc()
     if _listed(trial.folder) != before:
@@ -77,12 +89,12 @@ def _worker(part: str, seed: int, skip: int, pipe: Any) -> None:
         for number, trial in enumerate(trials(seed, pathlib.Path(folder))):
             if number < skip and not trial.is_warm_up:
                 continue
-            pipe.send(("begin", number, trial.kind))
+            pipe.send(("begin", number, trial.kind, trial.seconds))
             end, line = outcome(trial)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             if trial.is_warm_up:
                 honest = max(honest, peak)
-            elif peak > honest + BYTES and end in WELL:
+            elif honest and peak > honest + BYTES and end in WELL:
                 end, line, honest = (
                     "memory",
                     f"{(peak - honest) / 2**20:.0f} MiB more than an honest file",
@@ -94,7 +106,7 @@ def _worker(part: str, seed: int, skip: int, pipe: Any) -> None:
 
 def carried_out(part: str, seed: int, *, variants: int, until: float) -> Iterator[tuple[str, str, str]]:
     """(kind, end, line) for each trial of a part and a seed, whatever becomes of the processes that try them."""
-    context, number = multiprocessing.get_context("spawn"), -1
+    context, number, seconds = multiprocessing.get_context("spawn"), -1, SECONDS
     while time.monotonic() < until and number < variants:
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_worker, args=(part, seed, number + 1, theirs), daemon=True)
@@ -103,14 +115,14 @@ def carried_out(part: str, seed: int, *, variants: int, until: float) -> Iterato
         kind, end = "", ""
         try:
             while time.monotonic() < until and number < variants:
-                if not ours.poll(SECONDS if kind else 120.0):
+                if not ours.poll(seconds if kind else 300.0):
                     end = "hang"
                     break
                 what, *rest = ours.recv()
                 if what == "done":
                     return
                 if what == "begin":
-                    number, kind = max(number, rest[0]), rest[1]
+                    number, kind, seconds = max(number, rest[0]), rest[1], rest[2] or SECONDS
                 else:
                     yield kind, *rest
                     kind = ""
@@ -122,7 +134,7 @@ def carried_out(part: str, seed: int, *, variants: int, until: float) -> Iterato
             yield (
                 kind or "start",
                 end,
-                f"exit code {process.exitcode}" if end == "crash" else f"over {SECONDS:g} s",
+                f"exit code {process.exitcode}" if end == "crash" else f"over {seconds:g} s",
             )
             if not kind:
                 return
@@ -145,21 +157,25 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", default=",".join(PARTS), help=f"comma-separated: {', '.join(PARTS)}")
-    parser.add_argument("--seeds", type=int, default=1, help="how many, from --first_seed on")
-    parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from --seed on")
     parser.add_argument("--variants", type=int, default=10**9, help="at most, per part and seed")
     parser.add_argument("--minutes", type=float, default=2.0, help="for all of it")
+    parser.add_argument("--lines", default=os.devnull, metavar="FILE", help="a line of JSON for every trial")
     options = parser.parse_args(arguments)
     parts = options.parts.split(",")
     if unknown := set(parts) - set(PARTS):
         parser.error(f"unknown part {min(unknown)!r}; known: {', '.join(PARTS)}")
     share = options.minutes * 60 / (len(parts) * options.seeds)
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for part in parts:
-        for seed in range(options.first_seed, options.first_seed + options.seeds):
+    with open(options.lines, "w") as lines:
+        for part, seed in itertools.product(parts, range(options.seed, options.seed + options.seeds)):
             until = time.monotonic() + share
             for kind, end, line in carried_out(part, seed, variants=options.variants, until=until):
-                counts[kind][end] += 1
+                counts[f"{part}: {kind}"][end] += 1
+                record = {"part": part, "seed": seed, "kind": kind, "end": end, "line": line}
+                lines.write(json.dumps(record) + "\n")
+                lines.flush()
                 if end not in WELL:
                     print(f"{part}, seed {seed}, {kind}: {end}\n{line}", file=sys.stderr)
     print(*table(counts), sep="\n")

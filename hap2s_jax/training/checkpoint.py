@@ -228,6 +228,8 @@ class Checkpointer:
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
                 writer.save(self._directory / FROZEN, args=ocp.args.PyTreeSave(host), force=True)
+            if jax.process_index() == 0:
+                digests.write(self._directory / FROZEN)
         except Exception as e:
             raise self._save_error(e) from e
 
@@ -237,6 +239,8 @@ class Checkpointer:
         if not where.is_dir():
             return None
         try:
+            if why := digests.fault(where):
+                raise ValueError(why)
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 tree = reader.metadata(where).item_metadata.tree
             return _read_arrays(where, tree)

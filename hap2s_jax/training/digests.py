@@ -67,8 +67,9 @@ def fault(folder: pathlib.Path, most: int | None = None) -> str | None:
 
 
 def has_digests(folder: pathlib.Path) -> bool:
-    """Whether a checkpoint's own record says that it was saved with digests."""
-    return bool(read_json(folder / "record" / "metadata").get("digests"))
+    """Whether a checkpoint's own record, where there is one, says that it was saved with digests."""
+    record = folder / "record"
+    return record.exists() and bool(read_json(record / "metadata").get("digests"))
 
 
 def _digests(folder: pathlib.Path, most: int | None = None) -> dict[str, list[Any]]:
@@ -171,7 +172,7 @@ class Checks:
             _warn(f"{_what(error)}; it lies in {target} now, and {goes_on}")
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"hap2s_jax: checkpoint {step} is set aside")
-        self._found.pop(step)
+        self._found.pop(step, None)
 
     def remark(self, step: int) -> None:
         """Says so if a checkpoint is older than digests are."""

@@ -13,16 +13,18 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 BAD = """
 import os, pathlib, time
-from drill import Trial
+from drill import Trial, WrongError
 from hap2s_jax.errors import UserError
 
 def refuse(): raise UserError("one line")
+def wrong(): raise WrongError("another number")
 def trials(seed, folder):
     yield Trial("warm", int, is_warm_up=True)
     yield Trial("fine", int, folder)
     yield Trial("refused", refuse, folder)
     yield Trial("two lines", lambda: (_ for _ in ()).throw(UserError("a\\nb")), folder)
     yield Trial("traceback", lambda: 1 / 0, folder)
+    yield Trial("wrong", wrong, folder)
     yield Trial("crash", os.abort, folder)
     yield Trial("hang", lambda: time.sleep(60), folder)
     yield Trial("memory", lambda: bytearray(2**29)[::4096], folder)
@@ -55,13 +57,13 @@ def test_every_bad_end_is_counted_and_the_next_trial_goes_on(tmp_path):
         "traceback": "traceback",
         "warm": "taken",
     }
-    ends |= {name: name for name in ("crash", "hang", "memory", "written")}
+    ends |= {name: name for name in ("crash", "hang", "memory", "written", "wrong")}
     rows = {line.split("|")[1].strip(): line for line in done.stdout.splitlines()}
     names = [cell.strip() for cell in rows["kind"].split("|")[3:-1]]
     for kind, end in ends.items():
-        numbers = [int(cell) for cell in rows[kind].split("|")[3:-1]]
-        assert {name for name, n in zip(names, numbers, strict=True) if n} == {end}, rows[kind]
-        assert end == "taken" or numbers[names.index(end)] == 1, rows[kind]
+        numbers = [int(cell) for cell in rows[f"bad: {kind}"].split("|")[3:-1]]
+        assert {name for name, n in zip(names, numbers, strict=True) if n} == {end}, kind
+        assert end == "taken" or numbers[names.index(end)] == 1, kind
 
 
 @pytest.mark.slow
@@ -69,7 +71,7 @@ def test_of_files_changed_at_random_none_does_harm():
     for library in ("torch", "pyarrow", "safetensors", "cv2"):
         pytest.importorskip(library)
     done = subprocess.run(
-        [sys.executable, "experiments/drill.py", "--parts=files", "--minutes=0.5", "--first_seed=7"],
+        [sys.executable, "experiments/drill.py", "--parts=files", "--minutes=0.5", "--seed=7"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

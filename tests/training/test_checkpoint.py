@@ -159,6 +159,20 @@ def test_whatever_is_damaged_is_noticed_and_the_one_before_is_gone_on_from(tmp_p
         assert Checkpointer(folder, strict=True).steps == [1, 2]
 
 
+@pytest.mark.parametrize("name", ["metrics", "_CHECKPOINT_METADATA", "digests.json"])
+def test_of_older_checkpoints_what_decides_which_is_best_is_checked_at_once(tmp_path, caplog, name):
+    checkpointer = Checkpointer(tmp_path / "checkpoints", best_metric="mAP")
+    for step in (1, 2):
+        checkpointer.save(_state(step), {"mAP": 0.5 / step})
+    checkpointer.close()
+    (file,) = (path for path in (tmp_path / "checkpoints" / "1").rglob(name) if path.is_file())
+    _damage(file, "flipped", np.random.default_rng(1))
+    assert Checkpointer(tmp_path / "checkpoints", read_only=True).evaluated_step("best") == 2
+    again = Checkpointer(tmp_path / "checkpoints", best_metric="mAP")
+    assert (again.steps, again.best_step) == ([2], 2)
+    assert "checkpoints.damaged/1 now, and step 2 is gone on from" in caplog.text
+
+
 def test_a_checkpoint_without_digests_is_taken_with_a_remark(tmp_path, caplog):
     checkpointer = Checkpointer(tmp_path)
     checkpointer.save(_state(1))
@@ -252,3 +266,18 @@ def test_the_weights_alone_are_read_without_a_template(tmp_path):
         reader.close()
     with pytest.raises(UserError, match="no checkpoint of step 9"):
         Checkpointer(tmp_path, read_only=True).restore_weights(9)
+
+
+def test_a_frozen_trunk_has_digests_too(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    variables = {
+        "params": {"kernel": np.ones((3, 4), np.float32)},
+        "batch_stats": {"mean": np.zeros(4, np.float32)},
+    }
+    checkpointer.save_frozen(variables)
+    checkpointer.save(_state(1))
+    _assert_equal(checkpointer.restore_frozen(), variables)
+    for file in (tmp_path / "frozen" / "d").glob("*"):
+        _damage(file, "flipped", np.random.default_rng(0))
+    with pytest.raises(UserError, match=r"cannot be read .*is not what was saved"):
+        checkpointer.restore_frozen()

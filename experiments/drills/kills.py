@@ -1,0 +1,194 @@
+"""Kills at random moments of training, saving, measuring and embedding; the same command then ends bit-identical.
+
+SIGSTOP is followed by SIGCONT: a process that stood still for a while is as good as ever. Of a cluster of two, one of
+the two is killed, and the other must end by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from drill import Trial, WrongError
+
+from drills import small_run
+
+ROOT = pathlib.Path(__file__).parents[2]
+SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGSTOP")
+STEPS = 12
+CONFIG = {
+    "steps": STEPS,
+    "checkpoint.every_steps": 2,
+    "evaluate.every_steps": 6,
+    "log.every_steps": 1,
+    "log.tensorboard": False,
+    "batch.classes": 4,
+    "data.image_size": "32,32",
+    "encoder.name": "resnet10",
+    "encoder.width": 8,
+    "encoder.stem": "small32",
+}
+SECONDS = 900.0
+
+
+def command(workdir: pathlib.Path, *more: str) -> list[str]:
+    """A short run of the emoji config."""
+    settings = [f"--config.{key}={value}" for key, value in CONFIG.items()]
+    start = [sys.executable, "-m", "hap2s_jax.main", "--config=emoji:tiny", f"--workdir={workdir}"]
+    return [*start, *settings, *more]
+
+
+def started(arguments: list[str], errors: pathlib.Path) -> subprocess.Popen[bytes]:
+    """A command in a session of its own, its standard error in a file."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    with errors.open("ab") as file:
+        return subprocess.Popen(
+            arguments,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+def outcome(workdir: pathlib.Path) -> dict[str, Any]:
+    """What a run leaves that must be the same: its log, its figures but for the times, and its last weights."""
+    import hap2s_jax
+
+    results = json.loads((workdir / "results.json").read_text())
+    log = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {
+        # SIGTERM cuts a window of averages; each line here is of one step.
+        "log": [{k: v for k, v in line.items() if "second" not in k} for line in log],
+        "test": results["test"],
+        "weights": hap2s_jax.load(workdir, checkpoint=STEPS).fingerprint,
+    }
+
+
+@functools.cache
+def undisturbed() -> tuple[dict[str, Any], float]:
+    """The outcome of a run that nobody kills, and how long it took from its first step on."""
+    workdir = pathlib.Path(tempfile.mkdtemp(prefix="drill_whole_")) / "run"
+    began = time.monotonic()
+    process = started(command(workdir), workdir.with_name("err"))
+    if process.wait(SECONDS):
+        raise WrongError(workdir.with_name("err").read_text()[-2000:])
+    return outcome(workdir), time.monotonic() - began
+
+
+def strike(process: subprocess.Popen[bytes], name: str, random: np.random.Generator) -> None:
+    """Sends the signal; after SIGSTOP lets the process go on."""
+    process.send_signal(getattr(signal, name))
+    if name == "SIGSTOP":
+        time.sleep(float(random.uniform(0.1, 3)))
+        process.send_signal(signal.SIGCONT)
+
+
+def _no_traceback(errors: pathlib.Path) -> None:
+    text = errors.read_text(errors="replace")
+    if "Traceback" in text or "*** Check failure" in text:
+        raise WrongError(text[-3000:])
+
+
+def training(folder: pathlib.Path, name: str, random: np.random.Generator) -> None:
+    """One run, killed one to three times, until it is done."""
+    expected, seconds = undisturbed()
+    workdir, errors = folder / "run", folder / "err"
+    for _ in range(int(random.integers(1, 4))):
+        process = started(command(workdir), errors)
+        try:
+            process.wait(float(random.uniform(0.1, 1)) * seconds)
+            break
+        except subprocess.TimeoutExpired:
+            strike(process, name, random)
+        process.wait(SECONDS)
+    if process.returncode or not (workdir / "results.json").exists():
+        code = started(command(workdir), errors).wait(SECONDS)
+        if code:
+            raise WrongError(f"ended with {code}: {errors.read_text()[-2000:]}")
+    _no_traceback(errors)
+    found = outcome(workdir)
+    for key, value in expected.items():
+        if found[key] != value:
+            raise WrongError(f"{key}: {found[key]} instead of {value}"[:2000])
+
+
+def embedding(folder: pathlib.Path, name: str, random: np.random.Generator) -> None:
+    """embed, killed once, then run again."""
+    pictures, output, errors = folder / "pictures", folder / "x.npz", folder / "err"
+    small_run.images(pictures, 300)
+    arguments = [
+        sys.executable,
+        "-m",
+        "hap2s_jax.embed",
+        f"--workdir={small_run.workdir()}",
+        "--batch_size=8",
+    ]
+    arguments += [f"--images={pictures}"]
+    process = started([*arguments, f"--output={output}"], errors)
+    try:
+        process.wait(float(random.uniform(1, 25)))
+    except subprocess.TimeoutExpired:
+        strike(process, name, random)
+        process.wait(SECONDS)
+    for place in (output, folder / "whole.npz"):
+        if code := started([*arguments, f"--output={place}"], errors).wait(SECONDS):
+            raise WrongError(f"ended with {code}: {errors.read_text()[-2000:]}")
+    _no_traceback(errors)
+    with np.load(output) as ours, np.load(folder / "whole.npz") as whole:
+        if not all(np.array_equal(ours[key], whole[key]) for key in whole.files if key != "model"):
+            raise WrongError("other embeddings than those made at one go")
+
+
+def cluster(folder: pathlib.Path, name: str, random: np.random.Generator) -> None:
+    """Two processes, one of which is killed: the other ends too, and both go on to the end."""
+    workdir, errors = folder / "run", folder / "err"
+
+    def both() -> list[subprocess.Popen[bytes]]:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        more = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--peer_timeout=20"]
+        return [started(command(workdir, *more, f"--process_id={n}"), errors) for n in range(2)]
+
+    processes = both()
+    time.sleep(float(random.uniform(5, 60)))
+    strike(processes[int(random.integers(0, 2))], name, random)
+    codes = [process.wait(SECONDS) for process in processes]
+    if any(codes):
+        codes = [process.wait(SECONDS) for process in both()]
+    if any(codes):
+        raise WrongError(f"ended with {codes}: {errors.read_text()[-2000:]}")
+    _no_traceback(errors)
+    log = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    if log != sorted(log) or log[-1] != STEPS:
+        raise WrongError(f"the log has the steps {log}")
+
+
+def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
+    """Without end: every signal in every command."""
+    number = 0
+    while True:
+        for name in SIGNALS:
+            for work in (training, embedding, training, cluster):
+                number += 1
+                place = folder / str(number)
+                place.mkdir()
+                random = np.random.default_rng((seed, number))
+                arguments = place, name, random
+                yield Trial(
+                    f"{name}, {work.__name__}", lambda w=work, a=arguments: w(*a), seconds=3 * SECONDS
+                )
+                shutil.rmtree(place, ignore_errors=True)
