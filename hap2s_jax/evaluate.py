@@ -2,6 +2,7 @@
 
     python -m hap2s_jax.evaluate --embeddings=mine.npz
     python -m hap2s_jax.evaluate --embeddings=market.npz --distance=cosine --rerank --confidence=0.95
+    python -m hap2s_jax.evaluate --embeddings=faces.npz --pairs=pairs.csv --roc=roc.png
     python -m hap2s_jax.evaluate --workdir=runs/emoji --by=camera
     python -m hap2s_jax.evaluate --workdir=runs/market1501 --views=flip --feature=embedding --distance=cosine
 
@@ -13,96 +14,31 @@ Only the base install is needed for it: neither TensorFlow nor flax.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import functools
 import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from hap2s_jax import cli, extras
 from hap2s_jax.data import matches
-from hap2s_jax.errors import UserError, unknown_name
+from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import protocols as definitions
-from hap2s_jax.evaluation.archive import Inputs, from_npz
+from hap2s_jax.evaluation.archive import Inputs, from_npz, read_pairs
+from hap2s_jax.evaluation.closer import closer, draw_roc
 from hap2s_jax.evaluation.expansion import expand
-from hap2s_jax.evaluation.reranking import KReciprocal
-from hap2s_jax.evaluation.retrieval import TIES, nearest, rank_matches
-from hap2s_jax.evaluation.statistics import by_group, confidence_intervals, means, worst
+from hap2s_jax.evaluation.retrieval import TIES
 
 _SHOWN_TABLES = 30  # on the terminal; --json has all
-_WORST_SHOWN, _NEIGHBORS_SHOWN = 12, 10
 
 
-def from_workdir(
-    workdir: str,
-    step: int | None = None,
-    *,
-    views: Sequence[str] | None = None,
-    feature: str | None = None,
-    distance: str | None = None,
-    data_dir: str | None = None,
-    own_code: bool = False,
-    strict: bool = False,
-) -> Inputs:
-    """Embeds the test images of a run with the checkpoint that `evaluate.weights` names, and changes nothing there.
+def from_workdir(workdir: str, step: int | None = None, **choices: Any) -> Inputs:
+    """As `hap2s_jax.serving.judged.from_workdir`."""
+    # Heavy, hence not above: whoever brings embeddings needs none of it.
+    from hap2s_jax.serving import judged
 
-    Args:
-      workdir: of a run that may still be going on.
-      step: another checkpoint than that one.
-      views, feature, distance: other values than the run's own `evaluate.flip`, `evaluate.five_crops` and
-        `evaluate.zooms`, `evaluate.feature`, `evaluate.distance`; () for no views.
-      own_code, strict: see `hap2s_jax.load`.
-      data_dir: where the run's data lie on this machine, if elsewhere than `data.data_dir` says.
-
-    Raises:
-      UserError: there is no run, no checkpoint, or no data.
-    """
-    # Everything heavy is loaded here and not before: whoever brings embeddings needs none of it.
-    from hap2s_jax.distributed import devices
-    from hap2s_jax.evaluation.test_time import VIEWS
-    from hap2s_jax.run import config as configs
-    from hap2s_jax.run import facts, foreign
-    from hap2s_jax.run.evaluator import Evaluator
-    from hap2s_jax.run.trainer import use_compilation_cache
-    from hap2s_jax.serving import loading
-
-    config: Any = foreign.load(workdir, data_dir=data_dir)
-    with configs.written_by(workdir), config.unlocked():
-        if views is not None:
-            if unknown := set(views) - set(VIEWS):
-                raise unknown_name("view (--views)", min(unknown), VIEWS)
-            for name in VIEWS:
-                config.evaluate[name] = name in views
-        config.evaluate.feature = feature or config.evaluate.feature
-        config.evaluate.distance = distance or config.evaluate.distance
-    devices.expect_no_tpu()
-    with configs.written_by(workdir):
-        use_compilation_cache(config)
-        devices.use_cores(config.evaluate.batch_size)
-        encoder = loading.load(workdir, checkpoint=step, own_code=own_code, strict=strict)
-        evaluator = Evaluator.of_run(config, encoder.module)
-        facts.warn_of_changed_data(evaluator.dataset, encoder.workdir)
-    test = evaluator.dataset.test
-    embeddings, present = evaluator.embed_source(evaluator.parallel.replicate(encoder.variables), test)
-    query, gallery = evaluator.query_and_gallery(test)
-    labels = np.where(present, test.labels, -1)
-    return Inputs(
-        embeddings,
-        labels,
-        test.cameras,
-        query,
-        gallery,
-        evaluator.dataset.views,
-        evaluator.dataset.protocols,
-        config.evaluate.distance,
-        functools.partial(evaluator.images, test),
-        encoder.step,
-    )
+    return judged.from_workdir(workdir, step, **choices)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,6 +66,9 @@ def _inputs(options: argparse.Namespace) -> Inputs:
 
 def _run(inputs: Inputs, options: argparse.Namespace) -> None:
     chosen = tuple(options.protocols or inputs.protocols)
+    pairs = read_pairs(options.pairs) if options.pairs else None
+    if (options.pairs or options.roc) and "verification" not in chosen:
+        chosen += ("verification",)
     distance = options.distance or inputs.distance
     rows: dict[str, Any] = {"query": inputs.query, "gallery": inputs.gallery}
     if options.expand:
@@ -149,16 +88,20 @@ def _run(inputs: Inputs, options: argparse.Namespace) -> None:
         cluster=options.cluster,
         seed=options.seed,
         repeats=options.repeats,
+        pairs=pairs,
+        threshold=options.threshold,
         **rows,
     )
+    if options.roc:
+        draw_roc(options.roc, inputs, distance, pairs, level=options.confidence or 0.95, seed=options.seed)
     if options.rerank or options.confidence or options.by or options.per_query or options.worst:
-        closer = [name for name in chosen if name in ("class", "query_gallery")]
-        if not closer:
+        ranked = [name for name in chosen if name in ("class", "query_gallery")]
+        if not ranked:
             raise UserError(
                 "--rerank, --confidence, --by, --per_query and --worst need class or query_gallery."
             )
-        for name in closer:
-            shown |= _closer(name, inputs, distance, options, alone=len(closer) == 1)
+        for name in ranked:
+            shown |= closer(name, inputs, distance, options, alone=len(ranked) == 1)
     settings = {"protocols": chosen, "distance": distance, "ties": options.ties}
     settings |= {} if inputs.step is None else {"weights of step": inputs.step}
     _report(shown, settings, options.json)
@@ -166,97 +109,13 @@ def _run(inputs: Inputs, options: argparse.Namespace) -> None:
         print(f"note: {remark}")
 
 
-def _closer(
-    name: str, inputs: Inputs, distance: Any, options: argparse.Namespace, *, alone: bool
-) -> dict[str, Mapping[str, Any]]:
-    """What stands behind the means of one protocol, re-ranked if asked for: intervals, tables, a file of queries."""
-    paired = name == "query_gallery"
-    rows: dict[str, Any] = {"query": inputs.query, "gallery": inputs.gallery} if paired else {}
-    if options.rerank:
-        settings = {"k1": options.k1, "k2": options.k2, "mixing": options.mixing}
-        distance = KReciprocal(inputs.embeddings, distance=distance, **settings, **rows)
-    cameras = inputs.cameras if paired else None
-    results = rank_matches(
-        inputs.embeddings, inputs.labels, cameras=cameras, distance=distance, ties=options.ties, **rows
-    )
-    if paired:
-        values = definitions.query_gallery_values(results, options.ranks or definitions.RANKS)
-    else:
-        values = definitions.class_values(results, options.recall_at or definitions.RECALL_AT)
-    title = f"{name}, re-ranked" if options.rerank else name
-    labels = np.asarray(inputs.labels)[results.query]
-    seen_by = None if inputs.cameras is None else np.asarray(inputs.cameras)[results.query]
-    shown: dict[str, Mapping[str, Any]] = {title: means(values)} if options.rerank else {}
-    if options.confidence:
-        groups = labels if options.resample == "class" else None
-        bounds = confidence_intervals(values, groups=groups, level=options.confidence, seed=options.seed)
-        for place, side in enumerate(("low", "high")):
-            shown[f"{title}, {options.confidence:.0%} {side}"] = {k: v[place] for k, v in bounds.items()}
-    if options.by:
-        groups = labels if options.by == "class" else seen_by
-        if groups is None:
-            raise UserError("--by=camera: the embeddings come without cameras.")
-        table = by_group(values, groups)
-        shown |= {f"{title}, {options.by} {group}": row for group, row in table.items()}
-    if options.per_query:
-        path = pathlib.Path(options.per_query)
-        columns = {"row": results.query, "label": labels} | ({} if seen_by is None else {"camera": seen_by})
-        columns |= {key: getattr(results, key) for key in ("matches", "first_rank", "last_rank")} | dict(
-            values
-        )
-        _write_csv(path if alone else path.with_stem(f"{path.stem}_{name}"), columns)
-    if options.worst:
-        path = pathlib.Path(options.worst)
-        lowest = results.query[worst(results.average_precision, _WORST_SHOWN)]
-        _draw(
-            path if alone else path.with_stem(f"{path.stem}_{name}"), inputs, lowest, cameras, distance, rows
-        )
-    return shown
-
-
-def _draw(
-    path: pathlib.Path,
-    inputs: Inputs,
-    lowest: np.ndarray,
-    cameras: np.ndarray | None,
-    distance: Any,
-    rows: Mapping[str, Any],
-) -> None:
-    """Draws the worst queries and what they found instead."""
-    if inputs.images is None:
-        raise UserError("--worst: an .npz file holds no images; use --workdir.")
-    if callable(distance):
-        raise UserError("--worst shows plain neighbours; leave out --rerank.")
-    from hap2s_jax.reporting.pictures import retrievals
-
-    size = len(inputs.labels) if rows.get("gallery") is None else len(rows["gallery"])
-    settings = {**rows, "query": lowest, "cameras": cameras, "distance": distance}
-    found = nearest(inputs.embeddings, inputs.labels, k=min(_NEIGHBORS_SHOWN, size), **settings)
-    lowest, found = lowest[(found >= 0).all(axis=1)], found[(found >= 0).all(axis=1)]
-    if len(lowest) == 0:
-        raise UserError("--worst: no query has a match, so none is the worst.")
-    images = inputs.images(found.reshape(-1))
-    retrievals(
-        path,
-        inputs.images(lowest),
-        images.reshape(*found.shape, *images.shape[1:]),
-        inputs.labels[found] == inputs.labels[lowest][:, None],
-        title="The queries of lowest average precision, and what they found",
-    )
-
-
-def _write_csv(path: pathlib.Path, columns: Mapping[str, np.ndarray]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
-
-
 def _report(shown: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], path: str | None) -> None:
     for title, figures in list(shown.items())[:_SHOWN_TABLES]:
         print(title)
         for name, value in figures.items():
-            counted = name.startswith("queries") or name.endswith(("_queries", "_queries_without_match"))
+            counted = name.startswith("queries") or name.endswith(
+                ("_queries", "_queries_without_match", "_pairs")
+            )
             print(f"  {name:<42}{value:>10.0f}" if counted else f"  {name:<42}{value:>10.4f}")
     if len(shown) > _SHOWN_TABLES:
         print(f"... and {len(shown) - _SHOWN_TABLES} tables more; --json=FILE writes all")
@@ -317,6 +176,17 @@ def _parser() -> cli.Parser:
     parser.add_argument("--by", choices=("class", "camera"), help="a table of figures for each")
     parser.add_argument("--per_query", metavar="FILE", help="write every query's results to a CSV file")
     parser.add_argument("--worst", metavar="FILE", help="draw the worst queries of --workdir as a PNG file")
+    parser.add_argument(
+        "--pairs",
+        metavar="FILE",
+        help="verify these pairs of rows, of an .npz or CSV file, in place of all pairs",
+    )
+    parser.add_argument("--roc", metavar="FILE", help="verify, and draw the ROC curve as a PNG file")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="distance up to which open_set answers a query, calibrated on other data",
+    )
     parser.add_argument("--json", metavar="FILE", help="write all figures to a JSON file")
     parser.add_switch("cluster", default=True, help="k-means, for nmi, ami and f1")
     parser.add_argument("--repeats", type=int, default=10, help="galleries of single_gallery_shot")

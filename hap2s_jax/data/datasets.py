@@ -7,6 +7,8 @@ import logging
 import os
 from typing import Any
 
+import numpy as np
+
 from hap2s_jax.data import noise, registry
 from hap2s_jax.data.readers.files import Parts
 from hap2s_jax.data.source import Dataset
@@ -60,8 +62,11 @@ def load(
         found.name == "folder"
     ):  # official splits share no class, though some number those of either side from 0
         trained = {*parts.train.class_names, *(parts.validation.class_names if parts.validation else ())}
-        seen = trained & set(parts.test.class_names)
-    if seen:
+        # The gallery of a closed split holds classes that nobody asks for.
+        asked = parts.test.labels if parts.query is None else parts.test.labels[parts.query]
+        seen = trained & {parts.test.class_names[label] for label in np.unique(asked[asked >= 0])}
+    protocols = parts.protocols or found.protocols
+    if seen and "closed_set" not in protocols:
         remarks.append(
             f"{len(seen):,} of the {len(parts.test.class_names):,} test classes have training or validation images "
             "too: figures are not of unseen classes"
@@ -73,7 +78,7 @@ def load(
         parts.test,
         parts.query,
         parts.gallery,
-        parts.protocols or found.protocols,
+        protocols,
         views=parts.views,
         seen_classes=tuple(sorted(seen)),
         remarks=tuple(remarks),

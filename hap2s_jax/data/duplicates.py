@@ -66,9 +66,12 @@ def find(dataset: Dataset, at_most_bytes: int | None = None) -> Duplicates:
         ("validation", dataset.validation),
         ("test", dataset.test),
     ):
+        if source is None:
+            continue
         boxes = getattr(source, "boxes", None)
-        for n in range(0 if source is None else len(source)):
-            assert source is not None
+        # The database of a closed split is the training images, or may be.
+        closed = part == "test" and "closed_set" in dataset.protocols
+        for n in dataset.query.tolist() if closed and dataset.query is not None else range(len(source)):
             box = () if boxes is None else tuple(boxes[n].tolist())
             label = source.class_names[source.labels[n]] if source.labels[n] >= 0 else ""
             places[os.path.normpath(source.describe(n)), box].append((part, label))

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 
 ONE_CAMERA = "all test images are of one camera, so they are judged without the camera rule"
 _JUNK = -1
-_WITHOUT_CAMERAS = ("class", "in_shop")
+_WITHOUT_CAMERAS = ("class", "in_shop", "closed_set")
+_COUNTED = ("open_set", "verification")  # which say themselves what they leave out
 
 
 def one_camera(cameras: ArrayLike | None, labels: ArrayLike) -> bool:
@@ -75,7 +76,7 @@ def describe(
         lines.append(
             f"{unknown:,} of {len(camera):,} test images name no camera; each counts as of a camera of its own"
         )
-    for name in protocols:
+    for name in (name for name in protocols if name not in _COUNTED):
         rule = None if name in _WITHOUT_CAMERAS else camera
         if one_camera(rule, label):
             lines.append(f"{name}: {ONE_CAMERA}")
@@ -105,7 +106,7 @@ def _missing(name: str, asked: int, no_class: int, same_camera: int) -> str:
     missing = no_class + same_camera
     if missing == asked:
         fate = ", so nothing can be measured"
-    elif name in _WITHOUT_CAMERAS:
+    elif name in ("class", "in_shop"):
         fate = " and count as misses, in recall@k alone"
     else:
         fate = " and are left out"

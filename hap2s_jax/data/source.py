@@ -12,6 +12,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 PROTOCOLS = ("class", "query_gallery", "in_shop", "single_gallery_shot", "multi_query")
+_OF_ANY_SOURCE = PROTOCOLS[:2]
+PROTOCOLS += ("closed_set", "open_set", "verification")
 
 
 @runtime_checkable
@@ -149,6 +151,11 @@ class Dataset:
     views: np.ndarray | None = None
     seen_classes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+
+    @property
+    def validation_protocols(self) -> tuple[str, ...]:
+        """Those by which validation classes are judged: special ones depend on how the test images were collected."""
+        return tuple(p for p in self.protocols if p in _OF_ANY_SOURCE) or _OF_ANY_SOURCE[:1]
 
     def __post_init__(self) -> None:
         """Refuse what no evaluation could read."""

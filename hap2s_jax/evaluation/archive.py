@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -97,3 +99,37 @@ def _distance(path: str, labels: np.ndarray) -> str:
     if "class_names" in found:
         check_labels(labels, found["class_names"], path)
     return chosen if chosen in DISTANCES else DISTANCES[0]
+
+
+def read_pairs(path: str) -> np.ndarray:
+    """Reads pairs of rows, int `[p, 2 or 3]`: the array `pairs` of an .npz file, or a CSV.
+
+    A CSV has two columns of row numbers and, as wished, one of 1 for a pair of one class and 0 for others; its first
+    line may name them.
+
+    Raises:
+      UserError: naming the file and the line.
+    """
+    try:
+        if path.lower().endswith(".npz"):
+            return read_npz(path, ("pairs",))["pairs"]
+        lines = list(csv.reader(pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines()))
+    except KeyError:
+        raise UserError(
+            f"--pairs: {path} has no array 'pairs'; save with numpy.savez(path, pairs=...)."
+        ) from None
+    except (OSError, DamagedError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--pairs: {path} cannot be read: {error}.") from None
+    pairs: list[list[int]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            pairs += [[int(cell) for cell in line]] if any(cell.strip() for cell in line) else []
+            if pairs and (len(pairs[-1]) not in (2, 3) or len(pairs[-1]) != len(pairs[0])):
+                raise ValueError
+        except ValueError:
+            if number > 1 or pairs:
+                raise UserError(
+                    f"--pairs: {path}, line {number}: should be two row numbers, or these and 1 or 0, found "
+                    f"{','.join(line)!r}."
+                ) from None
+    return np.array(pairs, int).reshape(len(pairs), -1)

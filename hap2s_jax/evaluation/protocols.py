@@ -6,6 +6,9 @@
 - in_shop: the same without the camera rule; recall@k, all names with the prefix `in_shop_`.
 - single_gallery_shot: the gallery holds one random image of each identity, repeatedly; rank-k.
 - multi_query: query_gallery with each query pooled from its identity's images by its camera.
+- closed_set: query rows against a database of the same individuals, such as the training images; no camera rule.
+  top-k, mAP, the accuracy of the nearest neighbour and its mean over individuals, with the prefix `closed_set_`.
+- open_set: queries of known and of unknown classes, see `unknowns`. verification: pairs of images, see `pairs`.
 
 Which queries count: the recall@k of class and in_shop count a query without any possible match as a miss (a
 class with a single image); all other figures leave such queries out. How many those are always stands beside
@@ -14,8 +17,7 @@ the figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -30,14 +32,26 @@ from hap2s_jax.evaluation.inputs import (
     check_integers,
     check_ranks,
 )
+from hap2s_jax.evaluation.metrics import (
+    ACCURACY,
+    CLOSED_SET_AT,
+    IN_SHOP_AT,
+    RANKS,
+    RECALL_AT,
+    SINGLE_SHOT_RANKS,
+    class_metrics,
+    closed_set_metrics,
+    figures,
+    in_shop_metrics,
+    query_gallery_metrics,
+    rank,
+)
+from hap2s_jax.evaluation.pairs import verification
 from hap2s_jax.evaluation.retrieval import QueryResults, rank_matches
 from hap2s_jax.evaluation.special import rank_multi_query, rank_single_gallery_shot
-from hap2s_jax.evaluation.statistics import means
+from hap2s_jax.evaluation.statistics import by_group, means
+from hap2s_jax.evaluation.unknowns import open_set
 
-RECALL_AT = (1, 2, 4, 8)
-RANKS = (1, 5, 10)
-IN_SHOP_AT = (1, 10, 20, 30)
-SINGLE_SHOT_RANKS = (1, 5, 10, 20)
 CLUSTERING = ("nmi", "ami", "f1")
 
 
@@ -49,52 +63,6 @@ class _Compared(TypedDict):
 class _Rows(_Compared):
     query: ArrayLike | None
     gallery: ArrayLike | None
-
-
-# A metric is each query's share in a mean, `[q]`; NaN leaves the query out of it.
-Metric = Callable[[QueryResults], np.ndarray]
-
-
-def recall(k: int) -> Metric:
-    """Whether a match stands among the first `k`; a query without any possible match is a miss."""
-    return lambda results: results.hit(k).astype(float)
-
-
-def rank(k: int) -> Metric:
-    """Whether a match stands among the first `k`; a query without any possible match is left out."""
-    return lambda results: np.where(results.answerable, results.hit(k), np.nan)
-
-
-def class_metrics(ks: Sequence[int] = RECALL_AT) -> dict[str, Metric]:
-    """The metrics of class retrieval by name."""
-    return dict(zip(map("recall@{}".format, ks), map(recall, ks), strict=True)) | {
-        "map@r": attrgetter("map_at_r"),
-        "r_precision": attrgetter("r_precision"),
-        "mrr": attrgetter("reciprocal_rank"),
-    }
-
-
-def query_gallery_metrics(ks: Sequence[int] = RANKS) -> dict[str, Metric]:
-    """The metrics of queries against a gallery by name."""
-    return dict(zip(map("rank-{}".format, ks), map(rank, ks), strict=True)) | {
-        "mAP": attrgetter("average_precision"),
-        "mAP_trapezoid": attrgetter("average_precision_trapezoid"),
-        "mINP": attrgetter("inverse_penalty"),
-    }
-
-
-def in_shop_metrics(ks: Sequence[int] = IN_SHOP_AT) -> dict[str, Metric]:
-    """The metrics of In-shop's own protocol by name."""
-    by_k = zip(map("in_shop_recall@{}".format, ks), map(recall, ks), strict=True)
-    return {**dict(by_k), "in_shop_mAP": attrgetter("average_precision")}
-
-
-def figures(results: QueryResults, metrics: Mapping[str, Metric], protocol: str) -> dict[str, float]:
-    """Means of the metrics, queries asked, and those that no key could answer."""
-    return means(zip(metrics, (metric(results) for metric in metrics.values()), strict=True)) | {
-        f"{protocol}_queries": float(len(results.query)),
-        f"{protocol}_queries_without_match": float(np.sum(~results.answerable)),
-    }
 
 
 def names(protocols: Sequence[str]) -> tuple[str, ...]:
@@ -120,6 +88,8 @@ def evaluate(
     seed: int = 0,
     restarts: int = 3,
     repeats: int = 10,
+    pairs: ArrayLike | None = None,
+    threshold: float | None = None,
     devices: Sequence[Device] | None = None,
 ) -> dict[str, float]:
     """Evaluates embeddings by one or more protocols.
@@ -135,11 +105,13 @@ def evaluate(
       ties: see `retrieval`.
       recall_at: k of recall@k instead of 1, 2, 4, 8 (class) and 1, 10, 20, 30 (in_shop). A k that is given
         must not exceed the gallery; the usual ones are reported for any gallery.
-      ranks: k of rank-k instead of 1, 5, 10 (single_gallery_shot: and 20); likewise.
+      ranks: k of rank-k instead of 1, 5, 10 (single_gallery_shot: and 20; closed_set: 1, 5); likewise.
       cluster: whether "class" also clusters (k = number of classes) for nmi, ami and f1.
       seed: of k-means and of the single-shot galleries.
       restarts: of k-means.
       repeats: single-shot galleries drawn.
+      pairs: of "verification", see `pairs.verification`; None for all.
+      threshold: of "open_set", see `unknowns.open_set`.
       devices: see `retrieval.rank_matches`.
 
     Returns:
@@ -152,11 +124,17 @@ def evaluate(
         raise ValueError(f"protocols must be a list out of {', '.join(PROTOCOLS)}, but is {protocols!r}.")
     count = len(np.asarray(labels))
     size = count if gallery is None else np.arange(count)[np.asarray(gallery)].size
-    at, in_shop_at, rank_at, single_at = RECALL_AT, IN_SHOP_AT, RANKS, SINGLE_SHOT_RANKS
+    at, in_shop_at, rank_at, single_at, closed_at = (
+        RECALL_AT,
+        IN_SHOP_AT,
+        RANKS,
+        SINGLE_SHOT_RANKS,
+        CLOSED_SET_AT,
+    )
     if recall_at is not None:
         at = in_shop_at = check_ranks(recall_at, count - 1 if "class" in protocols else size)
     if ranks is not None:
-        rank_at = single_at = check_ranks(ranks, size)
+        rank_at = single_at = closed_at = check_ranks(ranks, size)
     common: _Compared = {"distance": distance, "ties": ties}
     rows: _Rows = {"query": query, "gallery": gallery, **common}
     found: dict[str, float] = {}
@@ -180,6 +158,19 @@ def evaluate(
         results = rank_multi_query(embeddings, labels, cameras, views=views, **rows)
         metrics = {f"multi_query_{name}": metric for name, metric in query_gallery_metrics(rank_at).items()}
         found |= figures(results, metrics, "multi_query")
+    if "closed_set" in protocols:
+        results = rank_matches(embeddings, labels, devices=devices, **rows)
+        found |= figures(results, closed_set_metrics(closed_at), "closed_set")
+        by_class = by_group({ACCURACY: rank(1)(results)}, np.asarray(labels)[results.query]).values()
+        found["closed_set_balanced_accuracy"] = float(
+            np.nanmean([row[ACCURACY] for row in by_class] or [np.nan])
+        )
+    if "open_set" in protocols:
+        found |= open_set(
+            embeddings, labels, cameras, threshold=threshold, distance=distance, query=query, gallery=gallery
+        )
+    if "verification" in protocols:
+        found |= verification(embeddings, labels, pairs, distance=distance)
     return found
 
 

@@ -38,6 +38,7 @@ SCHEMA = {
     "model": Stored("U", "text", ""),
     "cameras": Stored("iu", "integers", "n"),
     "split": Stored("US", "text", "n"),
+    "pairs": Stored("iu", "integers", "pk"),
 }
 
 

@@ -197,13 +197,16 @@ def error_rates(
     return rates_of(right, wrong, classes, len(right) - 1)
 
 
-def rates_of(right: np.ndarray, wrong: np.ndarray, classes: np.ndarray, gallery: int) -> ErrorRates:
+def rates_of(
+    right: np.ndarray, wrong: np.ndarray, classes: np.ndarray, gallery: int, at: tuple[float, ...] = ()
+) -> ErrorRates:
     """Calibrates thresholds on queries whose nearest images are known.
 
     Args:
       right, wrong: `[n]` distances to the nearest image of a query's own class, and of another; infinite without any.
       classes: `[n]` integers.
       gallery: how many images a query was compared with.
+      at: thresholds that must be among those of the result.
 
     Raises:
       ValueError: no query has the one or the other.
@@ -219,7 +222,7 @@ def rates_of(right: np.ndarray, wrong: np.ndarray, classes: np.ndarray, gallery:
     both = np.unique(np.concatenate([right[known], wrong[unknown]]))
     # Evenly over the distances that occur, their ends included, and just before each class begins to err.
     even = both[np.linspace(0, len(both) - 1, min(_POINTS, len(both))).round().astype(int)]
-    chosen = np.unique(np.concatenate([even, np.nextafter(accepting[:_POINTS], -1)]))
+    chosen = np.unique(np.concatenate([even, np.nextafter(accepting[:_POINTS], -1), at]))
     return ErrorRates(
         chosen,
         np.searchsorted(np.sort(wrong[unknown]), chosen, side="right") / unknown.sum(),
@@ -242,43 +245,49 @@ def _each(extreme: np.ufunc, classes: np.ndarray, values: np.ndarray) -> np.ndar
 
 
 def nearest_right_and_wrong(
-    embeddings: ArrayLike, labels: ArrayLike, cameras: ArrayLike | None = None, *, distance: str = "euclidean"
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    cameras: ArrayLike | None = None,
+    *,
+    query: ArrayLike | None = None,
+    gallery: ArrayLike | None = None,
+    distance: str = "euclidean",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each image's distance to the nearest other of its class, and to the nearest of another class.
+    """Each query's distance to the nearest other image of its class, and to the nearest of another class.
 
-    Arguments are those of `error_rates`; infinite where there is none. float64 `[n]` each, without junk.
+    Arguments are those of `error_rates`, and the rows that ask and that are asked for, None for all; infinite where
+    there is none. float64 `[q]` each, without junk.
     """
-    problem = check_problem(embeddings, labels, cameras, None, None)
-    rows = problem.query
-    array, label, seen = problem.embeddings[rows], problem.labels[rows], problem.cameras[rows]
+    problem = check_problem(embeddings, labels, cameras, query, gallery)
+    array, asked, kept = problem.embeddings, problem.query, problem.gallery
     to_space = space(array, distance)
-    keys = to_space(array, np.arange(len(array)))
-    block = min(_ROWS, len(array))
+    keys = (to_space(array, kept), problem.labels[kept], problem.cameras[kept])
+    keys = jax.device_put(tuple(np.asarray(x, np.int32 if x.ndim == 1 else x.dtype) for x in keys))
+    block = min(_ROWS, len(asked))
     found = []
-    for begin in range(0, len(array), block):
-        start = min(begin, len(array) - block)  # the last block overlaps, so that one program serves all
-        places = _nearest_places(keys, label, seen, np.int32(start), block=block, cosine=to_space.cosine)
-        near = np.stack(places, axis=1)[begin - start :]
-        asking = array[begin : begin + len(near), None]
-        distances = distances_between(asking, array[np.maximum(near, 0)], distance)
+    for begin in range(0, len(asked), block):
+        part = asked[begin : begin + block]
+        padded = np.resize(part, block)  # so that one program serves all
+        queries = (to_space(array, padded), problem.labels[padded], problem.cameras[padded])
+        near = np.stack(_nearest_places(queries, keys, cosine=to_space.cosine), axis=1)[: len(part)]
+        distances = distances_between(array[part, None], array[kept[np.maximum(near, 0)]], distance)
         found.append(np.where(near < 0, np.inf, distances))
     right, wrong = np.concatenate(found).T
     return right, wrong
 
 
-@functools.partial(jax.jit, static_argnames=("block", "cosine"))
-def _nearest_places(
-    keys: jax.Array, label: jax.Array, camera: jax.Array, start: jax.Array, *, block: int, cosine: bool
-) -> tuple[jax.Array, jax.Array]:
-    """Row of the nearest right and of the nearest wrong key, int32 `[block]` each, -1 without one."""
-    row = start + jnp.arange(block, dtype=jnp.int32)
-    inner = products(keys[row], keys)
-    score = -inner if cosine else scores(inner, squares(keys))
-    same = label[row][:, None] == label[None, :]
-    is_right = same & (camera[row][:, None] != camera[None, :])
+@functools.partial(jax.jit, static_argnames="cosine")
+def _nearest_places(queries: Any, keys: Any, *, cosine: bool) -> tuple[jax.Array, jax.Array]:
+    """Place of the nearest right and of the nearest wrong key, int32 `[q]` each, -1 without one.
+
+    `queries` and `keys` are (vectors, labels, cameras) each.
+    """
+    inner = products(queries[0], keys[0])
+    score = -inner if cosine else scores(inner, squares(keys[0]))
+    same, same_camera = (a[:, None] == b[None, :] for a, b in zip(queries[1:], keys[1:], strict=True))
 
     def nearest(allowed: jax.Array) -> jax.Array:
         place = jnp.argmin(jnp.where(allowed, score, jnp.inf), axis=1)
         return jnp.where(allowed.any(axis=1), place, -1)
 
-    return nearest(is_right), nearest(~same)
+    return nearest(same & ~same_camera), nearest(~same)

@@ -29,6 +29,8 @@ _RULES = {
     "class": "class: every test image queries all the others",
     "query_gallery": "query_gallery: queries against the gallery; matches seen by the query's own camera are removed",
     "in_shop": "in_shop: query images against gallery images",
+    "closed_set": "closed_set: test images against a database of the same individuals",
+    "open_set": "open_set: queries of known and of unknown classes against the gallery",
 }
 
 

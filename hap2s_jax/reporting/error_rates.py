@@ -60,3 +60,51 @@ def error_rates(
         figure.legend(loc="outside lower left", frameon=False, fontsize=9, ncols=2)
         figure.suptitle(title, x=0.012, ha="left", fontsize=13)
         _save(figure, Path(path))
+
+
+def roc_curve(
+    path: str | os.PathLike[str],
+    far: npt.ArrayLike,
+    tar: npt.ArrayLike,
+    *,
+    bands: tuple[npt.ArrayLike, npt.ArrayLike],
+    level: float,
+    title: str,
+) -> None:
+    """Draws true-accept rates over false-accept rates on a logarithmic axis.
+
+    Args:
+      path: the PNG file to write.
+      far, tar: `[p]` shares, ascending.
+      bands: `[g]` false-accept rates and `[2, g]` bounds of the true-accept rate there.
+      level: share of resampled curves between the bounds.
+      title: the heading.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    import matplotlib
+    import numpy as np
+
+    rates, bounds = (np.asarray(part, float) for part in bands)
+    with matplotlib.rc_context(rc=_STYLE):
+        figure = _figure(7, 4.8)
+        axes = figure.subplots()
+        axes.set_title(title)
+        axes.fill_between(
+            rates,
+            *bounds,
+            color="#0072B2",
+            alpha=0.2,
+            linewidth=0,
+            label=f"{level:.0%} interval, classes drawn anew",
+        )
+        lowest = float(rates.min()) if rates.size else 1e-2
+        axes.step(far, tar, where="post", color="#0072B2", linewidth=1.9)
+        axes.set_xscale("log")
+        axes.set_xlim(lowest, 1)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel("false-accept rate, of pairs of two classes")
+        axes.set_ylabel("true-accept rate, of pairs of one class")
+        axes.legend(loc="lower right", frameon=False, fontsize=9)
+        _save(figure, Path(path))

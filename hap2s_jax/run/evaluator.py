@@ -24,8 +24,6 @@ from hap2s_jax.training import step
 
 PyTree = Any
 
-_OF_ANY_SOURCE = ("class", "query_gallery")
-
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
@@ -136,8 +134,7 @@ class Evaluator:
             source.cameras,
             query=query,
             gallery=gallery,
-            # Special protocols depend on how the test images were collected.
-            protocols=data.protocols if is_test else [p for p in data.protocols if p in _OF_ANY_SOURCE],
+            protocols=data.protocols if is_test else data.validation_protocols,
             views=data.views if is_test else None,
             **{"distance": self.config.evaluate.distance, **options},
         )
@@ -145,9 +142,8 @@ class Evaluator:
     def remarks(self, source: Source) -> tuple[str, ...]:
         """A line for each protocol under which queries of a source have no valid match."""
         query, gallery = self.query_and_gallery(source)
-        chosen = [
-            name for name in self.dataset.protocols if source is self.dataset.test or name in _OF_ANY_SOURCE
-        ]
+        data = self.dataset
+        chosen = data.protocols if source is data.test else data.validation_protocols
         return matches.describe(source.labels, source.cameras, query=query, gallery=gallery, protocols=chosen)
 
     def images(self, source: Source, indices: np.ndarray) -> np.ndarray:

@@ -269,7 +269,7 @@ def check_best_metric(config: Config, dataset: Dataset) -> None:
             config.checkpoint.keep_best,
             "at least 1, since evaluate.weights wants the best",
         )
-    measured = protocols.names(dataset.protocols)
+    measured = protocols.names(dataset.validation_protocols)
     if config.ema_decay:
         measured += tuple(f"live/{name}" for name in measured)
     if config.checkpoint.best_metric not in measured:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hap2s_jax import evaluate as command
-from hap2s_jax.evaluation import evaluate
+from hap2s_jax.evaluation import evaluate, verification
 
 
 @pytest.fixture
@@ -190,3 +190,26 @@ def test_files_that_are_no_npz_are_one_line(tmp_path, capsys):
         error = capsys.readouterr().err
         assert "is not an .npz file of plain arrays, as numpy.savez writes it" in error
         assert error.count("\n") == 1
+
+
+def test_pairs_of_a_file_and_their_curve(file, tmp_path, arrays, capsys):
+    rng = np.random.default_rng(3)
+    pairs = np.array([p for p in rng.integers(0, 90, (400, 2)) if p[0] != p[1]])
+    np.savez(tmp_path / "pairs.npz", pairs=pairs)
+    lines = "first,second,same\n" + "".join(
+        f"{a},{b},{int(arrays['labels'][a] == arrays['labels'][b])}\n" for a, b in pairs
+    )
+    (tmp_path / "pairs.csv").write_text(lines)
+    expected = verification(arrays["embeddings"], arrays["labels"], pairs)
+    picture = tmp_path / "roc.png"
+    for name in ("pairs.npz", "pairs.csv"):
+        written = figures_of(
+            tmp_path, f"--embeddings={file}", f"--pairs={tmp_path / name}", f"--roc={picture}"
+        )
+        assert written["figures"] == pytest.approx(written["figures"] | expected)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "pairs.csv").write_text("0,1\n2,three\n")
+    assert command.main([f"--embeddings={file}", f"--pairs={tmp_path / 'pairs.csv'}"]) == 1
+    error = capsys.readouterr().err.strip()
+    assert "line 2" in error
+    assert "\n" not in error

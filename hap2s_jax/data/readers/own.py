@@ -14,6 +14,11 @@ from hap2s_jax.errors import UserError
 
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
 _SPLITS |= {"test": "test", "query": "query", "gallery": "gallery", "database": "gallery"}
+# What animal data sets write for an individual that nobody recognised.
+_UNKNOWN = ("unknown", "unidentified", "new_individual", "nan")
+_OF_UNKNOWN = ("junk", "open_set", "class")
+_NO_SPLIT = "no split"
+_KINDS = ("auto", "disjoint", "closed")
 
 
 class _Rows:
@@ -31,6 +36,14 @@ class _Rows:
             name, root, self.paths, self.classes, cameras, np.array(self.boxes) if self.boxes else None
         )
 
+    def where(self, kept: list[bool]) -> _Rows:
+        chosen = _Rows()
+        for field, values in vars(self).items():
+            setattr(
+                chosen, field, [v for v, keep in zip(values, kept, strict=True) if keep] if values else []
+            )
+        return chosen
+
     def join(self, other: _Rows) -> _Rows:
         both = _Rows()
         for field in vars(both):
@@ -38,17 +51,31 @@ class _Rows:
         return both
 
 
-def read_folder(root: Path, *, test_fraction: float = 0.5, columns: str = "", seed: int = 0) -> Parts:
+def read_folder(
+    root: Path,
+    *,
+    test_fraction: float = 0.5,
+    columns: str = "",
+    split: str = "auto",
+    unknown: str = "junk",
+    seed: int = 0,
+) -> Parts:
     """A folder with a folder of images per class, or a CSV file.
 
-    Folders named train and test (or query and gallery), and perhaps validation, are taken for the split, with the
-    classes inside them. Otherwise the classes are split by `test_fraction` and `seed`. An image may lie at any depth in
-    its class's folder.
+    Folders named train and test (or query and gallery, also called database), and perhaps validation, are taken for
+    the split, with the classes inside them. With query and gallery alone the gallery is trained on too. Otherwise the
+    classes are split by `test_fraction` and `seed`. An image may lie at any depth in its class's folder.
 
     Args:
       root: the folder, or a CSV file with the columns path, label and, as wished, split, camera, x1, y1, x2, y2.
       test_fraction: share of the classes to test on, where the data names no split.
       columns: what these columns are called in the CSV, see `read_table`.
+      split: "disjoint": test classes are not trained on. "closed": test images ask the gallery, or without one the
+        training and validation images, for their individual (protocol closed_set). "auto": closed where at least half
+        of the test classes have training or validation images.
+      unknown: images labelled "unknown" and the like, and in a closed split test images of individuals that are not in
+        the database: "junk" leaves them out, "open_set" asks them as queries of unknown classes, "class" takes those
+        labelled so for a class like any other.
       seed: which classes those are.
 
     Raises:
@@ -56,24 +83,91 @@ def read_folder(root: Path, *, test_fraction: float = 0.5, columns: str = "", se
     """
     if columns and not root.is_file():
         raise UserError(f"data.options.columns: {columns!r} is for a CSV file, and {root} is a folder")
+    for name, value, known in (("split", split, _KINDS), ("unknown", unknown, _OF_UNKNOWN)):
+        if value not in known:
+            raise UserError(f"data.options.{name}: must be one of {', '.join(known)}, found {value!r}")
     parts, remarks = _csv_rows(root, columns) if root.is_file() else _folder_rows(root)
     base = root.parent if root.is_file() else root
+    parts, strangers, more = _take_out_unknown(parts, unknown)
+    remarks += more
     if "all" in parts:
         parts = _split(parts["all"], root, test_fraction, seed)
-    if "train" not in parts or not ("test" in parts or {"query", "gallery"} <= parts.keys()):
+    if "train" not in parts and {"query", "gallery"} <= parts.keys():
+        parts["train"] = parts["gallery"]
+    if "train" not in parts or not parts.keys() & {"test", "query"}:
         raise UserError(
             f"{root}: needs a part named train, and one named test or the two named query and gallery"
         )
     train = parts["train"].source("own train", base)
     validation = parts["validation"].source("own validation", base) if "validation" in parts else None
-    query = gallery = None
-    if "test" in parts:
-        test = parts["test"].source("own test", base)
+    known = parts["train"].join(parts.get("validation", _Rows()))
+    asking, database = parts.get("test", parts.get("query", _Rows())), parts.get("gallery")
+    database = None if "test" in parts else database
+    seen, classes = {*asking.classes} & {*known.classes}, {*asking.classes}
+    if split == "closed" or (split == "auto" and 2 * len(seen) >= len(classes) and seen):
+        asking, line = _known_only(asking, database or known, unknown, given=database is not None)
+        remarks += (line,)
+        protocols = ("closed_set",) if database is None else ("class", "query_gallery", "closed_set")
+        database = database or known
+    elif database is None and "query" in parts:
+        raise UserError(
+            f"{root}: has queries of unseen classes, and no part named gallery that they could ask"
+        )
     else:
-        queries = len(parts["query"].paths)
-        test = parts["query"].join(parts["gallery"]).source("own test", base)
-        query, gallery = np.arange(queries), np.arange(queries, len(test))
-    return _judged(train, validation, test, query, gallery, remarks)
+        protocols = None
+    if (strangers.paths and database is not None) or (protocols and unknown == "open_set"):
+        protocols = (*(protocols or ("class", "query_gallery")), "open_set")
+        asking = asking.join(strangers)
+    query = gallery = None
+    if database is not None:
+        query, gallery = np.split(np.arange(len(asking.paths) + len(database.paths)), [len(asking.paths)])
+        asking = asking.join(database)
+    return _judged(train, validation, asking.source("own test", base), query, gallery, protocols, remarks)
+
+
+def _take_out_unknown(
+    parts: dict[str, _Rows], unknown: str
+) -> tuple[dict[str, _Rows], _Rows, tuple[str, ...]]:
+    """The parts without images of unknown individuals; those of them that can be queries; and remarks."""
+    strangers, kept, dropped = _Rows(), {}, 0
+    for name, rows in parts.items():
+        nobody = [c.strip().lower() in _UNKNOWN and unknown != "class" for c in rows.classes]
+        if name not in ("train", "validation", "gallery") and unknown == "open_set":
+            strangers = strangers.join(rows.where(nobody))
+        else:
+            dropped += sum(nobody)
+        if not all(nobody):
+            kept[name] = rows.where([not n for n in nobody])
+    lines = []
+    if dropped:
+        lines.append(
+            f"{dropped:,} images are of an unknown individual and are left out; data.options.unknown=open_set asks "
+            "those that are for testing, as queries that nothing answers"
+        )
+    if rest := kept.pop(_NO_SPLIT, None):
+        lines.append(f"{len(rest.paths):,} images name no split and are left out, such as {rest.paths[0]}")
+    return kept, strangers, tuple(lines)
+
+
+def _known_only(asking: _Rows, database: _Rows, unknown: str, *, given: bool) -> tuple[_Rows, str]:
+    """The queries of a closed split, and a line that says how they are judged."""
+    inside = {*database.classes}
+    classes = {*asking.classes}
+    strange = classes - inside
+    what = "gallery" if given else "training or validation"
+    line = (
+        f"{len(classes & inside):,} of the {len(classes):,} test classes have {what} images too: "
+        f"{'an open' if strange else 'a closed'} split, so each test image asks those {len(database.paths):,}"
+    )
+    if not strange:
+        return asking, f"{line} (protocol closed_set; data.options.split=disjoint judges otherwise)"
+    if unknown == "open_set":
+        return asking, f"{line}; images of the other classes should find nothing (protocol open_set)"
+    kept = [c in inside for c in asking.classes]
+    return asking.where(kept), (
+        f"{line}; {kept.count(False):,} images of the other classes are left out (data.options.unknown=open_set asks "
+        "them too)"
+    )
 
 
 def _judged(
@@ -82,6 +176,7 @@ def _judged(
     test: FileSource,
     query: np.ndarray | None,
     gallery: np.ndarray | None,
+    protocols: tuple[str, ...] | None,
     remarks: tuple[str, ...],
 ) -> Parts:
     """The parts with how they can be judged, and remarks on what cannot."""
@@ -95,7 +190,7 @@ def _judged(
         )
     # Own images with queries or cameras are judged in both ways; validation classes have no queries.
     paired = query is not None or test.cameras is not None
-    protocols = ("class", "query_gallery") if paired else ("class",)
+    protocols = protocols or (("class", "query_gallery") if paired else ("class",))
     remarks += matches.describe(test.labels, test.cameras, query=query, gallery=gallery, protocols=protocols)
     return Parts(train, test, query, gallery, validation, protocols=protocols, remarks=remarks)
 
@@ -106,7 +201,7 @@ def _csv_rows(path: Path, columns: str) -> tuple[dict[str, _Rows], tuple[str, ..
     parts: dict[str, _Rows] = {}
     for n, line in enumerate(table.lines):
         split = table.splits[n].lower()
-        name = _SPLITS.get(split, "") if table.has_split else "all"
+        name = _SPLITS.get(split, "" if split else _NO_SPLIT) if table.has_split else "all"
         if not name:
             raise UserError(
                 f"{path}, line {line}: split must be one of {', '.join(_SPLITS)}, found {split!r}"
