@@ -6,6 +6,8 @@ peers.
     python experiments/benchmark_losses.py wide           # 8,192 x 512
     python experiments/benchmark_losses.py huge           # 65,536 x 128, times, without the peers
     python experiments/benchmark_losses.py huge-memory    # the same, memory
+    python experiments/benchmark_losses.py later          # 2,048 x 128, times of the losses of 2018 to 2023
+    python experiments/benchmark_losses.py later-memory   # the same at 8,192 x 128, memory
     python experiments/benchmark_losses.py tiny           # seconds: only shows that it runs
 
 A mode takes less than five minutes of an idle machine; each adds its rows to
@@ -22,6 +24,9 @@ rounds of the ratio within a round:
     pml_ms    its MultiSimilarityLoss
     pml_nt    its NTXentLoss
     torch     HAP2S as it is written by hand in torch
+    logits@k  the product of the embeddings with k points of each class, and its gradient by both
+
+or any loss by its name; smooth_ap@16 has 16 images a class in place of 4.
 
 Peak memory is that of a process of its own for each, above what its imports and a tiny call need, and in all.
 """
@@ -38,15 +43,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.losses import IMAGES_PER_CLASS, method
+from bench.losses import IMAGES_PER_CLASS, PEERS, logits_of, method
 from bench.timing import timed
 
+CLASSES = "arcface,cosface,subcenter_arcface,soft_triple,proxy_nca,proxy_anchor,logits@1,logits@3,logits@10"
+PAIRS = (
+    "smooth_ap,smooth_ap@8,smooth_ap@16,recall_at_k_surrogate,recall_at_k_surrogate@16,adasp,centroid_triplet"
+)
+LATER = f"{PAIRS},weighted_regularised_triplet,{CLASSES}"
 MODES: dict[str, dict[str, Any]] = {
     "small": {"sizes": "128,512,2048", "dims": "128,512", "seconds": 15.0},
     "large": {"sizes": "8192", "dims": "128", "seconds": 150.0},
     "wide": {"sizes": "8192", "dims": "512", "seconds": 150.0},
     "huge": {"sizes": "65536", "dims": "128", "seconds": 120.0, "peers": "", "memory": False},
     "huge-memory": {"sizes": "65536", "dims": "128", "peers": "", "rounds": 0},
+    "later": {"sizes": "2048", "dims": "128", "seconds": 80.0, "peers": LATER, "memory": False},
+    "later-memory": {"sizes": "8192", "dims": "128", "peers": LATER, "rounds": 0},
     "tiny": {"sizes": "16", "dims": "8", "peers": "", "rounds": 1, "memory": False},
 }
 
@@ -57,7 +69,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("mode", nargs="?", choices=MODES, default="small", help="comes first")
     parser.add_argument("--sizes", help="anchors, comma-separated")
     parser.add_argument("--dims", help="widths of the embeddings")
-    parser.add_argument("--peers", default="pml_bh,pml_ms", help="peers to time; '' for none")
+    parser.add_argument("--peers", default="pml_bh,pml_ms", help="what else to time; '' for nothing")
     parser.add_argument("--rounds", type=int, default=15, help="most rounds of timing; 0 for none")
     parser.add_argument("--seconds", type=float, default=60.0, help="no new round after these, per size")
     parser.add_argument("--threads", type=int, default=2)
@@ -106,10 +118,11 @@ def compare(n: int, d: int, names: list[str], options: argparse.Namespace) -> li
         times = timed(calls, options.rounds, options.seconds)
         for name, row in rows.items():
             row |= {"ms": 1e3 * statistics.median(times[name]), "rounds": len(times[name])}
-            for other in ("matmul", "hap2s"):
-                row[f"over_{other}"] = statistics.median(
-                    a / b for a, b in zip(times[name], times[other], strict=True)
-                )
+            for other in ("matmul", "hap2s", logits_of(name)):
+                if other in times:
+                    row[f"over_{other.partition('@')[0]}"] = statistics.median(
+                        a / b for a, b in zip(times[name], times[other], strict=True)
+                    )
     if options.memory:
         for name, row in rows.items():
             row["gb_above_imports"], row["gb_in_all"] = memory_of(name, n, d, options.threads)
@@ -177,7 +190,7 @@ def main() -> None:
                 )
     record = {
         "command": "python experiments/benchmark_losses.py " + " ".join(sys.argv[1:]),
-        "environment": environment(bool(peers)),
+        "environment": environment(any(name.startswith(PEERS) for name in peers)),
         "threads": options.threads,
         "rows": rows,
     }

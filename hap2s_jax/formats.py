@@ -44,6 +44,7 @@ def _from_1(config: Record | None, record: Record) -> None:
         "data": {"cached_views": 1},
         "log": {"profile_steps": None, "wandb": "", "mlflow": ""},
         "optimizer": {"layer_decay": 1.0, "head_steps": 0},
+        "loss": {"memory_size": 0},
     }
     _add(config, added)
     if "untrained" in record:

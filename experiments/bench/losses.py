@@ -5,6 +5,7 @@ Libraries are imported inside functions: whoever measures memory wants no more o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -13,12 +14,12 @@ IMAGES_PER_CLASS = 4
 PEERS = ("pml", "torch")
 
 
-def batch(n: int, d: int) -> tuple[Any, Any]:
-    """Embeddings `[n, d]` of about unit length in shuffled classes of four."""
+def batch(n: int, d: int, images: int = IMAGES_PER_CLASS) -> tuple[Any, Any]:
+    """Embeddings `[n, d]` of about unit length in shuffled classes of so many images."""
     import numpy as np
 
     random = np.random.default_rng(0)
-    labels = random.permutation(np.arange(n) // IMAGES_PER_CLASS).astype(np.int32)
+    labels = random.permutation(np.arange(n) // images).astype(np.int32)
     centres = random.normal(size=(labels.max() + 1, d))
     x = (centres[labels] + random.normal(size=(n, d))) / (2 * d) ** 0.5
     return x.astype(np.float32), labels
@@ -64,11 +65,49 @@ def jax_function(name: str, n: int, d: int) -> tuple[Any, tuple[Any, Any]]:
     return jax.jit(matmul if kind == "matmul" else jax.value_and_grad(loss)), (x, labels)
 
 
+def loss_function(name: str, n: int, d: int) -> tuple[Any, tuple[Any, ...]]:
+    """Value and gradient of a loss by its name, and its arguments; "smooth_ap@16" has 16 images a class.
+
+    "logits@k" is the product of the embeddings with k points of each class, and its gradient by both.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from hap2s_jax import losses
+
+    name, _, count = name.partition("@")
+    x, labels = (jnp.asarray(part) for part in batch(n, d, int(count or IMAGES_PER_CLASS)))
+    if name == "logits":
+        x, labels = (jnp.asarray(part) for part in batch(n, d))
+        points = jax.random.normal(jax.random.key(0), (d, n // IMAGES_PER_CLASS * int(count)))
+
+        def product(x: jax.Array, points: jax.Array) -> tuple[jax.Array, ...]:
+            of = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+            logits = of(x, points)
+            return of(logits, points.T), of(x.T, logits)
+
+        return jax.jit(product), (x, points)
+    loss = losses.create(name)
+    params = loss.init_params(jax.random.key(0), n // IMAGES_PER_CLASS, d)
+    of = jax.value_and_grad(lambda x, params, labels: loss(x, labels, params=params), argnums=(0, 1))
+    return jax.jit(of), (x, params, labels)
+
+
+def logits_of(name: str) -> str | None:
+    """The product under a loss against points of classes, see `loss_function`."""
+    from hap2s_jax import losses
+
+    if name not in losses.names() or not losses.create(name).has_params:
+        return None
+    return f"logits@{losses.hyperparameters(name).get('centres', 1)}"
+
+
 def jax_method(name: str, n: int, d: int) -> Callable[[], Any]:
     """A call that runs `name` to its end."""
     import jax
 
-    call, given = jax_function(name, n, d)
+    is_method = name.startswith(("matmul", "hap2s")) and name not in ("hap2s_e", "hap2s_p")
+    call, given = (jax_function if is_method else loss_function)(name, n, d)
     return lambda: jax.block_until_ready(call(*given))
 
 

@@ -9,31 +9,32 @@ from typing import Unpack
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from hap2s_jax.distances import Distance, check_distance, check_embeddings
-from hap2s_jax.losses.classes import call_options
+from hap2s_jax.losses.classes import call_options, everyones, over_devices
 from hap2s_jax.losses.engine import prepare, reduced
 from hap2s_jax.losses.rows import Axis, Batch, Options, Result, RowLosses, SampleCall
 from hap2s_jax.losses.selection import Pairs, chosen_pairs
 from hap2s_jax.losses.weightings import Scalar, check_range
 
 
+def prepared(
+    embeddings: ArrayLike, labels: ArrayLike, distance: str, call: SampleCall
+) -> tuple[Batch, Options]:
+    """The batch and the call's options."""
+    vectors, labels = check_embeddings("embeddings", embeddings, "labels", labels)
+    options, weights = call_options(call, len(labels), check_distance(distance))
+    return prepare(vectors, labels, None, weights, options), options
+
+
 def _pairs(
     embeddings: ArrayLike, labels: ArrayLike, distance: str, other: bool, call: SampleCall
 ) -> tuple[Batch, Pairs, Options]:
     """The batch, its deciding pairs, and the call's options."""
-    vectors, labels = check_embeddings("embeddings", embeddings, "labels", labels)
-    options, weights = call_options(call, len(labels), check_distance(distance))
-    batch = prepare(vectors, labels, None, weights, options)
+    batch, options = prepared(embeddings, labels, distance, call)
     # The stats of these losses need no other pairs.
     return batch, chosen_pairs(batch, options._replace(with_stats=False), (1, -1), other=other), options
-
-
-def _over_devices(value: jax.Array, axis_name: Axis) -> jax.Array:
-    """`[n]` of all devices, with gradients."""
-    return value if axis_name is None else lax.all_gather(value, axis_name, tiled=True)
 
 
 def msml_loss(
@@ -61,8 +62,8 @@ def msml_loss(
     far = jnp.where(pairs.has_positive, pairs.to_positive, -jnp.inf)
     near = jnp.where(pairs.has_negative, pairs.to_negative, jnp.inf)
     # pmax has no derivative; the largest of the gathered ones has.
-    to_positive = jnp.max(_over_devices(far, options.axis_name))
-    to_negative = jnp.min(_over_devices(near, options.axis_name))
+    to_positive = jnp.max(over_devices(far, options.axis_name))
+    to_negative = jnp.min(over_devices(near, options.axis_name))
     both = (to_positive > -jnp.inf) & (to_negative < jnp.inf)
     to_positive, to_negative = jnp.where(both, to_positive, 0), jnp.where(both, to_negative, 0)
     value = jax.nn.relu(to_positive - to_negative + jnp.asarray(margin, far.dtype))
@@ -72,8 +73,7 @@ def msml_loss(
         "hardest_positive_distance": to_positive,
         "hardest_negative_distance": to_negative,
     }
-    losses = RowLosses(jnp.where(valid, value, 0), valid.astype(far.dtype), stats)
-    return reduced(losses, batch.anchors.weight, options)
+    return reduced(everyones(value, valid, stats), batch.anchors.weight, options)
 
 
 def quadruplet_loss(
@@ -124,9 +124,9 @@ def _nearest_others(pairs: Pairs, labels: jax.Array, axis_name: Axis) -> jax.Arr
     Each key has offered its nearest key of another class and its nearest of yet another. The nearest pair of all serves
     every label but its own two, and for each of these the nearest pair without it.
     """
-    nearest = _over_devices(jnp.where(pairs.has_negative, pairs.to_negative, jnp.inf), axis_name)
-    other = _over_devices(pairs.to_other, axis_name)
-    own, partner = _over_devices(labels, axis_name), _over_devices(pairs.negative_label, axis_name)
+    nearest = over_devices(jnp.where(pairs.has_negative, pairs.to_negative, jnp.inf), axis_name)
+    other = over_devices(pairs.to_other, axis_name)
+    own, partner = over_devices(labels, axis_name), over_devices(pairs.negative_label, axis_name)
 
     def without(label: jax.Array) -> jax.Array:
         offered = jnp.where(own == label, jnp.inf, jnp.where(partner == label, other, nearest))

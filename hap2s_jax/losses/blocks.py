@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hap2s_jax.losses.engine import anchor_rows, apply_rows, summed
+from hap2s_jax.losses.engine import batch_rows, summed
 from hap2s_jax.losses.rows import Anchors, Batch, Keys, Sums
 from hap2s_jax.losses.weightings import merge, separate, split
 
@@ -47,7 +47,7 @@ class Gradients(NamedTuple):
 
 
 def blocked_sums(loss: Any, batch: Batch, distance: str, block: int) -> Sums:
-    """The sums of `summed(apply_rows(...))`, `block` anchors at a time."""
+    """The sums of `summed(batch_rows(...))`, `block` anchors at a time."""
     structure, smooth, rough = separate(loss, batch.vectors)
     key_vectors = batch.key_vectors + jnp.zeros_like(batch.vectors).sum()
     fixed = Fixed(rough, batch.anchors, batch.keys)
@@ -58,8 +58,8 @@ def _block_sums(
     static: Static, smooth: Smooth, vectors: jax.Array, key_vectors: jax.Array, anchors: Anchors, fixed: Fixed
 ) -> Sums:
     structure, distance, _ = static
-    rows = anchor_rows(Batch(vectors, anchors, key_vectors, fixed.keys), distance)
-    return summed(apply_rows(merge(structure, smooth, fixed.rough), rows, anchors.valid), anchors.weight)
+    batch = Batch(vectors, anchors, key_vectors, fixed.keys)
+    return summed(batch_rows(merge(structure, smooth, fixed.rough), batch, distance), anchors.weight)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -26,7 +26,6 @@ from hap2s_jax.distances import (
     mean_of,
     pair_distances,
     squares,
-    whole,
 )
 from hap2s_jax.losses.pytrees import TOLD_APART, as_pytree
 from hap2s_jax.losses.rows import (
@@ -45,6 +44,7 @@ from hap2s_jax.losses.rows import (
     RowLosses,
     Stats,
     Sums,
+    check_options,
 )
 
 # Above this many pairs the plain path's matrices outgrow the cache.
@@ -132,25 +132,6 @@ def mean_over_anchors(
     return _evaluate(loss, batch, further, weights, options)
 
 
-def check_options(
-    reduction: str, block_size: BlockSize, sample_weights: ArrayLike | None, count: int
-) -> jax.Array | None:
-    """The weights as an array without gradient; raises ValueError for what no loss understands."""
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction is {reduction!r}; it should be 'mean', 'sum' or 'none'")
-    is_number = isinstance(block_size, int) and not isinstance(block_size, bool) and block_size >= 1
-    if not (is_number or block_size is None or block_size == "never"):
-        raise ValueError(
-            f"block_size is {block_size!r}; it should be a number of anchors, 'never', or None for automatic"
-        )
-    if sample_weights is None:
-        return None
-    weights = jnp.asarray(sample_weights)
-    if weights.shape != (count,):
-        raise ValueError(f"sample_weights are {weights.shape}; they should be ({count},), one per label")
-    return lax.stop_gradient(whole(weights))
-
-
 @functools.partial(jax.jit, static_argnames="options")
 def _evaluate(
     loss: Any, samples: Labelled, further: Labelled | None, weights: jax.Array | None, options: Options
@@ -163,7 +144,7 @@ def _evaluate(
     if weighting is not None and weighting.extremes:
         result = loss.chosen_losses(batch, options)
     elif size == "never" or options.reduction == "none" or (size is None and count * width <= _PLAIN_PAIRS):
-        result = apply_rows(loss, anchor_rows(batch, options.distance), batch.anchors.valid)
+        result = batch_rows(loss, batch, options.distance)
     elif options.axis_name is None and further is None and weighting is not None and weighting.elementwise:
         result = loss.tiled_sums(batch, options)
     else:
@@ -227,16 +208,25 @@ def counted(labels: jax.Array, ignore_label: int | None) -> jax.Array:
     return jnp.ones(labels.shape, bool) if ignore_label is None else labels != ignore_label
 
 
-def anchor_rows(batch: Batch, distance: str) -> AnchorRow:
-    """The rows `[n, m]` of all anchors; key i is the anchor with number i itself."""
+def batch_rows(loss: Any, batch: Batch, distance: str) -> RowLosses:
+    """The losses of a batch's anchors, each by its whole row."""
+    if hasattr(loss, "of_batch"):
+        return loss.of_batch(batch)
+    rows = anchor_rows(batch, distance, with_anchor=getattr(loss, "with_anchor", False))
+    return apply_rows(loss, rows, batch.anchors.valid)
+
+
+def anchor_rows(batch: Batch, distance: str, *, with_anchor: bool = False) -> AnchorRow:
+    """The rows `[n, m]` of all anchors; key i is the anchor with number i itself, a positive of its own on request."""
     vectors, anchors, key_vectors, keys = batch
     same = anchors.labels[:, None] == keys.labels[None, :]
     both = anchors.valid[:, None] & keys.valid[None, :]
     own = anchors.index[:, None] == jnp.arange(len(keys.labels), dtype=jnp.int32)[None, :]
-    positive = same & both & ~own
+    others = same & both & ~own
     distances = pair_distances(
-        Rows(vectors, anchors.origins), Rows(key_vectors, keys.origins), distance, candidates=positive
+        Rows(vectors, anchors.origins), Rows(key_vectors, keys.origins), distance, candidates=others
     )
+    positive = same & both if with_anchor else others
     return AnchorRow(distances, positive, ~same & both, anchors.labels, keys.labels, anchors.index)
 
 

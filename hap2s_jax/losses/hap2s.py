@@ -3,7 +3,7 @@ Person Re-identification", ECCV 2018), and the losses that differ from it in the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Unpack, overload
 
 import jax
@@ -50,6 +50,7 @@ class Hap2s:
     weighting: Weighting
     margin: Scalar
     soft_margin: bool = field(default=False, metadata={"static": True})
+    with_anchor: bool = field(default=False, metadata={"static": True})
 
     def __call__(self, row: AnchorRow) -> tuple[jax.Array, jax.Array, SetStats]:
         """Loss, validity and stats of one anchor; it counts with at least one positive and one negative."""
@@ -96,6 +97,7 @@ class PenaltyArguments(EngineArguments, total=False):
 
     margin: Scalar
     soft_margin: bool
+    with_anchor: bool
     distance: Distance
 
 
@@ -132,6 +134,7 @@ def hap2s_loss(
     weighting: Weighting | tuple[LogWeights, LogWeights] | None = None,
     margin: Scalar = 0.3,
     soft_margin: bool = False,
+    with_anchor: bool = False,
     distance: Distance = "euclidean",
     with_stats: bool = False,
     **engine: Unpack[EngineArguments],
@@ -154,6 +157,8 @@ def hap2s_loss(
         margin: in units of the distance; it shifts the soft margin too (give 0 for plain log(1 + exp(D+ -
             D-))).
         soft_margin: log(1 + exp(x)) in place of max(0, x).
+        with_anchor: count the anchor among its own positives; it then needs a negative only. See
+            `weighted_regularised_triplet_loss`.
         distance: "euclidean", "squared_euclidean", "cosine" or "negative_dot".
         with_stats: return `(value, stats)`, a dict of float32 scalars averaged over valid anchors.
         **engine: `axis_name`, `keys`, `key_labels`, `ignore_label`, `sample_weights`, `block_size`, `reduction`: these,
@@ -169,7 +174,10 @@ def hap2s_loss(
         0.9319
     """
     check_range("margin", margin, positive=None)
-    loss = Hap2s(exponential() if weighting is None else as_weighting(weighting), margin, bool(soft_margin))
+    weighting = exponential() if weighting is None else as_weighting(weighting)
+    if with_anchor:  # of which the search for the one deciding pair knows nothing
+        weighting = replace(weighting, extremes=None)
+    loss = Hap2s(weighting, margin, bool(soft_margin), bool(with_anchor))
     return mean_over_anchors(loss, embeddings, labels, distance=distance, with_stats=with_stats, **engine)
 
 
@@ -199,6 +207,30 @@ def hap2s_hardest_loss(
 ) -> Result:
     """`hap2s_loss` with `hardest(count)` weights, between batch-hard and the mean."""
     return hap2s_loss(embeddings, labels, weighting=hardest(count), **arguments)
+
+
+def weighted_regularised_triplet_loss(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    *,
+    distance: Distance = "euclidean",
+    **arguments: Unpack[EngineCall],
+) -> Result:
+    """AGW's weighted regularised triplet (Ye et al., "Deep Learning for Person Re-identification: A Survey and
+    Outlook", TPAMI 2021): `hap2s_e_loss` of sigma 1 with log(1 + exp(D+ - D-)), the anchor among its own positives.
+
+    The public code adds 1e-6 to each sum of weights. That is nothing for normalised embeddings, but where all negatives
+    are farther than about 10 it takes their weights away; here they keep them. There an anchor without a negative
+    counts, too.
+
+    Args:
+        embeddings: `[n, d]`.
+        labels: `[n]`.
+        distance: "euclidean" in the paper.
+        **arguments: the engine's, see `mean_over_anchors`.
+    """
+    settings = RelativeCall(margin=0.0, soft_margin=True, with_anchor=True, distance=distance, **arguments)
+    return hap2s_e_loss(embeddings, labels, sigma=1.0, **settings)
 
 
 def batch_hard_loss(embeddings: ArrayLike, labels: ArrayLike, **arguments: Unpack[RelativeCall]) -> Result:

@@ -18,7 +18,7 @@ from hap2s_jax.losses.rows import EngineCall, Result, Stats
 # config's.
 _CALL = {"params", "key", *EngineCall.__annotations__}
 
-InitParams = Callable[[jax.Array, int, int], Any]
+InitParams = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class _Entry:
     function: Callable[..., Result]
     init_params: InitParams | None
     like: Callable[..., Result] | None
+    rate: float
     fixed: dict[str, Any]  # of any argument's type
 
     @property
@@ -94,6 +95,11 @@ class Loss:
         return self._entry.init_params is not None
 
     @property
+    def rate(self) -> float:
+        """Learning rate of those arrays over that of the encoder's head, as the loss's paper has it."""
+        return self._entry.rate
+
+    @property
     def needs_pairs(self) -> bool:
         """Whether a batch needs two classes and two images of each; of losses of others nothing is known."""
         return not self.has_params and self._entry.function.__module__.startswith("hap2s_jax.")
@@ -134,7 +140,11 @@ class Loss:
             embedding_dim: width of the embeddings.
         """
         make = self._entry.init_params
-        return None if make is None else make(key, num_classes, embedding_dim)
+        if make is None:
+            return None
+        known = inspect.signature(make).parameters
+        shape = {name: value for name, value in self.hyperparameters.items() if name in known}
+        return make(key, num_classes, embedding_dim, **shape)
 
 
 def register(
@@ -143,6 +153,7 @@ def register(
     *,
     init_params: InitParams | None = None,
     like: Callable[..., Result] | None = None,
+    rate: float = 1.0,
     **fixed: Any,  # of any argument's type
 ) -> None:
     """Adds a loss; its keyword-only arguments with plain defaults become its hyperparameters.
@@ -150,11 +161,13 @@ def register(
     Args:
         name: how configs call it.
         function: `(embeddings, labels, *, hyperparameters..., axis_name, with_stats, ...)`.
-        init_params: `(key, num_classes, embedding_dim) -> pytree` if the function takes `params`.
+        init_params: `(key, num_classes, embedding_dim) -> pytree` if the function takes `params`; it is also given
+            those hyperparameters that it names.
         like: the function to which it hands what it takes by `**arguments`; that one's hyperparameters are its too.
+        rate: learning rate of those arrays over that of the encoder's head.
         **fixed: arguments that this name sets once and for all.
     """
-    _ENTRIES[name] = _Entry(function, init_params, like, fixed)
+    _ENTRIES[name] = _Entry(function, init_params, like, rate, fixed)
 
 
 def names() -> tuple[str, ...]:

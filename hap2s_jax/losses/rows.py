@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
-from hap2s_jax.distances import Distance
+from hap2s_jax.distances import Distance, whole
 
 Reduction = Literal["mean", "sum", "none"]
 BlockSize = int | Literal["never"] | None
@@ -59,7 +61,8 @@ class AnchorRow(NamedTuple):
 
     Attributes:
         distances: `[m]`, from the anchor to every key.
-        is_positive: bool `[m]`, keys of the anchor's label, the anchor itself left out.
+        is_positive: bool `[m]`, keys of the anchor's label, the anchor itself left out unless the loss has an
+            attribute `with_anchor` that is true.
         is_negative: bool `[m]`, keys of other labels. Ignored keys are neither.
         label: `[]`, the anchor's label.
         key_labels: `[m]`, for several anchors too.
@@ -153,3 +156,22 @@ class Options(NamedTuple):
     block_size: BlockSize = None
     reduction: str = "mean"
     with_stats: bool = False
+
+
+def check_options(
+    reduction: str, block_size: BlockSize, sample_weights: ArrayLike | None, count: int
+) -> jax.Array | None:
+    """The weights as an array without gradient; raises ValueError for what no loss understands."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is {reduction!r}; it should be 'mean', 'sum' or 'none'")
+    is_number = isinstance(block_size, int) and not isinstance(block_size, bool) and block_size >= 1
+    if not (is_number or block_size is None or block_size == "never"):
+        raise ValueError(
+            f"block_size is {block_size!r}; it should be a number of anchors, 'never', or None for automatic"
+        )
+    if sample_weights is None:
+        return None
+    weights = jnp.asarray(sample_weights)
+    if weights.shape != (count,):
+        raise ValueError(f"sample_weights are {weights.shape}; they should be ({count},), one per label")
+    return lax.stop_gradient(whole(weights))

@@ -14,6 +14,11 @@ class PointToSet(Protocol):
     """A loss that depends on an anchor's two weighted set distances only."""
 
     @property
+    def with_anchor(self) -> bool:
+        """Whether an anchor is in its own positive set."""
+        ...
+
+    @property
     def weighting(self) -> Weighting:
         """Log-weights of both sets, each from its own distance alone."""
         ...

@@ -65,7 +65,7 @@ _SILENT = -1e29
 
 
 def tiled_sums(loss: PointToSet, samples: Batch, options: Options) -> Sums:
-    """The sums of `summed(apply_rows(...))` for a batch that is its own keys, a square of pairs at a time."""
+    """The sums of `summed(batch_rows(...))` for a batch that is its own keys, a square of pairs at a time."""
     structure, smooth, rough = separate(loss, samples.vectors)
     count = len(samples.vectors)
     size = options.block_size if isinstance(options.block_size, int) else None
@@ -74,7 +74,9 @@ def tiled_sums(loss: PointToSet, samples: Batch, options: Options) -> Sums:
     return _tiled(static, smooth, samples.vectors, Fixed(rough, samples.anchors))
 
 
-def _sorted_batch(vectors: jax.Array, anchors: Anchors, tile: int) -> tuple[SortedBatch, jax.Array]:
+def _sorted_batch(
+    vectors: jax.Array, anchors: Anchors, tile: int, with_anchor: bool
+) -> tuple[SortedBatch, jax.Array]:
     order = jnp.argsort(anchors.labels, stable=True)
     order = order[jnp.argsort(~anchors.valid[order], stable=True)]
     valid, labels = anchors.valid[order], anchors.labels[order]
@@ -86,7 +88,13 @@ def _sorted_batch(vectors: jax.Array, anchors: Anchors, tile: int) -> tuple[Sort
     members = jnp.minimum(last, count) - first
     origins = None if anchors.origins is None else anchors.origins[order]
     parts = SortedBatch(
-        vectors[order], origins, labels, valid, anchors.weight[order], members - 1, count - members
+        vectors[order],
+        origins,
+        labels,
+        valid,
+        anchors.weight[order],
+        members if with_anchor else members - 1,
+        count - members,
     )
     return split(parts, tile), order
 
@@ -94,8 +102,8 @@ def _sorted_batch(vectors: jax.Array, anchors: Anchors, tile: int) -> tuple[Sort
 class _Sweep:
     """What both sweeps share: the tile pairs, their points and their masks."""
 
-    def __init__(self, batch: SortedBatch, distance: str):
-        self.batch, self.distance = batch, distance
+    def __init__(self, batch: SortedBatch, distance: str, with_anchor: bool):
+        self.batch, self.distance, self.with_anchor = batch, distance, with_anchor
         count, self.tile = batch.labels.shape
         self.points = Rows(batch.vectors, batch.origins)
         first, second = np.triu_indices(count)
@@ -107,7 +115,7 @@ class _Sweep:
     def masks(self, i: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
         same = self.batch.labels[i][:, None] == self.batch.labels[j][None, :]
         counted = self.batch.valid[i][:, None] & self.batch.valid[j][None, :]
-        own = (i == j) & jnp.eye(self.tile, dtype=bool)
+        own = (i == j) & jnp.eye(self.tile, dtype=bool) & (not self.with_anchor)
         return same & counted & ~own, ~same & counted
 
 
@@ -253,16 +261,17 @@ def _second_sweep(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _tiled(static: Static, smooth: list[jax.Array], vectors: jax.Array, fixed: Fixed) -> Sums:
     loss = merge(static.structure, smooth, fixed.rough)
-    batch, _ = _sorted_batch(vectors, fixed.anchors, static.tile)
-    return _sums(loss, batch, _first_sweep(_Sweep(batch, static.distance), loss.weighting, static.with_stats))
+    batch, _ = _sorted_batch(vectors, fixed.anchors, static.tile, loss.with_anchor)
+    sweep = _Sweep(batch, static.distance, loss.with_anchor)
+    return _sums(loss, batch, _first_sweep(sweep, loss.weighting, static.with_stats))
 
 
 def _forward(
     static: Static, smooth: list[jax.Array], vectors: jax.Array, fixed: Fixed
 ) -> tuple[Sums, Gradients]:
-    batch, order = _sorted_batch(vectors, fixed.anchors, static.tile)
-    sweep = _Sweep(batch, static.distance)
     loss = merge(static.structure, smooth, fixed.rough)
+    batch, order = _sorted_batch(vectors, fixed.anchors, static.tile, loss.with_anchor)
+    sweep = _Sweep(batch, static.distance, loss.with_anchor)
     sets = _first_sweep(sweep, loss.weighting, static.with_stats)
 
     def total(smooth: list[jax.Array], near: jax.Array, far: jax.Array) -> jax.Array:

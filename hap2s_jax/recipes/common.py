@@ -24,8 +24,9 @@ def get_config() -> Config:
 
 
 def set_loss(config: Config, name: str, **hyperparameters: object) -> None:
-    """Chooses the loss, with all its hyperparameters at their defaults but those given."""
+    """Chooses the loss, with all its hyperparameters at their defaults but those given, and no memory."""
     config.loss = _loss(name, hyperparameters)
+    config.loss.memory_size = 0
 
 
 def set_auxiliary(config: Config, name: str, weight: float, **hyperparameters: object) -> None:

@@ -114,11 +114,11 @@ def bot(config: Config) -> None:
 
 def agw(config: Config) -> None:
     """Ye et al. 2021, "Deep Learning for Person Re-identification": BoT with GeM pooling and a triplet of softly
-    weighted sets, which is HAP2S_E of sigma 1 with a soft margin, but for the anchor among its own positives. Their
+    weighted sets, which is HAP2S_E of sigma 1 with a soft margin and the anchor among its own positives. Their
     non-local blocks are left out."""
     bot(config)
     config.encoder.pooling = "gem"
-    common.set_loss(config, "hap2s_e", sigma=1.0, soft_margin=True, margin=0.0)
+    common.set_loss(config, "weighted_regularised_triplet")
 
 
 def vit(config: Config) -> None:

@@ -54,7 +54,19 @@ class Learner:
         from hap2s_jax.run import schema  # not above: see `evaluator`
 
         schema.check(config)
-        named = {"metric": _loss("loss", config.loss)}
+        named = {"metric": _loss("loss", _without(config.loss, "memory_size"))}
+        size = config.loss.get("memory_size", 0)
+        if size:
+            least = config.batch.classes * config.batch.images_per_class
+            require(
+                size >= least, "loss.memory_size", size, f"at least a batch of {least}, or 0 for no memory"
+            )
+            require(
+                named["metric"].has_blocks,
+                "loss.memory_size",
+                size,
+                f"0: {config.loss.name} compares a batch with itself, or with points of the classes",
+            )
         if config.auxiliary.name:
             require(config.auxiliary.weight >= 0, "auxiliary.weight", config.auxiliary.weight, "at least 0")
             named["auxiliary"] = _loss("auxiliary", _without(config.auxiliary, "weight"))
@@ -81,6 +93,7 @@ class Learner:
         transform = optimizer.create_optimizer(
             schedule=schedule,
             layers=layers,
+            loss_rates={name: loss.rate for name, loss in named.items() if loss.rate != 1},
             **{
                 **_without(config.optimizer, "learning_rate"),
                 "frozen": (*config.optimizer.frozen, *(f"encoder/{p}" for p in of_encoder)),
@@ -122,15 +135,8 @@ class Learner:
 
     def initial_state(self, num_classes: int) -> TrainState:
         """The state before the first update, for labels 0 to `num_classes` - 1, not yet placed on devices."""
-        encoder_key, loss_params = self._loss_params(num_classes)
-        return create_state(
-            encoder_key,
-            self.encoder,
-            self._examples,
-            self.optimizer,
-            loss_params=loss_params,
-            use_ema=bool(self.config.ema_decay),
-        )
+        encoder_key, rest = self._beside_encoder(num_classes)
+        return create_state(encoder_key, self.encoder, self._examples, self.optimizer, **rest)
 
     def whole_encoder(self) -> PyTree:
         """The first variables of the encoder, ``{"params", "batch_stats"}``, those of a frozen trunk included."""
@@ -142,26 +148,30 @@ class Learner:
         """Shapes and dtypes of `initial_state`, without computing it."""
 
         def draw() -> TrainState:
-            key, loss_params = self._loss_params(num_classes)
+            key, rest = self._beside_encoder(num_classes)
             variables = self.encoder.init(key, self._examples, train=False)
-            return assemble_state(
-                variables, self.optimizer, loss_params=loss_params, use_ema=bool(self.config.ema_decay)
-            )
+            return assemble_state(variables, self.optimizer, **rest)
 
         return jax.eval_shape(draw)
 
-    def _loss_params(self, num_classes: int) -> tuple[jax.Array, dict[str, PyTree]]:
-        """The key of the encoder's weights, and the losses' own initial arrays."""
+    def _beside_encoder(self, num_classes: int) -> tuple[jax.Array, dict[str, Any]]:
+        """The key of the encoder's weights, and what else the state begins with: arguments of `create_state`."""
         encoder_key, loss_key = jax.random.split(jax.random.key(self.config.seed))
-        loss_params = {}
+        loss_params, size = {}, self.config.loss.get("memory_size", 0)
+        if size or any(loss.has_params for loss in self.losses.values()):
+            init = functools.partial(self.encoder.init_with_output, train=False)
+            embedding = jax.eval_shape(init, encoder_key, self._examples)[0].embedding
         for name, loss in self.losses.items():
             if loss.has_params:
-                init = functools.partial(self.encoder.init_with_output, train=False)
-                output, _ = jax.eval_shape(init, encoder_key, self._examples)
                 # Two losses that draw arrays of the same shape must not draw the same values.
                 key = jax.random.fold_in(loss_key, len(loss_params)) if loss_params else loss_key
-                loss_params[name] = loss.init_params(key, num_classes, output.embedding.shape[-1])
-        return encoder_key, loss_params
+                loss_params[name] = loss.init_params(key, num_classes, embedding.shape[-1])
+        past = losses.memory.create(size, embedding.shape[-1], embedding.dtype) if size else None
+        return encoder_key, {
+            "loss_params": loss_params,
+            "use_ema": bool(self.config.ema_decay),
+            "memory": past,
+        }
 
 
 def _loss(key: str, settings: Mapping[str, Any]) -> losses.Loss:

@@ -10,6 +10,7 @@ import typing
 from typing import Annotated, Any
 
 from hap2s_jax.data.augment import Augmentation
+from hap2s_jax.errors import require
 from hap2s_jax.run.config import Config
 from hap2s_jax.run.sections import (
     Batch,
@@ -58,9 +59,11 @@ class Run(Settings):
     augment: Augmentation = dataclasses.field(default_factory=Augmentation)
     encoder: Encoder = dataclasses.field(default_factory=Encoder)
     pretrained: Pretrained = dataclasses.field(default_factory=Pretrained)
-    loss: Annotated[dict, "Name and hyperparameters of the loss; `recipes.common.set_loss` sets both."] = (
-        dataclasses.field(default_factory=dict)
-    )
+    loss: Annotated[
+        dict,
+        "Name and hyperparameters of the loss, which `recipes.common.set_loss` sets, and memory_size: how many of the "
+        "latest embeddings are further keys (cross-batch memory, Wang et al. 2020); 0 for none.",
+    ] = dataclasses.field(default_factory=dict)
     loss_schedule: LossSchedule = dataclasses.field(default_factory=LossSchedule)
     auxiliary: Annotated[
         dict, 'A second loss that is added, most often "softmax", with its weight; `set_auxiliary` sets it.'
@@ -109,4 +112,8 @@ def check(config: Config) -> Run:
     if encoder and ":" in str(encoder.get("name")):  # of your own, with options of its own
         known = {field.name for field in fields(Encoder)}
         values["encoder"] = {key: value for key, value in encoder.items() if key in known}
-    return Run.read(values)
+    made = Run.read(values)
+    size = made.loss.get("memory_size", 0)
+    whole = isinstance(size, int) and not isinstance(size, bool) and size >= 0
+    require(whole, "loss.memory_size", repr(size), "a whole number of at least 0")
+    return made

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import jax
 
+from hap2s_jax.losses.memory import Memory
+
 PyTree = Any
 
 
@@ -24,6 +26,7 @@ def objective(
     loss_params: Mapping[str, PyTree],
     axis_name: str,
     step: jax.Array | int = 0,
+    past: Memory | None = None,
     *,
     loss: Loss,
     schedule: Callable[[Any], Mapping[str, jax.Array]] | None = None,
@@ -42,6 +45,7 @@ def objective(
       loss_params: the learnable arrays, ``{"metric": ..., "auxiliary": ...}``; losses without any have no entry.
       axis_name: the axis that the global batch is split over.
       step: completed updates, for `schedule` and the key of losses that draw at random.
+      past: embeddings of past batches, further keys of the metric loss.
       loss: the metric loss.
       schedule: ``step -> {hyperparameter: value}`` of the metric loss, or None.
       auxiliary: the second loss.
@@ -52,8 +56,15 @@ def objective(
       hyperparameters under ``loss_`` names.
     """
     scheduled = {} if schedule is None else schedule(step)
+    further = {} if past is None else {"keys": past.embeddings, "key_labels": past.labels}
     value, stats = _call(
-        loss, output.embedding, labels, loss_params.get("metric"), axis_name, step, scheduled
+        loss,
+        output.embedding,
+        labels,
+        loss_params.get("metric"),
+        axis_name,
+        step,
+        {**scheduled, **further},
     )
     stats = {**stats, **{f"loss_{name}": current for name, current in scheduled.items()}}
     if auxiliary is None:
@@ -84,10 +95,10 @@ def _call(
     params: PyTree,
     axis_name: str,
     step: jax.Array | int,
-    scheduled: Mapping[str, jax.Array],
+    further: Mapping[str, jax.Array],
 ) -> Any:
     arguments: dict[str, Any] = {} if params is None else {"params": params}
     if getattr(loss, "draws", False):
         # Equal on all devices and after a restart; the draws of two losses of one step need not differ.
         arguments["key"] = jax.random.fold_in(jax.random.key(0), step)
-    return loss(embeddings, labels, axis_name=axis_name, with_stats=True, **arguments, **scheduled)
+    return loss(embeddings, labels, axis_name=axis_name, with_stats=True, **arguments, **further)

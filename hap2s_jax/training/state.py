@@ -27,7 +27,7 @@ class TrainState:
       opt_state: of the optax optimiser.
       ema_params: exponential moving average of `params`, with that of `batch_stats` under this key; None when it
         is off.
-      memory: past embeddings for losses that use them, or None.
+      memory: `hap2s_jax.losses.memory.Memory` of past batches, further keys of the metric loss, or None.
     """
 
     step: jax.Array

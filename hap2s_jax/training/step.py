@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from hap2s_jax.distances import squares
+from hap2s_jax.losses.memory import push
 from hap2s_jax.training.state import TrainState, move_average
 
 PyTree = Any
@@ -37,7 +38,7 @@ def train_step(
       batch: this device's share: ``image [b, h, w, 3]`` and ``label [b]``.
       encoder: flax module whose batch normalisation is synchronised over `axis_name`; if it is not, each device
         normalises by its own share, and the running statistics are the devices' mean.
-      objective: ``objective(output, labels, loss_params, axis_name, step) -> (loss, stats)``, both being those
+      objective: ``objective(output, labels, loss_params, axis_name, step, memory) -> (loss, stats)``, both being those
         of the **global** batch. Its loss must be the global mean on every device: the mean over devices of the
         gradients of a global mean is the gradient of the global batch.
       optimizer: optax gradient transformation.
@@ -78,6 +79,10 @@ def train_step(
         batch_stats=batch_stats,
         opt_state=opt_state,
         ema_params=ema_params,
+        # After the loss: a batch in the memory would be its own positives.
+        memory=state.memory
+        if state.memory is None
+        else push(state.memory, embedding, batch["label"], axis_name=axis_name),
     )
     # Narrower types are too coarse for a log; float64 stays float64.
     return new_state, {
@@ -95,7 +100,7 @@ def gradients(
 
     def loss_function(params):
         output, batch_stats = _encode(encoder, params["encoder"], state.batch_stats, batch["image"])
-        loss, stats = objective(output, batch["label"], params["loss"], axis_name, state.step)
+        loss, stats = objective(output, batch["label"], params["loss"], axis_name, state.step, state.memory)
         return loss, (stats, batch_stats, output.embedding)
 
     (loss, rest), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
@@ -137,7 +142,7 @@ def gradients_in_pieces(
     output = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
 
     def loss_function(output, loss_params):
-        return objective(output, batch["label"], loss_params, axis_name, state.step)
+        return objective(output, batch["label"], loss_params, axis_name, state.step, state.memory)
 
     (loss, stats), (by_output, by_loss_params) = jax.value_and_grad(
         loss_function, argnums=(0, 1), has_aux=True
