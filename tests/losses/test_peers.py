@@ -1,12 +1,11 @@
-"""Values and gradients against pytorch-metric-learning 2.9 and a reference soft-weighted triplet (bench
-extra)."""
+"""Values and gradients against pytorch-metric-learning 2.9 (bench extra)."""
 
 import jax
 import numpy as np
 import pytest
 from loss_batches import clustered
 
-from hap2s_jax import exponential, losses
+from hap2s_jax import losses
 
 torch = pytest.importorskip("torch")
 pml_losses = pytest.importorskip("pytorch_metric_learning.losses")
@@ -133,23 +132,52 @@ def test_margin_boundaries_equal_pytorch_metric_learning():
     np.testing.assert_allclose(losses.margin_loss(X, labels), value, rtol=1e-5)
 
 
-def test_agw_soft_weighted_triplet_keeps_the_anchor():
-    """AGW (Ye et al., 2021): softmax weights over masked distances, the anchor in its own positive set."""
-    x = torch.tensor(X.astype(np.float64), requires_grad=True)
-    labels = torch.tensor(LABELS.astype(np.int64))
-    gaps = (x[:, None] - x[None]).pow(2).sum(-1).clamp(min=1e-12).sqrt()
-    same = (labels[:, None] == labels).double()
-    near = gaps * same
-    far = gaps * (1 - same)
-    pull = torch.exp(near - near.max(1, keepdim=True)[0]) * same
-    push = torch.exp(-far + far.max(1, keepdim=True)[0]) * (1 - same)
-    of_positives = (near * pull / pull.sum(1, keepdim=True)).sum(1)
-    of_negatives = (far * push / push.sum(1, keepdim=True)).sum(1)
-    target = torch.ones(len(LABELS), dtype=torch.float64)
-    expected = torch.nn.functional.soft_margin_loss(of_negatives - of_positives, target)
-    distances = gaps.detach().numpy().astype(np.float32)
-    same = LABELS[:, None] == LABELS
-    value = losses.hap2s_from_distances(
-        distances, same, ~same, weighting=exponential(1.0), margin=0.0, soft_margin=True
-    )
-    np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
+def of_class(weights, count):
+    """A class's points side by side, as they have them, in our order."""
+    return weights.reshape(8, 4, count).swapaxes(1, 2) if count else weights
+
+
+LATER = {
+    "smooth_ap": (pml_losses.SmoothAPLoss, {}, lambda loss: None),
+    "proxy_anchor": (pml_losses.ProxyAnchorLoss, {}, lambda loss: {"proxies": loss.proxies}),
+    "cosface": (pml_losses.CosFaceLoss, {"scale": 16.0}, lambda loss: {"kernel": loss.W}),
+    "subcenter_arcface": (
+        pml_losses.SubCenterArcFaceLoss,
+        {"scale": 16.0, "margin": 0.2},
+        lambda loss: {"kernel": of_class(loss.W, 3)},
+    ),
+    "soft_triple": (
+        pml_losses.SoftTripleLoss,
+        {"tau": 0.0},
+        lambda loss: {"kernel": of_class(loss.fc, 10)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(LATER))
+def test_a_hundred_random_batches_equal_pytorch_metric_learning(name):
+    make, settings, points = LATER[name]
+    their_settings = {
+        k: float(np.degrees(v)) if k == "margin" else v for k, v in settings.items() if k != "tau"
+    }
+    random, labels = np.random.default_rng(0), np.repeat(np.arange(4), 4)
+    shape = {} if name == "smooth_ap" else {"num_classes": 4, "embedding_size": 8}
+    loss = losses.create(name, **settings)
+    ours = jax.jit(jax.value_and_grad(lambda x, params: loss(x, labels, params=params)))
+    for number in range(100):
+        torch.manual_seed(number)
+        theirs = make(**shape, **their_settings).double()
+        # From nearly the same points to well apart.
+        x = np.repeat(random.normal(size=(4, 8)), 4, axis=0) + 2 * random.random() * random.normal(
+            size=(16, 8)
+        )
+        inputs = torch.tensor(x, requires_grad=True)
+        expected = theirs(inputs, torch.tensor(labels))
+        expected.backward()
+        params = points(theirs)
+        if params is not None:
+            params = {key: value.detach().numpy().astype(np.float32) for key, value in params.items()}
+        value, slope = ours(x.astype(np.float32), params)
+        wanted = inputs.grad.numpy()
+        np.testing.assert_allclose(value, expected.item(), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(slope, wanted, atol=1e-5 * max(1, np.abs(wanted).max()))
