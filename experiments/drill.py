@@ -45,7 +45,7 @@ class Trial(NamedTuple):
       kind: the row of the table that it counts in.
       run: carries it out. Returns, or raises a UserError of one line: both are well.
       folder: what lies in there must be the same files afterwards; None for any.
-      is_warm_up: an honest case, whose memory is what the others are compared with; without one memory is not looked at.
+      is_warm_up: an honest case, whose memory is what the others are compared with; without one memory is not measured.
       seconds: after which it hangs.
     """
 
