@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -119,8 +120,11 @@ def _run(options: argparse.Namespace) -> None:
             "but them, with --images"
         )
     searcher, words = search.open_searcher(options)
-    page = build(searcher, words, options.k)
-    gate.launch(page, css=_CSS, host=options.host, port=options.port)
+    # Visitors' pictures and answers lie there; gradio alone would leave them behind.
+    with tempfile.TemporaryDirectory(prefix="hap2s_jax_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = build(searcher, words, options.k)
+        gate.launch(page, css=_CSS, host=options.host, port=options.port)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ Only the base install is needed for it: neither TensorFlow nor flax.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -61,6 +62,11 @@ def _inputs(options: argparse.Namespace) -> Inputs:
         return from_workdir(options.workdir, **chosen, distance=options.distance, **consent)
     if given := [name for name, value in chosen.items() if value is not None]:
         raise UserError(f"--{given[0]} needs the encoder and the images: use it with --workdir.")
+    with contextlib.suppress(ImportError):  # of what reading a run's data takes
+        from hap2s_jax.serving import seen
+
+        for remark in seen.remarks(options.embeddings):
+            print(f"warning: {remark}")
     return from_npz(options.embeddings)
 
 

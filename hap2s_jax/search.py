@@ -101,6 +101,13 @@ class Searcher:
         """The `k` nearest gallery images (all, where there are fewer) to each query; errors are `TrainedEncoder`'s."""
         return self._search(self.encoder(images), k)
 
+    def search_files(self, images: Sequence[str], k: int = 10) -> tuple[list[Answer], list[Exception | None]]:
+        """As `search`, and goes on after what cannot be read: answers to the readable images, and why each is none."""
+        batches = list(self.encoder.stream(images))
+        failures = [failure for batch in batches for failure in batch.failures]
+        embedded = np.concatenate([batch.embeddings for batch in batches])
+        return self._search(embedded[[failure is None for failure in failures]], k), failures
+
     def search_pixels(self, images: np.ndarray, k: int = 10) -> list[Answer]:
         """As `search`, for what the encoder's `preprocess` gave, uint8 `[n, *image_size, 3]`."""
         return self._search(self.encoder.embed_pixels(images), k)
@@ -186,16 +193,31 @@ def _run(options: argparse.Namespace) -> None:
             queries.append(name)
     if options.k < 1:
         raise UserError(f"--k must be at least 1, but is {options.k}")
-    answers = searcher.search(queries, options.k)
-    _print(queries, answers, words)
+    found, failures = searcher.search_files(queries, options.k)
+    readable = [query for query, failure in zip(queries, failures, strict=True) if failure is None]
+    answers = dict(zip(readable, found, strict=True))
+    for query, failure in zip(queries, failures, strict=True):
+        _print(query, answers[query] if failure is None else failure)
+    print(words + ("; x: beyond it" if any(a.threshold is not None for a in found) else ""))
     if options.json:
         record = [
-            {"query": query, "match": bool(answer.accepted), **dataclasses.asdict(answer)}
-            for query, answer in zip(queries, answers, strict=True)
+            {"query": query, "error": str(failure)}
+            if failure is not None
+            else {
+                "query": query,
+                "match": bool(answers[query].accepted),
+                **dataclasses.asdict(answers[query]),
+            }
+            for query, failure in zip(queries, failures, strict=True)
         ]
         pathlib.Path(options.json).write_text(json.dumps(record, indent=2) + "\n")
-    if options.picture:
-        _draw(searcher, queries, answers, options.picture)
+    if options.picture and readable:
+        _draw(searcher, readable, found, options.picture)
+    if lost := [pair for pair in zip(queries, failures, strict=True) if pair[1] is not None]:
+        many = (
+            f"{len(lost):,} of {len(queries):,} queries cannot be read, such as " if len(queries) > 1 else ""
+        )
+        raise UserError(f"{many}{lost[0][0]}{'' if many else ' cannot be read'}: {lost[0][1]}")
 
 
 def open_searcher(options: argparse.Namespace) -> tuple[Searcher, str]:
@@ -217,14 +239,15 @@ def describe(answer: Answer) -> str:
     return "no match" + (f" (the nearest is at {answer.hits[0].distance:.4f})" if answer.hits else "")
 
 
-def _print(queries: Sequence[str], answers: Sequence[Answer], words: str) -> None:
-    for query, answer in zip(queries, answers, strict=True):
-        print(shown(f"{query}: {describe(answer)}"))
-        width = max((len(hit.label) for hit in answer.hits), default=0)
-        for hit in answer.hits:
-            mark = " " if hit in answer.accepted else "x"
-            print(shown(f"  {hit.rank:>3} {mark} {hit.distance:>9.4f}  {hit.label:<{width}}  {hit.path}"))
-    print(words + ("; x: beyond it" if any(a.threshold is not None for a in answers) else ""))
+def _print(query: str, answer: Answer | Exception) -> None:
+    if isinstance(answer, Exception):
+        print(shown(f"{query}: cannot be read: {answer}"))
+        return
+    print(shown(f"{query}: {describe(answer)}"))
+    width = max((len(hit.label) for hit in answer.hits), default=0)
+    for hit in answer.hits:
+        mark = " " if hit in answer.accepted else "x"
+        print(shown(f"  {hit.rank:>3} {mark} {hit.distance:>9.4f}  {hit.label:<{width}}  {hit.path}"))
 
 
 def _draw(searcher: Searcher, queries: Sequence[str], answers: Sequence[Answer], path: str) -> None:

@@ -11,6 +11,7 @@ from hap2s_jax.reporting.table import to_markdown
 
 FILE_NAME = "model_card.md"
 
+_MOST_SYSTEMS = 5  # beside the name: wider tables cannot be read
 # By the part of a metric's name before "@", "-" or "_" and a number; `docs/evaluation.md` has them in full.
 _DEFINITIONS = {
     "recall": "recall@k: share of queries with a match among the k nearest images (every other test image is asked)",
@@ -138,7 +139,16 @@ def _figures(results: Mapping[str, Any]) -> str:
         "trunk as it comes": results.get("as_it_comes"),
         "trained": results["test"],
     }
-    return to_markdown({name: row for name, row in rows.items() if row}).strip()
+    systems = {name: row for name, row in rows.items() if row}
+    # A line for each figure, since there are few systems and many figures.
+    lines: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(name for row in systems.values() for name in row):
+        counted = "_queries" in name
+        lines[name] = {
+            system: int(row[name]) if counted and row.get(name) is not None else row.get(name)
+            for system, row in systems.items()
+        }
+    return to_markdown(lines, columns=list(systems)[-_MOST_SYSTEMS:]).strip()
 
 
 def _definitions(test: Mapping[str, Any], protocols: tuple[str, ...]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -146,7 +147,9 @@ def finish(
     with replacing(workdir / RESULTS) as temporary:
         temporary.write_text(json.dumps(results, indent=2, default=list, allow_nan=False) + "\n")
     log.attach_files()
-    say(f"results and pictures: {workdir}")
+    say(f"open model_card.md, retrievals.png and curves.png in {workdir}")
+    where = shlex.quote(f"--workdir={workdir}")
+    say(f"next: python -m hap2s_jax.embed {where} --images=FOLDER --output=gallery.npz")
     return results
 
 

@@ -10,7 +10,7 @@ import functools
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import jax
@@ -152,6 +152,8 @@ def _train(
                 metrics["learning_rate"] = float(np.asarray(trainer.schedule(step - 1)))
                 for warning in watch.check(step, metrics):
                     bar.write(f"warning: {warning}")
+            elif part == "validation":
+                bar.write(f"step {step}: " + _summary(metrics, config.checkpoint.best_metric))
             log.write(step, metrics, part=part)
 
         def evaluate(state: TrainState) -> dict[str, float]:
@@ -174,6 +176,12 @@ def _train(
             wait_each_step=trainer.parallel.must_wait,
             stop=stop,
         )
+
+
+def _summary(metrics: Mapping[str, float], best_metric: str) -> str:
+    """An evaluation of the validation classes in a line: what the best checkpoint is chosen by, and first places."""
+    names = [n for n in dict.fromkeys((best_metric, "mAP", "rank-1", "recall@1")) if n in metrics]
+    return "validation " + ", ".join(f"{name} {metrics[name]:.3f}" for name in names)
 
 
 def _chosen_weights(trainer: Trainer, last: TrainState, checkpointer: Checkpointer) -> TrainState:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import pathlib
 from typing import Protocol
 
 from hap2s_jax import extras
-from hap2s_jax.data.regular_files import below, read_bytes
 from hap2s_jax.errors import UserError, require
 from hap2s_jax.evaluation.thresholds import ErrorRates
 from hap2s_jax.reporting.atomic import replacing
-from hap2s_jax.serving import calibration, commands, joined, vectors
+from hap2s_jax.serving import calibration, commands, joined, seen, vectors
 from hap2s_jax.serving.trained import TrainedEncoder
 
 
@@ -139,16 +137,10 @@ def _on_gallery(options: argparse.Namespace) -> tuple[ErrorRates, pathlib.Path]:
 def _warn_of_training_images(
     gallery: vectors.Vectors, encoder: TrainedEncoder, options: argparse.Namespace
 ) -> None:
-    """Says how many of a gallery's images were trained on, by the bytes of their files."""
+    """Says how many of a gallery's images were trained on."""
     try:
-        from hap2s_jax.run import foreign
-        from hap2s_jax.run.evaluator import load_dataset
-
-        train = load_dataset(foreign.load(encoder.workdir, data_dir=options.data_dir)).train
-        root = options.images or gallery.model["images"]
-        trained = {hashlib.sha256(train.read(n)).digest() for n in range(len(train))}
-        images = (read_bytes(below(root, str(path))) for path in gallery.paths)
-        count = sum(hashlib.sha256(image).digest() in trained for image in images)
+        places = {"data_dir": options.data_dir, "images": options.images}
+        count = seen.count_trained_on(gallery, encoder.workdir, **places)
     except (ImportError, OSError, UserError, KeyError) as error:
         print(f"note: whether these images were trained on is not known: {error}")
         return

@@ -100,7 +100,7 @@ def launch(
         inbrowser=False,
         max_file_size=MAX_FILE,
         prevent_thread_lock=True,
-        quiet=not block,
+        quiet=True,
         show_error=False,  # nor any text of an exception
         css=css,
         head=head or None,
@@ -110,6 +110,7 @@ def launch(
     # Around gradio's own layers, which would grant other origins what they ask for.
     app.middleware_stack = Gate(app.middleware_stack or app.build_middleware_stack(), host)
     if block:
+        print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
         page.block_thread()
     return app, address, shared
 

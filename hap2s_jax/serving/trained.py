@@ -5,11 +5,12 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import hashlib
+import io
 import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -22,8 +23,11 @@ from hap2s_jax.reporting.environment import usable_cores
 from hap2s_jax.run.evaluator import decoding, embedding_function
 
 PyTree = Any
-# A path, an encoded image, or uint8 [H, W, 3].
-Image = str | os.PathLike[str] | bytes | np.ndarray
+if TYPE_CHECKING:
+    from PIL import Image as pillow
+
+# A path, an encoded image, uint8 [H, W, 3], or Pillow's Image.
+Image: TypeAlias = "str | os.PathLike[str] | bytes | np.ndarray | pillow.Image"
 
 _CHUNKS_AHEAD = 2
 
@@ -100,8 +104,8 @@ class TrainedEncoder:
         """Embeds images.
 
         Args:
-          images: paths, encoded images (bytes) or arrays uint8 `[H, W, 3]` of any sizes, RGB; one array uint8
-            `[n, H, W, 3]`; or a single image.
+          images: paths, encoded images (bytes), arrays uint8 `[H, W, 3]` of any sizes, RGB, or Pillow's Images, also
+            mixed; one array uint8 `[n, H, W, 3]`; or a single image.
           batch_size: images at a time; by default as the run evaluated.
 
         Returns:
@@ -111,9 +115,8 @@ class TrainedEncoder:
           UserError: an image cannot be read; the first such one is named.
           TypeError: something that is no image.
         """
-        single = isinstance(images, str | os.PathLike | bytes) or (
-            isinstance(images, np.ndarray) and images.ndim == 3
-        )
+        single = isinstance(images, str | os.PathLike | bytes) or _is_pillow(images)
+        single = single or (isinstance(images, np.ndarray) and images.ndim == 3)
         chosen: Any = [images] if single else images
         rows = [np.zeros((0, self.dim), np.float32)]
         number = 0
@@ -129,7 +132,8 @@ class TrainedEncoder:
         """What the encoder sees of an image, uint8 `[h, w, 3]`, the same as in the run's own evaluation.
 
         Args:
-          image: a path, an encoded image or an array uint8 `[H, W, 3]`, RGB.
+          image: a path, an encoded image, an array uint8 `[H, W, 3]`, RGB, or Pillow's Image, with its orientation and
+            transparency.
           box: (left, top, right, bottom) in pixels to which it is limited first, or None.
 
         Raises:
@@ -139,12 +143,14 @@ class TrainedEncoder:
         data: Any = image
         if isinstance(image, str | os.PathLike):
             data = read_bytes(image)
+        elif _is_pillow(image):
+            data = _encoded(image)
         elif not isinstance(image, bytes):
             data = np.asarray(image)
             if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3 or 0 in data.shape:
                 raise TypeError(
-                    "an image must be a path, the bytes of an image file or an array uint8 [H, W, 3] of RGB in 0..255, "
-                    f"but is {type(image).__name__} {data.dtype} {list(data.shape)}"
+                    "an image must be a path, the bytes of an image file, a PIL.Image or an array uint8 [H, W, 3] of "
+                    f"RGB in 0..255, but is {type(image).__name__} {data.dtype} {list(data.shape)}"
                 )
         return pixels.for_evaluation(
             data, self.image_size, box=box, decoding=self._decoding, **self._transform
@@ -249,6 +255,19 @@ def _fetch(embedded: Any, failures: list[Exception | None]) -> Embedded:
     rows = np.array(embedded, np.float32)[: len(failures)]
     rows[[failure is not None for failure in failures]] = 0
     return Embedded(rows, failures)
+
+
+def _is_pillow(image: Any) -> bool:
+    # By its methods: whoever has such an image has loaded Pillow, which need not be loaded here.
+    return hasattr(image, "getexif") and hasattr(image, "convert")
+
+
+def _encoded(image: Any) -> bytes:
+    """Pillow's Image as a PNG: what is transparent or lies on its side is treated as in any file."""
+    stream = io.BytesIO()
+    kept = image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+    (image if kept else image.convert("RGB")).save(stream, "PNG", exif=image.getexif(), compress_level=1)
+    return stream.getvalue()
 
 
 def _describe(image: Any, place: int) -> str:

@@ -40,6 +40,16 @@ def test_the_card_says_what_the_results_say(finished):
     assert json.loads(text.split("```json\n")[1].split("\n```")[0])["seed"] == 0
 
 
+def test_the_figures_are_a_narrow_table_and_counts_are_counts(finished):
+    _, results = finished
+    text = model_card(results, data={}, protocols=("class",), parameters=1)
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert 4 <= max(line.count("|") for line in table) <= 7
+    (counted,) = [line for line in table if line.startswith("| class_queries |")]
+    assert counted.endswith(f"| {int(results['test']['class_queries']):,} |")
+    assert "the best by mAP on the validation classes" in text.replace("map@r", "mAP")
+
+
 def test_every_metric_that_is_measured_is_defined(finished):
     _, results = finished
     text = model_card(results, data={}, protocols=("class", "query_gallery"), parameters=1)

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 import hap2s_jax
-from hap2s_jax import embed, extras, search
+from hap2s_jax import embed, evaluate, extras, search
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.thresholds import ErrorRates
+from hap2s_jax.run.evaluator import Evaluator
 from hap2s_jax.serving import calibration, vectors
 from hap2s_jax.serving.index import FaissIndex, open_index
 
@@ -122,6 +123,61 @@ def test_calibrating_on_a_labelled_gallery(run, gallery, folder, tmp_path, capsy
         assert (rates.unknown_classes, rates.data) == (len(set(labels)), f"the images of {labelled}")
     assert search.main([*arguments, "--with_test_classes"]) == 1
     assert "without --gallery" in capsys.readouterr().err
+
+
+def test_images_that_were_trained_on_are_told(run, encoder, tmp_path, capsys):
+    train = run.job.dataset.train
+    chosen = np.concatenate([np.flatnonzero(train.labels == c)[:2] for c in range(25)])
+    for n, index in enumerate(chosen):
+        path = tmp_path / "images" / str(train.labels[index]) / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(train.read(index) if n < 20 else run.source.read(n % 40))
+    labelled = tmp_path / "labelled.npz"
+    embed.embed_images(encoder, tmp_path / "images", labelled, show_progress=False)
+    workdir = shutil.copytree(run.workdir, tmp_path / "run")
+    assert search.main([f"--workdir={workdir}", f"--gallery={labelled}", "--calibrate"]) == 0
+    assert "warning: 20 of 50 images were trained on" in capsys.readouterr().out
+    assert evaluate.main([f"--embeddings={labelled}", "--cluster=false"]) == 0
+    assert f"warning: 20 of 50 images are training images of {run.workdir}" in capsys.readouterr().out
+
+
+def test_calibrating_on_the_test_classes_too_is_said_in_the_card(run, tmp_path, capsys, monkeypatch):
+    data = run.job.dataset
+    workdir = shutil.copytree(run.workdir, tmp_path / "run")
+    (workdir / "model_card.md").write_text("# card\n\n## Data\n\nsome\n")
+    monkeypatch.setattr(
+        Evaluator,
+        "embed_source",
+        lambda self, variables, source: (_far_apart(source), np.ones(len(source), bool)),
+    )
+    for _ in range(2):  # the second time the note is there already
+        assert search.main([f"--workdir={workdir}", "--calibrate", "--with_test_classes"]) == 0
+    assert "the test figures are no longer held out" in capsys.readouterr().out
+    card = (workdir / "model_card.md").read_text()
+    assert card.count("The threshold was calibrated on the test classes too") == 1
+    rates = ErrorRates.from_json(json.loads((workdir / "thresholds.json").read_text()))
+    classes = sum(len(np.unique(source.labels)) for source in (data.validation, data.test))
+    assert rates.unknown_classes == classes
+    assert rates.data.startswith("validation and test classes")
+
+
+def _far_apart(source):
+    return np.stack([np.cos(source.labels), np.sin(source.labels)], axis=1).astype(np.float32)
+
+
+def test_a_search_goes_on_after_a_query_that_cannot_be_read(gallery, folder, tmp_path, capsys):
+    (tmp_path / "torn.png").write_bytes(folder[1][0].read_bytes()[:60])
+    queries = [str(folder[1][0]), str(tmp_path / "torn.png"), str(folder[1][1])]
+    arguments = [f"--json={tmp_path / 'out.json'}", f"--picture={tmp_path / 'found.png'}"]
+    assert search.main([f"--gallery={gallery}", "--k=1", *arguments, "--query", *queries]) == 1
+    first, torn, last = json.loads((tmp_path / "out.json").read_text())
+    assert (first["match"], last["match"]) == (True, True)
+    assert torn.keys() == {"query", "error"}
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: 1 of 3 queries cannot be read, such as {queries[1]}: the image is")
+    assert printed.err.count("\n") == 1
+    assert f"{queries[1]}: cannot be read" in printed.out
+    assert (tmp_path / "found.png").stat().st_size > 0
 
 
 def test_parquet_a_folder_of_queries_and_images_that_moved(encoder, folder, tmp_path, capsys):

@@ -11,6 +11,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import hap2s_jax
 from hap2s_jax.data import pixels
@@ -48,6 +49,20 @@ def test_arrays_of_any_size_and_single_images(run, encoder, reference):
     np.testing.assert_allclose(encoder(np.stack(arrays)), reference[:5], atol=1e-5)
     np.testing.assert_allclose(encoder(arrays[0]), reference[:1], atol=1e-5)
     assert encoder([]).shape == (0, encoder.dim)
+
+
+def test_pillows_images_are_what_their_files_are(encoder, reference, folder):
+    opened = [Image.open(path) for path in folder[1][:3]]
+    np.testing.assert_allclose(encoder(opened), reference[:3], atol=1e-5)
+    np.testing.assert_allclose(encoder(opened[0]), reference[:1], atol=1e-5)
+    mixed = [opened[1], folder[1][0], np.asarray(opened[2].convert("RGB"))]
+    np.testing.assert_allclose(encoder(mixed), reference[[1, 0, 2]], atol=1e-5)
+    printed = opened[0].convert("RGB").convert("CMYK")
+    sideways = printed.transpose(Image.Transpose.ROTATE_90)
+    sideways.getexif()[274] = 6
+    np.testing.assert_array_equal(encoder.preprocess(sideways), encoder.preprocess(printed))
+    cut_out = Image.fromarray(np.zeros((64, 64, 4), np.uint8))
+    assert (encoder.preprocess(cut_out) == encoder.config.data.background[0]).all()
 
 
 @pytest.mark.parametrize("step", [3, 6])
