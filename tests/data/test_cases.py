@@ -1,24 +1,21 @@
-"""Inputs that people really have: CSV files of seventeen kinds are read and trained on, images of twenty are embedded."""
+"""Inputs that people really have: CSV files of seventeen kinds are read and trained on."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import importlib
 import io
-import pathlib
 
-import cv2
 import numpy as np
 import pytest
 import trees
-from PIL import Image
 
 from hap2s_jax import main
+from hap2s_jax.data import duplicates
+from hap2s_jax.data.augment import Augmentation
 from hap2s_jax.data.batches import train_batches
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.errors import UserError
-from hap2s_jax.run import config as configs
 from hap2s_jax.run import evaluator
 from hap2s_jax.run.settle import settle
 
@@ -125,8 +122,38 @@ def test_every_kind_of_csv_gives_batches_and_a_remark_where_something_is_wrong(r
     expected = CASES[name][3]
     assert any(expected in remark for remark in dataset.remarks) if expected else not dataset.remarks
     plan = PKPlan(dataset.train.labels, classes_per_batch=3, images_per_class=4, seed=0)
-    options = {"image_size": (32, 32), "seed": 0, "decoding": evaluator.decoding(config)}
+    options = {"image_size": (32, 32), "seed": 0, "decoding": evaluator.decoding(config), "num_workers": 1}
     batches = train_batches(
-        dataset.train, plan, augmentation=configs.augmentation(config), num_workers=1, **options
-    ) if hasattr(configs, "augmentation") else None
-    assert batches is None or next(batches)["image"].shape == (12, 32, 32, 3)
+        dataset.train, plan, augmentation=Augmentation(**config.augment), cache_bytes=0, **options
+    )
+    if name == "missing_file":
+        with pytest.raises(UserError, match=r"cannot read the image .*img/none.png: .*on_unreadable=skip"):
+            [next(batches) for _ in range(50)]
+        return
+    batch = next(batches)
+    assert batch["image"].shape == (12, 32, 32, 3)
+    assert np.bincount(batch["label"]).tolist().count(4) == 3
+    if name == "camera_names":
+        assert dataset.test.cameras.tolist() == [0] * 6 + [1, 2, 3] * 6
+    if name == "camera_sometimes_empty":
+        assert (dataset.train.cameras, dataset.test.cameras.tolist()) == (None, [0, 1, 2, 3] * 6)
+    lines = list(duplicates.find(dataset).lines())
+    assert any("listed more than once" in line for line in lines) == (name == "listed_twice")
+    assert any("more than one label" in line for line in lines) == (name == "two_labels")
+
+
+def test_a_run_on_one_of_them_says_at_its_end_what_could_not_be_measured(root, tmp_path, capsys):
+    config = tiny(root, "a_camera_per_person")
+    config.encoder.width, config.encoder.stem, config.data.image_size = 4, "small32", (32, 32)
+    config.steps, config.evaluate.untrained, config.log.tensorboard = 2, False, False
+    results = main.run(config, tmp_path / "run")
+    printed = capsys.readouterr().out
+    for word in ("warning: ", "note: "):  # before anything is trained, and beside the figures
+        assert (
+            f"{word}query_gallery: 6 of 6 queries have no valid match, so nothing can be measured" in printed
+        )
+    assert results["test"]["mAP"] is None
+    assert results["test"]["recall@1"] is not None
+    assert "raw pixels" in printed
+    assert f"open model_card.md, retrievals.png and curves.png in {tmp_path / 'run'}" in printed
+    assert f"next: python -m hap2s_jax.embed --workdir={tmp_path / 'run'} --images=FOLDER" in printed

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 import hap2s_jax
 from hap2s_jax import embed, evaluate, search
@@ -154,6 +156,66 @@ def test_files_of_something_else_are_not_overwritten_unasked(encoder, folder, tm
         embed.embed_images(encoder, folder[0], output, show_progress=False)
     embed.embed_images(encoder, folder[0], output, overwrite=True, show_progress=False)
     assert vectors.read(output).model["count"] == 45
+
+
+def _kinds():
+    """The same picture in twenty kinds of files, by name; and of one that is cut out, as it should look."""
+    coarse = np.random.default_rng(5).integers(40, 216, (4, 6, 3), np.uint8)
+    image = Image.fromarray(coarse).resize((96, 64), Image.Resampling.BICUBIC)
+    array = np.asarray(image)
+
+    def saved(picture, kind, **options):
+        stream = io.BytesIO()
+        picture.save(stream, kind, **options)
+        return stream.getvalue()
+
+    kinds = {
+        "a.png": saved(image, "PNG"),
+        "b.jpg": saved(image, "JPEG", quality=95),
+        "c.JPG": saved(image, "JPEG", quality=95),
+        "d.webp": saved(image, "WEBP", lossless=True),
+        "e.bmp": saved(image, "BMP"),
+        "f.tif": saved(image, "TIFF"),
+        "g.gif": saved(image, "GIF"),
+        "h.jpg": saved(image.convert("CMYK"), "JPEG", quality=95),
+        "i.png": saved(image.convert("RGBA"), "PNG"),
+        "j.png": cv2.imencode(".png", array[:, :, ::-1].astype(np.uint16) * 257)[1].tobytes(),
+        "l.png": saved(image.quantize(256), "PNG"),
+        "m.jpg": saved(image, "JPEG", quality=95, progressive=True),
+        "r.ppm": saved(image, "PPM"),
+    }
+    turns = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    for orientation, turn in turns.items():
+        exif = Image.Exif()
+        exif[274] = orientation
+        kinds[f"k{orientation}.jpg"] = saved(image.transpose(turn), "JPEG", quality=95, exif=exif)
+    if features.check("avif"):
+        kinds["s.avif"] = saved(image, "AVIF", quality=95)
+    alpha = np.zeros((64, 96), np.uint8)
+    alpha[8:56, 12:84] = 255
+    hidden = np.where(alpha[..., None] > 0, array, 255 - array)
+    kinds["n.png"] = saved(Image.fromarray(np.dstack([hidden, alpha])), "PNG")
+    kinds["o.png"] = saved(
+        Image.fromarray(np.where(alpha[..., None] > 0, array, 255).astype(np.uint8)), "PNG"
+    )
+    kinds["p.png"] = saved(image.convert("L").convert("RGB"), "PNG")
+    return kinds
+
+
+def test_twenty_kinds_of_files_are_embedded_as_what_they_show(encoder, tmp_path):
+    kinds = _kinds()
+    (tmp_path / "kinds").mkdir()
+    for name, data in kinds.items():
+        (tmp_path / "kinds" / name).write_bytes(data)
+    outcome = embed.embed_images(encoder, tmp_path / "kinds", tmp_path / "kinds.npz", show_progress=False)
+    assert outcome.unreadable == []
+    found = vectors.read(tmp_path / "kinds.npz")
+    by_name = dict(zip(found.paths.tolist(), found.embeddings, strict=True))
+    assert by_name.keys() == kinds.keys()
+    np.testing.assert_allclose(by_name.pop("n.png"), by_name.pop("o.png"), atol=1e-6)
+    other = np.linalg.norm(by_name.pop("p.png") - by_name["a.png"])  # without its colours
+    far = {name: np.linalg.norm(row - by_name["a.png"]) / other for name, row in by_name.items()}
+    assert max(far.values()) < 0.5, far
 
 
 def test_a_csv_with_boxes_and_cameras(encoder, folder, tmp_path):

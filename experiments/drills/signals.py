@@ -1,0 +1,137 @@
+"""SIGINT and SIGTERM at random moments of every command: one line, the right exit code, within two seconds."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from drill import Trial
+
+ROOT = pathlib.Path(__file__).parents[2]
+SECONDS = 900.0  # of the longest trial, which prepares the others
+_ENDS, _SAVES = 2.0, 120.0  # seconds in which a command ends; training first saves a checkpoint
+
+
+class Command(NamedTuple):
+    """A command line, and how it begins: what must not be there yet is removed before."""
+
+    name: str
+    arguments: tuple[str, ...]
+    makes: str = ""
+
+
+def commands(folder: pathlib.Path) -> list[Command]:
+    """All commands, on a run, images and a gallery in `folder`."""
+    run, gallery, photos = (str(folder / name) for name in ("run", "gallery.npz", "photos"))
+    tiny = ("--config=emoji:tiny", "--config.log.tensorboard=false", "--config.num_devices=1")
+    return [
+        Command("main", (*tiny, f"--workdir={folder / 'new'}", "--config.steps=200"), "new"),
+        Command("evaluate", (f"--workdir={run}", "--rerank", "--confidence=0.95")),
+        Command("evaluate", (f"--embeddings={gallery}", "--confidence=0.95")),
+        Command("embed", (f"--workdir={run}", f"--images={photos}", f"--output={folder / 'x.npz'}"), "x.npz"),
+        Command("search", (f"--gallery={gallery}", "--query", photos)),
+        Command("search", (f"--workdir={run}", "--calibrate")),
+        Command("export", (f"--workdir={run}", f"--output={folder / 'exported'}"), "exported"),
+        Command("check_data", ("--name=folder", f"--data_dir={photos}", f"--sheet={folder / 'sheet.png'}")),
+        Command("demo", (f"--gallery={gallery}",)),
+        Command("rehearse", ("--config=emoji:tiny", "--topology=v5e:2x2")),
+    ]
+
+
+def prepare(folder: pathlib.Path) -> None:
+    """A run of two steps, a folder of images and their gallery."""
+    from hap2s_jax.data import emoji
+
+    test = emoji.load().test
+    for index in range(0, len(test), max(1, len(test) // 60)):
+        path = folder / "photos" / str(test.labels[index]) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(test.read(index))
+    main, *_ = commands(folder)
+    run, photos = f"--workdir={folder / 'run'}", f"--images={folder / 'photos'}"
+    lines = {
+        "main": (*main.arguments[:-2], run, "--config.steps=2"),
+        "embed": (run, photos, f"--output={folder / 'gallery.npz'}"),
+    }
+    for name, arguments in lines.items():
+        subprocess.run(_line(name, arguments), cwd=ROOT, check=True, capture_output=True, timeout=SECONDS)
+
+
+def _line(name: str, arguments: tuple[str, ...]) -> list[str]:
+    return [sys.executable, "-m", f"hap2s_jax.{name}", *arguments]
+
+
+def interrupted(command: Command, number: int, after: float, folder: pathlib.Path) -> None:
+    """Starts a command, sends the signal `after` seconds, and looks at how it ends.
+
+    Raises:
+      AssertionError: otherwise than with one line, its code and in time, or something is left in the temporary folder.
+    """
+    import shutil
+
+    if command.makes:
+        shutil.rmtree(folder / command.makes, ignore_errors=True)
+        (folder / command.makes).unlink(missing_ok=True)
+    temporary = folder / "tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    with subprocess.Popen(
+        _line(command.name, command.arguments),
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            _, errors = process.communicate(timeout=after)
+        except subprocess.TimeoutExpired:
+            sent = time.monotonic()
+            process.send_signal(number)
+            is_training = command.name == "main"
+            try:
+                _, errors = process.communicate(timeout=_SAVES if is_training else 20 * _ENDS)
+            finally:
+                process.kill()
+            took = time.monotonic() - sent
+        else:  # it was quicker
+            assert process.returncode == 0, f"{process.returncode}: {errors}"
+            return
+    saved = (folder / command.makes / "checkpoints").is_dir() if command.name == "main" else False
+    codes = {0, 130} if number == signal.SIGINT else {0, 143} | ({75} if saved else set())
+    # What training says of the state that it saved is no error.
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    lines = lines or [errors] * (is_training and errors != "")
+    told = f"{command}, signal {number} after {after:.2f} s: code {process.returncode} after {took:.1f} s\n{errors}"
+    assert process.returncode in codes, told
+    assert process.returncode == 0 or len(lines) == 1, told
+    assert "Traceback" not in errors, told
+    assert is_training or took < _ENDS + _slack(), told
+    left = [path.name for path in temporary.iterdir()]
+    assert not left, f"{told}\nleft in the temporary folder: {left}"
+
+
+def _slack() -> float:
+    """Seconds more, as many as this machine has runnable processes for each core."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
+def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
+    """Without end: each command in turn, either signal, at a moment from its first to its twentieth second."""
+    yield Trial("start", lambda: prepare(folder), is_warm_up=True, seconds=SECONDS)
+    random = np.random.default_rng(seed)
+    while True:
+        for command in commands(folder):
+            number = signal.SIGINT if random.integers(2) else signal.SIGTERM
+            after = float(0.2 * 100 ** random.random())
+            kind = f"{command.name} {signal.Signals(number).name}"
+            run = functools.partial(interrupted, command, number, after, folder)
+            yield Trial(kind, run, seconds=SECONDS)
