@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-PARTS = ("files", "damage", "losses", "images", "archives", "disk", "demo", "kills", "signals")
+PARTS = ("files", "damage", "losses", "images", "archives", "disk", "demo", "kills", "signals", "gallery")
 # Longer than this is a hang, and more memory than this above an honest file's is too much.
 SECONDS, BYTES = 10.0, 200 * 2**20
 ENDS = ("taken", "refused", "wrong", "traceback", "crash", "hang", "memory", "written")
