@@ -50,10 +50,6 @@ def _encoder(options: argparse.Namespace, store: Store) -> TrainedEncoder:
     return encoder
 
 
-def _threshold(options: argparse.Namespace, store: Store) -> tuple[float | None, str]:
-    return reviewed.choose_threshold(store, options.threshold, options.false_accepts)
-
-
 def _create(options: argparse.Namespace) -> None:
     """Makes an empty store for the images that an encoder embeds."""
     if options.workdir is None:
@@ -143,7 +139,7 @@ def _list(options: argparse.Namespace) -> None:
 def _search(options: argparse.Namespace) -> None:
     """Finds the individuals, or images, that are most like a query."""
     store = _open(options)
-    threshold, words = _threshold(options, store)
+    threshold, words = reviewed.choose_threshold(store, options.threshold, options.false_accepts)
     embeddings = _encoder(options, store)(options.query)
     finder = Finder(store, kind=options.index)
     answers = finder.search(embeddings, options.k, per=options.per, where=options.where)
@@ -159,7 +155,7 @@ def _search(options: argparse.Namespace) -> None:
 def _group(options: argparse.Namespace) -> None:
     """Sorts images that wait for a decision into likely individuals."""
     store = _open(options)
-    threshold, words = _threshold(options, store)
+    threshold, words = reviewed.choose_threshold(store, options.threshold, options.false_accepts)
     if threshold is None:
         raise UserError(f"group needs a threshold, and there is {words}")
     groups = Finder(store, kind=options.index).group(threshold, where=options.where)
@@ -222,7 +218,7 @@ def _threshold_command(options: argparse.Namespace) -> None:
     store = _open(options)
     if line := reviewed.kept_promise(store):
         print(line)
-    threshold, words = _threshold(options, store)
+    threshold, words = reviewed.choose_threshold(store, options.threshold, options.false_accepts)
     print(words)
     if threshold is not None:
         reviewed.promise(store, threshold, options.false_accepts)
@@ -237,7 +233,7 @@ def _review(options: argparse.Namespace) -> None:
             "--pictures"
         )
     store = _open(options)
-    threshold, words = _threshold(options, store)
+    threshold, words = reviewed.choose_threshold(store, options.threshold, options.false_accepts)
     page = review.build(review.Review(Finder(store, kind=options.index), threshold), words)
     review.launch(page, host=options.host, port=options.port)
 
