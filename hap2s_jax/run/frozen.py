@@ -39,7 +39,9 @@ FOLDER = "features"  # in a working directory
 # Training images whose views are drawn together; with another number the views would be others.
 _DRAWN_TOGETHER = 64
 # Batches between two writes to the file.
-_BATCHES_PER_WRITE = 8
+_BATCHES_PER_WRITE = 2
+# Images of a CPU's device at a time: more are no faster, and the last batch is filled up.
+_ON_A_CPU = 16
 # Images whose embeddings are made of their features at a time.
 _ROWS_AT_ONCE = 4096
 
@@ -145,7 +147,6 @@ class _Maker:
         batch_size = math.lcm(_DRAWN_TOGETHER, hosts)
         walk = _Walk(labelled, batch_size)
         own = np.arange(batch_size).reshape(hosts, -1)[jax.process_index()]
-        devices = len(self._parallel.local_devices)
         walked: Iterator[Any] = iter(())
 
         def batches(begin: int, end: int) -> Iterator[Mapping[str, Any]]:
@@ -153,12 +154,8 @@ class _Maker:
             if begin == start:
                 walked = self.trainer.image_batches(walk, self._augmentation(), begin // batch_size)
             for first in range(begin, end, batch_size):
-                # A number of rows that divides over the devices.
-                padding = (0, -len(own) % devices)
-                batch = {k: np.pad(v, (padding, *[(0, 0)] * (v.ndim - 1))) for k, v in next(walked).items()}
-                index = np.pad(first + own, padding, constant_values=count)
-                mask = index < end
-                yield {"image": batch, "index": np.where(mask, index - begin, 0), "mask": mask}
+                rows = first + own
+                yield {"image": next(walked), "index": rows - begin, "mask": rows < end}
 
         size = _BATCHES_PER_WRITE * batch_size
         start = self._done("train", self.trainer.dataset.train, count, size)
@@ -187,9 +184,9 @@ class _Maker:
             with ProgressBar(count, done, f"features, {name}", images_per_step=1, enabled=is_lead) as bar:
                 for begin in range(done, count, size):
                     end = min(begin + size, count)
-                    chosen = self._unless_stopped(batches(begin, end))
+                    pieces = self._pieces(batches(begin, end))
                     rows, present = embed_dataset(
-                        self._embed, self.variables, chosen, end - begin, self._parallel
+                        self._embed, self.variables, pieces, end - begin, self._parallel
                     )
                     rows[~present, -1] = -1
                     if is_lead:
@@ -198,11 +195,19 @@ class _Maker:
             self._parallel.gather(np.zeros(1))  # all wait until the file is whole
         return np.memmap(path, np.float32, "r", shape=(count, self._width))
 
-    def _unless_stopped(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _pieces(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Batches of one size, without those that are all padding, as long as nobody asks to stop."""
+        devices, size = len(self._parallel.local_devices), self.trainer.config.evaluate.batch_size
+        if self._parallel.devices[0].platform == "cpu":
+            size = min(size, _ON_A_CPU * devices)
+        size = -(-size // devices) * devices
         for batch in batches:
-            if self.stop():
-                raise Preempted(0)
-            yield batch
+            for first in range(0, len(batch["mask"]), size):
+                if first and not batch["mask"][first : first + size].any():
+                    continue
+                if self.stop():
+                    raise Preempted(0)
+                yield jax.tree.map(lambda x, first=first: _padded(x[first : first + size], size), batch)
 
     def _path(self, name: str) -> pathlib.Path:
         return self.folder / f"{name}.f32"
@@ -242,6 +247,10 @@ class _Maker:
         # Last: until then another process that looks finds rows of something else.
         with replacing(self.folder / f"{name}.json") as temporary:
             temporary.write_text(json.dumps({"rows_of": self._identity(source, count)}))
+
+
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(rows, ((0, size - len(rows)), *[(0, 0)] * (rows.ndim - 1)))
 
 
 def _append(path: pathlib.Path, rows: np.ndarray) -> None:

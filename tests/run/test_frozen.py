@@ -156,6 +156,7 @@ def test_features_are_made_once_and_gone_on_with(config, tmp_path, monkeypatch):
     from hap2s_jax.run import frozen
 
     monkeypatch.setattr(frozen, "_BATCHES_PER_WRITE", 1)
+    monkeypatch.setattr(frozen, "_ON_A_CPU", 8)
     monkeypatch.setattr(frozen, "_DRAWN_TOGETHER", 8)
     settings = config(**RANDOM_VIEWS, **{"evaluate.batch_size": 8})
     whole, rows, _, kept = _featured(settings, tmp_path / "whole")
