@@ -290,7 +290,7 @@ def test_extras_list_what_pyproject_asks_for():
             yield from wanted(name[10:-1]) if name.startswith("hap2s_jax[") else [name]
 
     def plain(name):
-        return re.sub(r"[-_.]+", "-", name).lower().removesuffix("-cpu").removesuffix("[tpu]")
+        return re.sub(r"[-_.]+", "-", name).lower().split("[")[0].removesuffix("-cpu")
 
     for extra, modules in extras.MODULES.items():
         known = {plain(dist) for module in modules for dist in brings.get(module, [module])}
