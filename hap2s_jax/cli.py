@@ -1,7 +1,8 @@
 """Shared by all commands: flags, mistakes in one line, exit codes.
 
-Exit codes: 0 done; 1 a mistake of the user's, in one line; 2 a wrong flag; 75 asked to stop (SIGTERM), saved;
-76 another process of the job is gone (`hap2s_jax.distributed.processes`); 130 interrupted; 143 ended by SIGTERM.
+Exit codes: 0 done; 1 a mistake of the user's, in one line; 2 a wrong flag; 75 asked to stop (SIGTERM), saved, or a
+bucket does not answer; 76 another process of the job is gone (`hap2s_jax.distributed.processes`); 130 interrupted;
+143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 
 from hap2s_jax.distributed import signals
 from hap2s_jax.distributed.devices import expect_no_tpu
-from hap2s_jax.errors import Preempted, UserError, did_you_mean, shown
+from hap2s_jax.errors import Preempted, Unreachable, UserError, did_you_mean, shown
 
 EXIT_PREEMPTED = 75  # "try again later" of sysexits.h
 EXIT_TERMINATED = signals.CODES[signal.SIGTERM]
@@ -192,6 +193,11 @@ def ended(work: Callable[[], object], interrupted: str = "interrupted") -> int:
         return _said(error, 2)
     except (UserError, OSError) as error:
         return _said(error, 1)
+    except Unreachable as error:
+        code = _said(error, EXIT_PREEMPTED)
+        # A thread of the checkpoints may try on for long.
+        signals.leave(code, anyway=signals.IS_COMMAND)
+        return code
     except Preempted as error:
         print(error, file=sys.stderr, flush=True)
         return EXIT_PREEMPTED if error.step else EXIT_TERMINATED

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from hap2s_jax import cli, extras, formats
+from hap2s_jax.data.places import place
 from hap2s_jax.errors import UserError, reason, shown
 from hap2s_jax.reporting.atomic import holding, replacing
 from hap2s_jax.reporting.progress import ProgressBar
@@ -68,7 +69,7 @@ def embed_images(
       UserError: no images, or nothing can be written, or the file there is of something else, or another process is
         making it.
     """
-    output = pathlib.Path(output)
+    output = place(output)
     if output.suffix not in vectors.SUFFIXES:
         raise UserError(f"--output: {output} must end in {' or '.join(vectors.SUFFIXES)}")
     if workers is not None and workers < 1:
@@ -195,7 +196,7 @@ def _list_unreadable(output: pathlib.Path, unreadable: Sequence[tuple[str, str]]
 
 def unreadable_list(output: str | os.PathLike[str]) -> pathlib.Path:
     """Where the images that could not be read are listed."""
-    return pathlib.Path(f"{os.fspath(output)}.unreadable.txt")
+    return place(f"{os.fspath(output)}.unreadable.txt")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

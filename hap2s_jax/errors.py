@@ -1,4 +1,4 @@
-"""Exceptions: a mistake that the user can correct, and a request to stop."""
+"""Exceptions: a mistake that the user can correct, a request to stop, and a bucket that does not answer."""
 
 from __future__ import annotations
 
@@ -25,6 +25,20 @@ class Preempted(Exception):
         where = f"saved at step {step}" if step else "nothing was trained yet"
         super().__init__(f"asked to stop: {where}; the same command goes on from there")
         self.step = step
+
+
+class Unreachable(Exception):
+    """A bucket did not answer, however often it was asked; what was saved before stays, and the same command goes on.
+
+    Attributes:
+      where: the place, or what happened there.
+    """
+
+    def __init__(self, where: str, why: str):
+        super().__init__(
+            f"{where}: the bucket does not answer ({why}); the same command goes on from what is saved, once it does"
+        )
+        self.where = where
 
 
 def shown(text: str) -> str:

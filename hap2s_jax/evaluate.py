@@ -17,13 +17,13 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hap2s_jax import cli, extras
 from hap2s_jax.data import matches
+from hap2s_jax.data.places import place
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import protocols as definitions
 from hap2s_jax.evaluation.archive import Inputs, from_npz, read_pairs
@@ -131,7 +131,7 @@ def _report(shown: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any],
         known = {
             title: {k: None if v != v else v for k, v in figures.items()} for title, figures in shown.items()
         }
-        pathlib.Path(path).write_text(json.dumps({"settings": settings, **known}, indent=2) + "\n")
+        place(path).write_text(json.dumps({"settings": settings, **known}, indent=2) + "\n")
 
 
 def _parser() -> cli.Parser:

@@ -20,8 +20,10 @@ import sys
 from collections.abc import Sequence
 
 from hap2s_jax import cli, extras
+from hap2s_jax.data.places import local_folder, place
 from hap2s_jax.errors import UserError, unknown_name
 from hap2s_jax.serving import commands, exports
+from hap2s_jax.serving.trained import TrainedEncoder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,9 +49,19 @@ def _run(options: argparse.Namespace) -> None:
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"--batch_size must be at least 1, but is {options.batch_size}; leave it out for any")
     encoder = commands.open_encoder(options)
-    folder = pathlib.Path(options.output)
+    with local_folder(place(options.output)) as folder:
+        _write(encoder, folder, asked, options)
+
+
+def _write(
+    encoder: TrainedEncoder, folder: pathlib.Path, asked: list[str], options: argparse.Namespace
+) -> None:
     fixed = {} if options.batch_size is None else {"batch_size": options.batch_size}
-    print(exports.write_preprocessing(encoder, folder, **fixed))
+
+    def shown(path: pathlib.Path) -> str:
+        return str(place(options.output) / path.relative_to(folder))
+
+    print(shown(exports.write_preprocessing(encoder, folder, **fixed)))
     for name in asked or exports.FORMATS:
         try:
             path = exports.FORMATS[name](encoder, folder, **fixed)
@@ -58,7 +70,7 @@ def _run(options: argparse.Namespace) -> None:
                 if name == "stablehlo"
                 else ""
             )
-            print(f"{path}{until}")
+            print(f"{shown(path)}{until}")
         except UserError as error:
             if asked:
                 raise

@@ -48,6 +48,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
     "onnx": (*_USE, "jax2onnx", "onnxruntime"),
+    "gcs": ("gcsfs",),
 }
 
 

@@ -43,7 +43,7 @@ def _encoder(options: argparse.Namespace, store: Store) -> TrainedEncoder:
     if options.checkpoint is None and options.average is None and options.workdir is None:
         options.checkpoint, options.average = ours.get("step"), ours.get("average")
     workdir = str(options.workdir or ours.get("workdir"))
-    if not pathlib.Path(workdir).is_dir():
+    if not commands.is_there(workdir, named=options.workdir is not None):
         raise UserError(f"{options.store} is of the run in {workdir}, which is not there; give --workdir")
     encoder = commands.open_encoder(options, workdir)
     adding.check_encoder(store, encoder.describe())

@@ -15,7 +15,6 @@ import functools
 import json
 import math
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +25,7 @@ import jax
 
 from hap2s_jax import cli, extras
 from hap2s_jax.data import registry, splits, turns
+from hap2s_jax.data.places import place
 from hap2s_jax.distributed import tpu
 from hap2s_jax.distributed.tpu import Compiled, DoesNotFitError, Topology
 from hap2s_jax.errors import UserError
@@ -308,7 +308,7 @@ def _run(options: argparse.Namespace) -> None:
     )
     if options.json:
         try:
-            pathlib.Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
+            place(options.json).write_text(json.dumps(figures, indent=2) + "\n")
         except OSError as e:
             raise UserError(f"--json={options.json} cannot be written: {e.strerror}") from e
 

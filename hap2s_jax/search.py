@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from hap2s_jax import cli, extras
+from hap2s_jax.data.places import place
 from hap2s_jax.data.regular_files import below
 from hap2s_jax.errors import UserError, shown
 from hap2s_jax.serving import calibrating, commands, index, vectors
@@ -210,7 +211,7 @@ def _run(options: argparse.Namespace) -> None:
             }
             for query, failure in zip(queries, failures, strict=True)
         ]
-        pathlib.Path(options.json).write_text(json.dumps(record, indent=2) + "\n")
+        place(options.json).write_text(json.dumps(record, indent=2) + "\n")
     if options.picture and readable:
         _draw(searcher, readable, found, options.picture)
     if lost := [pair for pair in zip(queries, failures, strict=True) if pair[1] is not None]:

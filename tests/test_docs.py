@@ -9,8 +9,14 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 
 import pytest
+import yaml
+
+from hap2s_jax import main
+from hap2s_jax.data import places
+from hap2s_jax.run import config_file
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -104,3 +110,36 @@ def test_every_page_of_the_site_is_in_its_contents():
     contents = (ROOT / "docs" / "site" / "mkdocs.yml").read_text()
     for page in [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs" / "notebooks").glob("*.py")]:
         assert f": {page.relative_to(ROOT / 'docs')}\n" in contents
+
+
+def test_the_recipes_for_pods_name_flags_keys_and_extras_that_exist(capsys, monkeypatch):
+    """As far as they can be tried without a cluster: the job file is parsed, the image installs what there is."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    page = ROOT / "docs" / "pods.md"
+    (job,) = map(yaml.safe_load, _blocks(page, "yaml"))
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert job["spec"]["completions"] == job["spec"]["parallelism"]
+    started = [
+        shlex.split(line)
+        for block in _blocks(page, "console")
+        for line in block.splitlines()
+        if "hap2s_jax.main" in line and line.count("'") % 2 == 0
+    ]
+    with pytest.raises(SystemExit):
+        main.main(["--help"])
+    known = set(re.findall(r"--\w+", capsys.readouterr().out))
+    commands = [words[words.index("-m") + 1 :] for words in [container["command"], *started]]
+    assert len(commands) >= 2
+    for module, *flags in commands:
+        assert module == "hap2s_jax.main"
+        own = [flag for flag in flags if flag.startswith("--") and not flag.startswith("--config")]
+        assert {flag.partition("=")[0] for flag in own} <= known
+        config_file.read([flag for flag in flags if flag.startswith("--config")])
+        for flag in flags:
+            if "gs://" in flag:
+                places.BucketPath(flag.partition("=")[2])
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (image,) = _blocks(page, "dockerfile")
+    for text in (image, "\n".join(_blocks(page, "console"))):
+        (installed,) = re.findall(r'"\.\[([\w,]+)\]"', text)
+        assert {"train", "tpu", "gcs"} <= set(installed.split(",")) <= set(extras)

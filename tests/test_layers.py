@@ -58,13 +58,14 @@ INSIDE_FUNCTIONS = {
     "hap2s_jax.reporting": {
         "matplotlib",
         "PIL",
-        "google",
+        "google",  # protobuf, and the client of buckets
         "tensorboardX",
         "threadpoolctl",
         "tqdm",
         "rich",
         "sklearn",
     },
+    "hap2s_jax.data.places": {"etils", "fsspec", "google"},
     "hap2s_jax.data.opencv": {"cv2"},
     "hap2s_jax.data.headers": {"PIL"},
     "hap2s_jax.data.emoji": {"PIL"},  # for the pixel baseline

@@ -10,6 +10,8 @@ import zipfile
 from collections.abc import Iterable
 from typing import IO, Any
 
+from hap2s_jax.data.places import BucketPath
+
 # Of an encoded image, 256 MiB, and of a JSON file of ours.
 MAX_IMAGE = 2**28
 MAX_JSON = 2**24
@@ -23,12 +25,15 @@ class RefusedError(OSError):
 
 
 def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> IO[bytes]:
-    """Opens a regular file of at most `limit` bytes to be read; links to one are followed.
+    """Opens a regular file of at most `limit` bytes to be read; links to one are followed. Of a place in a bucket, and
+    of no mere text that names one, a copy.
 
     Raises:
       RefusedError: it is no regular file, or a larger one.
       OSError: it is not there, or may not be read.
     """
+    if isinstance(path, BucketPath):
+        return path.open("rb", limit)
     return os.fdopen(_descriptor(path, limit)[0], "rb", 0)
 
 
@@ -57,6 +62,9 @@ def _check(status: os.stat_result, limit: int | None) -> int:
 
 def read_bytes(path: str | os.PathLike[str], limit: int = MAX_IMAGE) -> bytes:
     """All bytes of a regular file; errors are those of `open_regular`."""
+    if isinstance(path, BucketPath):
+        with path.open("rb", limit) as file:
+            return file.read()
     # Through the descriptor: a file object takes as long again as the reading of a small image.
     descriptor, size = _descriptor(path, limit)
     try:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -21,8 +22,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from hap2s_jax.errors import Preempted, UserError
-from hap2s_jax.reporting.atomic import holding
+from hap2s_jax.errors import Preempted, Unreachable, UserError
+from hap2s_jax.reporting import lease
+from hap2s_jax.reporting.atomic import claiming
 
 EXIT_LOST = 76  # another process is gone; the other exit codes stand in `hap2s_jax.cli`
 
@@ -109,9 +111,16 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
       UserError: on every process alike, if another job is in there.
     """
     with contextlib.ExitStack() as held:
-        free = jax.process_index() > 0 or held.enter_context(holding(folder / LOCK))
-        if jax.process_count() > 1:
-            free = bool(np.asarray(multihost_utils.broadcast_one_to_all(np.array(free))))
+        answers = itertools.repeat(None)
+        if jax.process_index() == 0:
+            answers = held.enter_context(claiming(folder / LOCK))
+        free = None
+        while free is None:  # one by one, since the others do not wait for long
+            free = next(answers)
+            if jax.process_count() > 1:
+                number = np.array(-1 if free is None else int(free))
+                number = int(np.asarray(multihost_utils.broadcast_one_to_all(number)))
+                free = None if number < 0 else bool(number)
         if not free:
             raise UserError(
                 f"another run is at work in {folder}; wait until it ends, or choose another --workdir"
@@ -153,7 +162,12 @@ class StopRequests:
             raise Preempted(step)
 
     def __call__(self, step: int) -> bool:
-        """Whether to stop now, `step` updates being complete; every process must ask at every step."""
+        """Whether to stop now, `step` updates being complete; every process must ask at every step.
+
+        Raises:
+          UserError: another job has taken the working directory over.
+        """
+        lease.check_known()
         if jax.process_count() == 1:
             return self._asked.is_set()
         return multihost_utils.reached_preemption_sync_point(step)
@@ -171,6 +185,8 @@ def leaving_at_once() -> Iterator[None]:
         raise  # on all processes alike: they take leave of each other
     except UserError as e:
         _leave(f"error: {e}", 1)
+    except Unreachable as e:
+        _leave(f"error: {e}", 75)
     except KeyboardInterrupt:
         _leave("error: interrupted; the same command goes on from the last checkpoint", 130)
     except jax.errors.JaxRuntimeError as e:

@@ -52,9 +52,9 @@ def notice() -> int:
     return CODES[signal.Signals(_asked[0])] if _asked else CODES[signal.SIGINT]
 
 
-def leave(code: int) -> None:
-    """Ends the process if a signal asked for it, without the farewells of threads; returns otherwise."""
-    if _asked:
+def leave(code: int, *, anyway: bool = False) -> None:
+    """Ends the process if a signal asked for it, or `anyway`, without the farewells of threads; returns otherwise."""
+    if _asked or anyway:
         with contextlib.suppress(OSError, ValueError):  # a pipe whose reader is gone
             sys.stdout.flush()
         os._exit(code)
@@ -102,5 +102,6 @@ def _is_command() -> bool:
     return bool(sys.argv) and os.path.basename(sys.argv[0]).removesuffix(".exe") == "hap2s"
 
 
-if _is_command():
+IS_COMMAND = _is_command()
+if IS_COMMAND:
     watch()

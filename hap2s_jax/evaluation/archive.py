@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hap2s_jax import formats
+from hap2s_jax.data.places import place
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.inputs import DISTANCES
 from hap2s_jax.evaluation.stored import DamagedError, check_labels, read_model, read_npz
@@ -48,7 +49,7 @@ def from_npz(path: str) -> Inputs:
       UserError: naming the file and what it lacks; or a later version of `hap2s_jax.embed` wrote it.
     """
     try:
-        arrays = read_npz(path, ("embeddings", "labels"), ("cameras", "split"))
+        arrays = read_npz(place(path), ("embeddings", "labels"), ("cameras", "split"))
     except FileNotFoundError as error:
         raise UserError(f"--embeddings: there is no file {path}.") from error
     except KeyError as error:
@@ -90,7 +91,7 @@ def _distance(path: str, labels: np.ndarray) -> str:
     its own is read as `hap2s_jax.search` reads it: its labels are numbers of its classes.
     """
     try:
-        found = read_npz(path, ("model",), ("class_names",))
+        found = read_npz(place(path), ("model",), ("class_names",))
         chosen = read_model(found["model"], path)["distance"]
     except formats.NewerFormatError:
         raise

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax.data.places import place
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import pairs, protocols
 from hap2s_jax.evaluation.archive import Inputs
 from hap2s_jax.evaluation.reranking import KReciprocal
 from hap2s_jax.evaluation.retrieval import nearest, rank_matches
 from hap2s_jax.evaluation.statistics import by_group, confidence_intervals, means, worst
+from hap2s_jax.reporting.atomic import replacing
 
 _WORST_SHOWN, _NEIGHBORS_SHOWN = 12, 10
 
@@ -57,8 +59,8 @@ def closer(
     if options.confidence:
         groups = labels if options.resample == "class" else None
         bounds = confidence_intervals(values, groups=groups, level=options.confidence, seed=options.seed)
-        for place, side in enumerate(("low", "high")):
-            shown[f"{title}, {options.confidence:.0%} {side}"] = {k: v[place] for k, v in bounds.items()}
+        for end, side in enumerate(("low", "high")):
+            shown[f"{title}, {options.confidence:.0%} {side}"] = {k: v[end] for k, v in bounds.items()}
     if options.by:
         groups = labels if options.by == "class" else seen_by
         if groups is None:
@@ -66,14 +68,14 @@ def closer(
         table = by_group(values, groups)
         shown |= {f"{title}, {options.by} {group}": row for group, row in table.items()}
     if options.per_query:
-        path = pathlib.Path(options.per_query)
+        path = place(options.per_query)
         columns = {"row": results.query, "label": labels} | ({} if seen_by is None else {"camera": seen_by})
         columns |= {key: getattr(results, key) for key in ("matches", "first_rank", "last_rank")} | dict(
             values
         )
         _write_csv(path if alone else path.with_stem(f"{path.stem}_{name}"), columns)
     if options.worst:
-        path = pathlib.Path(options.worst)
+        path = place(options.worst)
         lowest = results.query[worst(results.average_precision, _WORST_SHOWN)]
         _draw(
             path if alone else path.with_stem(f"{path.stem}_{name}"), inputs, lowest, cameras, distance, rows
@@ -113,7 +115,7 @@ def _draw(
 
 
 def _write_csv(path: pathlib.Path, columns: Mapping[str, np.ndarray]) -> None:
-    with path.open("w", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))

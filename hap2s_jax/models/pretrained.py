@@ -22,6 +22,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from hap2s_jax import extras
+from hap2s_jax.data.places import place
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.stored import first_line
 from hap2s_jax.models import torch_names, vit_names
@@ -91,7 +92,7 @@ def load(
         encoder, with those missing, left over and of another shape.
     """
     name = os.fspath(source)
-    path = _from_hub(name, cache_dir, offline) if name.startswith(HUB) else pathlib.Path(name)
+    path = _from_hub(name, cache_dir, offline) if name.startswith(HUB) else place(name)
     return from_tensors(read_tensors(path), encoder, variables, source=name)
 
 

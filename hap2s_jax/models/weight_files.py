@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hap2s_jax import extras
+from hap2s_jax.data.places import local_file, place
 from hap2s_jax.data.regular_files import allowed, check_members, open_regular
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.stored import first_line
@@ -52,18 +53,22 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
       UserError: the file is missing, damaged or of another kind, or a package is missing that reads it.
     """
-    path = pathlib.Path(path)
+    path = place(path)
     if not path.is_file():
         raise UserError(f"pretrained weights {path} do not exist; give a .safetensors or .pth file.")
     if path.suffix not in (known := (".safetensors", *_TORCH)):
         raise UserError(f"pretrained weights {path} end in {path.suffix!r}; known: {', '.join(known)}.")
-    return _read_torch(path) if path.suffix in _TORCH else _read_safetensors(path)
+    with local_file(path) as file:
+        try:
+            return _read_torch(file) if path.suffix in _TORCH else _read_safetensors(file)
+        except UserError as error:
+            raise UserError(str(error).replace(str(file), str(path))) from error
 
 
 def write_safetensors(tensors: Tensors, path: str | os.PathLike[str]) -> None:
     """Writes tensors to a safetensors file, whole or not at all."""
     numpy_format = _safetensors()
-    path = pathlib.Path(path)
+    path = place(path)
     from safetensors import SafetensorError
 
     try:

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from hap2s_jax.data.places import BucketPath, is_bucket, local_folder, place
 from hap2s_jax.errors import UserError
+from hap2s_jax.reporting import lease
 
 try:
     import fcntl
@@ -33,7 +35,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
       UserError: the folder cannot be written or the disk is full.
     """
-    target = Path(path)
+    target = place(path)
+    if is_bucket(target):
+        with _uploading(target) as temporary:
+            yield temporary
+        return
     temporary = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(8)}.tmp{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,16 +61,45 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def _uploading(target: Path) -> Iterator[Path]:
+    """The same in a bucket, where an object takes its place whole."""
+    try:
+        with local_folder(target.parent) as folder:
+            (folder / target.name).touch()
+            yield folder / target.name
+            lease.check()
+    except OSError as error:
+        raise cannot_write(target, error) from error
+
+
+@contextlib.contextmanager
 def holding(path: str | os.PathLike[str]) -> Iterator[bool]:
     """Yields whether no other process holds `path`; none will until the block ends. A process that dies lets go.
 
     The file is there while it is held. Where files cannot be locked (Windows, some network file systems) everyone may
-    enter.
+    enter. In a bucket it is a `lease.Lease`.
 
     Raises:
       UserError: the file cannot be made.
     """
-    target = Path(path)
+    with claiming(path) as answers:
+        yield next(answer for answer in answers if answer is not None)
+
+
+@contextlib.contextmanager
+def claiming(path: str | os.PathLike[str]) -> Iterator[Iterator[bool | None]]:
+    """`holding`, with its answers one by one: None while it is not known yet, some seconds each."""
+    target = place(path)
+    if isinstance(target, BucketPath):
+        with contextlib.closing(lease.Lease(target)) as wanted:
+            yield wanted.attempts()
+        return
+    with _locking(target) as held:
+        yield iter([held])
+
+
+@contextlib.contextmanager
+def _locking(target: Path) -> Iterator[bool]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, held = _lock(target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy.typing as npt
 
@@ -59,7 +58,7 @@ def error_rates(
         right.set_xlim(-0.02, 1.02)
         figure.legend(loc="outside lower left", frameon=False, fontsize=9, ncols=2)
         figure.suptitle(title, x=0.012, ha="left", fontsize=13)
-        _save(figure, Path(path))
+        _save(figure, path)
 
 
 def roc_curve(
@@ -107,4 +106,4 @@ def roc_curve(
         axes.set_xlabel("false-accept rate, of pairs of two classes")
         axes.set_ylabel("true-accept rate, of pairs of one class")
         axes.legend(loc="lower right", frameon=False, fontsize=9)
-        _save(figure, Path(path))
+        _save(figure, path)

@@ -17,9 +17,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from hap2s_jax.data.places import place
 from hap2s_jax.reporting.atomic import cannot_write, replacing
 
 _SUFFIX = "hap2s_jax"
+EVENT_FILES = f"events.out.tfevents.*.{_SUFFIX}"
 
 
 class EventFile:
@@ -31,7 +33,7 @@ class EventFile:
         A point keeps the time of the old event of the same step; points without one get the present time.
         """
         messages = _messages()
-        old = sorted(folder.glob(f"events.out.tfevents.*.{_SUFFIX}"))
+        old = sorted(folder.glob(EVENT_FILES))
         now = time.time()
         times = {event.step: event.wall_time for path in old for event in read_events(path)}
         # A TensorBoard that is watching moves on to the file whose name sorts next, hence the clock in it.
@@ -68,7 +70,7 @@ def read_events(path: str | os.PathLike[str]) -> Iterator[Any]:
     from google.protobuf.message import DecodeError
 
     messages = _messages()
-    content = Path(path).read_bytes()
+    content = place(path).read_bytes()
     position = 0
     while position + 12 <= len(content):
         (length,) = struct.unpack_from("<Q", content, position)

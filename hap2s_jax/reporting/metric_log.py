@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -14,9 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax.data.places import BucketPath, local_file, place
 from hap2s_jax.data.regular_files import read_bytes
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import Unreachable, UserError
 from hap2s_jax.reporting.atomic import cannot_write, replacing
+from hap2s_jax.reporting.event_files import EVENT_FILES, EventFile
+from hap2s_jax.reporting.mirror import Mirror
 from hap2s_jax.reporting.trackers import Tracker
 
 FILE_NAME = "metrics.jsonl"
@@ -68,7 +72,11 @@ class MetricLog:
         self._sinks: list[Any] = []
         if not enabled:
             return
-        folder = Path(workdir)
+        folder = self._workdir = place(workdir)
+        self._mirror = None
+        if isinstance(folder, BucketPath):
+            self._mirror = Mirror(folder, (FILE_NAME, EVENT_FILES))
+            folder = self._mirror.folder
         self._path = folder / FILE_NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -86,9 +94,9 @@ class MetricLog:
         except OSError as error:
             raise cannot_write(self._path, error) from error
         if tensorboard:
-            from hap2s_jax.reporting.event_files import EventFile
-
             self._sinks.append(EventFile(folder, history=[_decode(line) for line in kept]))
+        if self._mirror is not None:
+            self._mirror.changed()
 
     def add(self, trackers: Iterable[Tracker]) -> None:
         """From here on the metrics go to these too; they are closed with the log."""
@@ -99,12 +107,16 @@ class MetricLog:
         """Sends what lies beside the log to the trackers: config, results, model card, tables and pictures."""
         if not self._enabled:
             return
-        paths = sorted(
-            path for path in self._path.parent.glob("[!.]*") if path.suffix in _ATTACHED and path.is_file()
+        if not any(isinstance(sink, Tracker) for sink in self._sinks):
+            return
+        there = sorted(
+            path for path in self._workdir.glob("[!.]*") if path.suffix in _ATTACHED and path.is_file()
         )
-        for sink in self._sinks:
-            if isinstance(sink, Tracker):
-                sink.attach(paths, self._last_step)
+        with contextlib.ExitStack() as copies:
+            paths = [copies.enter_context(local_file(path)) for path in there]
+            for sink in self._sinks:
+                if isinstance(sink, Tracker):
+                    sink.attach(paths, self._last_step)
 
     def write(self, step: int, metrics: Mapping[str, Any], *, part: str = "") -> None:
         """Appends one line; it is with the operating system when the call returns.
@@ -143,23 +155,39 @@ class MetricLog:
         now = time.time()
         for sink in self._sinks:
             sink.write(record, now)
+        if self._mirror is not None:
+            self._mirror.changed()
 
     def flush(self) -> None:
-        """Forces written lines onto the disk."""
+        """Forces written lines onto the disk, or into the bucket.
+
+        Raises:
+          UserError: the disk is full, or the bucket refuses. Unreachable: it does not answer.
+        """
         if not self._enabled or self._file.closed:
             return
         try:
-            os.fsync(self._file.fileno())
+            if self._mirror is None:
+                os.fsync(self._file.fileno())
+            else:
+                self._mirror.flush()
         except OSError as error:
             raise cannot_write(self._path, error) from error
 
-    def close(self, failed: bool = False) -> None:
-        """Closes everything; a second call does nothing. `failed` is how trackers show the run."""
+    def close(self, failed: bool = False, *, flush: bool = True) -> None:
+        """Closes everything; a second call does nothing.
+
+        Args:
+          failed: how trackers show the run.
+          flush: first wait until all that was written is in the bucket, if it goes to one.
+        """
         if not self._enabled or self._file.closed:
             return
         self._file.close()
         for sink in self._sinks:
             sink.close(failed)
+        if self._mirror is not None:
+            self._mirror.close(flush=flush)
 
     def __enter__(self) -> MetricLog:
         return self
@@ -167,7 +195,7 @@ class MetricLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(failed=error is not None)
+        self.close(failed=error is not None, flush=not isinstance(error, Unreachable))
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float]]:
@@ -178,7 +206,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float]]:
     Raises:
       UserError: there is no log in this folder.
     """
-    path = Path(workdir) / FILE_NAME
+    path = place(workdir) / FILE_NAME
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -203,7 +231,7 @@ def write_csv(workdir: str | os.PathLike[str]) -> Path:
     for record in read_metrics(workdir):
         rows.setdefault(record["step"], {}).update(record)
     columns = dict.fromkeys(name for row in rows.values() for name in row)
-    path = Path(workdir) / CSV_NAME
+    path = place(workdir) / CSV_NAME
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(columns), lineterminator="\n")
         table.writeheader()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from hap2s_jax.data.places import place
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.reporting.metric_log import read_metrics
 
@@ -67,7 +68,7 @@ def curves(
       UserError: no log in the folder, or the file cannot be written.
     """
     series = _series(read_metrics(workdir))
-    target = Path(workdir) / "curves.png" if path is None else Path(path)
+    target = place(workdir) / "curves.png" if path is None else place(path)
     in_validation = {
         name.partition("/")[2]: points for name, points in series.items() if name.startswith("validation/")
     }
@@ -254,7 +255,7 @@ def _draw_dots(
         axes.set_aspect("equal", "datalim")
         axes.set_title(title, fontsize=13)
         axes.text(1, 1, note, transform=axes.transAxes, ha="right", va="bottom", color="#6e7781")
-        _save(figure, Path(path))
+        _save(figure, path)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -269,6 +270,6 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=140)

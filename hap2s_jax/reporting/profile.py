@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import pathlib
 from collections.abc import Callable
 from typing import TypeVar
 
 import jax
+
+from hap2s_jax.data.places import local_folder, place
 
 State = TypeVar("State")
 Batch = TypeVar("Batch")
@@ -32,17 +34,19 @@ def traced(
       workdir: of the run.
     """
     step = start_step
+    traces = contextlib.ExitStack()
 
     def call(state: State, batch: Batch) -> tuple[State, Metrics]:
         nonlocal step
         step += 1
         if step == steps[0] <= steps[1]:
             jax.block_until_ready(state)  # what was queued before is not of the trace
-            jax.profiler.start_trace(pathlib.Path(workdir) / FOLDER)
+            jax.profiler.start_trace(traces.enter_context(local_folder(place(workdir) / FOLDER)))
         state, metrics = update(state, batch)
         if step == steps[1] and steps[0] > start_step:
             jax.block_until_ready((state, metrics))
             jax.profiler.stop_trace()
+            traces.close()
         return state, metrics
 
     return call

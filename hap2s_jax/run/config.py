@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hap2s_jax import formats
+from hap2s_jax.data.places import place
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.atomic import replacing
 
@@ -73,7 +74,7 @@ def load(workdir: str | os.PathLike[str]) -> Config:
     Raises:
       UserError: if `workdir` holds no run, or its config cannot be read or is of a later version.
     """
-    path = pathlib.Path(workdir) / FILE_NAME
+    path = place(workdir) / FILE_NAME
     if not path.is_file():
         raise UserError(
             f"{workdir} holds no run: {path} is missing; give the --workdir of a run of hap2s_jax.main"
@@ -104,7 +105,7 @@ def written_by(workdir: str | pathlib.Path) -> Iterator[None]:
         if not innermost[0].f_globals.get("__name__", "").startswith("ml_collections"):
             raise
         raise UserError(
-            f"{pathlib.Path(workdir) / FILE_NAME} is of another version of hap2s_jax: {error}; use the version that "
+            f"{place(workdir) / FILE_NAME} is of another version of hap2s_jax: {error}; use the version that "
             "wrote it"
         ) from error
 

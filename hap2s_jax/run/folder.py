@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from hap2s_jax.data import noise
+from hap2s_jax.data.places import place
 from hap2s_jax.distributed import processes
 from hap2s_jax.errors import UserError
 from hap2s_jax.run import config as configs
@@ -30,13 +31,10 @@ def entered(workdir: str | os.PathLike[str], config: configs.Config) -> Iterator
       Its absolute path.
 
     Raises:
-      UserError: it is not on a disk, cannot be written, holds another config's run, or another run is at work there.
+      UserError: it is in no place that is known, cannot be written, holds another config's run, or another run is at
+        work there.
     """
-    if "://" in os.fspath(workdir):
-        raise UserError(
-            f"--workdir={os.fspath(workdir)} is not on a disk; mount the bucket, and give the folder"
-        )
-    path = pathlib.Path(workdir).absolute()
+    path = place(workdir).absolute()
     open_folder(path, config)
     processes.check_shared(path)
     with processes.alone(path):

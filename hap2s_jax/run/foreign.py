@@ -7,9 +7,9 @@ All other keys have their defaults, above all where compiled programs are kept.
 from __future__ import annotations
 
 import os
-import pathlib
 from typing import Any
 
+from hap2s_jax.data.places import place
 from hap2s_jax.errors import UserError
 from hap2s_jax.run import config as configs
 from hap2s_jax.run import schema
@@ -62,7 +62,7 @@ def load(workdir: str | os.PathLike[str], *, data_dir: str | None = None) -> con
     Raises:
       UserError: there is no config, it cannot be read, or a key is of a wrong type or out of range.
     """
-    theirs, path = configs.load(workdir).to_dict(), pathlib.Path(workdir) / configs.FILE_NAME
+    theirs, path = configs.load(workdir).to_dict(), place(workdir) / configs.FILE_NAME
     ours: dict[str, Any] = schema.default_config().to_dict()
     for key in KEYS:
         _overlay(ours, theirs, key)

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hap2s_jax.data.draws import uniforms
+from hap2s_jax.data.places import is_bucket
 from hap2s_jax.data.regular_files import read_json
 from hap2s_jax.data.source import Dataset, Source, Subset
 from hap2s_jax.distributed.devices import DataParallel
@@ -98,7 +100,8 @@ def make(trainer: Any, variables: PyTree, workdir: pathlib.Path, stop: Callable[
     Args:
       trainer: a `hap2s_jax.run.trainer.Trainer` whose encoder is frozen.
       variables: of its trunk.
-      workdir: where the files go, in the folder "features".
+      workdir: where the files go, in the folder "features"; with one in a bucket, on this machine for as long as the
+        process runs.
       stop: asked after every batch.
 
     Raises:
@@ -125,6 +128,10 @@ class _Maker:
     def __init__(self, trainer: Any, variables: PyTree, folder: pathlib.Path, stop: Callable[[], bool]):
         self.trainer, self.variables, self.folder, self.stop = trainer, variables, folder, stop
         self._parallel: DataParallel = trainer.parallel
+        self._writes = self._parallel.is_lead
+        if is_bucket(folder):  # rows are read at random: each process has a copy while it runs
+            self._writes, self._own = True, tempfile.TemporaryDirectory(prefix="hap2s_jax_")
+            self.folder = pathlib.Path(self._own.name)
         self._width = trainer.learner.inputs.shape[-1] + 1
         self._embed = self._parallel.compile_map(functools.partial(_with_label, trainer.encoder))
         self._weights = facts.arrays_fact(variables)
@@ -179,7 +186,7 @@ class _Maker:
         path, is_lead = self._path(name), self._parallel.is_lead
         done = self._done(name, source, count, size)
         if done < count:
-            if is_lead:
+            if self._writes:
                 self._begin(name, source, count, done)
             with ProgressBar(count, done, f"features, {name}", images_per_step=1, enabled=is_lead) as bar:
                 for begin in range(done, count, size):
@@ -189,7 +196,7 @@ class _Maker:
                         self._embed, self.variables, pieces, end - begin, self._parallel
                     )
                     rows[~present, -1] = -1
-                    if is_lead:
+                    if self._writes:
                         _append(path, rows)
                     bar.update(end)
             self._parallel.gather(np.zeros(1))  # all wait until the file is whole

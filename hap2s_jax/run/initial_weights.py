@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from hap2s_jax import extras
+from hap2s_jax.data.places import place
 from hap2s_jax.errors import UserError
 from hap2s_jax.models import pretrained
 from hap2s_jax.run import config as configs
@@ -44,7 +44,7 @@ def load(
     Raises:
       UserError: in one line: nothing is there, it is damaged or foreign, or does not fit the encoder.
     """
-    if pathlib.Path(source).is_dir():
+    if not os.fspath(source).startswith(pretrained.HUB) and place(source).is_dir():
         return from_run(source, variables)
     return pretrained.load(source, encoder, variables, cache_dir=cache_dir, offline=offline)
 
@@ -57,7 +57,7 @@ def check_source(source: str, workdir: str | os.PathLike[str]) -> None:
     Raises:
       UserError: it is not.
     """
-    if source.startswith(pretrained.HUB) and not any((pathlib.Path(workdir) / FOLDER).glob("[0-9]*")):
+    if source.startswith(pretrained.HUB) and not any((place(workdir) / FOLDER).glob("[0-9]*")):
         try:
             extras.require(f"pretrained.source={source}", "hub")
         except UserError as e:
@@ -71,7 +71,7 @@ def from_run(
     names, their moving average where it kept one. Head parameters that do not fit stay as initialised; see
     `pretrained.from_variables`.
     """
-    path = pathlib.Path(workdir)
+    path = place(workdir)
     config = foreign.load(path)
     if not (path / FOLDER).is_dir():
         raise UserError(f"pretrained {path} holds a run without a checkpoint yet")

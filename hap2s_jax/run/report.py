@@ -117,6 +117,7 @@ def finish(
         )
     if not trainer.parallel.is_lead:
         return {"test": measured}
+    log.flush()
     records = read_metrics(workdir)
     results = {
         "test": measured,

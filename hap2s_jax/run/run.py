@@ -18,8 +18,9 @@ import ml_collections
 import numpy as np
 
 from hap2s_jax import extras
+from hap2s_jax.data.places import place
 from hap2s_jax.distributed import processes, signals
-from hap2s_jax.errors import Preempted, UserError
+from hap2s_jax.errors import Preempted, Unreachable, UserError
 from hap2s_jax.reporting import trackers
 from hap2s_jax.reporting.metric_log import MetricLog
 from hap2s_jax.reporting.profile import traced
@@ -49,10 +50,12 @@ def run(config: configs.Config, workdir: str | os.PathLike[str], *, strict: bool
     Raises:
       UserError: for any mistake the user can correct, in one line.
       Preempted: if SIGTERM came; everything done so far is saved.
+      Unreachable: the workdir lies in a bucket that does not answer; the last checkpoint stays.
     """
     frozen: Any = ml_collections.FrozenConfigDict(config)  # a copy, references and placeholders resolved
     settled: configs.Config = ml_collections.ConfigDict(frozen)
-    notes = settle(settled, pathlib.Path(workdir))
+    workdir = place(workdir)
+    notes = settle(settled, workdir)
     config = cast(configs.Config, ml_collections.FrozenConfigDict(settled))
     extras.require("config.log", *(name for name in ("wandb", "mlflow") if config.log[name]))
     initial_weights.check_source(config.pretrained.source, workdir)
@@ -146,6 +149,10 @@ def _train(
         config.steps, start, "training", images_per_step=trainer.batch_size, enabled=is_lead
     ) as bar:
 
+        def save(state: TrainState, metrics: dict[str, float] | None) -> None:
+            log.flush()  # what is saved has all its lines: a resumed run cuts those that came later
+            checkpointer.save(state, metrics)
+
         def write(step: int, part: str, metrics: dict[str, float]) -> None:
             if part == "train":
                 metrics["images_per_second"] = trainer.batch_size / metrics.pop("seconds_per_step")
@@ -171,7 +178,7 @@ def _train(
             save_every=config.checkpoint.every_steps,
             log=write,
             evaluate=None if validation is None else evaluate,
-            save=checkpointer.save,
+            save=save,
             progress=lambda step, metrics: bar.update(step, loss=metrics["loss"]),
             wait_each_step=trainer.parallel.must_wait,
             stop=stop,
@@ -202,6 +209,8 @@ def _closing(checkpointer: Checkpointer) -> Iterator[Checkpointer]:
         yield checkpointer
     except Preempted:
         checkpointer.close()
+        raise
+    except Unreachable:
         raise
     except BaseException:
         signals.notice()  # closing may take its time

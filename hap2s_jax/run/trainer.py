@@ -16,6 +16,7 @@ import optax
 from hap2s_jax.data import duplicates
 from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.pk import PKPlan
+from hap2s_jax.data.places import place
 from hap2s_jax.data.source import Dataset, Source
 from hap2s_jax.distributed.devices import DataParallel, use_cores
 from hap2s_jax.errors import UserError, require, unknown_name
@@ -218,7 +219,7 @@ class Trainer(Evaluator):
         """Opens the checkpoints of the run in `workdir`, as the config keeps them; `read_only` changes nothing."""
         settings = self.config.checkpoint
         return Checkpointer(
-            pathlib.Path(workdir).absolute() / FOLDER,
+            place(workdir).absolute() / FOLDER,
             keep_last=settings.keep_last,
             keep_best=settings.keep_best,
             best_metric=settings.best_metric if self.dataset.validation is not None else None,

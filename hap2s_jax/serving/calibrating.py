@@ -26,7 +26,7 @@ def open_gallery(options: argparse.Namespace) -> vectors.Vectors:
 def workdir_of(options: argparse.Namespace, gallery: vectors.Vectors) -> str:
     """The working directory of the encoder that the flags mean."""
     workdir = options.workdir or gallery.model["workdir"]
-    if not pathlib.Path(workdir).is_dir():
+    if not commands.is_there(workdir, named=options.workdir is not None):
         raise UserError(
             f"{options.gallery} was made by the run in {workdir}, which is not there; give --workdir"
         )

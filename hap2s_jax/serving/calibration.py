@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from hap2s_jax import formats
+from hap2s_jax.data.places import place
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.thresholds import ErrorRates, error_rates
 from hap2s_jax.reporting.atomic import replacing
@@ -114,7 +114,7 @@ def write(
         "distance": distance,
         **rates.to_json(),
     }
-    path = pathlib.Path(workdir)
+    path = place(workdir)
     with replacing(path / FILE_NAME) as temporary:
         temporary.write_text(json.dumps(formats.stamped(record)) + "\n")
     draw(
@@ -137,7 +137,7 @@ def read(workdir: str | os.PathLike[str], weights: str) -> ErrorRates | None:
     Raises:
       UserError: the file is damaged, or of a later version.
     """
-    path = pathlib.Path(workdir) / FILE_NAME
+    path = place(workdir) / FILE_NAME
     if not path.exists():
         return None
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from hap2s_jax.cli import Parser
+from hap2s_jax.data.places import place
 from hap2s_jax.serving.trained import TrainedEncoder
 
 
@@ -30,6 +31,13 @@ def add_own_code(parser: Parser) -> None:
         default=False,
         help="import and run the code that the run's config names as its encoder; only for runs that you trust",
     )
+
+
+def is_there(workdir: str, *, named: bool) -> bool:
+    """Whether a run's working directory is there. One that is not `named` by the user, but by a file that anybody may
+    have made, is not asked for over the network.
+    """
+    return (named or "://" not in workdir) and place(workdir).is_dir()
 
 
 def open_encoder(options: argparse.Namespace, workdir: str | None = None) -> TrainedEncoder:

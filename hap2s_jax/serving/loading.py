@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from hap2s_jax import extras, models
+from hap2s_jax.data.places import place
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.stored import first_line
 from hap2s_jax.models import own
@@ -51,7 +52,7 @@ def load(
       UserError: in one line, if there is no finished checkpoint, or it is damaged or of a newer version.
     """
     extras.require("hap2s_jax.load", "use")
-    path = pathlib.Path(workdir).absolute()
+    path = place(workdir).absolute()
     config: Any = foreign.load(path)
     with configs.written_by(path):
         if ":" in config.encoder.name and not own_code:

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hap2s_jax import extras, formats
+from hap2s_jax.data.places import place, remove_folder
 from hap2s_jax.data.regular_files import allowed, open_regular
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import stored
@@ -118,12 +118,12 @@ class Parts:
 
     def __iter__(self) -> Iterator[Part]:
         for file in self._files():
-            with np.load(file, allow_pickle=False) as arrays:
+            with open_regular(file) as whole, np.load(whole, allow_pickle=False) as arrays:
                 yield Part(**{field.name: arrays[field.name] for field in dataclasses.fields(Part)})
 
     def remove(self) -> None:
         """Takes the parts away, once the file is whole."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
 
     def _files(self) -> list[pathlib.Path]:
         return sorted(self.folder.glob("*-*.npz"))
@@ -220,7 +220,7 @@ def read(path: str | os.PathLike[str]) -> Vectors:
     Raises:
       UserError: the file is missing, damaged, of another make or of a later version.
     """
-    path = pathlib.Path(path)
+    path = place(path)
     if not path.exists():
         raise UserError(f"there is no file {path}; python -m hap2s_jax.embed makes one")
     with _reading(path):
@@ -267,11 +267,11 @@ def _model_of(schema: Any) -> str:
 def _read_parquet(path: pathlib.Path) -> dict[str, Any]:
     """The arrays of a parquet file, as those of an .npz file are named; its own promises are checked first."""
     arrow, parquet = _pyarrow()
-    with open_regular(path) as file:
-        most = allowed(os.fstat(file.fileno()).st_size)
+    file = open_regular(path)
+    most = allowed(os.fstat(file.fileno()).st_size)
     # Text as numbers of a dictionary: a short file may repeat a long text without end.
-    with parquet.ParquetFile(path, read_dictionary=["path", "label"]) as file:
-        schema, rows = file.schema_arrow, file.metadata.num_rows
+    with file, parquet.ParquetFile(file, read_dictionary=["path", "label"]) as opened:
+        schema, rows = opened.schema_arrow, opened.metadata.num_rows
         kind = schema.field("embedding").type
         if not arrow.types.is_fixed_size_list(kind) or not arrow.types.is_floating(kind.value_type):
             raise UserError(
@@ -281,7 +281,7 @@ def _read_parquet(path: pathlib.Path) -> dict[str, Any]:
         stored.check({"embeddings": (dtype, (rows, kind.list_size))}, path)
         if rows * kind.list_size * dtype.itemsize > most:
             raise stored.DamagedError(f"it promises {rows:,} rows of {kind.list_size} numbers")
-        table = file.read(columns=["path", "label", "embedding"])
+        table = opened.read(columns=["path", "label", "embedding"])
     text = {name: _text(table.column(name), most, arrow) for name in ("path", "label")}
     names = text["label"]
     class_names = sorted({name for name in names if name is not None})

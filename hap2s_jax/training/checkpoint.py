@@ -18,9 +18,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from hap2s_jax.errors import UserError
+from hap2s_jax.data.places import is_bucket, place
+from hap2s_jax.errors import Unreachable, UserError
 from hap2s_jax.evaluation.stored import first_line
-from hap2s_jax.training import digests
+from hap2s_jax.training import digests, patience
 from hap2s_jax.training.parts import name_of
 
 _LOG = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class Checkpointer:
         read_only: bool = False,
         strict: bool = False,
     ):
-        self._directory = pathlib.Path(directory).absolute()  # orbax takes no relative paths
+        self._directory = place(directory).absolute()  # orbax takes no relative paths
 
         def quality(metrics: Mapping[str, float]) -> float:
             return metrics["quality"]
@@ -110,12 +111,15 @@ class Checkpointer:
             return _Manager(self._directory, options=options, item_handlers=handlers)
 
         self._best_metric, self._saving = best_metric, 0
+        self._open, self._again = opened, None
         self._checks = digests.Checks(self._directory, strict=strict)
         self._manager = self._checks.open_read_only(opened) if read_only else self._checks.open_whole(opened)
 
     def _add_digests(self) -> None:
         """Called by orbax on one process, once all files of a checkpoint are written and before it has its name."""
-        (folder,) = self._directory.glob(f"{self._saving}.*tmp*")
+        # In a bucket it has its name, and another file says that it is whole.
+        name = f"{self._saving}" if is_bucket(self._directory) else f"{self._saving}.*tmp*"
+        (folder,) = self._directory.glob(name)
         digests.write(folder)
 
     @property
@@ -150,6 +154,7 @@ class Checkpointer:
         Raises:
           UserError: if this save or the one before could not be written (disk full, for example). Earlier
             checkpoints stay whole.
+          Unreachable: the same, since a bucket does not answer.
         """
         step = int(state.step)
         record: dict[str, Any] = {"format": FORMAT, "digests": True, "metrics": dict(metrics or {})}
@@ -175,16 +180,18 @@ class Checkpointer:
         host_state = jax.tree.map(lambda x: np.array(x, copy=True), state)
         self._wait()  # for the one before, whose digests are of `_saving`
         self._saving = step
+        args = ocp.args.Composite(state=ocp.args.StandardSave(host_state), record=ocp.args.JsonSave(record))
+
+        def again() -> None:
+            self._manager = self._open()  # the one that has failed says so forever
+            self._manager.save(step, args=args, metrics=quality)
+            self._manager.wait_until_finished()
+
+        self._again = again if is_bucket(self._directory) else None
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(host_state), record=ocp.args.JsonSave(record)
-                ),
-                metrics=quality,
-            )
+            patience.bounded(lambda: self._manager.save(step, args=args, metrics=quality), self._directory)
         except Exception as e:
-            raise self._save_error(e) from e
+            self._try_again(e)
 
     def restore(self, template: PyTree, step: int) -> PyTree:
         """Reads the state of `step` as NumPy arrays.
@@ -321,11 +328,23 @@ class Checkpointer:
 
     def _wait(self) -> None:
         try:
-            self._manager.wait_until_finished()
+            patience.bounded(self._manager.wait_until_finished, self._directory)
         except Exception as e:
-            raise self._save_error(e) from e
+            self._try_again(e)
 
-    def _save_error(self, error: Exception) -> UserError:
+    def _try_again(self, error: Exception) -> None:
+        """Does the last save again, which failed, as often as that may help."""
+        for again in patience.tries(self._again, error, self._directory):
+            try:
+                patience.bounded(again, self._directory)
+                return
+            except Exception as e:
+                error = e
+        raise self._save_error(error) from error
+
+    def _save_error(self, error: Exception) -> Exception:
+        if is_bucket(self._directory) and not patience.is_refusal(error):
+            return Unreachable(f"saving a checkpoint to {self._directory} failed", first_line(error))
         return UserError(
             f"saving a checkpoint to {self._directory} failed: {first_line(error)}; the last good one is of step "
             f"{self._manager.latest_step()}; free space or permissions there and run again to go on from it"

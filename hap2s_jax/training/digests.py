@@ -19,6 +19,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from hap2s_jax.data.places import BucketPath, is_bucket
 from hap2s_jax.data.regular_files import open_regular, read_json
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.stored import first_line
@@ -27,7 +28,8 @@ _LOG = logging.getLogger(__name__)
 
 FILE_NAME = "digests.json"
 # At the top of a checkpoint: what orbax writes or changes once all else is there. The first says when that was.
-_METADATA, _LATER = "_CHECKPOINT_METADATA", (FILE_NAME, "_CHECKPOINT_METADATA", "commit_success.txt")
+_METADATA, _WHOLE = "_CHECKPOINT_METADATA", "commit_success.txt"
+_LATER = (FILE_NAME, _METADATA, _WHOLE)
 # A file is read by several threads, in pieces that fit into a core's cache.
 _BLOCK, _PIECE, _THREADS = 2**23, 2**18, 4
 _SMALL = 2**16
@@ -73,7 +75,15 @@ def has_digests(folder: pathlib.Path) -> bool:
 
 
 def _digests(folder: pathlib.Path, most: int | None = None) -> dict[str, list[Any]]:
-    """[bytes, CRC-32 of each block] of each file, by its path below `folder`."""
+    """[bytes, CRC-32 of each block] of each file, by its path below `folder`; in a bucket [bytes, CRC-32C], which it
+    keeps itself, so that nothing is read.
+    """
+    if isinstance(folder, BucketPath):
+        return {
+            name: [size, digest]
+            for name, (size, digest) in folder.checksums().items()
+            if name not in _LATER and (most is None or size <= most)
+        }
     paths = [pathlib.Path(at, name) for at, _, names in os.walk(folder) for name in names]
     names = [path.relative_to(folder).as_posix() for path in paths]
     chosen = {
@@ -126,8 +136,10 @@ class Checks:
 
     def on_disk(self) -> list[int]:
         """The steps of all folders, ascending."""
-        names = [path.name for path in self._directory.glob("*")]
-        return sorted(int(name) for name in names if name.isdecimal())
+        found = [path for path in self._directory.glob("*") if path.name.isdecimal()]
+        if is_bucket(self._directory):  # where what is not whole yet has its name already
+            found = [path for path in found if (path / _WHOLE).is_file()]
+        return sorted(int(path.name) for path in found)
 
     def begin(self, step: int) -> None:
         """Begins to look at a checkpoint."""

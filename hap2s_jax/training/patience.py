@@ -1,0 +1,70 @@
+"""Saving to a bucket that may not answer: no wait is without end, and what failed is tried again."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+
+from hap2s_jax.data.places import is_bucket
+from hap2s_jax.errors import Unreachable
+
+Again = Callable[[], object]
+
+# Seconds that a checkpoint may take to be written, its own client's tries included, and those between whole new tries.
+LIMIT = 900.0
+PAUSES = (0.5, 2.0, 8.0, 32.0, 60.0)
+
+
+def bounded(work: Callable[[], object], where: pathlib.Path) -> None:
+    """Does what waits for a checkpoint in `where`; in a bucket for `LIMIT` seconds at most.
+
+    Raises:
+      Unreachable: it took longer. `work` goes on in a thread, which ends with the process.
+    """
+    if not is_bucket(where):
+        work()
+        return
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="checkpoint", daemon=True)
+    thread.start()
+    thread.join(LIMIT)
+    if thread.is_alive():
+        raise Unreachable(str(where), f"a checkpoint is not written after {LIMIT:.0f} seconds")
+    if failures:
+        raise failures[0]
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether a bucket has answered that it will not take what is written."""
+    return isinstance(error, PermissionError) or bool(re.search("Forbidden|PERMISSION_DENIED", str(error)))
+
+
+def tries(again: Again | None, error: Exception, where: pathlib.Path) -> Iterator[Again]:
+    """Yields `again`, which does a save in `where` that failed with `error`, as often as it may be done, after
+    growing pauses: never where there is none, a bucket has refused or all time is used up, nor among several processes,
+    which end and start again together.
+    """
+    if again is None or is_refusal(error) or isinstance(error, Unreachable) or jax.process_count() > 1:
+        return
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    print(
+        f"note: a checkpoint is not written to {where} yet ({reason}); trying again",
+        file=sys.stderr,
+        flush=True,
+    )
+    for pause in PAUSES:
+        time.sleep(pause)
+        yield again
