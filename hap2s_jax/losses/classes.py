@@ -41,7 +41,6 @@ from hap2s_jax.losses.rows import (
     SampleCall,
     check_options,
 )
-from hap2s_jax.losses.weightings import Scalar
 
 Params = Mapping[str, ArrayLike]
 Stats = dict[str, jax.Array]
@@ -140,24 +139,26 @@ def over_devices(value: jax.Array, axis_name: Axis) -> jax.Array:
 
 def cosines(vectors: jax.Array, points: jax.Array) -> jax.Array:
     """Cosines `[n, m]` between vectors `[n, d]` and points `[m, d]`."""
-    # The lengths divide the products: dividing the points, far more numbers, took three times as long.
+    unit = unit_rows(vectors)
+    if len(vectors) > points.shape[1]:
+        return products(unit, unit_rows(points))
+    # The lengths divide the products where these are fewer numbers than the points.
     lengths = safe_sqrt(squares(points))
-    unit = clean_rows(vectors, jnp.ones(len(vectors), bool), "cosine", None)
     return products(unit, points) / jnp.where(lengths > 0, lengths, 1)[None, :]
 
 
+def unit_rows(rows: jax.Array) -> jax.Array:
+    """Rows `[n, d]` of length 1."""
+    return clean_rows(rows, jnp.ones(len(rows), bool), "cosine", None)
+
+
 def own_entry(table: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each sample's entry for its own class `[n, 1]`, and where that stands, bool `[n, c]`."""
+    """Each sample's entry for its own class `[n]`, and where that stands, bool `[n, c]`."""
     is_own = jnp.arange(table.shape[1], dtype=labels.dtype)[None, :] == labels[:, None]
-    return jnp.take_along_axis(table, labels[:, None], axis=1), is_own
+    # Not by its place: the gradient would be scattered, which XLA's CPU code does one by one.
+    return jnp.sum(jnp.where(is_own, table, 0), axis=1), is_own
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> Stats:
     """The statistic of losses that tell classes apart."""
     return {"accuracy": jnp.argmax(logits, axis=1).astype(labels.dtype) == labels}
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: Scalar = 0.0) -> jax.Array:
-    """Per sample `[n]`, of logits `[n, c]`; the target is 1 - smoothing, and smoothing / c for every class."""
-    logs = jax.nn.log_softmax(logits)
-    return -(1 - smoothing) * own_entry(logs, labels)[0][:, 0] - smoothing * jnp.mean(logs, axis=1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from hap2s_jax.distances import squares
+from hap2s_jax.distances import products, squares
 from hap2s_jax.losses.classes import (
     Params,
     Stats,
@@ -22,6 +22,7 @@ from hap2s_jax.losses.classes import (
     over_devices,
     own_entry,
     prepare_classes,
+    unit_rows,
 )
 from hap2s_jax.losses.engine import reduced
 from hap2s_jax.losses.pairs import log_sum_exp
@@ -66,7 +67,7 @@ def _proxy_nca(
     logits = -2 * scale**2 * (1 - similarities)
     own, is_own = own_entry(logits, labels)
     rivals = logits if include_own else jnp.where(is_own, -1e30, logits)
-    return jax.nn.logsumexp(rivals, axis=1) - own[:, 0], accuracy(similarities, labels)
+    return jax.nn.logsumexp(rivals, axis=1) - own, accuracy(similarities, labels)
 
 
 _proxy_nca_with_own = functools.partial(_proxy_nca, include_own=True)
@@ -105,23 +106,24 @@ def proxy_anchor_loss(
 
 @functools.partial(jax.jit, static_argnames="options")
 def _proxy_anchor(alpha: Scalar, margin: Scalar, batch: Batch, options: Options) -> Result:
-    similarities = cosines(batch.vectors, batch.key_vectors)
+    labels, valid = batch.anchors.labels, batch.anchors.valid
+    # A proxy's samples stand in a row: XLA's CPU code is slow in reducing columns.
+    similarities = products(unit_rows(batch.key_vectors), unit_rows(batch.vectors))
     alpha, margin = (jnp.asarray(number, similarities.dtype) for number in (alpha, margin))
-    _, is_own = own_entry(similarities, batch.anchors.labels)
-    valid = batch.anchors.valid
+    is_own = jnp.arange(len(similarities), dtype=labels.dtype)[:, None] == labels[None, :]
 
     def of_proxies(logits: jax.Array, mask: jax.Array) -> jax.Array:
         """log(1 + sum exp) `[c]` over the samples of all devices."""
-        sums = jax.vmap(log_sum_exp, in_axes=1)(logits, mask & valid[:, None])
-        sums = over_devices(sums[None, :], options.axis_name)
-        return jax.vmap(functools.partial(log_sum_exp, with_one=True), in_axes=1)(sums, sums > -1e30)
+        sums = jax.vmap(log_sum_exp)(logits, mask & valid[None, :])
+        sums = over_devices(sums[None, :], options.axis_name).T
+        return jax.vmap(functools.partial(log_sum_exp, with_one=True))(sums, sums > -1e30)
 
     pull = of_proxies(-alpha * (similarities - margin), is_own)
     push = of_proxies(alpha * (similarities + margin), ~is_own)
-    present = over_devices(jnp.any(is_own & valid[:, None], axis=0)[None, :], options.axis_name)
+    present = over_devices(jnp.any(is_own & valid[None, :], axis=1)[None, :], options.axis_name)
     classes = jnp.sum(jnp.any(present, axis=0)).astype(pull.dtype)
     value = jnp.sum(pull) / jnp.maximum(classes, 1) + jnp.mean(push)
-    stats = accuracy(similarities, batch.anchors.labels)
+    stats = accuracy(similarities.T, labels)
     return reduced(everyones(value, valid, stats), batch.anchors.weight, options)
 
 

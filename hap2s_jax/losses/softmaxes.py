@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from hap2s_jax.distances import clean_rows, products, safe_sqrt
+from hap2s_jax.distances import products, safe_sqrt
 from hap2s_jax.losses.classes import (
     Params,
     Stats,
     accuracy,
     cosines,
-    cross_entropy,
     mean_over_samples,
     own_entry,
+    unit_rows,
 )
 from hap2s_jax.losses.rows import Result, SampleCall
 from hap2s_jax.losses.weightings import Scalar, check_range
@@ -57,7 +57,9 @@ def _softmax(
     smoothing: Scalar, bias: jax.Array, vectors: jax.Array, kernel: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, Stats]:
     logits = products(vectors, kernel.T) + bias[None, :]
-    return cross_entropy(logits, labels, smoothing), accuracy(logits, labels)
+    own, _ = own_entry(logits, labels)
+    target = (1 - smoothing) * own + smoothing * jnp.mean(logits, axis=1)
+    return jax.nn.logsumexp(logits, axis=1) - target, accuracy(logits, labels)
 
 
 def arcface_loss(
@@ -164,10 +166,12 @@ def _margin_softmax(
     kernel: jax.Array,
     labels: jax.Array,
 ) -> tuple[jax.Array, Stats]:
-    similarities = jnp.max(_to_centres(vectors, kernel), axis=1)
+    similarities = _to_centres(vectors, kernel)
+    similarities = similarities[:, 0] if kernel.ndim == 2 else jnp.max(similarities, axis=1)
     own, is_own = own_entry(similarities, labels)
-    logits = scale * jnp.where(is_own, lessened(own, margin), similarities)
-    return cross_entropy(logits, labels), accuracy(similarities, labels)
+    less = lessened(own, margin)
+    logits = scale * jnp.where(is_own, less[:, None], similarities)
+    return jax.nn.logsumexp(logits, axis=1) - scale * less, accuracy(similarities, labels)
 
 
 def _to_centres(vectors: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -245,16 +249,16 @@ def _soft_triple(
 ) -> tuple[jax.Array, Stats]:
     to_centres = _to_centres(vectors, kernel)
     similarities = jnp.sum(jax.nn.softmax(to_centres / gamma, axis=1) * to_centres, axis=1)
-    _, is_own = own_entry(similarities, labels)
+    own, is_own = own_entry(similarities, labels)
     logits = scale * jnp.where(is_own, similarities - margin, similarities)
-    return cross_entropy(logits, labels) + apart, accuracy(similarities, labels)
+    values = jax.nn.logsumexp(logits, axis=1) - scale * (own - margin)
+    return values + apart, accuracy(similarities, labels)
 
 
 def _distance_of_centres(kernel: jax.Array) -> jax.Array:
     """Half the mean distance between two normalised centres of one class, of a kernel `[d, k, c]`."""
     rows = kernel.reshape(len(kernel), -1).T
-    unit = clean_rows(rows, jnp.ones(len(rows), bool), "cosine", None)
-    of_classes = unit.reshape(*kernel.shape[1:], -1).swapaxes(0, 1)  # [c, k, d]
+    of_classes = unit_rows(rows).reshape(*kernel.shape[1:], -1).swapaxes(0, 1)  # [c, k, d]
     gaps = safe_sqrt(2 - 2 * jax.vmap(products)(of_classes, of_classes))
     count = kernel.shape[1]
     first, second = jnp.triu_indices(count, 1)
