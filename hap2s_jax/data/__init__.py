@@ -2,3 +2,7 @@
 
 TensorFlow is confined to `hap2s_jax.data.tf` and `hap2s_jax.data.builders`.
 """
+
+from hap2s_jax.data.pk import PKPlan
+
+__all__ = ["PKPlan"]

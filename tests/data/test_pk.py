@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -138,3 +140,23 @@ def test_permutations_reach_every_order():
     orders = collections.Counter(tuple(permutation(3, 9, i).tolist()) for i in range(1200))
     assert len(orders) == 6
     assert min(orders.values()) > 140
+
+
+def _page():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    return re.findall(r"```python\n(.*?)```", page[page.index("## PK batches") :], flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(("block", "module"), [(0, "numpy"), (1, "grain"), (2, "torch")])
+def test_the_page_s_batches_have_p_classes_of_k_images(block, module):
+    pytest.importorskip(module)
+    scope: dict = {}
+    for code in {0: _page()[:1], 1: _page()[:2], 2: [_page()[0], _page()[2]]}[block]:
+        exec(code, scope)
+    found = scope[("batch", "batches", "loader")[block]]
+    batches, steps = (found, range(100)) if block else ([found], [99])
+    for batch, step in zip(batches, steps, strict=True):
+        images, labels = batch.values() if isinstance(batch, dict) else batch
+        assert images.shape == (12, 32, 32, 3)
+        np.testing.assert_array_equal(labels, scope["labels"][scope["plan"].batch(step)])
+        assert sorted(np.unique(labels, return_counts=True)[1].tolist()) == [3, 3, 3, 3]
