@@ -89,6 +89,19 @@ def notebooks(session: nox.Session) -> None:
 
 
 @nox.session
+def services(session: nox.Session) -> None:
+    """The tests of what writes to other services and formats, whose libraries bring much with them."""
+    session.install("-e", ".[train,onnx,wandb,mlflow]", *TOOLS)
+    chosen = (
+        "tests/reporting/test_trackers.py",
+        "tests/serving/test_export_command.py",
+        "-k",
+        "has_one_run or onnx",
+    )
+    session.run("pytest", "-q", *(session.posargs or chosen))
+
+
+@nox.session
 def wheel(session: nox.Session) -> None:
     """Builds the wheel, and does with it what a stranger would, from an empty folder."""
     session.install("build", "twine")
