@@ -45,7 +45,7 @@ class Trial(NamedTuple):
       kind: the row of the table that it counts in.
       run: carries it out. Returns, or raises a UserError of one line: both are well.
       folder: what lies in there must be the same files afterwards; None for any.
-      is_warm_up: an honest case, whose memory is what the others are compared with; without one memory is not measured.
+      is_warm_up: an honest case, whose memory is what that of the others is compared with, if there is one.
       seconds: after which it hangs.
     """
 
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", default=",".join(PARTS), help=f"comma-separated: {', '.join(PARTS)}")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", "--first_seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=1, help="how many, from --seed on")
     parser.add_argument("--variants", type=int, default=10**9, help="at most, per part and seed")
     parser.add_argument("--minutes", type=float, default=2.0, help="for all of it")

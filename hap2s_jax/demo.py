@@ -21,7 +21,7 @@ import numpy as np
 from hap2s_jax import cli, extras, search
 from hap2s_jax.data.headers import UnreadableImageError
 from hap2s_jax.data.regular_files import read_bytes
-from hap2s_jax.errors import UserError, reason
+from hap2s_jax.errors import UserError, reason, shown
 from hap2s_jax.serving import commands, gate, index
 
 _SHOWN_SIDE = 256
@@ -87,7 +87,7 @@ def build(searcher: search.Searcher, words: str, k: int = 10) -> Any:
 
 
 def _caption(hit: search.Hit, accepted: bool) -> str:
-    return f"{'' if accepted else '✗ '}{hit.distance:.3f} {hit.label or hit.path}"
+    return f"{'' if accepted else '✗ '}{hit.distance:.3f} {shown(hit.label or hit.path)[:200]}"
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:

@@ -57,14 +57,15 @@ def _write(
     encoder: TrainedEncoder, folder: pathlib.Path, asked: list[str], options: argparse.Namespace
 ) -> None:
     fixed = {} if options.batch_size is None else {"batch_size": options.batch_size}
+    written = []
 
     def shown(path: pathlib.Path) -> str:
         return str(place(options.output) / path.relative_to(folder))
 
-    print(shown(exports.write_preprocessing(encoder, folder, **fixed)))
     for name in asked or exports.FORMATS:
         try:
             path = exports.FORMATS[name](encoder, folder, **fixed)
+            written.append(path)
             until = (
                 f", which jax promises to read until {exports.guaranteed_until()}"
                 if name == "stablehlo"
@@ -75,6 +76,7 @@ def _write(
             if asked:
                 raise
             print(f"not written: {error}")
+    print(shown(exports.write_preprocessing(encoder, folder, written=written, **fixed)))
 
 
 if __name__ == "__main__":

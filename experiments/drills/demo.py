@@ -20,13 +20,13 @@ AT_ONCE = 200
 def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
     """Without end: floods of pages, of uploads honest and mutated, of forged hosts and of what is no request."""
     from hap2s_jax import demo, embed, search
-    from hap2s_jax.serving import vectors
+    from hap2s_jax.serving import gate, vectors
 
     encoder = small_run.encoder()
     paths = small_run.images(folder / "gallery")
     embed.embed_images(encoder, folder / "gallery", folder / "gallery.npz", show_progress=False)
     searcher = search.Searcher(encoder, vectors.read(folder / "gallery.npz"))
-    _, address, _ = demo.launch(demo.build(searcher, "a drill"), block=False)
+    _, address, _ = gate.launch(demo.build(searcher, "a drill"), block=False)
     host = address.split("//")[1].rstrip("/")
     picture = paths[0].read_bytes()
 

@@ -17,6 +17,8 @@ MAX_IMAGE = 2**28
 MAX_JSON = 2**24
 # What a packed file may become: so much at least, and so many times its size. Text packs well.
 _SMALL, _TIMES = 2**26, 50
+# Of a zip file: its list of members, some tens of thousands, and where its end is looked for.
+_MAX_LIST, _MAX_TAIL = 2**22, 2**17
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -112,6 +114,28 @@ def below(folder: str | os.PathLike[str], path: str) -> pathlib.Path:
 def allowed(size: int) -> int:
     """Bytes that a file of `size` bytes may become in memory."""
     return _SMALL + _TIMES * size
+
+
+def open_zip(file: IO[bytes]) -> zipfile.ZipFile:
+    """A zip file to be read, if its list of members, which is read at once, is of a bearable length.
+
+    Raises:
+      RefusedError: it lists too many.
+      zipfile.BadZipFile: it is none.
+    """
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(0, size - _MAX_TAIL))
+    tail = file.read(_MAX_TAIL)
+    # The bytes that the list takes stand in the record at the end; 2**32 - 1 refers to a longer record before it.
+    end, end64 = tail.rfind(b"PK\5\6"), tail.rfind(b"PK\6\6")
+    sizes = [int.from_bytes(tail[end + 12 : end + 16], "little")] if end >= 0 else []
+    if end64 >= 0:
+        sizes = [size for size in sizes if size < 2**32 - 1]
+        sizes.append(int.from_bytes(tail[end64 + 40 : end64 + 48], "little"))
+    if any(size > _MAX_LIST for size in sizes):
+        raise RefusedError(f"it lists too many members: {max(sizes):,} bytes of them")
+    file.seek(0)
+    return zipfile.ZipFile(file)
 
 
 def check_members(members: Iterable[zipfile.ZipInfo], size: int) -> None:

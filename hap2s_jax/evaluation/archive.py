@@ -61,6 +61,7 @@ def from_npz(path: str) -> Inputs:
         raise UserError(
             f"--embeddings: {path} is not an .npz file of plain arrays, as numpy.savez writes it ({error})."
         ) from error
+    check_labels(arrays["labels"], None, path)
     distance = _distance(path, arrays["labels"])
     query = gallery = views = None
     if "split" in arrays:

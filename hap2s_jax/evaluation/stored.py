@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from hap2s_jax import formats
-from hap2s_jax.data.regular_files import check_members, open_regular, parse_json
+from hap2s_jax.data.regular_files import check_members, open_regular, open_zip, parse_json
 from hap2s_jax.errors import UserError
 
 _MAX_HEADER = 10_000
@@ -63,7 +63,7 @@ def read_npz(
     """
     with open_regular(path) as file:
         try:
-            with zipfile.ZipFile(file) as archive:
+            with open_zip(file) as archive:
                 there = {info.filename: info for info in archive.infolist()}
                 names = [name for name in (*needed, *optional) if f"{name}.npy" in there]
                 members = {name: there[f"{name}.npy"] for name in names}
@@ -99,10 +99,15 @@ def check(headers: dict[str, tuple[np.dtype, tuple[int, ...]]], path: str | os.P
         raise UserError(f"{path} holds no embeddings: their shape is {[known.get('n'), known.get('d')]}")
 
 
-def check_labels(labels: np.ndarray, class_names: np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Raises a UserError unless `labels` `[n]` are numbers of `class_names` `[c]`, or -1 for none."""
+def check_labels(labels: np.ndarray, class_names: np.ndarray | None, path: str | os.PathLike[str]) -> None:
+    """Raises a UserError unless `labels` `[n]` are numbers of classes from 0 on, of `class_names` `[c]` where they are
+    known, or -1 for none.
+    """
     lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < -1 or highest >= len(class_names):
+    if class_names is None:
+        if lowest < -1:
+            raise UserError(f"labels in {path} must be at least 0, or -1 for none, but go from {lowest}")
+    elif lowest < -1 or highest >= len(class_names):
         raise UserError(
             f"labels in {path} must be numbers of its {len(class_names)} classes, or -1 for none, but go from {lowest} "
             f"to {highest}"

@@ -17,7 +17,7 @@ import numpy as np
 
 from hap2s_jax import extras
 from hap2s_jax.data.places import local_file, place
-from hap2s_jax.data.regular_files import allowed, check_members, open_regular
+from hap2s_jax.data.regular_files import allowed, check_members, open_regular, open_zip
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.stored import first_line
 from hap2s_jax.reporting.atomic import replacing
@@ -133,7 +133,7 @@ def _check_torch_file(path: pathlib.Path) -> None:
     """Raises an error for what torch would take memory for without end."""
     with open_regular(path) as file, contextlib.ExitStack() as stack:
         if zipfile.is_zipfile(file):
-            archive = stack.enter_context(zipfile.ZipFile(file))
+            archive = stack.enter_context(open_zip(file))
             check_members(archive.infolist(), os.fstat(file.fileno()).st_size)
             pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
         else:

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hap2s_jax.errors import shown
+
 _SIZE, _LINE_HEIGHT, _ABOVE = 14, 18, 6
+_LONGEST = 500  # letters, of which no picture shows as many
 
 
 @functools.cache
@@ -36,7 +39,7 @@ def caption_height(captions: Sequence[str], wide: int) -> int:
 
 def _wrapped(text: str, face: Any, width: float) -> list[str]:
     """The text in one line, or in two broken between words; what is still too long is shortened."""
-    words = text.split()
+    words = [shown(word) for word in text[:_LONGEST].split()]
     fitting = 0
     while fitting < len(words) and face.getlength(" ".join(words[: fitting + 1])) <= width:
         fitting += 1

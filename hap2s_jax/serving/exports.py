@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import hashlib
 import json
 import logging
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -205,9 +206,12 @@ def _compare(encoder: TrainedEncoder, call: Callable[[Any], Any], batch_size: in
 
 
 def write_preprocessing(
-    encoder: TrainedEncoder, folder: pathlib.Path, batch_size: int | None = None
+    encoder: TrainedEncoder,
+    folder: pathlib.Path,
+    batch_size: int | None = None,
+    written: Iterable[pathlib.Path] = (),
 ) -> pathlib.Path:
-    """Writes what must be done to an image before it is given to an export."""
+    """Writes what must be done to an image before it is given to an export, and the SHA-256 of all files `written`."""
     evaluate, (height, width) = encoder.config.evaluate, encoder.image_size
     record: dict[str, Any] = {
         "input": f"uint8 [{batch_size or 'batch'}, {height}, {width}, 3], RGB, 0 to 255",
@@ -229,6 +233,13 @@ def write_preprocessing(
         "step": encoder.step,
         "jax": jax.__version__,
         "stablehlo_is_guaranteed_until": guaranteed_until(),
+        # As sha256sum has them.
+        "sha256": {
+            file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+            for path in written
+            for file in sorted([path] if path.is_file() else path.rglob("*"))
+            if file.is_file()
+        },
     }
     path = folder / PREPROCESSING
     with replacing(path) as temporary:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import pathlib
+import sys
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -19,7 +22,7 @@ import numpy as np
 
 from hap2s_jax import extras, formats
 from hap2s_jax.data.places import place, remove_folder
-from hap2s_jax.data.regular_files import allowed, open_regular
+from hap2s_jax.data.regular_files import allowed, open_regular, read_bytes
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import stored
 from hap2s_jax.reporting.atomic import replacing
@@ -29,6 +32,7 @@ SUFFIXES = (".npz", ".parquet")
 _ARRAYS = ("embeddings", "paths", "labels", "class_names", "model")
 _STATE = "parts.json"
 _ROWS_AT_ONCE = 65536
+_MAX_PART = 2**33
 
 
 class NothingReadableError(UserError):
@@ -95,6 +99,7 @@ class Parts:
             # A key that is not there was not known when the parts were made.
             differing = [key for key in identity if found.get(key, identity[key]) != identity[key]]
             if not differing:
+                self._drop_damaged()
                 return
             if not anew:
                 raise UserError(
@@ -113,8 +118,22 @@ class Parts:
 
     def add(self, stop: int, part: Part) -> None:
         """Keeps the part that ends before image number `stop`."""
-        with replacing(self.folder / f"{self.done:012d}-{stop:012d}.npz") as temporary:
-            np.savez(temporary, **dataclasses.asdict(part))
+        data = io.BytesIO()
+        np.savez(data, **dataclasses.asdict(part))
+        digest = zlib.crc32(data.getbuffer())
+        with replacing(self.folder / f"{self.done:012d}-{stop:012d}-{digest:08x}.npz") as temporary:
+            temporary.write_bytes(data.getbuffer())
+
+    def _drop_damaged(self) -> None:
+        """Removes the first part that is not what was kept, by the digest in its name, and all after it."""
+        files = self._files()
+        for number, file in enumerate(files):
+            digest = file.stem.split("-")[2:]
+            if digest and digest != [f"{zlib.crc32(read_bytes(file, _MAX_PART)):08x}"]:
+                print(f"warning: {file} is damaged; it is made again", file=sys.stderr)
+                for damaged in files[number:]:
+                    damaged.unlink()
+                return
 
     def __iter__(self) -> Iterator[Part]:
         for file in self._files():

@@ -123,3 +123,11 @@ def test_pictures_are_the_same_every_time_and_from_threads(tmp_path: Path) -> No
     for thread in threads:
         thread.join()
     assert len({(tmp_path / f"{i}.png").read_bytes() for i in range(3)}) == 1
+
+
+def test_captions_are_escaped_and_not_measured_without_end():
+    from hap2s_jax.reporting import captions
+
+    lines = captions._wrapped("\x1b[2J\udc80 " + "x" * 10**7, captions.font(14), 10_000)
+    assert lines[0].startswith("\\x1b[2J\\udc80 x")
+    assert sum(map(len, lines)) < 600

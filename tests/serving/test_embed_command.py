@@ -111,6 +111,20 @@ def test_interrupted_and_run_again(encoder, spoilt, folder, reference, tmp_path,
     _check(output, folder, reference)
 
 
+def test_damaged_parts_are_made_again(tmp_path, capsys):
+    parts = vectors.Parts(tmp_path / "x.npz", {})
+    for stop in (2, 4, 6):
+        rows = np.arange(stop - 2, stop)
+        parts.add(stop, vectors.Part(np.ones((2, 3), np.float32), rows, np.zeros(0, int), np.zeros(0, str)))
+    assert vectors.Parts(tmp_path / "x.npz", {}).done == 6
+    damaged = sorted(parts.folder.glob("*.npz"))[1]
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    assert vectors.Parts(tmp_path / "x.npz", {}).done == 2
+    assert f"warning: {damaged} is damaged" in capsys.readouterr().err
+
+
 def test_parts_of_something_else_are_not_gone_on_with(encoder, spoilt, tmp_path, run):
     output = tmp_path / "vectors.npz"
     vectors.Parts(output, {"weights": "others", "images": "x", "folder": str(spoilt)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 import re
@@ -80,6 +81,10 @@ def test_runs_without_this_project(exported, reference, tmp_path, code):
 def test_the_preprocessing_is_written_down(exported, run):
     record = json.loads((exported / "preprocessing.json").read_text())
     assert record["image_size"] == [64, 64]
+    files = [path for path in exported.rglob("*") if path.is_file() and path.name != "preprocessing.json"]
+    digests = {str(p.relative_to(exported)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    assert digests
+    assert record["sha256"] == digests
     assert record["enlarge"] == 1.1
     assert record["views"] == ["flip", "zooms"]
     assert record["fingerprint"] == hap2s_jax.load(run.workdir).fingerprint

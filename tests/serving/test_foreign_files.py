@@ -337,6 +337,26 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, method):
     tracemalloc.stop()
 
 
+def test_a_list_of_members_without_end_is_not_read(tmp_path):
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(80):  # as long as a million short names
+            archive.writestr(f"{number}" + "x" * 60_000, b"")
+    lines = _refused(path)
+    assert len(lines) == 2
+    assert all("lists too many members" in line for line in lines)
+
+
+def test_labels_below_none_are_refused_by_search_and_evaluate(tmp_path):
+    np.savez(tmp_path / "x.npz", **_honest() | {"labels": np.full(6, -7)})
+    lines = _refused(tmp_path / "x.npz")
+    assert len(lines) == 2
+    assert all("-7" in line for line in lines)
+    np.savez(tmp_path / "own.npz", embeddings=np.ones((3, 2)), labels=[0, 1, -7])
+    with pytest.raises(UserError, match="must be at least 0, or -1 for none, but go from -7"):
+        from_npz(str(tmp_path / "own.npz"))
+
+
 def test_honest_files_of_every_kind_are_read(tmp_path):
     expected = _honest()
     for name, save in (("stored", np.savez), ("packed", np.savez_compressed)):
@@ -351,11 +371,11 @@ def test_honest_files_of_every_kind_are_read(tmp_path):
     # Of anybody's file evaluate looks at its own arrays alone.
     more = {
         "class_names": np.array([_Executed()], object),
-        "labels": np.array([5, 5, -7, -7, 2, 2]),
+        "labels": np.array([5, 5, -1, -1, 7, 7]),
         "other": [1],
     }
     np.savez(tmp_path / "foreign.npz", **expected | more)
-    assert from_npz(str(tmp_path / "foreign.npz")).labels.min() == -7
+    assert from_npz(str(tmp_path / "foreign.npz")).labels.max() == 7
 
 
 def test_a_gallery_that_is_no_regular_file(planted):
