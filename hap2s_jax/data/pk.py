@@ -94,14 +94,17 @@ class PKPlan:
         epoch, position = divmod(int(step), self.steps_per_epoch)
         p = self.classes_per_batch
         classes = self._class_order(epoch)[position * p : (position + 1) * p]
-        visits = np.array([self._visits(int(c), epoch) for c in classes])
-        indices = np.empty((p, self.images_per_class), np.int64)
+        return self.images(classes, np.array([self._visits(int(c), epoch) for c in classes])).reshape(-1)
+
+    def images(self, classes: np.ndarray, visits: np.ndarray) -> np.ndarray:
+        """K images each of `classes` `[c]` when they are drawn for the time number `visits` `[c]`, int64 `[c, K]`."""
+        indices = np.empty((len(classes), self.images_per_class), np.int64)
         enough = self._counts[classes] >= self.images_per_class
         if enough.any():
             indices[enough] = self._distinct_images(classes[enough], visits[enough])
         for row in np.flatnonzero(~enough):
             indices[row] = self._repeated_images(int(classes[row]), int(visits[row]))
-        return indices.reshape(-1)
+        return indices
 
     def _class_order(self, epoch: int) -> np.ndarray:
         # Kept for one epoch only; a tuple, so that threads see the number and the order change together.
