@@ -88,7 +88,7 @@ def notebooks(session: nox.Session) -> None:
     session.run("python", "docs/site/run_notebooks.py", *session.posargs)
 
 
-@nox.session
+@nox.session(python="3.11")
 def services(session: nox.Session) -> None:
     """The tests of what writes to other services and formats, whose libraries bring much with them."""
     session.install("-e", ".[train,onnx,wandb,mlflow]", *TOOLS)
