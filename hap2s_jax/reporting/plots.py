@@ -170,8 +170,8 @@ def _draw_panel(axes: Axes, title: str, lines: Mapping[str, _Line], smooth: bool
         axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", color="#8c959f")
         axes.set_yticks([])
         return
-    for (name, (steps, values)), colour in zip(lines.items(), _COLOURS, strict=False):
-        label = _LABELS.get(name, name)
+    lines = _merged({_LABELS.get(name, name): line for name, line in lines.items()})
+    for (label, (steps, values)), colour in zip(lines.items(), _COLOURS, strict=False):
         few = len(steps) <= 30
         if smooth and not few:
             axes.plot(steps, values, color=colour, alpha=0.28, linewidth=0.9)
@@ -188,7 +188,21 @@ def _draw_panel(axes: Axes, title: str, lines: Mapping[str, _Line], smooth: bool
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=9, labelcolor="#1f2328", ncols=1 + (len(lines) > 3))
     if not any(np.any(values < 0) for _, values in lines.values()):
-        axes.set_ylim(bottom=0)
+        # By hand: with 0 far below all values, the highest would lie on the edge, half of it cut off.
+        top = 1.05 * axes.dataLim.y1
+        axes.set_ylim(0, top if np.isfinite(top) and top > 0 else None)
+
+
+def _merged(lines: Mapping[str, _Line]) -> dict[str, _Line]:
+    """Lines that are equal, as where all figures are 1, as one: each would hide the one before."""
+    found: dict[str, _Line] = {}
+    for label, line in lines.items():
+        same = next((other for other in found if np.array_equal(found[other], line, equal_nan=True)), None)
+        if same is None:
+            found[label] = line
+        else:
+            found = {f"{k}, {label}" if k == same else k: v for k, v in found.items()}
+    return found
 
 
 def _smoothed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

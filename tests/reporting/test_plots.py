@@ -60,6 +60,14 @@ def test_only_metrics_within_0_to_1_are_drawn(tmp_path: Path, monkeypatch: pytes
     assert drawn["Mean distance in the batch"] == ["mean_negative_distance", "mean_positive_distance"]
 
 
+def test_lines_that_are_equal_are_drawn_as_one() -> None:
+    steps, full, less = np.arange(4.0), np.ones(4), np.array([0.5, 1, 1, 1])
+    lines = {"map@r": (steps, full), "recall@1": (steps, less), "mrr": (steps, full), "f1": (steps, full)}
+    merged = plots._merged(lines)
+    assert list(merged) == ["map@r, mrr, f1", "recall@1"]
+    assert merged["recall@1"][1] is less
+
+
 def test_smoothing_keeps_a_line_and_skips_what_is_not_finite() -> None:
     values = np.full(200, 3.0)
     values[50] = np.nan
