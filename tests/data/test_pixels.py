@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import pathlib
+import re
 import struct
 import zlib
 
@@ -137,3 +140,27 @@ def test_an_old_bitmap_header_of_16_bits_tells_the_shape():
     rows = np.arange(2 * 12, dtype=np.uint8).tobytes()  # rows of 9 bytes, padded to 12
     assert pixels.image_shape(header + rows) == (2, 3)
     assert pixels.decode_whole(header + rows).shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("how", [(1.1, True), (256 / 224, False), (1.0, True)])
+def test_the_preprocessing_that_the_page_shows_is_exact(tmp_path, monkeypatch, how):
+    page = pathlib.Path(__file__).parents[2] / "docs" / "use.md"
+    (code,) = (
+        b for b in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) if "def preprocess" in b
+    )
+    settings = {"enlarge": how[0], "keep_aspect": how[1]}
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "preprocessing.json").write_text(
+        json.dumps({"image_size": [64, 48], **settings})
+    )
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec(code, scope)
+    exif = Image.Exif()
+    exif[274] = 6
+    for size in ((64, 64), (61, 50), (150, 131), (640, 411)):
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8))
+        for name, options in (("x.png", {}), ("x.jpg", {"exif": exif})):
+            image.resize(size, Image.Resampling.BICUBIC).save(name, **options)
+            expected = pixels.for_evaluation(pathlib.Path(name).read_bytes(), (64, 48), **settings)
+            np.testing.assert_array_equal(scope["preprocess"](name), expected)
