@@ -45,7 +45,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         # A name that nobody knew, and no link: what is written goes nowhere else.
         os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        # Some writers, as that of safetensors, make the file anew and for its owner alone.
+        with contextlib.suppress(OSError):  # not every file system has modes
+            temporary.chmod(mode)
         # Without it a power cut may leave the new name on an empty file.
         descriptor = os.open(temporary, os.O_RDWR | _NO_LINK)
         try:

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from hap2s_jax.errors import UserError
+from hap2s_jax.models.weight_files import write_safetensors
 from hap2s_jax.reporting.atomic import holding, replacing
 
 HOLDER = """
@@ -69,6 +71,20 @@ def test_a_lock_that_somebody_planted_is_refused(tmp_path, kind):
         pass
     assert sorted(tmp_path.iterdir()) == before
     assert not other.exists() or other.read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_a_file_is_as_readable_as_the_user_s_mask_says_whoever_wrote_it(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with replacing(tmp_path / "x") as temporary:
+            temporary.unlink()
+            os.close(os.open(temporary, os.O_RDWR | os.O_CREAT, 0o600))
+        write_safetensors({"a": np.zeros(2, np.float32)}, tmp_path / "a.safetensors")
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [mode, mode]
 
 
 def test_what_is_replaced_is_the_name_and_not_what_a_link_leads_to(tmp_path):
