@@ -1,11 +1,11 @@
 """HAP2S: hard-aware point-to-set deep metric learning in JAX."""
 
+from hap2s_jax.distributed import signals as _signals  # noqa: F401 - first, so that a command ends while all else loads
+
+# isort: split
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hap2s_jax.distributed import signals as _signals  # noqa: F401 - first, so that a command ends while jax loads too
-
-# isort: split
 from hap2s_jax import losses
 from hap2s_jax.distances import pairwise_distances
 from hap2s_jax.losses import (

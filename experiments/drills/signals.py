@@ -125,13 +125,13 @@ def _slack() -> float:
 
 
 def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
-    """Without end: each command in turn, either signal, at a moment from its first to its twentieth second."""
+    """Without end: each command in turn, either signal, at a moment between its first second and its twentieth."""
     yield Trial("start", lambda: prepare(folder), is_warm_up=True, seconds=SECONDS)
     random = np.random.default_rng(seed)
     while True:
         for command in commands(folder):
             number = signal.SIGINT if random.integers(2) else signal.SIGTERM
-            after = float(0.2 * 100 ** random.random())
+            after = float(20 ** random.random())  # before, a busy machine is still starting Python
             kind = f"{command.name} {signal.Signals(number).name}"
             run = functools.partial(interrupted, command, number, after, folder)
             yield Trial(kind, run, seconds=SECONDS)

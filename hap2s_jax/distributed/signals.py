@@ -13,7 +13,10 @@ import os
 import signal
 import sys
 import threading
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # loading `typing` takes longer than all of this, and nobody watches yet
+    from typing import Any, NoReturn
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 _GRACE = 1.5  # seconds for the files in hand to be closed, or removed
