@@ -6,12 +6,13 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import trees
 from PIL import Image
 
 from hap2s_jax import check_data
-from hap2s_jax.data import registry
+from hap2s_jax.data import datasets, inspection, registry
 from hap2s_jax.errors import UserError
 
 
@@ -46,6 +47,29 @@ def test_unreadable_images_are_named_and_end_with_an_error(tmp_path, capsys):
         check_data.run("folder", str(root), {}, True, None)
     assert f"1 images that cannot be read: {broken}" in capsys.readouterr().out
     check_data.run("folder", str(root), {}, False, None)  # without decoding, nothing is found
+
+
+def test_images_that_lose_more_than_half_to_the_centre_crop_are_counted_and_drawn_as_they_are_seen(
+    tmp_path, capsys
+):
+    root = tmp_path / "mine"
+    for n in range(8):
+        trees.put(root / str(n // 2) / f"{n}.png", trees.encoded(trees.picture(n, 40, 40), "PNG"))
+    wide = root / "1" / "wide.png"
+    stripes = np.zeros((40, 200, 3), np.uint8)
+    stripes[:, 80:120] = 255  # all that a square in the middle sees
+    trees.put(wide, trees.encoded(stripes, "PNG"))
+    check_data.run("folder", str(root), {}, True, None)
+    out = capsys.readouterr().out
+    assert "1 images that lose more than half to the centre crop: " in out
+    assert str(wide) in out
+    dataset = datasets.load("folder", data_dir=root, validation_fraction=0.0)
+    for source in (dataset.train, dataset.test):
+        for n in range(len(source)):
+            if source.describe(n) == str(wide):
+                assert (inspection.View().image(source, n) == 255).all()
+                return
+    raise AssertionError("the image is in neither part")
 
 
 def test_people_seen_by_one_camera_and_queries_without_an_answer(tmp_path, capsys):
