@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 PARTS = ("files", "damage", "losses", "images", "archives", "disk", "demo", "kills", "signals", "gallery")
 # Longer than this is a hang, and more memory than this above an honest file's is too much.
 SECONDS, BYTES = 10.0, 200 * 2**20
+_START = 300.0  # until a part has made what it needs
 ENDS = ("taken", "refused", "wrong", "traceback", "crash", "hang", "memory", "written")
 WELL = ("taken", "refused")
 
@@ -104,8 +105,12 @@ def _worker(part: str, seed: int, skip: int, pipe: Any) -> None:
     pipe.send(("done", 0, ""))
 
 
-def carried_out(part: str, seed: int, *, variants: int, until: float) -> Iterator[tuple[str, str, str]]:
-    """(kind, end, line) for each trial of a part and a seed, whatever becomes of the processes that try them."""
+def carried_out(part: str, seed: int, *, variants: int, share: float) -> Iterator[tuple[str, str, str]]:
+    """(kind, end, line) for each trial of a part and a seed, whatever becomes of the processes that try them.
+
+    Those that begin within `share` seconds after the first one.
+    """
+    until = time.monotonic() + _START
     context, number, seconds = multiprocessing.get_context("spawn"), -1, SECONDS
     while time.monotonic() < until and number < variants:
         ours, theirs = context.Pipe(duplex=False)
@@ -115,13 +120,14 @@ def carried_out(part: str, seed: int, *, variants: int, until: float) -> Iterato
         kind, end = "", ""
         try:
             while time.monotonic() < until and number < variants:
-                if not ours.poll(seconds if kind else 300.0):
+                if not ours.poll(seconds if kind else _START):
                     end = "hang"
                     break
                 what, *rest = ours.recv()
                 if what == "done":
                     return
                 if what == "begin":
+                    until = time.monotonic() + share if number < 0 else until
                     number, kind, seconds = max(number, rest[0]), rest[1], rest[2] or SECONDS
                 else:
                     yield kind, *rest
@@ -160,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", "--first_seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=1, help="how many, from --seed on")
     parser.add_argument("--variants", type=int, default=10**9, help="at most, per part and seed")
-    parser.add_argument("--minutes", type=float, default=2.0, help="for all of it")
+    parser.add_argument("--minutes", type=float, default=2.0, help="for all parts together, once they begin")
     parser.add_argument("--lines", default=os.devnull, metavar="FILE", help="a line of JSON for every trial")
     options = parser.parse_args(arguments)
     parts = options.parts.split(",")
@@ -170,8 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     with open(options.lines, "w") as lines:
         for part, seed in itertools.product(parts, range(options.seed, options.seed + options.seeds)):
-            until = time.monotonic() + share
-            for kind, end, line in carried_out(part, seed, variants=options.variants, until=until):
+            for kind, end, line in carried_out(part, seed, variants=options.variants, share=share):
                 counts[f"{part}: {kind}"][end] += 1
                 record = {"part": part, "seed": seed, "kind": kind, "end": end, "line": line}
                 lines.write(json.dumps(record) + "\n")

@@ -7,6 +7,7 @@ mounted anew, or a folder's rights; gone is a folder that is moved away.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import pathlib
 import resource
@@ -41,6 +42,12 @@ def disk(folder: pathlib.Path, megabytes: int) -> Iterator[pathlib.Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def keep_mounts_to_ourselves() -> None:
+    """What is mounted from here on ends with this process, however that ends; nothing happens without the right to."""
+    if ctypes.CDLL(None).unshare(0x20000) == 0:  # CLONE_NEWNS
+        subprocess.run(["mount", "--make-rprivate", "/"], check=False, capture_output=True)
+
+
 def make_read_only(place: pathlib.Path) -> None:
     """Mounts it anew, or takes the rights away."""
     done = subprocess.run(["mount", "-o", "remount,ro", str(place)], check=False, capture_output=True)
@@ -57,6 +64,7 @@ def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
     from hap2s_jax.run.learner import Learner
     from hap2s_jax.training.checkpoint import Checkpointer
 
+    keep_mounts_to_ourselves()
     encoder, learner = small_run.encoder(), Learner.create(small_run.settings())
     state = learner.initial_state(8)
     pictures = folder / "pictures"

@@ -41,6 +41,9 @@ CONFIG = {
     "encoder.stem": "small32",
 }
 SECONDS = 900.0
+# The kernel ends it with its parent (PR_SET_PDEATHSIG).
+_TIE = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
+_TIED = [sys.executable, "-I", "-S", "-c", _TIE] if sys.platform == "linux" else []
 
 
 def command(workdir: pathlib.Path, *more: str) -> list[str]:
@@ -51,16 +54,11 @@ def command(workdir: pathlib.Path, *more: str) -> list[str]:
 
 
 def started(arguments: list[str], errors: pathlib.Path) -> subprocess.Popen[bytes]:
-    """A command in a session of its own, its standard error in a file."""
+    """A command that does not outlive this process, its standard error in a file."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     with errors.open("ab") as file:
         return subprocess.Popen(
-            arguments,
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=file,
-            start_new_session=True,
+            [*_TIED, *arguments], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=file
         )
 
 
