@@ -122,7 +122,7 @@ def evaluate(
     """
     if isinstance(protocols, str) or not protocols or not set(protocols) <= set(PROTOCOLS):
         raise ValueError(f"protocols must be a list out of {', '.join(PROTOCOLS)}, but is {protocols!r}.")
-    count = len(np.asarray(labels))
+    count = np.size(np.asarray(labels))
     size = count if gallery is None else np.arange(count)[np.asarray(gallery)].size
     at, in_shop_at, rank_at, single_at, closed_at = (
         RECALL_AT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -55,6 +56,8 @@ def create(name: str, **options: Any) -> nn.Module:
       UserError: an unknown name or option, or a value that the option does not take; the message has the
         nearest right one.
     """
+    if not isinstance(name, str):
+        raise UserError(f"the model's name is {name!r}; it should be text, such as 'resnet50'")
     if ":" in name:
         return own.create(name, options, _VIT_OPTIONS | _OPTIONS)
     if name in VITS:
@@ -118,9 +121,13 @@ def _known(
             raise UserError(
                 f"model option {key} does not apply to {name}; those that do: {', '.join(known)}."
             )
-    if isinstance(dtype := kept.get("dtype"), str):
-        _choose("dtype", dtype, DTYPES)
-        kept["dtype"] = jnp.dtype(dtype)
+    for key, value in kept.items():
+        if isinstance(known[key], bool):
+            _choose(key, value, (True, False))
+    if (dtype := kept.get("dtype")) is not None:
+        with contextlib.suppress(TypeError):  # it has then no name of those to choose from
+            kept["dtype"] = jnp.dtype(dtype)
+        _choose("dtype", getattr(kept["dtype"], "name", dtype), DTYPES)
     return kept
 
 

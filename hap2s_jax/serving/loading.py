@@ -52,6 +52,8 @@ def load(
       UserError: in one line, if there is no finished checkpoint, or it is damaged or of a newer version.
     """
     extras.require("hap2s_jax.load", "use")
+    if not isinstance(workdir, str | os.PathLike):
+        raise UserError(f"workdir is {workdir!r}; it should be the path of a run's working directory")
     path = place(workdir).absolute()
     config: Any = foreign.load(path)
     with configs.written_by(path):
