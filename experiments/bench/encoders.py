@@ -14,9 +14,9 @@ IMAGES_PER_CLASS = 4
 
 def settings(name: str) -> dict[str, Any]:
     """Options of the encoder called `name`, without an embedding layer, or of that of the config called `name`."""
-    from hap2s_jax.models.resnet import ARCHITECTURES
+    from hap2s_jax import models
 
-    if name in ARCHITECTURES:
+    if name in models.names():
         return {"name": name, "embedding_dim": 0}
     return dict(importlib.import_module(f"configs.{name}").get_config().encoder)
 
@@ -119,16 +119,19 @@ def theirs(
       threads: of the CPU.
       fused: whether torch.compile makes the step.
     """
+    from hap2s_jax.models.vit import VITS
+
     try:
         import torch
 
-        from bench.torch_encoder import Encoder
+        from bench import torch_encoder, torch_vit
     except ImportError:
         return {}
     if threads:
         torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = Encoder(settings(name)).to(device)
+    made = torch_vit.Encoder(name) if name in VITS else torch_encoder.Encoder(settings(name))
+    model = made.to(device)
     run: Any = torch.compile(model) if fused else model
     images = torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

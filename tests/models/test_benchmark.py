@@ -1,9 +1,13 @@
 """The encoder benchmark runs and prints a line for each measurement."""
 
+import dataclasses
+import importlib
 import subprocess
 import sys
 
 import pytest
+
+from hap2s_jax.models.vit import VITS
 
 
 def printed(arguments):
@@ -27,3 +31,12 @@ def test_layers_and_instructions_are_listed():
     profile = printed("--names=emoji --batch=2 --size=32 --profile")
     assert profile[0].startswith("emoji: ")
     assert any("conv_general_dilated" in line for line in profile[4:])
+
+
+def test_transformers_have_a_side_in_torch(monkeypatch, request):
+    pytest.importorskip("transformers")
+    monkeypatch.syspath_prepend(str(request.config.rootpath / "experiments"))
+    theirs = importlib.import_module("bench.encoders").theirs
+    for name in ("dinov2_vits14_reg", "vit_s16"):
+        monkeypatch.setitem(VITS, name, dataclasses.replace(VITS[name], dim=12, depth=1))
+        theirs(name, 1, (112, 112), "float32")["train step"]()
