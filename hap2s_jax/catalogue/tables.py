@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -150,12 +151,21 @@ class Tables:
         kind = table.schema.field("embedding").type if "embedding" in table.schema.names else None
         dim = getattr(kind, "list_size", 0)
         self._check(table, image_schema(dim) if 0 < dim <= _MAX_DIM else None, max(dim, 1) * 4)
+        arrow, count = pyarrow(), table.count_rows()
+        schema = arrow.schema([field for field in table.schema if field.name != "embedding"])
+        texts, embeddings, begin = [], np.empty((count, dim), np.float32), 0
         with _plainly(self.folder):
-            found = table.search().to_arrow() if table.count_rows() else table.schema.empty_table()
-        embeddings = np.asarray(found.column("embedding").combine_chunks().flatten()).reshape(-1, dim)
-        if len(embeddings) and not (np.isfinite(embeddings.max()) and np.isfinite(embeddings.min())):
+            # Batch by batch, for two copies of all embeddings would be too many.
+            for batch in table.search().limit(count).to_batches() if count else ():
+                values = np.asarray(batch.column("embedding").flatten()).reshape(-1, dim)
+                embeddings[begin : begin + len(values)] = values
+                begin += len(values)
+                texts.append(batch.select(schema.names))
+        if begin != count:
+            raise UserError(f"{self.folder} is damaged: it promises {count:,} rows and holds {begin:,}")
+        if count and not (np.isfinite(embeddings.max()) and np.isfinite(embeddings.min())):
             raise UserError(f"{self.folder} holds embeddings that are not finite; its encoder has diverged")
-        return found.drop_columns(["embedding"]), embeddings
+        return arrow.Table.from_batches(texts, schema), embeddings
 
     def read_ids(self, fingerprint: str) -> np.ndarray:
         """Ids of the images that there are for an encoder, int64 `[n]`."""
@@ -251,4 +261,5 @@ def _plainly(folder: pathlib.Path) -> Iterator[None]:
     except (UserError, OSError):
         raise
     except Exception as error:  # LanceDB raises what it stumbles over
-        raise UserError(f"{folder}: {first_line(error)}") from error
+        # Without the line of its own source that LanceDB ends with.
+        raise UserError(f"{folder}: {re.sub(r', /[^ ]+[.]rs:.*', '', first_line(error))}") from error

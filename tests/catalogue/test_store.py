@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hap2s_jax import formats
 from hap2s_jax.catalogue import adding, exporting, filters, moving, reviewed
 from hap2s_jax.catalogue.searching import Finder
 from hap2s_jax.catalogue.store import Store
-from hap2s_jax.catalogue.tables import shown_id
+from hap2s_jax.catalogue.tables import TEXTS, Tables, shown_id
 from hap2s_jax.data.readers import own
 from hap2s_jax.errors import UserError
 from hap2s_jax.serving import vectors
@@ -166,6 +167,34 @@ def test_bad_input_changes_nothing(store, encoder, pictures, tmp_path):
         state.write_text(json.dumps({**record, **change}))
         with pytest.raises(UserError, match=says):
             Store(store.tables.folder)
+
+
+def test_a_store_of_somebody_else_is_checked_before_it_is_read(store, enrolled, tmp_path):
+    name = store.encoder["fingerprint"]
+
+    def add(change, vector=1.0, dim=192):
+        folder = shutil.copytree(enrolled, tmp_path / f"{change!r:.20} {vector} {dim}")
+        rows = {"id": [5], "size": [1], **{n: [""] for n in TEXTS}, **change}
+        Tables(folder).add_images(name, rows, np.full((1, dim), vector, np.float32))
+        return folder
+
+    assert len(Store(add({})).ids) == 49
+    with pytest.raises(UserError, match="not finite"):
+        Store(add({}, np.inf))
+    with pytest.raises(UserError, match="further columns are"):
+        Store(add({"more": ["[1]"]})).where("weight = 1")
+    with pytest.raises(UserError, match="further columns are"):
+        Store(add({"more": ["[" * 100_000]})).where("weight = 1")
+    other = shutil.copytree(enrolled, tmp_path / "other")
+    shutil.rmtree(other / "decisions.lance")
+    with pytest.raises(UserError, match="decisions"):
+        Store(other)
+    shutil.copytree(other / f"images_{name}.lance", other / "decisions.lance")
+    with pytest.raises(UserError, match="other columns"):
+        Store(other)
+    (store.tables.folder / "lock").mkdir()
+    with pytest.raises(UserError, match="cannot write"):
+        store.relabel([store.texts("path")[0]], "x")
 
 
 def test_a_store_that_claims_the_home_folder_shows_nothing_of_it(store, tmp_path, monkeypatch):
