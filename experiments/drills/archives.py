@@ -58,6 +58,7 @@ def made(random: np.random.Generator, kind: str) -> bytes:
 
 def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
     """Without end, one kind after the other."""
+    import torch  # noqa: F401  (its import is no part of a trial)
 
     def weights(path: pathlib.Path) -> None:
         weight_files.check(weight_files.read_tensors(path), str(path))

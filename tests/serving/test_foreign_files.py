@@ -10,6 +10,7 @@ import shutil
 import socket
 import tracemalloc
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -345,6 +346,18 @@ def test_a_list_of_members_without_end_is_not_read(tmp_path):
     lines = _refused(path)
     assert len(lines) == 2
     assert all("lists too many members" in line for line in lines)
+
+
+def test_a_visitor_s_picture_of_too_many_pixels_is_not_decoded(tmp_path):
+    path = tmp_path / "x.png"
+    header = b"IHDR" + (8000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + zlib.crc32(header).to_bytes(4, "big") + bytes(64)
+    )
+    searcher: Any = None  # is not asked
+    verdict, seen, _ = demo.answer(searcher, path, 3)
+    assert "8000 x 8000 pixels, more than the 50,000,000 allowed" in verdict
+    assert seen is None
 
 
 def test_labels_below_none_are_refused_by_search_and_evaluate(tmp_path):
