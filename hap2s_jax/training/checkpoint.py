@@ -108,7 +108,12 @@ class Checkpointer:
                 async_options=ocp.options.AsyncOptions(post_finalization_callback=self._add_digests),
             )
             handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
-            return _Manager(self._directory, options=options, item_handlers=handlers)
+            try:
+                return _Manager(self._directory, options=options, item_handlers=handlers)
+            except Exception as e:
+                if isinstance(e, OSError) or not is_bucket(self._directory):
+                    raise
+                raise Unreachable(f"the checkpoints in {self._directory}", first_line(e)) from e
 
         self._best_metric, self._saving = best_metric, 0
         self._open, self._again = opened, None

@@ -142,6 +142,11 @@ def test_a_checkpoint_that_was_not_taken_is_tried_again_and_nothing_half_written
     proxy.fault = lambda method, path: None
     assert Checkpointer(there).steps == [2, 3]
 
+    proxy.fault = lambda method, path: 400 if method == "GET" and "prefix=checkpoints/" in path else None
+    with pytest.raises(Unreachable, match="the checkpoints in gs://"):
+        Checkpointer(there)
+    proxy.fault = lambda method, path: None
+
     name = next(name for name in (there / "3").checksums() if name.startswith("state/"))
     (there / "3" / name).write_bytes(b"damaged")
     assert Checkpointer(there).steps == [2]
