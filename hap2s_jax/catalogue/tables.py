@@ -160,12 +160,13 @@ class Tables:
                 values = np.asarray(batch.column("embedding").flatten()).reshape(-1, dim)
                 embeddings[begin : begin + len(values)] = values
                 begin += len(values)
-                texts.append(batch.select(schema.names))
+                # Copies, which do not keep all of the batch in memory.
+                texts.append(batch.select(schema.names).take(np.arange(len(batch))))
         if begin != count:
             raise UserError(f"{self.folder} is damaged: it promises {count:,} rows and holds {begin:,}")
         if count and not (np.isfinite(embeddings.max()) and np.isfinite(embeddings.min())):
             raise UserError(f"{self.folder} holds embeddings that are not finite; its encoder has diverged")
-        return arrow.Table.from_batches(texts, schema), embeddings
+        return arrow.Table.from_batches(texts, schema).combine_chunks(), embeddings
 
     def read_ids(self, fingerprint: str) -> np.ndarray:
         """Ids of the images that there are for an encoder, int64 `[n]`."""
