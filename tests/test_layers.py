@@ -48,7 +48,7 @@ BASE = {"jax", "numpy"}
 ROOMS = {
     "tensorflow": ("hap2s_jax.data.tf", "hap2s_jax.data.builders"),
     "tensorflow_datasets": ("hap2s_jax.data.tf", "hap2s_jax.data.builders"),
-    "orbax": ("hap2s_jax.training.checkpoint",),
+    "orbax": ("hap2s_jax.training.checkpoint", "hap2s_jax.training.arrays"),
     "flax": ("hap2s_jax.models", "hap2s_jax.training"),
     "optax": ("hap2s_jax.training", "hap2s_jax.run"),
     "ml_collections": ("hap2s_jax.run", "hap2s_jax.recipes", "hap2s_jax.rehearse"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,7 +21,7 @@ from hap2s_jax.models import own
 from hap2s_jax.run import config as configs
 from hap2s_jax.run import foreign
 from hap2s_jax.serving.trained import TrainedEncoder
-from hap2s_jax.training.checkpoint import FOLDER, Checkpointer, quiet
+from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.state import encoder_variables
 
 PyTree = Any
@@ -63,7 +66,7 @@ def load(
         raise UserError(
             f"{workdir} holds no finished checkpoint; train on with hap2s_jax.main, or copy {FOLDER} whole"
         )
-    with quiet(), configs.written_by(path):
+    with _quiet(), configs.written_by(path):
         checkpointer = Checkpointer(path / FOLDER, read_only=True, strict=strict)
         if checkpoint in (None, "latest"):
             chosen = checkpointer.restore_whole(lambda: _choose_step(checkpointer, checkpoint, config))
@@ -122,6 +125,18 @@ def _choose_step(checkpointer: Checkpointer, wanted: str | int | None, config: A
             f"checkpoint is {wanted!r}; it must be 'best', 'latest' or one of {checkpointer.steps}"
         )
     return int(wanted)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppresses orbax's warnings that a manager opened read-only is read-only."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _check_fits(found: PyTree, wanted: PyTree, where: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of the training state; the only module that imports orbax.
+"""Checkpoints of the training state; with `arrays` the only module that imports orbax.
 
 A checkpoint is named by the number of completed updates and holds the state, as NumPy arrays, and a small
 JSON record. Everything else (which batch comes next, every random draw) follows from the step.
@@ -21,8 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from hap2s_jax.data.places import is_bucket, place
 from hap2s_jax.errors import Unreachable, UserError
 from hap2s_jax.evaluation.stored import first_line
-from hap2s_jax.training import digests, patience
-from hap2s_jax.training.parts import name_of
+from hap2s_jax.training import arrays, digests, patience
 
 _LOG = logging.getLogger(__name__)
 PyTree = Any
@@ -32,18 +31,6 @@ FORMAT = 1
 FOLDER = "checkpoints"
 # In it, the arrays that no update changes.
 FROZEN = "frozen"
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Suppresses orbax's warnings that a manager opened read-only is read-only."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 class _Manager(ocp.CheckpointManager):
@@ -210,7 +197,8 @@ class Checkpointer:
           UserError: it does not exist, or does not fit the template.
         """
         with self._reading(step):
-            self._check_fits(template, step)
+            tree = self._manager.item_metadata(step)["state"].tree
+            arrays.check_fits(tree, template, self._directory / str(step))
             abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
@@ -231,35 +219,19 @@ class Checkpointer:
         with self._reading(step):
             stored = self._manager.item_metadata(step)["state"].tree
             wanted = {name: stored[name] for name in ("params", "batch_stats", "ema_params")}
-            weights = _read_arrays(self._directory / str(step) / "state", wanted)
+            weights = arrays.read(self._directory / str(step) / "state", wanted)
         return weights | {"frozen": self.restore_frozen()}
 
     def save_frozen(self, variables: PyTree) -> None:
         """Saves a frozen trunk's variables, ``{"params", "batch_stats"}``, beside the steps; errors are `save`'s."""
-        host = jax.tree.map(np.asarray, variables)
         try:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
-                writer.save(self._directory / FROZEN, args=ocp.args.PyTreeSave(host), force=True)
-            if jax.process_index() == 0:
-                digests.write(self._directory / FROZEN)
+            arrays.write(self._directory / FROZEN, variables)
         except Exception as e:
             raise self._save_error(e) from e
 
     def restore_frozen(self) -> PyTree:
         """What `save_frozen` saved, as NumPy arrays; None where nothing was. A UserError if it is damaged."""
-        where = self._directory / FROZEN
-        if not where.is_dir():
-            return None
-        try:
-            if why := digests.fault(where):
-                raise ValueError(why)
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                tree = reader.metadata(where).item_metadata.tree
-            return _read_arrays(where, tree)
-        except Exception as e:
-            raise UserError(
-                f"the frozen weights {where} cannot be read ({first_line(e)}); copy them again"
-            ) from e
+        return arrays.read_whole(self._directory / FROZEN)
 
     def restore_whole(
         self, choose: Callable[[], int | None], template: PyTree = None
@@ -304,27 +276,6 @@ class Checkpointer:
                 "run again to go on from the checkpoint before it"
             ) from e
 
-    def _check_fits(self, template: PyTree, step: int) -> None:
-        """Compares names, shapes and dtypes first: a wrong dtype would be cast silently."""
-        tree = self._manager.item_metadata(step)["state"].tree
-        average = getattr(template, "ema_params", None) or {}
-        if "batch_stats" in average and "batch_stats" not in (tree.get("ema_params") or average):
-            raise UserError(
-                f"checkpoint {self._directory / str(step)} is of a version whose moving average held no batch "
-                "statistics: it can evaluate and embed, but not continue training; start another run from these "
-                f"weights, with --config.pretrained.source={self._directory.parent}"
-            )
-        stored = _describe(tree)
-        wanted = _describe(template)
-        differing = [k for k in {**wanted, **stored} if stored.get(k) != wanted.get(k)]
-        if differing:
-            name = differing[0]
-            raise UserError(
-                f"checkpoint {self._directory / str(step)} does not fit this config's state: {name} is "
-                f"{stored.get(name, 'missing')} there and {wanted.get(name, 'missing')} here"
-                + (f" ({len(differing) - 1} more differ)" if len(differing) > 1 else "")
-            )
-
     def close(self) -> None:
         """Waits until the last save is complete."""
         self._wait()
@@ -354,21 +305,3 @@ class Checkpointer:
             f"saving a checkpoint to {self._directory} failed: {first_line(error)}; the last good one is of step "
             f"{self._manager.latest_step()}; free space or permissions there and run again to go on from it"
         )
-
-
-def _read_arrays(path: pathlib.Path, wanted: PyTree) -> PyTree:
-    """The arrays of `wanted`, of which shapes and dtypes count, out of the tree that lies in `path`."""
-    abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), wanted)
-    as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return reader.restore(path, args=ocp.args.PyTreeRestore(abstract, as_arrays, partial_restore=True))
-
-
-def _describe(tree: PyTree) -> dict[str, str]:
-    """Dtype and shape of each array by its path, in the same form for a state and for orbax's record of one."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        "/".join(map(name_of, path)): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-        for path, leaf in leaves
-        if hasattr(leaf, "shape") and leaf.shape is not None
-    }

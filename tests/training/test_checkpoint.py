@@ -260,6 +260,7 @@ def test_the_weights_alone_are_read_without_a_template(tmp_path):
         checkpointer.close()
         reader = Checkpointer(tmp_path, read_only=True)
         weights = reader.restore_weights(int(state.step))
+        assert weights.pop("frozen") is None
         assert set(weights) == {"params", "batch_stats", "ema_params"}
         for name, tree in weights.items():
             _assert_equal(tree, jax.tree.map(np.asarray, getattr(state, name)))

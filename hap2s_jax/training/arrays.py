@@ -1,0 +1,91 @@
+"""Trees of arrays on disk, as orbax keeps them: one by itself, and the state in a checkpoint."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation.stored import first_line
+from hap2s_jax.training import digests
+from hap2s_jax.training.parts import name_of
+
+PyTree = Any
+
+
+def write(path: pathlib.Path, tree: PyTree) -> None:
+    """Writes a tree of arrays into the folder `path`, with its digests, in the place of what lies there."""
+    host = jax.tree.map(np.asarray, tree)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+        writer.save(path, args=ocp.args.PyTreeSave(host), force=True)
+    if jax.process_index() == 0:
+        digests.write(path)
+
+
+def read_whole(path: pathlib.Path) -> PyTree:
+    """Reads what `write` has written, as NumPy arrays; None where nothing lies.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    if not path.is_dir():
+        return None
+    try:
+        if why := digests.fault(path):
+            raise ValueError(why)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.metadata(path).item_metadata.tree
+        return read(path, tree)
+    except Exception as e:
+        raise UserError(f"the frozen weights {path} cannot be read ({first_line(e)}); copy them again") from e
+
+
+def read(path: pathlib.Path, wanted: PyTree) -> PyTree:
+    """Reads the arrays of `wanted`, of which shapes and dtypes count, out of the tree that lies in `path`."""
+    abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), wanted)
+    as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(path, args=ocp.args.PyTreeRestore(abstract, as_arrays, partial_restore=True))
+
+
+def check_fits(tree: PyTree, template: PyTree, path: pathlib.Path) -> None:
+    """Compares names, shapes and dtypes of a stored state with a template's: a wrong dtype would be cast silently.
+
+    Args:
+      tree: orbax's record of the state.
+      template: of the same structure as the state that is wanted.
+      path: of the checkpoint.
+
+    Raises:
+      UserError: they differ.
+    """
+    average = getattr(template, "ema_params", None) or {}
+    if "batch_stats" in average and "batch_stats" not in (tree.get("ema_params") or average):
+        raise UserError(
+            f"checkpoint {path} is of a version whose moving average held no batch statistics: it can evaluate and "
+            "embed, but not continue training; start another run from these weights, with "
+            f"--config.pretrained.source={path.parent.parent}"
+        )
+    stored, wanted = _describe(tree), _describe(template)
+    differing = [k for k in {**wanted, **stored} if stored.get(k) != wanted.get(k)]
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"checkpoint {path} does not fit this config's state: {name} is {stored.get(name, 'missing')} there and "
+            f"{wanted.get(name, 'missing')} here"
+            + (f" ({len(differing) - 1} more differ)" if len(differing) > 1 else "")
+        )
+
+
+def _describe(tree: PyTree) -> dict[str, str]:
+    """Dtype and shape of each array by its path, in the same form for a state and for orbax's record of one."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        "/".join(map(name_of, path)): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        for path, leaf in leaves
+        if hasattr(leaf, "shape") and leaf.shape is not None
+    }
