@@ -4,6 +4,7 @@
     python -m hap2s_jax.evaluate --embeddings=market.npz --distance=cosine --rerank --confidence=0.95
     python -m hap2s_jax.evaluate --embeddings=faces.npz --pairs=pairs.csv --roc=roc.png
     python -m hap2s_jax.evaluate --workdir=runs/emoji --by=camera
+    python -m hap2s_jax.evaluate --workdir=runs/market1501 --data=msmt17:data --data=photos.csv
     python -m hap2s_jax.evaluate --workdir=runs/market1501 --views=flip --feature=embedding --distance=cosine
 
 An .npz file holds `embeddings [n, d]` and `labels [n]`, and where there are any `cameras [n]` and `split [n]`,
@@ -17,9 +18,12 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from hap2s_jax import cli, extras
 from hap2s_jax.data import matches
@@ -30,8 +34,10 @@ from hap2s_jax.evaluation.archive import Inputs, from_npz, read_pairs
 from hap2s_jax.evaluation.closer import closer, draw_roc
 from hap2s_jax.evaluation.expansion import expand
 from hap2s_jax.evaluation.retrieval import TIES
+from hap2s_jax.reporting.table import print_metrics
 
 _SHOWN_TABLES = 30  # on the terminal; --json has all
+_COUNTS = ("_queries", "_queries_without_match", "_pairs")
 
 
 def from_workdir(workdir: str, step: int | None = None, **choices: Any) -> Inputs:
@@ -48,14 +54,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> None:
+    found = {}
     try:
-        _run(_inputs(options), options)
+        first = _inputs(options)
+        for one in (first, *first.others):
+            if first.others:
+                print(f"\n{one.name}")
+            found[one.name] = _run(one, _of_set(options, one.name) if first.others else options)
     except (ValueError, TypeError) as error:  # what embeddings from anywhere do not fit
         raise UserError(str(error)) from error
+    if len(found) > 1:
+        _compare(found)
+
+
+def _of_set(options: argparse.Namespace, name: str) -> argparse.Namespace:
+    """The options with the data set's name in the names of all files that are written."""
+    word = re.sub(r"[^\w.-]+", "_", name).strip("_")
+    own = {key: getattr(options, key) for key in ("json", "per_query", "worst", "roc")}
+    paths = {key: place(path) for key, path in own.items() if path}
+    return argparse.Namespace(
+        **{**vars(options), **{key: str(p.with_stem(f"{p.stem}_{word}")) for key, p in paths.items()}}
+    )
+
+
+def _compare(found: Mapping[str, Mapping[str, float]]) -> None:
+    """One table of all data sets, with their mean where all are judged alike."""
+    rows = {name: {k: v for k, v in row.items() if not k.endswith(_COUNTS)} for name, row in found.items()}
+    columns = list(dict.fromkeys(k for row in rows.values() for k in row))
+    if all(len(row) == len(columns) for row in rows.values()):
+        rows["average"] = {k: float(np.mean([row[k] for row in rows.values()])) for k in columns}
+    print_metrics(rows, columns=columns, title="All data sets")
 
 
 def _inputs(options: argparse.Namespace) -> Inputs:
-    chosen = {name: getattr(options, name) for name in ("step", "views", "feature", "data_dir")}
+    chosen = {name: getattr(options, name) for name in ("step", "views", "feature", "data_dir", "data")}
     if options.workdir:
         extras.require("evaluate --workdir", "train")
         consent = {"own_code": options.own_code, "strict": options.strict}
@@ -70,7 +102,7 @@ def _inputs(options: argparse.Namespace) -> Inputs:
     return from_npz(options.embeddings)
 
 
-def _run(inputs: Inputs, options: argparse.Namespace) -> None:
+def _run(inputs: Inputs, options: argparse.Namespace) -> Mapping[str, float]:
     chosen = tuple(options.protocols or inputs.protocols)
     pairs = read_pairs(options.pairs) if options.pairs else None
     if (options.pairs or options.roc) and "verification" not in chosen:
@@ -113,15 +145,14 @@ def _run(inputs: Inputs, options: argparse.Namespace) -> None:
     _report(shown, settings, options.json)
     for remark in matches.describe(inputs.labels, inputs.cameras, protocols=chosen, **rows):
         print(f"note: {remark}")
+    return shown["figures"]
 
 
 def _report(shown: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], path: str | None) -> None:
     for title, figures in list(shown.items())[:_SHOWN_TABLES]:
         print(title)
         for name, value in figures.items():
-            counted = name.startswith("queries") or name.endswith(
-                ("_queries", "_queries_without_match", "_pairs")
-            )
+            counted = name.startswith("queries") or name.endswith(_COUNTS)
             print(f"  {name:<42}{value:>10.0f}" if counted else f"  {name:<42}{value:>10.4f}")
     if len(shown) > _SHOWN_TABLES:
         print(f"... and {len(shown) - _SHOWN_TABLES} tables more; --json=FILE writes all")
@@ -141,6 +172,13 @@ def _parser() -> cli.Parser:
     source.add_argument("--workdir", help="the workdir of a run")
     parser.add_argument(
         "--data_dir", help="where the data of --workdir lie here, if not where the run found them"
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        metavar="DATA",
+        help="judge --workdir on other test images: NAME:DIR of a data set (check_data lists the names), a folder or "
+        "a CSV; repeat it for several",
     )
     parser.add_switch(
         "own_code",

@@ -41,14 +41,15 @@ def _from_1(config: Record | None, record: Record) -> None:
     """Keys were added, and the trunk's own figures to a run's results."""
     added = {
         "encoder": {"frozen": False},
-        "data": {"cached_views": 1},
+        "data": {"cached_views": 1, "sources": {}, "parts": ["train"]},
+        "batch": {"mixing": "classes", "sets": "mixed"},
         "log": {"profile_steps": None, "wandb": "", "mlflow": ""},
         "optimizer": {"layer_decay": 1.0, "head_steps": 0},
         "loss": {"memory_size": 0},
     }
     _add(config, added)
     if "untrained" in record:
-        record["as_it_comes"] = {}
+        record["as_it_comes"], record["tests"] = {}, {}
 
 
 def _add(config: Record | None, added: dict[str, Record]) -> None:

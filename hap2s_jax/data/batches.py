@@ -8,7 +8,6 @@ bit for bit. Everything expensive in it (decoding, resizing, warping) leaves Pyt
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -20,15 +19,14 @@ import numpy as np
 
 from hap2s_jax.data.augment import DRAWS, Augmentation, centre_part, resize
 from hap2s_jax.data.draws import uniforms
-from hap2s_jax.data.headers import UnreadableImageError
 from hap2s_jax.data.images import CACHE_BYTES, DecodedImages
 from hap2s_jax.data.pixels import DEFAULT, Decoding
+from hap2s_jax.data.reading import Reader
 from hap2s_jax.data.source import Source
 from hap2s_jax.data.tf import AHEAD, has_tensorflow
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.environment import usable_cores
 
-_LOG = logging.getLogger(__name__)
 _UNREADABLE = ("error", "skip")
 _FOREVER = np.iinfo(np.int64).max
 _AHEAD_BYTES = (
@@ -97,7 +95,7 @@ def train_batches(
     share = batch_size // host_count
     slots = np.arange(host_index * share, (host_index + 1) * share)
     labels = np.asarray(source.labels)
-    reader = _Reader(DecodedImages(source, cache_bytes, decoding), on_unreadable)
+    reader = Reader(DecodedImages(source, cache_bytes, decoding), on_unreadable)
     size = (int(image_size[0]), int(image_size[1]))
 
     def load(step: int, each: _Each) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +159,7 @@ def eval_batches(
         raise UserError(f"evaluate.batch_size: must be at least 1, found {batch_size}")
     share = -(-len(source) // host_count)
     first, last = host_index * share, min((host_index + 1) * share, len(source))
-    reader = _Reader(DecodedImages(source, cache_bytes, decoding), on_unreadable)
+    reader = Reader(DecodedImages(source, cache_bytes, decoding), on_unreadable)
     size = (int(image_size[0]), int(image_size[1]))
 
     def choose(height: int, width: int) -> tuple[int, int, int, int]:
@@ -183,72 +181,6 @@ def eval_batches(
 
     batches = _run(load, 0, -(-share // batch_size), num_workers, batch_size * math.prod(size) * 3)
     return ({"image": image, "index": index, "mask": mask} for image, index, mask in batches)
-
-
-class _Reader:
-    """What to do about images that cannot be read."""
-
-    def __init__(self, images: DecodedImages, on_unreadable: str):
-        self.images = images
-        self.skip = on_unreadable == "skip"
-        self.unreadable: set[int] = set()
-        self._warned: set[int] = set()
-        self._labels = np.asarray(images.source.labels)
-
-    def get(self, index: int, choose: Callable, size: tuple[int, int]) -> np.ndarray | None:
-        """The part of an image, or None where it cannot be read and may be skipped."""
-        try:
-            return self.images.get(index, choose, size)
-        except (OSError, UnreadableImageError) as error:
-            where = self.images.source.describe(index)
-            if not self.skip:
-                raise UserError(
-                    f"cannot read the image {where}: {error}; mend or remove it, or set "
-                    "config.data.on_unreadable=skip to leave such images out"
-                ) from None
-            if index not in self.unreadable:
-                self.unreadable.add(index)
-                _LOG.warning("skipping the image %s, which cannot be read: %s", where, error)
-            return None
-
-    def get_or_substitute(
-        self, index: int, choose: Callable, size: tuple[int, int]
-    ) -> tuple[np.ndarray, int]:
-        """The part of an image, or of the next readable one of its class, or of any class; and that one's number."""
-        part = self.get(index, choose, size)
-        if part is not None:
-            return part, index
-        for other in self._substitutes(index):
-            part = None if other in self.unreadable else self.get(other, choose, size)
-            if part is not None:
-                return part, other
-        raise UserError(
-            f"none of the images of {self.images.source.name} can be read, such as "
-            f"{self.images.source.describe(index)}; mend them, or check config.data.data_dir"
-        )
-
-    def _substitutes(self, index: int) -> Iterator[int]:
-        """All other images with a class in the order in which they may stand in: first those of the same class.
-
-        The images of a class go over to as many different ones of the class that follows.
-        """
-        labelled = np.flatnonzero(self._labels >= 0)
-        by_class = labelled[np.argsort(self._labels[labelled], kind="stable")]
-        classes, first, which, size = np.unique(
-            self._labels[by_class], return_index=True, return_inverse=True, return_counts=True
-        )
-        place, own = np.arange(len(by_class)) - first[which], int(np.flatnonzero(by_class == index)[0])
-        classes_on, places_on = (which - which[own]) % len(classes), (place - place[own]) % size[which]
-        ranking, same = by_class[np.lexsort((places_on, classes_on))].tolist(), size[which[own]]
-        yield from ranking[1:same]
-        if self._labels[index] not in self._warned:
-            self._warned.add(self._labels[index])
-            _LOG.warning(
-                "no image of class %d of %s can be read; those of other classes stand in for it",
-                self._labels[index],
-                self.images.source.name,
-            )
-        yield from ranking[same:]
 
 
 def _run(

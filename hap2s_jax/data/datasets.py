@@ -66,6 +66,8 @@ def load(
         asked = parts.test.labels if parts.query is None else parts.test.labels[parts.query]
         seen = trained & {parts.test.class_names[label] for label in np.unique(asked[asked >= 0])}
     protocols = parts.protocols or found.protocols
+    if options.get("test_fraction") == 1:  # nothing is trained on these
+        seen = set()
     if seen and "closed_set" not in protocols:
         remarks.append(
             f"{len(seen):,} of the {len(parts.test.class_names):,} test classes have training or validation images "

@@ -75,7 +75,7 @@ def find(dataset: Dataset, at_most_bytes: int | None = None) -> Duplicates:
             box = () if boxes is None else tuple(boxes[n].tolist())
             label = source.class_names[source.labels[n]] if source.labels[n] >= 0 else ""
             places[os.path.normpath(source.describe(n)), box].append((part, label))
-    digests, compared = _digests({path for path, _ in places}, at_most_bytes)
+    digests, compared = digests_of({path for path, _ in places}, at_most_bytes)
     repeated = []
     groups: dict[tuple[str, tuple[int, ...]], list[tuple[str, str, str]]] = defaultdict(list)
     for (path, box), where in places.items():
@@ -94,7 +94,7 @@ def find(dataset: Dataset, at_most_bytes: int | None = None) -> Duplicates:
     return Duplicates(repeated, two_labels, shared, compared)
 
 
-def _digests(paths: set[str], at_most_bytes: int | None) -> tuple[dict[str, str], bool]:
+def digests_of(paths: set[str], at_most_bytes: int | None) -> tuple[dict[str, str], bool]:
     """A digest of every file that another one equals in size; and whether they were made."""
     by_size: dict[int, list[str]] = defaultdict(list)
     for path in paths:

@@ -20,6 +20,7 @@ __all__ = [
     "Entry",
     "count_warnings",
     "entry",
+    "known_names",
     "names",
     "num_classes",
     "part_counts",
@@ -31,6 +32,11 @@ __all__ = [
 def names() -> list[str]:
     """The names of all data sets, without aliases."""
     return list(ENTRIES)
+
+
+def known_names() -> set[str]:
+    """The names of all data sets, with aliases, in small letters."""
+    return {alias for entry in ENTRIES.values() for alias in (entry.name, *entry.aliases)}
 
 
 def entry(name: str) -> Entry:

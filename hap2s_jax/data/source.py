@@ -138,6 +138,9 @@ class Dataset:
       seen_classes: names of the test classes that training or validation has images of too, as a split of one's own
         may have it.
       remarks: lines for whoever uses it, such as numbers of images that differ from the published ones.
+      judged: protocols of the validation classes, where they do not follow from those of the test.
+      targets: all data sets to test on, where there are several or they are others than this one; the first is `test`.
+      class_sets: int `[C]` which of several data sets each training class is of; None for a single one.
     """
 
     name: str
@@ -151,11 +154,14 @@ class Dataset:
     views: np.ndarray | None = None
     seen_classes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    judged: tuple[str, ...] | None = None
+    targets: tuple[Dataset, ...] = ()
+    class_sets: np.ndarray | None = None
 
     @property
     def validation_protocols(self) -> tuple[str, ...]:
         """Those by which validation classes are judged: special ones depend on how the test images were collected."""
-        return tuple(p for p in self.protocols if p in _OF_ANY_SOURCE) or _OF_ANY_SOURCE[:1]
+        return self.judged or tuple(p for p in self.protocols if p in _OF_ANY_SOURCE) or _OF_ANY_SOURCE[:1]
 
     def __post_init__(self) -> None:
         """Refuse what no evaluation could read."""

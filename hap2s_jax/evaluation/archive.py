@@ -25,6 +25,8 @@ class Inputs:
     Attributes:
       images: rows -> uint8 `[n, h, w, 3]`, where there are any.
       step: the checkpoint that the embeddings are of, where it is one.
+      name: of the data set.
+      others: further data sets that the same encoder is judged on.
     """
 
     embeddings: np.ndarray
@@ -37,6 +39,8 @@ class Inputs:
     distance: str
     images: Callable[[np.ndarray], np.ndarray] | None = None
     step: int | None = None
+    name: str = ""
+    others: tuple[Inputs, ...] = ()
 
 
 def from_npz(path: str) -> Inputs:

@@ -60,7 +60,7 @@ def model_card(
         _what_it_is(results, parameters),
         "```python\nimport hap2s_jax\n\nembeddings = hap2s_jax.load(WORKDIR)(PATHS_OF_IMAGES)\n```",
         "## Data",
-        _data(config["data"]["name"], data, seen_classes),
+        _data(", ".join(config["data"].get("sources") or [config["data"]["name"]]), data, seen_classes),
         "## Figures on the test classes",
         _figures(results),
         "\n".join(f"- {line}" for line in _definitions(results["test"], protocols)),

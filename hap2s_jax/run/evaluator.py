@@ -14,12 +14,13 @@ from hap2s_jax.data import matches
 from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.pixels import Decoding
 from hap2s_jax.data.source import Dataset, Source, Subset
-from hap2s_jax.data.turns import QuarterTurns
+from hap2s_jax.data.turns import TURNS, QuarterTurns
 from hap2s_jax.distributed.devices import DataParallel
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import protocols, raw_pixels, test_time
 from hap2s_jax.evaluation.embed import embed_dataset
 from hap2s_jax.run.config import Config
+from hap2s_jax.run.sets import load_dataset
 from hap2s_jax.training import step
 
 PyTree = Any
@@ -42,12 +43,13 @@ class Evaluator:
     embed: Callable[[PyTree, Any], jax.Array]
 
     @staticmethod
-    def of_run(config: Config, encoder: Any) -> Evaluator:
+    def of_run(config: Config, encoder: Any, dataset: Dataset | None = None) -> Evaluator:
         """Opens a trained run, on as many of its devices as this machine has.
 
         Args:
           config: of the run. Its loss need not be known here.
           encoder: the flax module.
+          dataset: another one than the run's.
 
         Raises:
           UserError: naming the key that is wrong, or the data that are missing.
@@ -55,7 +57,8 @@ class Evaluator:
         wanted = config.num_devices
         parallel = DataParallel.create(None if wanted is None else min(wanted, jax.device_count()))
         embed = parallel.compile_map(embedding_function(encoder, config.evaluate))
-        return Evaluator(config, parallel, with_noise(config, load_dataset(config))[0], embed)
+        dataset = dataset or with_noise(config, load_dataset(config))[0]
+        return Evaluator(config, parallel, dataset, embed)
 
     def eval_batches(self, source: Source) -> Iterator[PyTree]:
         """This process's share of a source's images, each once."""
@@ -146,6 +149,21 @@ class Evaluator:
         chosen = data.protocols if source is data.test else data.validation_protocols
         return matches.describe(source.labels, source.cameras, query=query, gallery=gallery, protocols=chosen)
 
+    def of_targets(self) -> list[Evaluator]:
+        """Itself for each data set to test on, which is then its own."""
+        return [
+            dataclasses.replace(self, dataset=target) for target in self.dataset.targets or (self.dataset,)
+        ]
+
+    def measure_others(self, variables: PyTree) -> dict[str, dict[str, float]]:
+        """The figures of the data sets to test on after the first, by name."""
+        return {
+            judge.dataset.name: judge.measure(
+                *judge.embed_source(variables, judge.dataset.test), judge.dataset.test
+            )
+            for judge in self.of_targets()[1:]
+        }
+
     def images(self, source: Source, indices: np.ndarray) -> np.ndarray:
         """Some images of a source as the encoder sees them, uint8 ``[n, h, w, 3]``, for pictures."""
         from hap2s_jax.data.batches import eval_batches
@@ -169,23 +187,6 @@ def decoding(config: Config) -> Decoding:
     return Decoding(data.exif, background, data.max_pixels)
 
 
-def load_dataset(config: Config) -> Dataset:
-    """The data set that a config names, without the label noise or foreign images it may ask for.
-
-    Raises:
-      UserError: naming the key that is wrong, or the data that are missing.
-    """
-    from hap2s_jax.data import datasets
-
-    return datasets.load(
-        config.data.name,
-        data_dir=config.data.data_dir,
-        validation_fraction=config.data.validation_fraction,
-        seed=config.seed,
-        **config.data.options,
-    )
-
-
 def with_noise(config: Config, dataset: Dataset) -> tuple[Dataset, NoiseRecord | None]:
     """The data set as a run trains on it, and which training images were made wrong on purpose, None without noise.
 
@@ -196,7 +197,9 @@ def with_noise(config: Config, dataset: Dataset) -> tuple[Dataset, NoiseRecord |
 
     dataset, noise = datasets.with_noise(dataset, data_dir=config.data.data_dir, **config.data.noise)
     if config.data.quarter_turns:
-        dataset = dataclasses.replace(dataset, train=QuarterTurns(dataset.train, decoding(config)))
+        sets = None if dataset.class_sets is None else np.tile(dataset.class_sets, TURNS)
+        train = QuarterTurns(dataset.train, decoding(config))
+        dataset = dataclasses.replace(dataset, train=train, class_sets=sets)
     return dataset, noise
 
 

@@ -58,6 +58,8 @@ def data_facts(dataset: Dataset) -> dict[str, str]:
         if rows is not None:
             digest = hashlib.sha256(np.ascontiguousarray(rows, "<i8").tobytes()).hexdigest()[:12]
             facts[f"the {name} of {dataset.name}"] = f"{len(rows)} images, {digest}"
+    for target in dataset.targets[1:]:
+        facts |= {name: fact for name, fact in data_facts(target).items() if "train" not in name}
     return facts
 
 

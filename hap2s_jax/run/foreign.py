@@ -37,6 +37,8 @@ KEYS = (
     "seed",
     "data.name",
     "data.options",
+    "data.sources",
+    "evaluate.on",
     "data.data_dir",
     "data.validation_fraction",
     "data.on_unreadable",
@@ -81,6 +83,11 @@ def load(workdir: str | os.PathLike[str], *, data_dir: str | None = None) -> con
             raise UserError(
                 f"{workdir}: {key} is {value}, which is not on this machine; if you trust the run, name the place "
                 "with --data_dir"
+            )
+    for entry in [*config.data.get("sources", {}).values(), *config.evaluate.get("on", {}).values()]:
+        if "://" in str(entry.get("data_dir")):
+            raise UserError(
+                f"{workdir}: a data set's data_dir is {entry['data_dir']}, which is not on this machine; copy it to one"
             )
     return config.lock()
 

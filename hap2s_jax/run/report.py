@@ -13,15 +13,14 @@ import jax
 import numpy as np
 
 from hap2s_jax import formats
-from hap2s_jax.data.source import Source
+from hap2s_jax.data.source import Dataset, Source
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import raw_pixels
-from hap2s_jax.evaluation.retrieval import nearest
-from hap2s_jax.reporting import card, environment, plots, selection
+from hap2s_jax.reporting import card, environment
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.reporting.metric_log import MetricLog, read_metrics, write_csv
-from hap2s_jax.reporting.pictures import retrievals
 from hap2s_jax.reporting.table import print_metrics
+from hap2s_jax.run.pictures import draw
 from hap2s_jax.run.trainer import Trainer
 from hap2s_jax.serving import calibration
 from hap2s_jax.serving.trained import fingerprint
@@ -51,8 +50,6 @@ COLUMNS = (
     "multi_query_rank-1",
     "single_gallery_shot_rank-1",
 )
-SHOWN_QUERIES = 12
-SHOWN_NEIGHBOURS = 10
 
 
 def say(text: str) -> None:
@@ -67,6 +64,7 @@ def announce(trainer: Trainer, state: TrainState, workdir: pathlib.Path) -> None
     data = trainer.dataset
     parts = [("train", data.train), ("validation", data.validation), ("test", data.test)]
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    parts += [(f"test on {target.name}", target.test) for target in data.targets[1:]]
     sizes = "; ".join(
         f"{name} {len(s):,} images of {_num_classes(s):,} classes" for name, s in parts if s is not None
     )
@@ -107,6 +105,7 @@ def finish(
     embeddings, pixels, present = trainer.embed_with_pixels(trainer.variables(state), test)
     measured = trainer.measure(embeddings, present, test)
     log.write(last_step, measured, part="test")
+    others = trainer.measure_others(trainer.variables(state))
     held_out = (
         None if trainer.dataset.validation is None else trainer.embeddings(state, trainer.dataset.validation)
     )
@@ -121,6 +120,7 @@ def finish(
     records = read_metrics(workdir)
     results = {
         "test": measured,
+        "tests": _by_set(trainer.dataset, measured, others),
         "validation": _last(records, "validation/", int(state.step)),
         "untrained": _last(records, "test/", 0),
         "as_it_comes": _last(records, "as_it_comes/", 0),
@@ -232,6 +232,12 @@ def print_results(results: Mapping[str, Any]) -> None:
         "trunk as it comes": results["as_it_comes"],
         f"trained, step {results['weights_of_step']}": results["test"],
     }
+    if results["tests"]:
+        *_, trained = rows
+        del rows[trained]
+        first = next(iter(results["tests"]))
+        rows = {f"{name}, on {first}": figures for name, figures in rows.items() if figures}
+        rows |= {f"trained, on {name}": figures for name, figures in results["tests"].items()}
     known = {name: {k: v for k, v in values.items() if v is not None} for name, values in rows.items()}
     rows = {name: values for name, values in known.items() if values}
     columns = [c for c in COLUMNS if any(c in values for values in rows.values())]
@@ -239,54 +245,17 @@ def print_results(results: Mapping[str, Any]) -> None:
     print_metrics(rows, columns=columns, title=f"{title}, {card.chosen_by(results)}")
 
 
-def draw(trainer: Trainer, embeddings: np.ndarray, present: np.ndarray, workdir: pathlib.Path) -> None:
-    """Draws ``retrievals.png``, ``embeddings.png`` and ``curves.png``."""
-    test = trainer.dataset.test
-    plots.curves(workdir)
-    readable = np.flatnonzero(present)
-    if not len(readable):
-        return
-    shown = readable[selection.choose_for_map(test.labels[readable], seed=trainer.config.seed)]
-    plots.embedding_map(
-        embeddings[shown], trainer.images(test, shown), workdir / "embeddings.png", labels=test.labels[shown]
-    )
-    _draw_retrievals(trainer, embeddings, present, workdir / "retrievals.png")
-
-
-def _draw_retrievals(
-    trainer: Trainer, embeddings: np.ndarray, present: np.ndarray, path: pathlib.Path
-) -> None:
-    test, data = trainer.dataset.test, trainer.dataset
-    labels = np.where(present, test.labels, -1)
-    queries, gallery = trainer.query_and_gallery(test)
-    queries = queries[labels[queries] >= 0]
-    queries = queries[
-        selection.choose_queries(
-            len(queries), SHOWN_QUERIES, seed=trainer.config.seed, labels=test.labels[queries]
-        )
-    ]
-    neighbours = nearest(
-        embeddings,
-        labels,
-        k=min(SHOWN_NEIGHBOURS, len(gallery)),
-        cameras=test.cameras if "query_gallery" in data.protocols else None,
-        query=queries,
-        gallery=gallery,
-        distance=trainer.config.evaluate.distance,
-    )
-    complete = (neighbours >= 0).all(axis=1)
-    queries, neighbours = queries[complete], neighbours[complete]
-    if not len(queries):
-        return
-    images = trainer.images(test, neighbours.reshape(-1))
-    retrievals(
-        path,
-        trainer.images(test, queries),
-        images.reshape(*neighbours.shape, *images.shape[1:]),
-        test.labels[neighbours] == test.labels[queries][:, None],
-        query_captions=[test.class_names[label] for label in test.labels[queries]],
-        title=f"Test queries of {data.name} and what the encoder finds nearest",
-    )
+def _by_set(
+    data: Dataset, first: dict[str, float], others: dict[str, dict[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Figures of each data set tested on, where there are several, and their mean if all are judged alike."""
+    if not others:
+        return {}
+    found = {data.targets[0].name: first, **others}
+    if len({target.protocols for target in data.targets}) == 1:
+        shown = [name for name in COLUMNS if name in first]
+        found["average"] = {k: float(np.mean([f[k] for f in found.values()])) for k in shown}
+    return found
 
 
 def _without_nan(value: Any) -> Any:

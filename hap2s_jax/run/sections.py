@@ -15,6 +15,10 @@ _SIDES = Rule(
     "height and width in pixels from 1 to 2048, as in 256,128",
 )
 
+_SETS = Rule(
+    lambda sets: all(hasattr(entry, "keys") for entry in sets.values()),
+    "a section for each data set, with data_dir and options",
+)
 _COLOUR = Rule(lambda colour: all(0 <= value <= 255 for value in colour), "red, green and blue from 0 to 255")
 
 
@@ -53,6 +57,16 @@ class Data(Settings):
     options: Annotated[dict, 'Only some data sets have any, such as "detection" of CUHK03.'] = (
         dataclasses.field(default_factory=dict)
     )
+    sources: Annotated[
+        dict,
+        "Several data sets to train on, in place of data.name: a set's name -> its data_dir and options, and name "
+        "where it is called otherwise. Short for sets in one directory: data.name=market1501,dukemtmc.",
+        _SETS,
+    ] = dataclasses.field(default_factory=dict)
+    parts: Annotated[
+        tuple[str, ...],
+        "Which parts are trained on; train,query,gallery takes all images, and evaluate.on must name other sets.",
+    ] = ("train",)
     on_unreadable: Annotated[
         str, "For an image that cannot be decoded: error names it and ends, skip names it and goes on."
     ] = "error"
@@ -103,6 +117,14 @@ class Batch(Settings):
         "batch and the memory of one piece, for one forward pass more. Unfrozen BN takes its statistics from a piece.",
         at_least(1),
     ] = 1
+    mixing: Annotated[
+        str,
+        "Shares of several data sets in a batch: classes (every class alike), sets (every set alike), or weights such "
+        "as market1501=2,dukemtmc=1.",
+    ] = "classes"
+    sets: Annotated[
+        str, "Whether a batch holds classes of several sets, or is of one at a time.", one_of("mixed", "one")
+    ] = "mixed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +228,9 @@ class Evaluate(Settings):
         bool, "Average over further sizes of the image (see hap2s_jax.evaluation.test_time)."
     ] = False
     crop: Annotated[float, "Side of those crops, as a share of the image's."] = 0.875
+    on: Annotated[
+        dict, "Other data sets to test on, as in data.sources; none for those that are trained on.", _SETS
+    ] = dataclasses.field(default_factory=dict)
     untrained: Annotated[bool, "Whether to measure the untrained encoder too."] = True
     weights: Annotated[
         str,

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from hap2s_jax.data import duplicates
+from hap2s_jax.data import duplicates, mixing
 from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.places import place
@@ -64,7 +64,7 @@ class Trainer(Evaluator):
     """
 
     augmentation: Any
-    plan: PKPlan
+    plan: PKPlan | mixing.MixedPlan
     learner: Learner
     update: Update
     noise: NoiseRecord | None = None
@@ -87,12 +87,22 @@ class Trainer(Evaluator):
         augmentation = Augmentation(**config.augment)
         dataset = load_dataset(config)
         check_best_metric(config, dataset)
+        if learner.is_frozen and len(dataset.targets) > 1:
+            raise UserError(
+                f"encoder.frozen: keeps features of one set to test on, and there are {len(dataset.targets)}; name one "
+                "in evaluate.on, and judge the others with `evaluate --workdir --data`"
+            )
         if dataset.name == "folder" and parallel.is_lead:
             found = duplicates.find(dataset, duplicates.QUICK_BYTES)
             dataset = dataclasses.replace(dataset, remarks=(*dataset.remarks, *found.lines()))
         dataset, noise = with_noise(config, dataset)
-        plan = PKPlan(
-            dataset.train.labels,
+        labels, sets = np.asarray(dataset.train.labels), dataset.class_sets
+        plan = mixing.plan(
+            labels,
+            None if sets is None else sets[np.maximum(labels, 0)],
+            dataset.name.split("+"),
+            mixing=config.batch.mixing,
+            together=config.batch.sets,
             classes_per_batch=config.batch.classes,
             images_per_class=config.batch.images_per_class,
             seed=config.seed,

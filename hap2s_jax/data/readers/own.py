@@ -68,7 +68,8 @@ def read_folder(
 
     Args:
       root: the folder, or a CSV file with the columns path, label and, as wished, split, camera, x1, y1, x2, y2.
-      test_fraction: share of the classes to test on, where the data names no split.
+      test_fraction: share of the classes to test on, where the data names no split; 1 is for data that are not trained
+        on, and gives them as both parts.
       columns: what these columns are called in the CSV, see `read_table`.
       split: "disjoint": test classes are not trained on. "closed": test images ask the gallery, or without one the
         training and validation images, for their individual (protocol closed_set). "auto": closed where at least half
@@ -90,7 +91,9 @@ def read_folder(
     base = root.parent if root.is_file() else root
     parts, strangers, more = _take_out_unknown(parts, unknown)
     remarks += more
-    if "all" in parts:
+    if "all" in parts and test_fraction == 1:
+        parts, split = {"train": parts["all"], "test": parts["all"]}, "disjoint"
+    elif "all" in parts:
         parts = _split(parts["all"], root, test_fraction, seed)
     if "train" not in parts and {"query", "gallery"} <= parts.keys():
         parts["train"] = parts["gallery"]

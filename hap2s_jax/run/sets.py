@@ -1,0 +1,133 @@
+"""From a config to its data set, which may be several to train on and others to test on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from hap2s_jax.data.source import Dataset
+from hap2s_jax.errors import UserError, unknown_name
+from hap2s_jax.run.config import Config
+
+_KEYS = ("name", "data_dir", "options")
+
+
+class _Wanted(NamedTuple):
+    """A data set that a config names."""
+
+    name: str
+    data_dir: str | None
+    options: Mapping[str, Any]
+
+    def to_train_on(self, fraction: float, seed: int) -> Dataset:
+        from hap2s_jax.data import datasets
+
+        if self.options.get("test_fraction") == 1:
+            raise UserError("data.options.test_fraction: is 1, which leaves no class to train on")
+        place = {"data_dir": self.data_dir, "validation_fraction": fraction, "seed": seed}
+        return datasets.load(self.name, **place, **self.options)
+
+    def to_test_on(self, seed: int) -> Dataset:
+        """The same, where images without a split are all for testing."""
+        from hap2s_jax.data import datasets, registry
+
+        whole = {"test_fraction": 1.0} if registry.entry(self.name).name == "folder" else {}
+        place = {"data_dir": self.data_dir, "validation_fraction": 0.0, "seed": seed}
+        return datasets.load(self.name, **place, **{**whole, **self.options})
+
+
+def load_dataset(config: Config) -> Dataset:
+    """The data set that a config names, without the label noise or foreign images it may ask for.
+
+    Raises:
+      UserError: naming the key that is wrong, or the data that are missing.
+    """
+    data, targets = config.data, _section(config.evaluate.get("on"), "evaluate.on", config.data.data_dir)
+    sources = _sources(data)
+    parts = _parts(data.get("parts", ("train",)), sources, targets)
+    loaded = {
+        name: wanted.to_train_on(data.validation_fraction, config.seed) for name, wanted in sources.items()
+    }
+    if len(loaded) == 1 and not targets and parts == ("train",):
+        return next(iter(loaded.values()))
+    from hap2s_jax.data import several
+
+    tested = {name: wanted.to_test_on(config.seed) for name, wanted in targets.items()}
+    return several.combine(loaded, tested or loaded, parts)
+
+
+def target(text: str, seed: int) -> tuple[str, Dataset]:
+    """A data set to test on out of NAME:DIR, a name alone, a folder or a CSV, and what to call it.
+
+    Raises:
+      UserError: there is no such data set, or not there.
+    """
+    import pathlib
+
+    from hap2s_jax.data import registry
+
+    name, colon, folder = text.partition(":")
+    if pathlib.Path(text).exists():
+        wanted = _Wanted("folder", text, {})
+    elif colon and name.lower() in registry.known_names():
+        wanted = _Wanted(name, folder, {})
+    elif not colon and text.lower() in registry.known_names():
+        wanted = _Wanted(text, None, {})
+    else:
+        raise UserError(
+            f"--data: {text!r} is no folder or CSV here, nor NAME:DIR of a known data set "
+            f"({', '.join(registry.names())})"
+        )
+    return text if wanted.name == "folder" else name, wanted.to_test_on(seed)
+
+
+def _sources(data: Config) -> dict[str, _Wanted]:
+    if found := _section(data.get("sources"), "data.sources", data.data_dir):
+        return found
+    names = [name.strip() for name in data.name.split(",")]
+    if len(names) == 1:
+        return {data.name: _Wanted(data.name, data.data_dir, data.options)}
+    if len(data.options):
+        raise UserError(
+            f"data.options: are of one data set, and data.name has {len(names)}; use data.sources"
+        )
+    return _distinct({name: _Wanted(name, data.data_dir, {}) for name in names}, "data.name", len(names))
+
+
+def _section(section: Any, key: str, data_dir: str | None) -> dict[str, _Wanted]:
+    """The sets of a section: name -> data_dir and options, and name where the set is called otherwise."""
+    found = {}
+    for name, entry in (section or {}).items():
+        if not hasattr(entry, "keys"):
+            raise UserError(f"{key}.{name}: should be a section with data_dir and options, found {entry!r}")
+        if strange := sorted({*entry.keys()} - {*_KEYS}):
+            raise unknown_name(f"key of {key}.{name}", strange[0], _KEYS)
+        found[name] = _Wanted(
+            entry.get("name", name), entry.get("data_dir", data_dir), entry.get("options", {})
+        )
+    return _distinct(found, key, len(found))
+
+
+def _distinct(wanted: dict[str, _Wanted], key: str, count: int) -> dict[str, _Wanted]:
+    from hap2s_jax.data import registry
+
+    seen = {(registry.entry(w.name).name, str(w.data_dir), str(dict(w.options))) for w in wanted.values()}
+    if len(seen) < count:
+        raise UserError(f"{key}: a data set is given twice in {', '.join(w.name for w in wanted.values())}")
+    return wanted
+
+
+def _parts(given: Any, sources: Mapping[str, _Wanted], targets: Mapping[str, _Wanted]) -> tuple[str, ...]:
+    from hap2s_jax.data.several import PARTS
+
+    parts = tuple(given)
+    if not {"train"} <= {*parts} <= {*PARTS}:
+        raise UserError(
+            f"data.parts: must be train and, as wished, query and gallery; found {', '.join(parts)}"
+        )
+    own = {(w.name, w.data_dir) for w in sources.values()}
+    if len(parts) > 1 and (not targets or own & {(w.name, w.data_dir) for w in targets.values()}):
+        raise UserError(
+            "data.parts: with queries or gallery to train on, test on other sets: name them in evaluate.on"
+        )
+    return parts

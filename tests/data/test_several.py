@@ -1,0 +1,137 @@
+"""Several data sets to train on, and others to test on."""
+
+from __future__ import annotations
+
+import cv2
+import ml_collections
+import numpy as np
+import pytest
+
+from hap2s_jax.data import datasets, several
+from hap2s_jax.errors import UserError
+from hap2s_jax.run import sets
+from tests.data import trees
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two sets with the same labels, the second of fewer classes; one image is in both."""
+    for place, classes in (("here", 12), ("there", 10)):
+        for c in range(classes):
+            for n in range(3):
+                path = tmp_path / place / f"{c:02d}" / f"{n}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image = np.full((4, 4, 3), 10 * c + n + 100 * (place == "there"), np.uint8)
+                cv2.imwrite(str(path), image)
+    return tmp_path
+
+
+def _config(folders, on=(), parts=("train",), name="", **options):
+    named = {p: {"name": "folder", "data_dir": str(folders / p)} for p in ("here", "there")}
+    data = {"name": name, "data_dir": str(folders), "options": {}, "validation_fraction": 0.3, "parts": parts}
+    data["sources"] = {} if name else {p: {**named[p], "options": options} for p in ("here", "there")}
+    config = {"data": data, "evaluate": {"on": {p: named.get(p, {}) for p in on}}, "seed": 0}
+    return ml_collections.ConfigDict(config)
+
+
+def test_classes_and_cameras_are_kept_apart(folders):
+    data = sets.load_dataset(_config(folders))
+    alone = {
+        p: datasets.load("folder", data_dir=folders / p, validation_fraction=0.3) for p in ("here", "there")
+    }
+    assert data.name == "here+there"
+    assert len(data.train) == sum(len(one.train) for one in alone.values())
+    names = [f"{p}/{c}" for p, one in alone.items() for c in one.train.class_names]
+    assert list(data.train.class_names) == names
+    of = data.class_sets[data.train.labels]
+    for number, one in enumerate(alone.values()):
+        rows = np.flatnonzero(of == number)
+        assert [data.train.describe(r) for r in rows] == [one.train.describe(n) for n in range(len(rows))]
+        assert data.train.read(rows[-1]) == one.train.read(len(rows) - 1)
+    assert [target.name for target in data.targets] == ["here", "there"]
+    assert len(data.test) == len(alone["here"].test)
+    assert data.validation_protocols == ("class",)
+    assert not {*data.validation.class_names} & {*data.train.class_names}
+
+
+def test_cameras_and_boxes_of_some_sets():
+    class Some:
+        name, class_names = "some", ("a", "b")
+
+        def __init__(self, cameras, boxes=None):
+            self.labels, self.cameras, self.boxes = np.array([0, 1, -1]), cameras, boxes
+
+        def __len__(self):
+            return 3
+
+    one, two, none = Some(np.array([0, 4, -1])), Some(np.array([0, 1, 1]), np.ones((3, 4), int)), Some(None)
+    joined = several.Joined({"one": one, "none": none, "two": two})
+    assert joined.labels.tolist() == [0, 1, -1, 2, 3, -1, 4, 5, -1]
+    known = joined.cameras[[0, 1, 6, 7, 8]].tolist()
+    assert known == [0, 4, 5, 6, 6]
+    unknown = joined.cameras[[2, 3, 4, 5]]
+    assert (unknown < 0).all()
+    assert len({*unknown.tolist()}) == 4
+    assert joined.boxes[:6].sum() == 0
+    assert joined.boxes[6:].all()
+    assert several.Joined({"none": none, "again": Some(None)}).cameras is None
+
+
+def test_targets_are_others_and_all_parts_may_be_trained_on(folders):
+    trees.market(folders / "market1501", people=6)
+    data = sets.load_dataset(_config(folders, on=("market1501",)))
+    assert data.protocols == ("query_gallery",)
+    assert data.validation_protocols == ("class",)  # of the sources
+    assert [target.name for target in data.targets] == ["market1501"]
+    whole = sets.load_dataset(
+        _config(folders, name="market1501", on=("here",), parts=("train", "query", "gallery"))
+    )
+    plain = datasets.load("market1501", data_dir=folders, validation_fraction=0.3)
+    asked = np.isin(plain.test.labels, plain.test.labels[plain.query])
+    assert len(whole.train) == len(plain.train) + asked.sum()
+    assert len(whole.test) == 36  # of a folder without a split all are for testing
+    assert whole.seen_classes == ()
+
+
+def test_images_in_two_sets_are_counted(folders):
+    here = sorted((folders / "here").rglob("*.png"))
+    for path in (folders / "there").rglob("0.png"):
+        path.write_bytes(here[0].read_bytes())
+    data = sets.load_dataset(_config(folders, test_fraction=0.4))
+    trained = {data.train.describe(n) for n in range(len(data.train))}
+    line = [line for line in data.remarks if "more than one set" in line]
+    assert bool(line) == (str(here[0]) in trained)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data.name": "emoji,emoji", "data.sources": {}}, "given twice"),
+        ({"data.parts": ("train", "gallery")}, "test on other sets: name them in evaluate.on"),
+        ({"data.parts": ("test",)}, "must be train and, as wished"),
+        ({"data.sources.here": {"dir": "x"}}, "key of data.sources.here"),
+        ({"data.sources.here": "x"}, "should be a section"),
+        ({"data.sources": {"markt1501": {}}}, "market1501"),
+        ({"data.sources.here.options": {"test_fraction": 1}}, "leaves no class to train on"),
+    ],
+)
+def test_mistakes_are_one_line(folders, change, words):
+    config = _config(folders)
+    for key, value in change.items():
+        *sections, leaf = key.split(".")
+        section = config
+        for name in sections:
+            section = section[name]
+        with config.ignore_type():
+            section[leaf] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+    with pytest.raises(UserError, match=words) as error:
+        sets.load_dataset(config)
+    assert "\n" not in str(error.value)
+
+
+def test_targets_of_a_command(folders):
+    name, data = sets.target(str(folders / "there"), 0)
+    assert (name, len(data.test), data.protocols) == (str(folders / "there"), 30, ("class",))
+    assert sets.target("emoji", 0)[0] == "emoji"
+    with pytest.raises(UserError, match="is no folder or CSV here, nor NAME:DIR"):
+        sets.target("emojis:/nowhere", 0)
