@@ -76,7 +76,7 @@ def load(workdir: str | os.PathLike[str], *, data_dir: str | None = None) -> con
         raise UserError(f"{path}: {error}") from error
     import ml_collections  # not above: the commands' help needs the base install only
 
-    config = ml_collections.ConfigDict(ours)
+    config: Any = ml_collections.ConfigDict(ours)
     for key in PLACES:
         value = configs.flatten(config).get(key)
         if "://" in (value or "") and value != data_dir:
