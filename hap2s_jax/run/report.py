@@ -232,7 +232,7 @@ def print_results(results: Mapping[str, Any]) -> None:
         "trunk as it comes": results["as_it_comes"],
         f"trained, step {results['weights_of_step']}": results["test"],
     }
-    if results["tests"]:
+    if results.get("tests"):
         *_, trained = rows
         del rows[trained]
         first = next(iter(results["tests"]))
