@@ -139,7 +139,7 @@ _TABLES = {"The losses that the paper names": HEADLINE, "Other losses": OTHERS}
 
 
 def suffix(study: Study) -> str:
-    """What keeps the files of other data sets and of overridden configs apart from emoji's."""
+    """A suffix that keeps the files of other data sets and of overridden configs apart from emoji's."""
     name = study.options.dataset.replace(":", "-")
     text = "" if name == "emoji" else f"-{name}"
     if study.options.set:

@@ -102,7 +102,7 @@ def parse_options(texts: Sequence[str], defaults: Mapping[str, Any]) -> dict[str
 
 
 def view_of(entry: registry.Entry) -> View:
-    """What the shipped config of a data set lets the encoder see of an image."""
+    """The part of an image that the encoder sees by the shipped config of a data set."""
     if entry.name == "emoji":
         return View((64, 64), 1.0, False)
     return View() if "class" in entry.protocols or entry.name == "inshop" else View((256, 128), 1.125, False)

@@ -35,7 +35,7 @@ _CSS = "#gallery .caption-label { max-width: 100% !important; white-space: norma
 def answer(
     searcher: search.Searcher, path: str | os.PathLike[str] | None, k: int
 ) -> tuple[str, np.ndarray | None, list[tuple[np.ndarray, str]]]:
-    """What the page shows of an uploaded file: the verdict, the query and the gallery images with captions.
+    """The page's answer to an uploaded file: the verdict, the query and the gallery images with captions.
 
     Whatever is wrong with the file is said in the verdict; nothing is raised.
     """

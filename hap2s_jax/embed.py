@@ -195,7 +195,7 @@ def _list_unreadable(output: pathlib.Path, unreadable: Sequence[tuple[str, str]]
 
 
 def unreadable_list(output: str | os.PathLike[str]) -> pathlib.Path:
-    """Where the images that could not be read are listed."""
+    """The file that lists the images that could not be read."""
     return place(f"{os.fspath(output)}.unreadable.txt")
 
 

@@ -1,4 +1,4 @@
-"""What is not installed, named as users install it: ``pip install "hap2s_jax[train]"``.
+"""Missing packages, named as users install them: ``pip install "hap2s_jax[train]"``.
 
 Everything beyond the losses, the encoders and the metrics is an extra, as pyproject.toml lists them. Whoever needs one
 asks for it here before any work begins.

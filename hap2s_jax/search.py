@@ -52,7 +52,7 @@ class Hit:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a query found.
+    """The result of a query.
 
     Attributes:
       hits: nearest first, also those beyond the threshold.

@@ -68,7 +68,7 @@ def _at_most(seconds: float) -> Iterator[None]:
 
 
 def _figures(workdir: Path) -> dict[str, Any]:
-    """What a run has written."""
+    """The files that a run has written."""
     log, results = workdir / "metrics.jsonl", workdir / "results.json"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     rates = sorted(line["train/images_per_second"] for line in lines if "train/images_per_second" in line)

@@ -124,7 +124,7 @@ def _prepared(name: str, n: int, d: int) -> tuple[Callable[[], Any], float | Non
 
 
 def _torch_gb() -> float | None:
-    """What torch has allocated at most since `_prepared`; None on a CPU."""
+    """The most that torch has allocated since `_prepared`; None on a CPU."""
     import torch
 
     return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None

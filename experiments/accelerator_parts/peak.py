@@ -1,4 +1,4 @@
-"""What the device can do at most: rates of large matrix products, which shares of the peak are of."""
+"""The peak of the device: rates of large matrix products, of which shares are given."""
 
 from __future__ import annotations
 

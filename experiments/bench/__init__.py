@@ -1,1 +1,1 @@
-"""What the benchmarks and `accelerator.py` compare."""
+"""The two sides that the benchmarks and `accelerator.py` compare."""

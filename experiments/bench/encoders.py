@@ -89,7 +89,7 @@ class Ours:
         return self._compiled[what]
 
     def call(self, what: str) -> Run:
-        """What runs that program to its end."""
+        """A function that runs that program to its end."""
         import jax
 
         program = self.compiled(what)

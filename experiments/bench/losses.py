@@ -26,7 +26,7 @@ def batch(n: int, d: int, images: int = IMAGES_PER_CLASS) -> tuple[Any, Any]:
 
 
 def jax_function(name: str, n: int, d: int) -> tuple[Any, tuple[Any, Any]]:
-    """What `name` runs, as `jax.jit` makes it, and its arguments; a name that ends in "_tf32" has the products coarser.
+    """The compiled program called `name` and its arguments; a name that ends in "_tf32" has the products coarser.
 
     The coarse products are the default of `jnp.matmul` on NVIDIA cards; the losses never take them by themselves.
     """

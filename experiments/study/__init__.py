@@ -1,1 +1,1 @@
-"""What the four studies share: cells that are trained and kept, tables and figures of them."""
+"""For all four studies: cells that are trained and kept, tables and figures of them."""

@@ -70,7 +70,7 @@ class Kept:
         return self._finished[dataset].get(self._mark(part, leaves), folder / f"{name}-{digest}.json")
 
     def _mark(self, part: str, leaves: Mapping[str, Any]) -> str:
-        """What is trained, by whatever names: studies share cells, and a changed recipe never finds the old ones."""
+        """The identity of a cell under any name: studies share cells, and a changed recipe never finds the old ones."""
         return json.dumps({"part": part, "config": identity(leaves, self._usual)}, sort_keys=True)
 
 
@@ -109,7 +109,7 @@ def usual() -> dict[str, Any]:
 
 
 def identity(leaves: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells a cell from others: its differences to the common config and to the defaults of its losses.
+    """The identity of a cell: its differences to the common config and to the defaults of its losses.
 
     Both sides of a comparison are held against the same defaults, those of today. A key that a cell lacks, since it was
     added later, so counts as being at its default; where a default changes, finished cells keep the value that they

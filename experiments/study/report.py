@@ -1,4 +1,4 @@
-"""What a study shows: means over seeds, comparisons paired by seed, a Markdown table, a figure."""
+"""The report of a study: means over seeds, comparisons paired by seed, a Markdown table, a figure."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def difference(row: Row, other: Row, metric: str) -> Difference | None:
 
 
 def first_metric(rows: Iterable[Row]) -> str:
-    """What rows are compared by, as their settings were chosen: "mAP", or "map@r" where there is none."""
+    """The metric of comparison, by which settings were chosen too: "mAP", or "map@r" where there is none."""
     rows = list(rows)
     return next((m for m in FIRST_METRICS if any(row.values(m) for row in rows)), FIRST_METRICS[0])
 
@@ -211,7 +211,7 @@ def write(
 
 
 def _as_json(row: Row, baseline: Row | None, peers: Iterable[Row], metric: str) -> dict[str, Any]:
-    """What the summary says of a row; ``over`` is how much it is better than each of its peers."""
+    """A row's sentence in the summary; ``over`` is how much it is better than each of its peers."""
     over_baseline = None if baseline is None else difference(row, baseline, metric)
     over = {peer.label: difference(row, peer, metric) for peer in peers if peer is not row}
     return {

@@ -1,4 +1,4 @@
-"""What a cell trains: a setting, and the config that it resolves to."""
+"""A cell's setting, and the config that it resolves to."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _CHOSEN = ("loss", "auxiliary", "seed")
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is trained: a loss, and what else differs from the data set's config.
+    """A setting: a loss, and all other differences to the data set's config.
 
     Attributes:
       label: its name in tables.

@@ -31,7 +31,7 @@ _COLUMNS = ("camera", "time", "place")
 
 
 class Added(NamedTuple):
-    """What came of images: how many are new, how many were there already, and (path, reason) of those left out."""
+    """The result of adding: how many images are new, how many were there, and (path, reason) of those left out."""
 
     new: int
     known: int
@@ -50,7 +50,7 @@ class _Image(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What it is known by before it is read."""
+        """The identity of an image before it is read."""
         return self.folder, self.path, self.box
 
 

@@ -89,7 +89,7 @@ def _write_csv(store: State, rows: np.ndarray, output: pathlib.Path, splits: dic
 
 
 def _row(store: State, row: int, beside: pathlib.Path) -> dict[str, str]:
-    """What a CSV in the folder `beside` says of an image."""
+    """The row of an image in a CSV in the folder `beside`."""
     folder = store.folder_of(row)
     image = (
         pathlib.Path(store.text("path", row)) if folder is None else below(folder, store.text("path", row))

@@ -14,7 +14,7 @@ from hap2s_jax.serving.trained import TrainedEncoder
 
 
 class Moved(NamedTuple):
-    """What became of a store: how many images were embedded anew."""
+    """The result of moving a store: how many images were embedded anew."""
 
     embedded: int
     total: int

@@ -59,7 +59,7 @@ Session = dict[str, Any]
 
 
 class Review:
-    """What the page does, without the page; one for all who look at it.
+    """The actions of the review page, without the page; one for all who look at it.
 
     Args:
       finder: of the store.
@@ -74,7 +74,7 @@ class Review:
         self._turn = threading.Lock()  # gradio answers in several threads
 
     def open(self) -> Session:
-        """What is remembered of a window that has just been opened."""
+        """The state of a window that has just been opened."""
         return {"key": secrets.token_hex(8), "image": None, "seen": 0, "names": []}
 
     def decide(self, session: Session, kind: str, by: str, label: str = "", place: int = 0) -> str:

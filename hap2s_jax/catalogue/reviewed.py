@@ -1,4 +1,4 @@
-"""What the decisions of people say about the encoder: would it have found them, and where the threshold should lie.
+"""The encoder judged by people's decisions: whether it would have found them, and where the threshold should lie.
 
 Each image that was added without a label and given one later is a query again, in the gallery as it was when it first
 got one, with what the others are called today.
@@ -132,7 +132,7 @@ def choose_threshold(
 
 
 def check_promise(reviewed: Reviewed, threshold: float, since: int) -> tuple[int, int, float, float]:
-    """What came of a threshold that was chosen after decision number `since`.
+    """The record of a threshold that was chosen after decision number `since`.
 
     Returns:
       Of the new individuals since then: how many of their first images lay within the threshold of somebody else's, how
@@ -168,7 +168,7 @@ def read_promise(store: State) -> tuple[float, float | None, int] | None:
 
 
 def kept_promise(store: State) -> str:
-    """What the threshold that was kept last has come to, in words; "" without one."""
+    """The record of the threshold that was kept last, in words; "" without one."""
     if (kept := read_promise(store)) is None:
         return ""
     threshold, share, since = kept

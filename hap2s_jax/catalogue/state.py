@@ -1,4 +1,4 @@
-"""What a store holds at the moment: images, embeddings, and the labels that follow from the log of decisions."""
+"""The present contents of a store: images, embeddings, and the labels that follow from the log of decisions."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class State:
     # Looking.
 
     def text(self, name: str, row: int) -> str:
-        """What a column of the images says of one: folder, path, box, camera, time, place or more."""
+        """The value of an image's column: folder, path, box, camera, time, place or more."""
         return self._table.column(name)[row].as_py() or ""
 
     def texts(self, name: str) -> list[str]:

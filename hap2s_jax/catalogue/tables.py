@@ -85,7 +85,7 @@ class Tables:
         return cls(folder)
 
     def read_state(self) -> Record:
-        """What store.json says: the `active` encoder and the `earlier` ones."""
+        """The contents of store.json: the `active` encoder and the `earlier` ones."""
         path = self.folder / STATE
         if not path.is_file():
             raise UserError(
@@ -256,7 +256,7 @@ def _connect(folder: pathlib.Path) -> Any:
 
 @contextlib.contextmanager
 def _plainly(folder: pathlib.Path) -> Iterator[None]:
-    """What LanceDB says, in one line."""
+    """An error of LanceDB's in one line."""
     try:
         yield
     except (UserError, OSError):

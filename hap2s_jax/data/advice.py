@@ -1,4 +1,4 @@
-"""How long to train and with what batches, as far as the number of classes and images says."""
+"""Advice on steps and batch sizes from the number of classes and images."""
 
 from __future__ import annotations
 

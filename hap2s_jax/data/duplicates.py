@@ -16,7 +16,7 @@ QUICK_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What was found; boxes of one image at different places are different images.
+    """Duplicates; boxes of one image at different places are different images.
 
     Attributes:
       repeated: files that a part lists more than once, and how often.
@@ -31,7 +31,7 @@ class Duplicates:
     compared: bool
 
     def lines(self, shown: int = 1) -> Iterator[str]:
-        """What was found in words, with the first `shown` of each."""
+        """The findings in words, with the first `shown` of each."""
         for found, what in (
             (
                 [f"{path} ({count} times)" for path, count in self.repeated],

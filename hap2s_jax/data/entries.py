@@ -52,7 +52,7 @@ class Entry:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What can be chosen about it, with defaults; a config gives them as data.options."""
+        """Its options with defaults; a config gives them as data.options."""
         if self.read is None:
             return {}
         parameters = inspect.signature(self.read).parameters.values()

@@ -1,4 +1,4 @@
-"""What the header of an encoded image promises, before anything is decoded: size, orientation, transparency."""
+"""Size, orientation and transparency of an encoded image, from its header, before anything is decoded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class UnreadableImageError(ValueError):
 
 
 class Header(NamedTuple):
-    """What an image file says of itself.
+    """The header of an image file.
 
     Attributes:
       kind: "jpeg", "png", "gif", "bmp", "webp", "tiff", or "other" (what Pillow knows: JPEG 2000, PNM, AVIF, ...).

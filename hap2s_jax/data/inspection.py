@@ -1,4 +1,4 @@
-"""What lies in the parts of a data set: counted, decoded, and seen as the encoder will see it."""
+"""An inspection of a data set: its parts counted, decoded, and seen as the encoder will see them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN = 10
 
 
 class View(NamedTuple):
-    """What evaluation makes of an image; see `hap2s_jax.data.pixels.centre_part`."""
+    """An image as evaluation cuts it; see `hap2s_jax.data.pixels.centre_part`."""
 
     size: tuple[int, int] = (224, 224)
     enlarge: float = 256 / 224
@@ -42,7 +42,7 @@ class View(NamedTuple):
 
 @dataclass
 class Report:
-    """What was found in one part of a data set.
+    """Findings in one part of a data set.
 
     Attributes:
       part: "train", "validation" or "test".

@@ -27,7 +27,7 @@ _WHICH, _WHAT = 0, 1
 
 @dataclass(frozen=True)
 class NoiseRecord:
-    """What was done to which images.
+    """A record of the noise: what was done to which images.
 
     Attributes:
       kind: "labels" (flipped) or "images" (swapped for foreign ones).
@@ -108,7 +108,7 @@ class NoisySource:
         return source.read(place)
 
     def describe(self, index: int) -> str:
-        """Where the image comes from that stands under number `index`."""
+        """The origin of image number `index`."""
         source, place = self._place(index)
         return source.describe(place)
 

@@ -20,7 +20,7 @@ Choose = Callable[[int, int], tuple[int, int, int, int]]
 
 
 class Decoding(NamedTuple):
-    """What is made of an image's bytes; a config has it under `data`.
+    """How an image's bytes become pixels; a config has it under `data`.
 
     Attributes:
       exif: whether an image is turned upright as its EXIF (or TIFF) orientation says. Boxes are then those of the

@@ -1,4 +1,4 @@
-"""What a place is: a file or folder on this machine, or in a bucket of Google Cloud Storage, ``gs://bucket/path``.
+"""Places: a file or folder on this machine, or in a bucket of Google Cloud Storage, ``gs://bucket/path``.
 
 The one module that knows. `place` makes of a text what every other module takes: a `pathlib.Path` as ever, or a
 `BucketPath`, which has the same methods. Whoever opens, lists or writes through these need not know which it is.

@@ -15,7 +15,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Reader:
-    """What to do about images that cannot be read."""
+    """Policy for images that cannot be read."""
 
     def __init__(self, images: DecodedImages, on_unreadable: str):
         self.images = images

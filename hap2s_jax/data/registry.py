@@ -52,7 +52,7 @@ def entry(name: str) -> Entry:
 
 
 def search_directories(data_dir: str | os.PathLike[str] | None) -> list[Path]:
-    """Where data sets are looked for: `data_dir`, or $TFDS_DATA_DIR or ~/tensorflow_datasets, and ./data."""
+    """The folders that may hold data sets: `data_dir`, or $TFDS_DATA_DIR or ~/tensorflow_datasets, and ./data."""
     if data_dir is not None:
         return [Path(data_dir).expanduser()]
     return [Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser(), Path("data")]
@@ -80,7 +80,7 @@ def read_parts(found: Entry, root: Path, options: Mapping[str, Any], seed: int =
 
 
 def count_warnings(found: Entry, parts: Parts) -> list[str]:
-    """What differs from the published numbers, one line each; empty when all is well or nothing is known."""
+    """Differences to the published numbers, one line each; empty when all is well or nothing is known."""
     if not parts.is_usual:
         return []
     counts = part_counts(parts)

@@ -74,7 +74,7 @@ class Joined:
         return source.read(place)
 
     def describe(self, index: int) -> str:
-        """Where image number `index` comes from."""
+        """The origin of image number `index`."""
         source, place = self._of(index)
         return source.describe(place)
 

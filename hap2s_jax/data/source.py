@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the project: labels, cameras, and encoded images by index.
+"""A data set to the rest of the project: labels, cameras, and encoded images by index.
 
 NumPy and the standard library only. Decoding, resizing and augmentation belong to the pipeline.
 """
@@ -26,7 +26,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call this source, such as "emoji test"."""
+        """The name of this source in messages, such as "emoji test"."""
         ...
 
     @property
@@ -54,7 +54,7 @@ class Source(Protocol):
         ...
 
     def describe(self, index: int) -> str:
-        """Where image number `index` comes from (path or archive member), for error messages."""
+        """The origin of image number `index` (path or archive member), for error messages."""
         ...
 
 
@@ -113,7 +113,7 @@ class Subset:
         return self.source.read(int(self.indices[index]))
 
     def describe(self, index: int) -> str:
-        """Where image number `index` of the subset comes from."""
+        """The origin of image number `index` of the subset."""
         return self.source.describe(int(self.indices[index]))
 
 

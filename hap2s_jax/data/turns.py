@@ -60,6 +60,6 @@ class QuarterTurns:
         return pixels.encode_png(np.rot90(pixels.decode_whole(data, decoding=self._decoding), turn))
 
     def describe(self, index: int) -> str:
-        """Where image number `index` comes from."""
+        """The origin of image number `index`."""
         turn, upright = divmod(int(index), len(self.source))
         return self.source.describe(upright) + (f" turned by {90 * turn} degrees" if turn else "")

@@ -58,7 +58,7 @@ def _listening(port: int) -> socket.socket | None:
 
 
 def _ask(address: tuple[str, int], num_processes: int, process_id: int, until: float) -> str | None:
-    """What process 0 finds wrong, None for nothing."""
+    """The mistake that process 0 finds, None without one."""
     strange = None
     line = {"is": _NAME, "num_processes": num_processes, "process_id": process_id}
     while time.monotonic() < until:

@@ -66,7 +66,7 @@ class Topology:
 
     @property
     def hosts(self) -> int:
-        """How many hosts, of four chips each."""
+        """The number of hosts, of four chips each."""
         return len({d.process_index for d in self.devices})
 
     @property
@@ -259,7 +259,7 @@ def largest(fits: Callable[[int], tuple[bool, float | None]], start: int, capaci
 
 
 def _crossing(seen: list[tuple[int, float]], capacity: float) -> float | None:
-    """Where memory, which grows in proportion to the batch but for a constant, would reach the capacity."""
+    """The batch size at which memory, linear in the batch, would reach the capacity."""
     if len(seen) < 2 or seen[0][0] == seen[1][0] or seen[0][1] == seen[1][1]:
         return None
     (m, a), (n, b) = seen

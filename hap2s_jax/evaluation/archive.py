@@ -20,7 +20,7 @@ SPLITS = ("query", "gallery", "both", "views")
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What is evaluated, wherever it came from; rows are None where every image asks and answers.
+    """Embeddings to evaluate, wherever they came from; rows are None where every image is query and gallery.
 
     Attributes:
       images: rows -> uint8 `[n, h, w, 3]`, where there are any.
@@ -92,7 +92,7 @@ def from_npz(path: str) -> Inputs:
 
 
 def _distance(path: str, labels: np.ndarray) -> str:
-    """What `hap2s_jax.embed` says, in the JSON beside its embeddings, that they are compared by. A file of
+    """The distance that `hap2s_jax.embed` wrote beside its embeddings. A file of
     its own is read as `hap2s_jax.search` reads it: its labels are numbers of its classes.
     """
     try:

@@ -1,4 +1,4 @@
-"""What stands behind the means of one protocol, for `hap2s_jax.evaluate`."""
+"""Details behind the means of one protocol, for `hap2s_jax.evaluate`."""
 
 from __future__ import annotations
 

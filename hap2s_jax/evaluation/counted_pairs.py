@@ -69,7 +69,7 @@ class CountedPairs:
         return out[:, :, : self._count]
 
     def _tiles(self, form: Callable[..., jax.Array], *, halved: bool) -> Iterator[jax.Array]:
-        """What `form` makes of each square block of pairs, those below the diagonal left out if `halved`."""
+        """The value of `form` for each square block of pairs, those below the diagonal left out if `halved`."""
         rows, scale = (self._vectors, self._labels), np.float32(1 / (self._width * self._space.scale))
         starts = range(0, len(self._vectors), self._side)
         for row in starts:

@@ -101,7 +101,7 @@ def check_ranks(ks: Sequence[int], size: int) -> tuple[int, ...]:
 
 
 class Problem(NamedTuple):
-    """What is asked, checked and without junk.
+    """A retrieval problem: checked, and without junk.
 
     Attributes:
       embeddings: `[n, d]`.
@@ -221,7 +221,7 @@ def space(embeddings: np.ndarray, distance: str) -> Space:
 
 @functools.cache
 def cached_cells() -> int:
-    """How many float32 distances fit into half of the processor's last cache; 16 MiB of them where it does not say."""
+    """Float32 distances that fit into half of the processor's last cache; 16 MiB of them where it does not say."""
     sizes = [0]
     for path in pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         with contextlib.suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a query's ranks are worth: the metrics of the protocols by name, and their means."""
+"""The metrics of the protocols by name, from the ranks of each query, and their means."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Asked(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """How a block goes through the keys; static.
+    """How a block goes through the keys; static under jit.
 
     Attributes:
       size: keys in a tile.

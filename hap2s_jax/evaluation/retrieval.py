@@ -47,7 +47,7 @@ _HELD = 4  # tiles with keys of its own classes that a block keeps; more are for
 
 @dataclass(frozen=True)
 class QueryResults:
-    """What each query found, arrays of shape `[q]`; everything else is a mean of these.
+    """The result of each query, arrays of shape `[q]`; all other figures are means of these.
 
     A query without any possible match has `matches` 0, `first_rank` and `last_rank` 0, and NaN in the others.
 

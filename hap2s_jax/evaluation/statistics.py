@@ -1,4 +1,4 @@
-"""What stands behind a mean: confidence intervals, tables by class or camera, the worst queries."""
+"""Statistics behind a mean: confidence intervals, tables by class or camera, the worst queries."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ SCHEMA = {
 
 
 class DamagedError(UserError):
-    """What was read is no file of arrays, or is cut off, encrypted or packed too densely."""
+    """The file holds no arrays, or is cut off, encrypted or packed too densely."""
 
 
 def read_npz(

@@ -35,7 +35,7 @@ class _Rows(NamedTuple):
 def count_first_of_all(
     problem: Problem, to_space: Space, *, strict: bool, devices: Sequence[Device]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `ranking.rank_block` returns with `first_only`, for all rows of `problem.query`, which is its gallery too.
+    """The result of `ranking.rank_block` with `first_only`, for all rows of `problem.query`, which is its gallery too.
 
     With several processes each counts its share of the strips, and adds up all shares.
 
@@ -140,7 +140,7 @@ def _count_strip(
 
 
 def _count(hits: jax.Array, axis: int) -> jax.Array:
-    """How many along an axis, int32; in bytes first, which XLA's CPU code adds many at a time."""
+    """Counts along an axis, int32; in bytes first, which XLA's CPU code adds many at a time."""
     parts = jnp.split(hits.astype(jnp.uint8), _LANES, axis=axis)
     return jnp.sum(lax.optimization_barrier(sum(parts[1:], parts[0])), axis=axis, dtype=jnp.int32)
 

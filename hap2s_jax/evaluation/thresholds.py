@@ -110,7 +110,7 @@ class ErrorRates:
         return float(self.thresholds[fitting[-1]]) if fitting else float(np.nextafter(self.thresholds[0], -1))
 
     def describe(self, threshold: float) -> str:
-        """What a threshold costs: shares, what they are of, and their bounds."""
+        """The errors at a threshold: their shares, counts and bounds."""
         place, parts = self._place(threshold), []
         for name, share, bound, queries, erring, classes in zip(
             ("false accepts", "false rejects"),
@@ -174,7 +174,7 @@ def upper_bound(errors: int, count: int) -> float:
 
 
 def classes_for(share: float) -> int:
-    """How many classes can show that false accepts are at most `share`, 0 to 1, if none of them errs."""
+    """The number of classes that shows false accepts of at most `share` (0 to 1) if none of them errs."""
     return 2 * math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-share)) if share < 1 else 2
 
 

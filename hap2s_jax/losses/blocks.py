@@ -31,7 +31,7 @@ Static = tuple[Any, str, int]  # the loss's structure, the distance, anchors per
 
 
 class Fixed(NamedTuple):
-    """What carries no gradient."""
+    """Arrays without a gradient."""
 
     rough: list[jax.Array | None]
     anchors: Anchors

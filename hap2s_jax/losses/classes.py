@@ -1,4 +1,4 @@
-"""What losses against learnt points of the classes share: see `softmaxes` and `proxies`.
+"""For all losses against learnt points of the classes, see `softmaxes` and `proxies`.
 
 They are not functions of an anchor's row, but have the engine's calling convention. The learnt arrays are an argument,
 `params`; `losses.create(name).init_params(key, num_classes, embedding_dim)` makes the first ones. Every sample whose

@@ -70,7 +70,7 @@ def _evaluate_rows(
 
 
 class GivenArguments(TypedDict, total=False):
-    """What `hap2s_from_distances` takes, all but `with_stats`."""
+    """Keyword arguments of `hap2s_from_distances`, all but `with_stats`."""
 
     weighting: Weighting | tuple[LogWeights, LogWeights] | None
     margin: Scalar

@@ -93,7 +93,7 @@ class Hap2s:
 
 
 class PenaltyArguments(EngineArguments, total=False):
-    """What all losses of this module take."""
+    """Keyword arguments of all losses of this module."""
 
     margin: Scalar
     soft_margin: bool
@@ -102,7 +102,7 @@ class PenaltyArguments(EngineArguments, total=False):
 
 
 class Hap2sArguments(PenaltyArguments, total=False):
-    """What `hap2s_loss` takes."""
+    """Keyword arguments of `hap2s_loss`."""
 
     weighting: Weighting | tuple[LogWeights, LogWeights] | None
 

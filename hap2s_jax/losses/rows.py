@@ -22,7 +22,7 @@ Result = Any
 
 
 class SampleArguments(TypedDict, total=False):
-    """What every loss may be told about its call, see `mean_over_anchors`."""
+    """Keyword arguments of every loss, see `mean_over_anchors`."""
 
     axis_name: Axis
     ignore_label: int | None
@@ -31,7 +31,7 @@ class SampleArguments(TypedDict, total=False):
 
 
 class EngineArguments(SampleArguments, total=False):
-    """What a loss of an anchor's row may be told besides."""
+    """Further keyword arguments of the losses over an anchor's row."""
 
     keys: ArrayLike | None
     key_labels: ArrayLike | None
@@ -39,7 +39,7 @@ class EngineArguments(SampleArguments, total=False):
 
 
 class AnchorArguments(EngineArguments, total=False):
-    """What `mean_over_anchors` takes."""
+    """Keyword arguments of `mean_over_anchors`."""
 
     distance: Distance
 
@@ -84,7 +84,7 @@ AnchorLoss = Callable[[AnchorRow], tuple[Any, ...]]
 
 
 class PairStats(NamedTuple):
-    """What is logged of every anchor's row; the field names are the logged names."""
+    """Statistics of each anchor's row; the field names are the logged names."""
 
     active_fraction: jax.Array
     mean_positive_distance: jax.Array
@@ -92,7 +92,7 @@ class PairStats(NamedTuple):
 
 
 class SetStats(NamedTuple):
-    """What one anchor tells about its two sets; the field names are the logged names."""
+    """Statistics of an anchor's two sets; the field names are the logged names."""
 
     active_fraction: jax.Array
     point_to_positives: jax.Array
@@ -104,7 +104,7 @@ class SetStats(NamedTuple):
 
 
 class Anchors(NamedTuple):
-    """What is known of the anchors besides their vectors; `weight` is 0 where an anchor is ignored."""
+    """The anchors, without their vectors; `weight` is 0 where an anchor is ignored."""
 
     origins: jax.Array | None  # [n, d]
     labels: jax.Array  # [n]
@@ -114,7 +114,7 @@ class Anchors(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """What is known of the keys besides their vectors."""
+    """The keys, without their vectors."""
 
     origins: jax.Array | None  # [m, d]
     labels: jax.Array  # [m]

@@ -1,4 +1,4 @@
-"""What the sweeps over tiles carry, named as in the derivation of `tiles`."""
+"""Carries of the sweeps over tiles, named as in the derivation of `tiles`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PointToSet(Protocol):
 
 
 class Extra(NamedTuple):
-    """What the stats need besides; gathered only where they are asked for."""
+    """Further carries for the statistics; gathered only where they are asked for."""
 
     logs: jax.Array  # sum of exp(l - L) l
     plain: jax.Array  # sum of d
@@ -65,7 +65,7 @@ class SortedBatch(NamedTuple):
 
 
 class Static(NamedTuple):
-    """What decides the program."""
+    """Static arguments: they decide the compiled program."""
 
     structure: Any  # of the loss
     distance: str
@@ -74,7 +74,7 @@ class Static(NamedTuple):
 
 
 class Fixed(NamedTuple):
-    """What carries no gradient."""
+    """Arrays without a gradient."""
 
     rough: list[jax.Array | None]
     anchors: Anchors

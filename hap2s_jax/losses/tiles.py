@@ -100,7 +100,7 @@ def _sorted_batch(
 
 
 class _Sweep:
-    """What both sweeps share: the tile pairs, their points and their masks."""
+    """The setting of both sweeps: the tile pairs, their points and their masks."""
 
     def __init__(self, batch: SortedBatch, distance: str, with_anchor: bool):
         self.batch, self.distance, self.with_anchor = batch, distance, with_anchor

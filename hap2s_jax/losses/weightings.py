@@ -218,7 +218,7 @@ def _nearest(distances: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _harder(hardness: jax.Array, mask: jax.Array) -> jax.Array:
-    """How many of the set are harder, int32 `[m]`."""
+    """The number of harder members of the set, int32 `[m]`."""
     kept = jnp.where(mask, lax.stop_gradient(hardness), -jnp.inf)
     return kept.shape[0] - jnp.searchsorted(jnp.sort(kept), kept, side="right")
 

@@ -25,7 +25,7 @@ _dense_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"
 
 @flax.struct.dataclass
 class EncoderOutput:
-    """What an encoder says of n images; all float32.
+    """The output of an encoder for n images; all float32.
 
     Attributes:
       embedding: `[n, d]`, what the metric loss compares.
@@ -41,7 +41,7 @@ class EncoderOutput:
 
     @property
     def retrieval(self) -> jax.Array:
-        """What test images are compared by, `[n, d]`: the embedding, or with BNNeck its normalised neck.
+        """The vector that test images are compared by, `[n, d]`: the embedding, or with BNNeck its normalised neck.
 
         Rows of the neck have length 1, so Euclidean and cosine distance rank alike (BNNeck asks for cosine).
         """

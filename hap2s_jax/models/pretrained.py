@@ -38,7 +38,7 @@ HUB = "hf://"
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What an import did.
+    """The result of an import.
 
     Attributes:
       source: where the weights came from.

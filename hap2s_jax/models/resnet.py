@@ -21,7 +21,7 @@ from hap2s_jax.models.pooling import max_pool
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What tells one member of the family from another; the width is an option of each.
+    """The structure of one member of the family; the width is an option of each.
 
     Attributes:
       stage_sizes: residual blocks in each of the four stages.

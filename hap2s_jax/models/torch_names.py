@@ -1,4 +1,4 @@
-"""How torchvision (and timm) and Hugging Face transformers name a ResNet's tensors, and where they stand here.
+"""Names of a ResNet's tensors in torchvision (and timm) and in Hugging Face transformers, and their places here.
 
 Vision transformers' names stand in `vit_names`.
 """
@@ -25,7 +25,7 @@ _TENSOR = r"(weight|bias|running_mean|running_var)"
 
 
 def recognise(names: Iterable[str]) -> str | None:
-    """Whose names these are: "torchvision" (timm's are the same), "transformers", "vit" (see `vit_names`), or None."""
+    """The library of these names: "torchvision" (or timm), "transformers", "vit" (see `vit_names`), or None."""
     names = set(names)
     if vit_names.recognise(names):
         return "vit"
@@ -37,7 +37,7 @@ def recognise(names: Iterable[str]) -> str | None:
 
 
 def to_path(name: str, naming: str) -> Path | None:
-    """Where the tensor called `name` stands in our variables; None for a name no encoder has."""
+    """The place in our variables of the tensor called `name`; None for a name no encoder has."""
     if naming == "vit":
         return vit_names.to_path(name)
     return _from_torchvision(name) if naming == "torchvision" else _from_transformers(name)

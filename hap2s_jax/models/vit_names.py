@@ -1,4 +1,4 @@
-"""How transformers and timm name a vision transformer's tensors, and where they stand here.
+"""Names of a vision transformer's tensors in transformers and timm, and their places here.
 
 Files of transformers come with the names of its classes of today (`q_proj`) and of before (`attention.query`), which
 those on the hub still have; DINOv2's own files have timm's names.
@@ -97,7 +97,7 @@ def prepare(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def to_path(name: str) -> Path | None:
-    """Where a tensor of `prepare` stands in our variables; None for a name no transformer has."""
+    """The place in our variables of a tensor of `prepare`; None for a name no transformer has."""
     if name in ("head.probe", "attn_pool.latent"):
         return ("params", "pooling", "query")
     for pattern, target in _SINGLE.items():

@@ -1,4 +1,4 @@
-"""What the class retrieval configs share: the common public recipe for fine-grained images.
+"""The recipe of the class retrieval configs: the common public one for fine-grained images.
 
 ResNet-50 from ImageNet's weights with the statistics of its batch normalisation kept, an embedding of length 1 straight
 from the pooled features, 224x224 crops out of a 256-pixel side, mirrored at random, Adam at 1e-5 for the trunk. That

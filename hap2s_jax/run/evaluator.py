@@ -181,7 +181,7 @@ class Evaluator:
 
 
 def decoding(config: Config) -> Decoding:
-    """How a config decodes images."""
+    """The decoding that a config asks for."""
     data = config.data
     background = None if data.background is None else tuple(data.background)
     return Decoding(data.exif, background, data.max_pixels)

@@ -66,7 +66,7 @@ def warn_of_changed_rate(trainer: Trainer, workdir: pathlib.Path, start: int) ->
 
 
 def changed_rate(trainer: Trainer, workdir: pathlib.Path, start: int) -> str | None:
-    """How a new number of steps changes the next update's learning rate; None if it does not."""
+    """The change of the next update's learning rate by a new number of steps; None without one."""
     old: Any = configs.load(workdir)
     settings = {"learning_rate": old.optimizer.learning_rate, **old.schedule}
     schedules = (create_schedule(steps=old.steps, **settings), trainer.schedule)

@@ -50,7 +50,7 @@ _ROWS_AT_ONCE = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What stands in the place of a data set's images.
+    """Features in the place of a data set's images.
 
     Attributes:
       variables: of the frozen trunk, ``{"params", "batch_stats"}``, on the devices.
@@ -123,7 +123,7 @@ def make(trainer: Any, variables: PyTree, workdir: pathlib.Path, stop: Callable[
 
 
 class _Maker:
-    """What making the features of each part takes."""
+    """All that making the features of a part needs."""
 
     def __init__(self, trainer: Any, variables: PyTree, folder: pathlib.Path, stop: Callable[[], bool]):
         self.trainer, self.variables, self.folder, self.stop = trainer, variables, folder, stop

@@ -176,7 +176,7 @@ class Encoder(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained(Settings):
-    """Where the encoder's first weights come from; a run that is resumed does not look here."""
+    """The source of the encoder's first weights; a resumed run ignores it."""
 
     section = "pretrained"
     source: Annotated[
@@ -254,7 +254,7 @@ class Checkpoint(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Log(Settings):
-    """What a run writes down on its way."""
+    """The logs of a run."""
 
     section = "log"
     every_steps: Annotated[int, "Updates between two lines of metrics.jsonl.", at_least(1)] = 50

@@ -65,7 +65,7 @@ _CHOICES: dict[str, Callable[[Config, _Sizes], Any]] = {
 
 
 def _about_validation(config: Config, sizes: _Sizes, chosen: Sequence[str]) -> Iterator[str]:
-    """What the validation classes cost, and whether they are enough to choose a checkpoint by."""
+    """Notes on the validation classes: their cost, and whether they are enough to choose a checkpoint by."""
     if sizes.held_out and math.isfinite(sizes.held_out) and "data.validation_fraction" in chosen:
         yield (
             f"{sizes.held_out:,} of {sizes.classes + sizes.held_out:,} training classes are set aside for validation "

@@ -1,4 +1,4 @@
-"""What the commands that use a trained encoder share: the flags that say which one."""
+"""The flags by which commands choose a trained encoder."""
 
 from __future__ import annotations
 

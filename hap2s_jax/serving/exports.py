@@ -168,7 +168,7 @@ def write_onnx(encoder: TrainedEncoder, folder: pathlib.Path, batch_size: int | 
 
 
 def _for_cpu(*args: Any, default: Any = None, **platforms: Any) -> Any:
-    """What `jax.lax.platform_dependent` gives on a CPU."""
+    """`jax.lax.platform_dependent` as it is on a CPU."""
     return platforms.get("cpu", default)(*args)
 
 

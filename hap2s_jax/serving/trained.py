@@ -80,7 +80,7 @@ class TrainedEncoder:
         self.dim = int(jax.eval_shape(self.function, sample).shape[1])
 
     def describe(self) -> dict[str, Any]:
-        """What a file of embeddings says about the encoder that made it."""
+        """The description of the encoder that stands in a file of embeddings."""
         return {
             "fingerprint": self.fingerprint,
             "step": self.step,
@@ -129,7 +129,7 @@ class TrainedEncoder:
         return np.concatenate(rows)
 
     def preprocess(self, image: Image, *, box: np.ndarray | None = None) -> np.ndarray:
-        """What the encoder sees of an image, uint8 `[h, w, 3]`, the same as in the run's own evaluation.
+        """The image as the encoder sees it, uint8 `[h, w, 3]`, the same as in the run's own evaluation.
 
         Args:
           image: a path, an encoded image, an array uint8 `[H, W, 3]`, RGB, or Pillow's Image, with its orientation and

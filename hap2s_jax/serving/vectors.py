@@ -41,7 +41,7 @@ class NothingReadableError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Vectors:
-    """What a file of embeddings holds.
+    """The contents of a file of embeddings.
 
     Attributes:
       embeddings: float32 `[n, d]`.
@@ -73,7 +73,7 @@ class Part:
 
 
 class Outcome(NamedTuple):
-    """What was written: how many embeddings, and (path, reason) of each image that could not be read."""
+    """The result of writing: the number of embeddings, and (path, reason) of each image that could not be read."""
 
     count: int
     unreadable: list[tuple[str, str]]
@@ -112,7 +112,7 @@ class Parts:
 
     @property
     def done(self) -> int:
-        """How many of the listed images the finished parts cover."""
+        """The number of listed images that the finished parts cover."""
         last = self._files()[-1:]
         return int(last[0].stem.split("-")[1]) if last else 0
 
@@ -256,7 +256,7 @@ def read(path: str | os.PathLike[str]) -> Vectors:
 
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[None]:
-    """What is wrong with a file, in one line."""
+    """The fault of a file, in one line."""
     try:
         yield
     except KeyError as error:

@@ -230,7 +230,7 @@ class Checkpointer:
             raise self._save_error(e) from e
 
     def restore_frozen(self) -> PyTree:
-        """What `save_frozen` saved, as NumPy arrays; None where nothing was. A UserError if it is damaged."""
+        """The variables of `save_frozen`, as NumPy arrays; None without any. A UserError if it is damaged."""
         return arrays.read_whole(self._directory / FROZEN)
 
     def restore_whole(

@@ -45,7 +45,7 @@ def write(folder: pathlib.Path) -> None:
 
 
 def fault(folder: pathlib.Path, most: int | None = None) -> str | None:
-    """What is wrong with the files of a checkpoint; None for nothing, or where it is older than digests are.
+    """The fault of a checkpoint's files; None without one, or where it is older than digests are.
 
     Args:
       folder: of the checkpoint.

@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def _instructions(name: str) -> str:
-    """What TFDS shows where the data is missing."""
+    """The instructions that TFDS shows where the data is missing."""
     entry = registry.entry(name)
     return (
         f"Get {entry.title} from {entry.url} ({entry.licence}) and extract it in manual_dir, "

@@ -1,4 +1,4 @@
-"""What raw pixels retrieve on the test classes of the emoji set: the figure that every encoder has to beat.
+"""Retrieval by raw pixels on the test classes of the emoji set: the figure that every encoder has to beat.
 
     python -m hap2s_jax.data.emoji.baseline     # computes it again, in about a minute
 

@@ -1,4 +1,4 @@
-"""What all readers of folders share: images on disk as a source, labels that do not depend on the machine."""
+"""For all readers of folders: images on disk as a source, labels that do not depend on the machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LITTER = ("thumbs.db", "desktop.ini")
 
 @dataclass(frozen=True)
 class Parts:
-    """What a reader finds: the official split of a data set, before validation classes are taken out.
+    """The official split of a data set as a reader finds it, before validation classes are taken out.
 
     Attributes:
       train: the training images.

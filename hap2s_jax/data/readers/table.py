@@ -298,7 +298,7 @@ def _path_here(folder: Path, path: str) -> str:
 
 
 def _hints(head: list[str], found: dict[str, int | list[int]]) -> Iterator[str]:
-    """What looks like a column of ours under another name."""
+    """Columns that look like ours under another name."""
     for name, synonyms in _SYNONYMS.items():
         like = next((s for s in synonyms if s in head), "")
         if like and name not in found and head.index(like) not in found.values():

@@ -1,4 +1,4 @@
-"""What needs TensorFlow; with `hap2s_jax.data.builders` the only importers of TensorFlow and TFDS."""
+"""Everything that needs TensorFlow; with `hap2s_jax.data.builders` the only importers of TensorFlow and TFDS."""
 
 from __future__ import annotations
 

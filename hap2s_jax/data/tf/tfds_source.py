@@ -35,7 +35,7 @@ _HEADER, _FOOTER = 12, 4
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a builder keeps what we need.
+    """Feature names of a builder.
 
     Attributes:
       label: the feature that says whose image it is.
