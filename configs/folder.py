@@ -14,7 +14,7 @@ random with configs/folder.py:scratch.
 
     python -m hap2s_jax.main --config=configs/folder.py:dinov2 --config.data.data_dir=FOLDER_OR_CSV
 
-freezes DINOv2's ViT-S/14: each photo goes through it once, about six a second on two cores, and a new layer is trained
+freezes DINOv2's ViT-S/14: each photo goes through it once, a few a second on two cores, and a new layer is trained
 on its features in a minute or two. The last table has DINOv2's own figures too. All of this recipe is ours.
 """
 
