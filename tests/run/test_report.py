@@ -23,6 +23,7 @@ def test_and_shows_as_missing(capsys):
     results = {
         "baselines": {},
         "untrained": {},
+        "as_it_comes": {},
         "weights_of_step": 7,
         "steps": 9,
         "validation": {"map@r": 0.5},
@@ -43,6 +44,7 @@ def test_a_row_of_nothing_is_left_out(values, capsys):
     results = {
         "baselines": {"pixels": values},
         "untrained": values,
+        "as_it_comes": values,
         "weights_of_step": 1,
         "steps": 1,
         "config": CONFIG,
