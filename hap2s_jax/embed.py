@@ -28,6 +28,7 @@ from hap2s_jax.errors import UserError, reason, shown
 from hap2s_jax.reporting.atomic import holding, replacing
 from hap2s_jax.reporting.progress import ProgressBar
 from hap2s_jax.serving import commands, listing, vectors
+from hap2s_jax.serving.parts import Part, Parts
 from hap2s_jax.serving.trained import TrainedEncoder
 
 # Embeddings are kept this often; what an interruption loses is less.
@@ -94,7 +95,7 @@ def embed_images(
             return _finished(output, model)
         identity = {"weights": encoder.fingerprint, "images": found.digest(), "folder": str(found.root)}
         identity["images' sizes"] = model["contents"]
-        parts = vectors.Parts(output, identity, anew=overwrite)
+        parts = Parts(output, identity, anew=overwrite)
         _make(parts, encoder, found, batch_size, workers, rows_per_part, show_progress)
         try:
             outcome = vectors.write(output, parts, found, model)
@@ -107,7 +108,7 @@ def embed_images(
 
 
 def _make(
-    parts: vectors.Parts,
+    parts: Parts,
     encoder: TrainedEncoder,
     found: listing.Listing,
     batch_size: int | None,
@@ -118,7 +119,7 @@ def _make(
     """Embeds what no part covers yet."""
     done = parts.done
     with ProgressBar(len(found.paths), done, "embedding", images_per_step=1, enabled=show_progress) as bar:
-        waiting: list[vectors.Part] = []
+        waiting: list[Part] = []
         for begin, part in _embedded(encoder, found, done, batch_size, workers):
             waiting.append(part)
             done = begin + len(part.rows) + len(part.unreadable)
@@ -149,13 +150,13 @@ def _embedded(
         reasons = [reason(failure) for failure in batch.failures if failure is not None]
         yield (
             begin,
-            vectors.Part(batch.embeddings[fine], numbers[fine], numbers[~fine], np.array(reasons, str)),
+            Part(batch.embeddings[fine], numbers[fine], numbers[~fine], np.array(reasons, str)),
         )
         begin += len(fine)
 
 
-def _joined(parts: list[vectors.Part]) -> vectors.Part:
-    return vectors.Part(
+def _joined(parts: list[Part]) -> Part:
+    return Part(
         *(
             np.concatenate([getattr(part, name) for part in parts])
             for name in ("embeddings", "rows", "unreadable", "reasons")

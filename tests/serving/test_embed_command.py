@@ -19,6 +19,7 @@ from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.atomic import holding
 from hap2s_jax.serving import joined, vectors
 from hap2s_jax.serving.listing import list_images
+from hap2s_jax.serving.parts import Part, Parts
 from hap2s_jax.serving.trained import TrainedEncoder
 
 
@@ -101,7 +102,7 @@ def test_interrupted_and_run_again(encoder, spoilt, folder, reference, tmp_path,
         with pytest.raises(KeyboardInterrupt):
             make()
     assert not output.exists()
-    done = vectors.Parts(output, {}).done
+    done = Parts(output, {}).done
     assert 8 <= done <= 40
     calls.clear()
     with monkeypatch.context() as patch:
@@ -112,22 +113,22 @@ def test_interrupted_and_run_again(encoder, spoilt, folder, reference, tmp_path,
 
 
 def test_damaged_parts_are_made_again(tmp_path, capsys):
-    parts = vectors.Parts(tmp_path / "x.npz", {})
+    parts = Parts(tmp_path / "x.npz", {})
     for stop in (2, 4, 6):
         rows = np.arange(stop - 2, stop)
-        parts.add(stop, vectors.Part(np.ones((2, 3), np.float32), rows, np.zeros(0, int), np.zeros(0, str)))
-    assert vectors.Parts(tmp_path / "x.npz", {}).done == 6
+        parts.add(stop, Part(np.ones((2, 3), np.float32), rows, np.zeros(0, int), np.zeros(0, str)))
+    assert Parts(tmp_path / "x.npz", {}).done == 6
     damaged = sorted(parts.folder.glob("*.npz"))[1]
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
-    assert vectors.Parts(tmp_path / "x.npz", {}).done == 2
+    assert Parts(tmp_path / "x.npz", {}).done == 2
     assert f"warning: {damaged} is damaged" in capsys.readouterr().err
 
 
 def test_parts_of_something_else_are_not_gone_on_with(encoder, spoilt, tmp_path, run):
     output = tmp_path / "vectors.npz"
-    vectors.Parts(output, {"weights": "others", "images": "x", "folder": str(spoilt)})
+    Parts(output, {"weights": "others", "images": "x", "folder": str(spoilt)})
     with pytest.raises(
         UserError, match="unfinished file that differs in its weights and images; give --overwrite"
     ):
@@ -150,7 +151,7 @@ def test_another_folder_of_equal_names_is_something_else(encoder, folder, tmp_pa
         embed.embed_images(encoder, days[1], output, show_progress=False)
     output.unlink()
     identity = {"weights": encoder.fingerprint, "images": monday.digest(), "folder": str(days[0])}
-    vectors.Parts(output, identity)
+    Parts(output, identity)
     with pytest.raises(UserError, match="unfinished file that differs in its folder;"):
         embed.embed_images(encoder, days[1], output, show_progress=False)
 
