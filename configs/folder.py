@@ -23,6 +23,7 @@ from __future__ import annotations
 import ml_collections
 from ml_collections import config_dict
 
+from hap2s_jax.data import registry
 from hap2s_jax.recipes import fine_grained
 from hap2s_jax.run.config import Config
 
@@ -47,7 +48,7 @@ def get_config(arg: str | None = None) -> Config:
     if "-dinov2" in config.name:
         fine_grained.freeze(config)
     config.schedule.name = "cosine"
-    config.data.options = ml_collections.ConfigDict({"test_fraction": 0.5, "columns": ""})
+    config.data.options = ml_collections.ConfigDict(registry.entry("folder").options)
     if not config.name.endswith("-tiny"):
         for section, key in OPEN:
             place = config[section] if section else config

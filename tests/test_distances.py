@@ -122,6 +122,7 @@ MULTIPLIERS = {
     "models.vit": "positions of patches, resized",
     "reporting.plots": "principal axes of a picture",
     "evaluation.statistics": "drawn counts times sums",
+    "evaluation.test_time": "images resized by matrices",
 }
 PRODUCTS = {"matmul", "einsum", "tensordot", "dot", "dot_general", "vdot", "vecdot", "inner"}
 

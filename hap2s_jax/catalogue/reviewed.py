@@ -10,10 +10,11 @@ import dataclasses
 import pathlib
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from hap2s_jax.catalogue.state import State
-from hap2s_jax.distances import distances_between
+from hap2s_jax.distances import distances_between, products, scores, squares
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.thresholds import ErrorRates, rates_of, upper_bound
 from hap2s_jax.serving import calibrating
@@ -50,11 +51,12 @@ def replay(store: State) -> Reviewed:
     gallery = np.flatnonzero(store.known)
     distance = store.encoder["distance"]
     keys = _comparable(store.embeddings[gallery], distance)
-    squares = np.einsum("nd,nd->n", keys, keys)
+    lengths = squares(keys)
     right, wrong = np.full(len(rows), np.inf), np.full(len(rows), np.inf)
     for begin in range(0, len(rows), _AT_ONCE):
         asking = rows[begin : begin + _AT_ONCE]
-        score = squares - 2 * _comparable(store.embeddings[asking], distance) @ keys.T
+        queries = _comparable(store.embeddings[asking], distance)
+        score = np.asarray(scores(products(jnp.asarray(queries), jnp.asarray(keys)), lengths))
         there = born[gallery][None] < born[asking][:, None]
         same = store.labels[gallery][None] == store.labels[asking][:, None]
         for out, wanted in ((right, there & same), (wrong, there & ~same)):

@@ -107,8 +107,7 @@ def test_recipes_differ_as_their_papers_do():
         assert (config.auxiliary.name, config.auxiliary.label_smoothing) == ("softmax", 0.1)
         assert not config.auxiliary.use_bias
         assert config.evaluate.distance == "cosine"
-    assert (agw.encoder.pooling, agw.loss.sigma) == ("gem", 1.0)
-    assert (agw.loss.soft_margin, agw.loss.margin) == (True, 0)
+    assert (agw.encoder.pooling, agw.loss.name) == ("gem", "weighted_regularised_triplet")
     cub = importlib.import_module("configs.cub").get_config()
     assert cub.encoder.freeze_bn_stats
     assert cub.optimizer.learning_rate * cub.optimizer.trunk_factor == pytest.approx(1e-5)

@@ -151,7 +151,7 @@ def test_two_losses_of_the_same_shapes_begin_with_other_arrays(monkeypatch):
     common = importlib.import_module("hap2s_jax.recipes.common")
     common.set_loss(config, "arcface")
     common.set_auxiliary(config, "softmax", weight=1.0)
-    _, params = Learner.create(config)._loss_params(5)
+    params = Learner.create(config).initial_state(5).params["loss"]
     metric, auxiliary = (params[name]["kernel"] for name in ("metric", "auxiliary"))
     assert metric.shape == auxiliary.shape
     assert abs(metric - auxiliary).max() > 0.01

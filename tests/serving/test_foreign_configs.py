@@ -70,7 +70,10 @@ def test_every_key_that_does_not_count_changes_nothing(run, workdir):
 def test_every_key_that_counts_is_there(workdir):
     known = configs.flatten(configs.load(workdir))
     assert all(
-        any(key == name or key.startswith(f"{name}.") for key in [*known, "data.options"])
+        any(
+            key == name or key.startswith(f"{name}.")
+            for key in [*known, "data.options", "data.sources", "evaluate.on"]
+        )
         for name in foreign.KEYS
     )
     places = [key for key in known if key.endswith(("_dir", "_cache", "source")) and _counts(key)]

@@ -459,9 +459,9 @@ def test_text_of_files_reaches_the_terminal_escaped(capsys):
     assert shown("Grüße, 猫 🐈 a b") == "Grüße, 猫 🐈 a b"
     assert shown(evil).isprintable()
     hit = search.Hit(1, 0, evil, evil, 0.5)
-    search._print(["query.png"], [search.Answer([hit], None)], "no threshold")
+    search._print("query.png", search.Answer([hit], None))
     printed = capsys.readouterr().out
-    assert printed.count("\n") == 3
+    assert printed.count("\n") == 2
     assert printed.replace("\n", "").isprintable()
     assert cli._said(evil, 1) == 1
     printed = capsys.readouterr().err
