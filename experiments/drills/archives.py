@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from drill import Trial
 
-from drills.files import _honest_arrays, _npy, changed_bytes
+from drills.files import HAS_TORCH, _honest_arrays, _npy, changed_bytes
 from hap2s_jax.evaluation.archive import from_npz
 from hap2s_jax.models import weight_files
 from hap2s_jax.serving import vectors
@@ -58,21 +58,21 @@ def made(random: np.random.Generator, kind: str) -> bytes:
 
 def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
     """Without end, one kind after the other."""
-    import torch  # noqa: F401  (its import is no part of a trial)
 
     def weights(path: pathlib.Path) -> None:
         weight_files.check(weight_files.read_tensors(path), str(path))
 
+    readers = [("x.npz", vectors.read), ("x.npz", lambda path: from_npz(str(path)))]
+    if HAS_TORCH:
+        import torch  # noqa: F401  (its import is no part of a trial)
+
+        readers.append(("x.pth", weights))
     number = 0
     while True:
         for kind in ("honest", "traversal", "link", "bomb", "entries", "within"):
             number += 1
             data = made(np.random.default_rng((seed, number)), kind)
-            for name, read in (
-                ("x.npz", vectors.read),
-                ("x.npz", lambda path: from_npz(str(path))),
-                ("x.pth", weights),
-            ):
+            for name, read in readers:
                 path = folder / name
                 path.write_bytes(data)
                 yield Trial(

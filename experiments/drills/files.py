@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -13,6 +14,8 @@ import numpy as np
 from drill import Trial
 
 Random = np.random.Generator
+# Without it there are no files of its kind.
+HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 _SIZES = (0, 1, -1, 3, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**63 - 1, 2**64, 10**40)
 _VALUES: tuple[Any, ...] = (
@@ -228,7 +231,7 @@ def _readers() -> dict[str, tuple[Callable[[Random], bytes], list[Callable[[path
     def weights(path: pathlib.Path) -> None:
         weight_files.check(weight_files.read_tensors(path), str(path))
 
-    return {
+    readers = {
         "gallery.npz": (_gallery_npz, [vectors.read, lambda path: from_npz(str(path))]),
         "gallery.parquet": (_parquet, [vectors.read]),
         "weights.safetensors": (_safetensors, [weights]),
@@ -236,6 +239,9 @@ def _readers() -> dict[str, tuple[Callable[[Random], bytes], list[Callable[[path
         "config.json": (_config, [_open_config]),
         "image": (_image, [_open_image]),
     }
+    if not HAS_TORCH:
+        del readers["weights.pth"]
+    return readers
 
 
 def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:

@@ -109,7 +109,7 @@ def check(config: Config) -> Run:
     """
     values = dict(config.items())
     encoder = values.get("encoder")
-    if encoder and ":" in str(encoder.get("name")):  # of your own, with options of its own
+    if hasattr(encoder, "items") and ":" in str(encoder.get("name")):  # of your own, with options of its own
         known = {field.name for field in fields(Encoder)}
         values["encoder"] = {key: value for key, value in encoder.items() if key in known}
     made = Run.read(values)

@@ -228,6 +228,7 @@ def test_first_weights_of_another_run_need_none_of_its_code(run, workdir):
         ("3", "it holds a int"),
         ("[" * 100_000, "nested too deeply"),
         ('{"data": 3, "evaluate": [], "encoder": null}', "should be a section"),
+        ('{"encoder": 1.5}', "encoder is 1.5; it should be a section"),
         ('{"a.b": {"c": 1}}', "cannot be read"),
         ('{"encoder": {"name": ["resnet10"]}}', "encoder.name is "),
         (
