@@ -50,13 +50,13 @@ def replay(store: State) -> Reviewed:
     rows = rows[np.argsort(born[rows], kind="stable")]
     gallery = np.flatnonzero(store.known)
     distance = store.encoder["distance"]
-    keys = _comparable(store.embeddings[gallery], distance)
+    keys = jnp.asarray(_comparable(store.embeddings[gallery], distance))
     lengths = squares(keys)
     right, wrong = np.full(len(rows), np.inf), np.full(len(rows), np.inf)
     for begin in range(0, len(rows), _AT_ONCE):
         asking = rows[begin : begin + _AT_ONCE]
-        queries = _comparable(store.embeddings[asking], distance)
-        score = np.asarray(scores(products(jnp.asarray(queries), jnp.asarray(keys)), lengths))
+        queries = jnp.asarray(_comparable(store.embeddings[asking], distance))
+        score = np.asarray(scores(products(queries, keys), lengths))
         there = born[gallery][None] < born[asking][:, None]
         same = store.labels[gallery][None] == store.labels[asking][:, None]
         for out, wanted in ((right, there & same), (wrong, there & ~same)):

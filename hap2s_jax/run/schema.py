@@ -108,7 +108,7 @@ def check(config: Config) -> Run:
       UserError: an unknown key, a value of the wrong type or out of range, naming the key.
     """
     values = dict(config.items())
-    encoder = values.get("encoder")
+    encoder: Any = values.get("encoder")
     if hasattr(encoder, "items") and ":" in str(encoder.get("name")):  # of your own, with options of its own
         known = {field.name for field in fields(Encoder)}
         values["encoder"] = {key: value for key, value in encoder.items() if key in known}
