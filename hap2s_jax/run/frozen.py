@@ -154,18 +154,17 @@ class _Maker:
         batch_size = math.lcm(_DRAWN_TOGETHER, hosts)
         walk = _Walk(labelled, batch_size)
         own = np.arange(batch_size).reshape(hosts, -1)[jax.process_index()]
-        walked: Iterator[Any] = iter(())
+        walked: Any = None
 
         def batches(begin: int, end: int) -> Iterator[Mapping[str, Any]]:
             nonlocal walked
-            if begin == start:
+            if walked is None:
                 walked = self.trainer.image_batches(walk, self._augmentation(), begin // batch_size)
             for first in range(begin, end, batch_size):
                 rows = first + own
                 yield {"image": next(walked), "index": rows - begin, "mask": rows < end}
 
         size = _BATCHES_PER_WRITE * batch_size
-        start = self._done("train", self.trainer.dataset.train, count, size)
         return self._rows("train", self.trainer.dataset.train, count, size, batches)
 
     def _augmentation(self) -> Any:
@@ -184,10 +183,11 @@ class _Maker:
     ) -> np.ndarray:
         """The rows of a part, `size` of them written at a time; `batches` gives those from a row to another."""
         path, is_lead = self._path(name), self._parallel.is_lead
-        done = self._done(name, source, count, size)
+        identity = self._identity(source, count)  # reads images
+        done = self._done(name, identity, count, size)
         if done < count:
             if self._writes:
-                self._begin(name, source, count, done)
+                self._begin(name, identity, done)
             with ProgressBar(count, done, f"features, {name}", images_per_step=1, enabled=is_lead) as bar:
                 for begin in range(done, count, size):
                     end = min(begin + size, count)
@@ -232,17 +232,17 @@ class _Maker:
         found = [self._weights, facts.source_fact(source), count, self._width, settings]
         return hashlib.sha256(json.dumps(found, default=list).encode()).hexdigest()[:16]
 
-    def _done(self, name: str, source: Source, count: int, size: int) -> int:
+    def _done(self, name: str, identity: str, count: int, size: int) -> int:
         """How many rows are there already, whole writes of them."""
         try:
-            if read_json(self.folder / f"{name}.json").get("rows_of") != self._identity(source, count):
+            if read_json(self.folder / f"{name}.json").get("rows_of") != identity:
                 return 0
             rows = self._path(name).stat().st_size // (4 * self._width)
         except (OSError, ValueError):
             return 0
         return rows if rows == count else min(rows, count) // size * size
 
-    def _begin(self, name: str, source: Source, count: int, done: int) -> None:
+    def _begin(self, name: str, identity: str, done: int) -> None:
         """Leaves the first `done` rows of the file, and writes down what they are."""
         path = self._path(name)
         try:
@@ -253,7 +253,7 @@ class _Maker:
             raise cannot_write(path, error) from error
         # Last: until then another process that looks finds rows of something else.
         with replacing(self.folder / f"{name}.json") as temporary:
-            temporary.write_text(json.dumps({"rows_of": self._identity(source, count)}))
+            temporary.write_text(json.dumps({"rows_of": identity}))
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:

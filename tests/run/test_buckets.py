@@ -7,9 +7,9 @@ import json
 import pathlib
 
 import buckets
+import drawings
 import numpy as np
 import pytest
-from PIL import Image
 
 import hap2s_jax
 from hap2s_jax import embed, evaluate, export, extras, main, search
@@ -34,15 +34,7 @@ OVERRIDES = {
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images") / "data"
-    rng = np.random.default_rng(0)
-    for label in range(20):
-        (root / f"class{label:02}").mkdir(parents=True)
-        drawing = rng.integers(0, 256, (8, 8, 3))
-        for number in range(6):
-            noisy = np.clip(drawing + rng.normal(0, 40, drawing.shape), 0, 255).astype(np.uint8)
-            Image.fromarray(noisy).resize((40, 40)).save(root / f"class{label:02}" / f"{number}.png")
-    return root
+    return drawings.noisy(tmp_path_factory.mktemp("images") / "data")
 
 
 @pytest.fixture(scope="module")
