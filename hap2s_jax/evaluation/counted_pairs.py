@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,16 @@ from hap2s_jax.evaluation.inputs import JUNK, Space, space
 
 STEPS = 2**20
 _SIDE = 2560  # of a square block of pairs
+
+
+class _Block(NamedTuple):
+    """A square block of pairs: all vectors and labels, where its rows and columns begin, and steps per distance."""
+
+    vectors: Any
+    labels: Any
+    row: Any
+    column: Any
+    scale: Any
 
 
 class CountedPairs:
@@ -70,12 +81,12 @@ class CountedPairs:
 
     def _tiles(self, form: Callable[..., jax.Array], *, halved: bool) -> Iterator[jax.Array]:
         """The value of `form` for each square block of pairs, those below the diagonal left out if `halved`."""
-        rows, scale = (self._vectors, self._labels), np.float32(1 / (self._width * self._space.scale))
+        scale = np.float32(1 / (self._width * self._space.scale))
         starts = range(0, len(self._vectors), self._side)
         for row in starts:
             for column in starts[row // self._side if halved else 0 :]:
-                corner = np.int32(row), np.int32(column)
-                yield form(*rows, *corner, scale, side=self._side, cosine=self._space.cosine)
+                block = _Block(self._vectors, self._labels, np.int32(row), np.int32(column), scale)
+                yield form(block, side=self._side, cosine=self._space.cosine)
 
 
 def _largest(vectors: np.ndarray, to_space: Space) -> float:
@@ -85,17 +96,9 @@ def _largest(vectors: np.ndarray, to_space: Space) -> float:
     return float(2 * np.sqrt(squares(vectors).max()) * (1 + 1e-5) / to_space.scale) or 1.0
 
 
-def _step_of_each(
-    vectors: jax.Array,
-    labels: jax.Array,
-    row: jax.Array,
-    column: jax.Array,
-    scale: jax.Array,
-    *,
-    side: int,
-    cosine: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _step_of_each(block: _Block, side: int, cosine: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Steps of distance int32 `[side, side]`, whether of one class, and whether the pair is of two images."""
+    vectors, labels, row, column, scale = block
     rows, columns = (lax.dynamic_slice_in_dim(vectors, at, side) for at in (row, column))
     own, other = (lax.dynamic_slice_in_dim(labels, at, side) for at in (row, column))
     apart = gram_distances(rows, columns, cosine=cosine)
@@ -107,36 +110,17 @@ def _step_of_each(
 
 
 @functools.partial(jax.jit, static_argnames=("side", "cosine"))
-def _places(
-    vectors: jax.Array,
-    labels: jax.Array,
-    row: jax.Array,
-    column: jax.Array,
-    scale: jax.Array,
-    *,
-    side: int,
-    cosine: bool,
-) -> jax.Array:
+def _places(block: _Block, *, side: int, cosine: bool) -> jax.Array:
     """The place of each pair in a table of steps of same, then of different pairs; the last place is for no pair."""
-    step, same, valid = _step_of_each(vectors, labels, row, column, scale, side=side, cosine=cosine)
-    once = (row + jnp.arange(side))[:, None] < (column + jnp.arange(side))[None, :]
+    step, same, valid = _step_of_each(block, side, cosine)
+    once = (block.row + jnp.arange(side))[:, None] < (block.column + jnp.arange(side))[None, :]
     return jnp.where(valid & once, jnp.where(same, step, step + STEPS), 2 * STEPS)
 
 
 @functools.partial(jax.jit, static_argnames=("side", "cosine"))
-def _count_within(
-    vectors: jax.Array,
-    labels: jax.Array,
-    row: jax.Array,
-    column: jax.Array,
-    scale: jax.Array,
-    *,
-    limits: jax.Array,
-    side: int,
-    cosine: bool,
-) -> jax.Array:
+def _count_within(block: _Block, *, limits: jax.Array, side: int, cosine: bool) -> jax.Array:
     """Each row's pairs, same and different, in the steps below each limit, int32 `[2, g, side]`."""
-    step, same, valid = _step_of_each(vectors, labels, row, column, scale, side=side, cosine=cosine)
+    step, same, valid = _step_of_each(block, side, cosine)
 
     def within(limit: jax.Array) -> jax.Array:
         near = valid & (step < limit)
