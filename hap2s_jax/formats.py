@@ -17,7 +17,7 @@ from typing import Any
 from hap2s_jax.data.regular_files import read_json
 from hap2s_jax.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 KEY = "format"
 
 Record = dict[str, Any]
@@ -52,6 +52,13 @@ def _from_1(config: Record | None, record: Record) -> None:
         record["as_it_comes"], record["tests"] = {}, {}
 
 
+def _from_2(config: Record | None, record: Record) -> None:
+    """Keys were added."""
+    del record
+    added: dict[str, Record] = {}
+    _add(config, added)
+
+
 def _add(config: Record | None, added: dict[str, Record]) -> None:
     """Gives keys their values where the config has the section and not the key."""
     for name, values in added.items():
@@ -62,7 +69,7 @@ def _add(config: Record | None, added: dict[str, Record]) -> None:
 # The step from each format to the next: (config, record) -> None, changing them in place. `record` is all of a file,
 # `config` the run's config in it, or None; of a study's cell sections and keys may be missing. What is added gets the
 # value that was in effect before.
-_STEPS: tuple[Callable[[Record | None, Record], None], ...] = (_from_0, _from_1)
+_STEPS: tuple[Callable[[Record | None, Record], None], ...] = (_from_0, _from_1, _from_2)
 
 
 def stamped(record: Record) -> Record:

@@ -4,9 +4,9 @@
 
 ``tests/test_formats.py`` opens every witness with today's code. `format0.zip` was made by the last version whose files
 carried no number (commit c7e214f; Python 3.11.7, jax 0.10.2, flax 0.12.8, optax 0.2.8, orbax-checkpoint 0.12.8,
-numpy 2.4.6, x86-64), with the command above and these functions; `format1.zip` likewise, by the last version of format
-1. When `hap2s_jax.formats.FORMAT` rises, make one more
-with the version before, and keep the old ones.
+numpy 2.4.6, x86-64), with the command above and these functions; `format1.zip` and those after it likewise, each by
+the last version of its format. When `hap2s_jax.formats.FORMAT` rises, make one more with the version before, and keep
+the old ones.
 
 What is in it: ``run/`` (a working directory without pictures and event files, stopped nowhere, with the checkpoints of
 steps 3 and 6; without that of step 6 and without results.json it is a run that was cut off after step 3),
