@@ -92,7 +92,7 @@ def test_what_was_exported_is_still_the_encoder(witness, encoder, tmp_path):
         np.testing.assert_array_equal(old[name], new[name])
     exports.write_preprocessing(encoder, tmp_path)
     old, new = (formats.read(f / exports.PREPROCESSING) for f in (witness / "exported", tmp_path))
-    for name in ("jax", "stablehlo_is_guaranteed_until", "sha256"):  # which the day, and what else is written, decide
+    for name in ("jax", "stablehlo_is_guaranteed_until", "sha256"):  # the day and the other files decide
         old.pop(name, None)
     assert old.items() <= new.items()
     pixels = np.stack([encoder.preprocess(path) for path in _images(witness)])
