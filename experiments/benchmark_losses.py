@@ -25,6 +25,7 @@ rounds of the ratio within a round:
     pml_nt    its NTXentLoss
     torch     HAP2S as it is written by hand in torch
     logits@k  the product of the embeddings with k points of each class, and its gradient by both
+    proxies   the same with the points in rows, as proxies lie
 
 or any loss by its name; smooth_ap@16 has 16 images a class in place of 4.
 
@@ -46,7 +47,9 @@ from typing import Any
 from bench.losses import IMAGES_PER_CLASS, PEERS, logits_of, method
 from bench.timing import timed
 
-CLASSES = "arcface,cosface,subcenter_arcface,soft_triple,proxy_nca,proxy_anchor,logits@1,logits@3,logits@10"
+CLASSES = (
+    "arcface,cosface,subcenter_arcface,soft_triple,proxy_nca,proxy_anchor,proxies,logits@1,logits@3,logits@10"
+)
 PAIRS = (
     "smooth_ap,smooth_ap@8,smooth_ap@16,recall_at_k_surrogate,recall_at_k_surrogate@16,adasp,centroid_triplet"
 )

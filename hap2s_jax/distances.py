@@ -180,6 +180,13 @@ def mean_of(values: jax.Array, mask: jax.Array, axis: int = -1) -> jax.Array:
     return total / jnp.maximum(count, 1).astype(total.dtype)
 
 
+def unit(vectors: jax.Array, axis: int = -1) -> jax.Array:
+    """The vectors along an axis with length 1; zero vectors stay zero."""
+    length = safe_sqrt(jnp.sum(vectors * vectors, axis=axis, keepdims=True))
+    # A length that overflows would make a vector 0, as if nothing were wrong.
+    return vectors / jnp.where(length > 0, jnp.where(length < jnp.inf, length, jnp.nan), 1)
+
+
 def clean_rows(vectors: jax.Array, valid: jax.Array, distance: str, centre: jax.Array | None) -> jax.Array:
     """Rows `[n, d]` ready for `pair_distances`; ignored ones are zero and pass no gradient, NaN or not.
 
@@ -187,9 +194,7 @@ def clean_rows(vectors: jax.Array, valid: jax.Array, distance: str, centre: jax.
     """
     vectors = jnp.where(valid[:, None], vectors, 0)
     if distance == "cosine":
-        norm = safe_sqrt(squares(vectors))[:, None]
-        # A length that overflows would make a row 0, as if nothing were wrong.
-        return vectors / jnp.where(norm > 0, jnp.where(norm < jnp.inf, norm, jnp.nan), 1)
+        return unit(vectors)
     if distance == "negative_dot" or centre is None:
         return vectors
     return jnp.where(valid[:, None], vectors - lax.stop_gradient(centre)[None, :], 0)

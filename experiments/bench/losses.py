@@ -68,7 +68,8 @@ def jax_function(name: str, n: int, d: int) -> tuple[Any, tuple[Any, Any]]:
 def loss_function(name: str, n: int, d: int) -> tuple[Any, tuple[Any, ...]]:
     """Value and gradient of a loss by its name, and its arguments; "smooth_ap@16" has 16 images a class.
 
-    "logits@k" is the product of the embeddings with k points of each class, and its gradient by both.
+    "logits@k" is the product of the embeddings with k points of each class, and its gradient by both; "proxies" that
+    with points in rows.
     """
     import jax
     import jax.numpy as jnp
@@ -77,12 +78,17 @@ def loss_function(name: str, n: int, d: int) -> tuple[Any, tuple[Any, ...]]:
 
     name, _, count = name.partition("@")
     x, labels = (jnp.asarray(part) for part in batch(n, d, int(count or IMAGES_PER_CLASS)))
-    if name == "logits":
+    if name in ("logits", "proxies"):
         x, labels = (jnp.asarray(part) for part in batch(n, d))
-        points = jax.random.normal(jax.random.key(0), (d, n // IMAGES_PER_CLASS * int(count)))
+        points = jax.random.normal(jax.random.key(0), (d, n // IMAGES_PER_CLASS * int(count or 1)))
+        if name == "proxies":
+            points = points.T
 
         def product(x: jax.Array, points: jax.Array) -> tuple[jax.Array, ...]:
             of = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+            if name == "proxies":
+                logits = of(x, points.T)
+                return of(logits, points), of(logits.T, x)
             logits = of(x, points)
             return of(logits, points.T), of(x.T, logits)
 
@@ -99,6 +105,8 @@ def logits_of(name: str) -> str | None:
 
     if name not in losses.names() or not losses.create(name).has_params:
         return None
+    if name.startswith("proxy"):
+        return "proxies"
     return f"logits@{losses.hyperparameters(name).get('centres', 1)}"
 
 

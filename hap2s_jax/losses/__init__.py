@@ -16,6 +16,7 @@ from hap2s_jax.losses.hap2s import (
     point_to_set_mean_loss,
     weighted_regularised_triplet_loss,
 )
+from hap2s_jax.losses.margin import init_margin_params, margin_loss
 from hap2s_jax.losses.pairs import (
     contrastive_loss,
     lifted_structure_loss,
@@ -46,8 +47,6 @@ from hap2s_jax.losses.softmaxes import (
 )
 from hap2s_jax.losses.triplets import (
     batch_all_loss,
-    init_margin_params,
-    margin_loss,
     random_triplet_loss,
     semi_hard_loss,
 )

@@ -13,6 +13,7 @@ from hap2s_jax.distances import Distance, clean_rows, distances_of_pairs
 from hap2s_jax.losses.batchwise import prepared
 from hap2s_jax.losses.classes import everyones, over_devices
 from hap2s_jax.losses.engine import anchor_rows, reduced
+from hap2s_jax.losses.pairs import log_sums_apart
 from hap2s_jax.losses.rows import Anchors, Batch, Keys, Result, RowLosses, SampleCall
 from hap2s_jax.losses.selection import chosen_pairs
 from hap2s_jax.losses.weightings import Scalar, check_range, split
@@ -109,20 +110,8 @@ def _log_sums(batch: Batch, temperature: jax.Array) -> tuple[jax.Array, jax.Arra
     def of_block(part: tuple[jax.Array, Anchors]) -> tuple[jax.Array, jax.Array]:
         rows = anchor_rows(Batch(*part, key_vectors, keys), "cosine", with_anchor=True)
         logits = (1 - rows.distances) / temperature
-        # No pair is in both sets: one exponential serves them.
         logits = jnp.where(rows.is_positive, -logits, logits)
-        tops = [
-            jnp.maximum(jnp.max(jnp.where(mask, lax.stop_gradient(logits), -jnp.inf), axis=1), -1e30)
-            for mask in (rows.is_positive, rows.is_negative)
-        ]
-        either = rows.is_positive | rows.is_negative
-        shifted = logits - jnp.where(rows.is_positive, tops[0][:, None], tops[1][:, None])
-        terms = jnp.exp(jnp.where(either, shifted, 0))
-        sums = []
-        for mask, top in zip((rows.is_positive, rows.is_negative), tops, strict=True):
-            total = jnp.sum(jnp.where(mask, terms, 0), axis=1)
-            sums.append(jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1)) + top, -1e30))
-        return sums[0], sums[1]
+        return log_sums_apart(logits, rows.is_positive, rows.is_negative)
 
     # In a large batch's backward pass a block's similarities are formed again, so that memory is linear.
     if len(vectors) * len(key_vectors) > _KEPT_PAIRS:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +21,8 @@ from hap2s_jax.distances import (
     COMPUTED_IN,
     FLOAT32,
     check_embeddings,
-    clean_rows,
-    products,
-    safe_sqrt,
     squares,
+    unit,
 )
 from hap2s_jax.losses.blocks import blocked_sums
 from hap2s_jax.losses.engine import batch_rows, counted, reduced
@@ -44,16 +41,21 @@ from hap2s_jax.losses.rows import (
 
 Params = Mapping[str, ArrayLike]
 Stats = dict[str, jax.Array]
-# More logits than these are computed a block of samples at a time.
-_LOGITS = 2**21
+# More logits than these are computed a block of samples at a time; on a CPU a block stays in the processor's cache.
+_LOGITS = 2**23
+_CACHED_LOGITS = 2**19
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class AgainstPoints:
-    """A loss of samples against points: (vectors `[b, d]`, points, labels `[b]`) -> (values `[b]`, stats)."""
+    """A loss of samples against points: (vectors `[b, d]`, points, labels `[b]`) -> (values `[b]`, stats).
+
+    With `unit`, an axis of the points, the function gets vectors and points of length 1.
+    """
 
     function: Callable[..., tuple[jax.Array, Stats]]
+    unit: int | None = field(default=None, metadata={"static": True})
 
     def of_batch(self, batch: Batch) -> RowLosses:
         """The losses of the batch's samples, whose keys are the points."""
@@ -70,6 +72,8 @@ def mean_over_samples(
     points: ArrayLike,
     classes: int,
     call: SampleCall,
+    *,
+    on_sphere: bool = False,
 ) -> Result:
     """The reduced loss of samples against the points of classes.
 
@@ -80,9 +84,10 @@ def mean_over_samples(
         points: `[c, d]`, `[d, c]`, or `[d, k, c]` with k points a class.
         classes: the axis of the classes, 0 or -1.
         call: the call's arguments.
+        on_sphere: the function is of vectors and points of length 1.
     """
     batch, options = prepare_classes(embeddings, labels, points, classes, call)
-    return _evaluate(AgainstPoints(function), batch, options)
+    return _evaluate(AgainstPoints(function, -1 - classes if on_sphere else None), batch, options)
 
 
 def prepare_classes(
@@ -118,12 +123,15 @@ def call_options(call: SampleCall, count: int, distance: str = "given") -> tuple
 
 
 @functools.partial(jax.jit, static_argnames="options")
-def _evaluate(loss: Any, batch: Batch, options: Options) -> Result:
+def _evaluate(loss: AgainstPoints, batch: Batch, options: Options) -> Result:
     count, logits = len(batch.vectors), batch.key_vectors.size // batch.vectors.shape[1]
-    if options.reduction == "none" or count * logits <= _LOGITS:
+    if loss.unit is not None:  # once, not for every block
+        batch = batch._replace(vectors=unit(batch.vectors), key_vectors=unit(batch.key_vectors, loss.unit))
+    most = _CACHED_LOGITS if jax.default_backend() == "cpu" else _LOGITS
+    if options.reduction == "none" or count * logits <= most:
         result = batch_rows(loss, batch, options.distance)
     else:
-        result = blocked_sums(loss, batch, options.distance, min(max(16, _LOGITS // logits), count))
+        result = blocked_sums(loss, batch, options.distance, min(max(16, most // logits), count))
     return reduced(result, batch.anchors.weight, options)
 
 
@@ -135,21 +143,6 @@ def everyones(value: jax.Array, valid: jax.Array, stats: Stats) -> RowLosses:
 def over_devices(value: jax.Array, axis_name: Axis) -> jax.Array:
     """`[n, ...]` of all devices, with gradients."""
     return value if axis_name is None else lax.all_gather(value, axis_name, tiled=True)
-
-
-def cosines(vectors: jax.Array, points: jax.Array) -> jax.Array:
-    """Cosines `[n, m]` between vectors `[n, d]` and points `[m, d]`."""
-    unit = unit_rows(vectors)
-    if len(vectors) > points.shape[1]:
-        return products(unit, unit_rows(points))
-    # The lengths divide the products where these are fewer numbers than the points.
-    lengths = safe_sqrt(squares(points))
-    return products(unit, points) / jnp.where(lengths > 0, lengths, 1)[None, :]
-
-
-def unit_rows(rows: jax.Array) -> jax.Array:
-    """Rows `[n, d]` of length 1."""
-    return clean_rows(rows, jnp.ones(len(rows), bool), "cosine", None)
 
 
 def own_entry(table: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -49,7 +49,7 @@ from hap2s_jax.losses.rows import (
 
 # Above this many pairs the plain path's matrices outgrow the cache.
 _PLAIN_PAIRS = 2**18
-_BLOCK_PAIRS = 2**21
+_BLOCK_PAIRS = 2**20
 Labelled = tuple[jax.Array, jax.Array]  # embeddings and labels
 
 

@@ -31,6 +31,21 @@ def log_sum_exp(values: jax.Array, mask: jax.Array, *, with_one: bool = False) -
     return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1)) + top, -1e30)
 
 
+def log_sums_apart(values: jax.Array, first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`log_sum_exp` `[n]` over each of two disjoint masks of rows `[n, m]`, which share their exponentials."""
+    tops = [
+        lax.stop_gradient(jnp.max(jnp.where(mask, values, -1e30), axis=1, initial=-1e30))
+        for mask in (first, second)
+    ]
+    shifted = values - jnp.where(first, tops[0][:, None], tops[1][:, None])
+    terms = jnp.exp(jnp.where(first | second, shifted, 0))
+    sums = []
+    for mask, top in zip((first, second), tops, strict=True):
+        total = jnp.sum(jnp.where(mask, terms, 0), axis=1)
+        sums.append(jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1)) + top, -1e30))
+    return sums[0], sums[1]
+
+
 def either(row: AnchorRow) -> jax.Array:
     """Whether the anchor has a pair of either kind."""
     return jnp.any(row.is_positive | row.is_negative)

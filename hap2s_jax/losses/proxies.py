@@ -11,21 +11,19 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from hap2s_jax.distances import products, squares
+from hap2s_jax.distances import products, squares, unit
 from hap2s_jax.losses.classes import (
     Params,
     Stats,
     accuracy,
-    cosines,
     everyones,
     mean_over_samples,
     over_devices,
     own_entry,
     prepare_classes,
-    unit_rows,
 )
 from hap2s_jax.losses.engine import reduced
-from hap2s_jax.losses.pairs import log_sum_exp
+from hap2s_jax.losses.pairs import log_sum_exp, log_sums_apart
 from hap2s_jax.losses.rows import Batch, Options, Result, SampleCall
 from hap2s_jax.losses.weightings import Scalar, check_range
 
@@ -57,13 +55,13 @@ def proxy_nca_loss(
     """
     check_range("scale", scale)
     function = Partial(_proxy_nca_with_own if include_own else _proxy_nca, scale)
-    return mean_over_samples(function, embeddings, labels, params["proxies"], 0, call)
+    return mean_over_samples(function, embeddings, labels, params["proxies"], 0, call, on_sphere=True)
 
 
 def _proxy_nca(
     scale: jax.Array, vectors: jax.Array, proxies: jax.Array, labels: jax.Array, include_own: bool = False
 ) -> tuple[jax.Array, Stats]:
-    similarities = cosines(vectors, proxies)
+    similarities = products(vectors, proxies)
     logits = -2 * scale**2 * (1 - similarities)
     own, is_own = own_entry(logits, labels)
     rivals = logits if include_own else jnp.where(is_own, -1e30, logits)
@@ -108,19 +106,19 @@ def proxy_anchor_loss(
 def _proxy_anchor(alpha: Scalar, margin: Scalar, batch: Batch, options: Options) -> Result:
     labels, valid = batch.anchors.labels, batch.anchors.valid
     # A proxy's samples stand in a row: XLA's CPU code is slow in reducing columns.
-    similarities = products(unit_rows(batch.key_vectors), unit_rows(batch.vectors))
+    similarities = products(unit(batch.key_vectors), unit(batch.vectors))
     alpha, margin = (jnp.asarray(number, similarities.dtype) for number in (alpha, margin))
     is_own = jnp.arange(len(similarities), dtype=labels.dtype)[:, None] == labels[None, :]
+    own, others = is_own & valid[None, :], ~is_own & valid[None, :]
+    logits = alpha * jnp.where(is_own, margin - similarities, margin + similarities)
 
-    def of_proxies(logits: jax.Array, mask: jax.Array) -> jax.Array:
-        """log(1 + sum exp) `[c]` over the samples of all devices."""
-        sums = jax.vmap(log_sum_exp)(logits, mask & valid[None, :])
-        sums = over_devices(sums[None, :], options.axis_name).T
-        return jax.vmap(functools.partial(log_sum_exp, with_one=True))(sums, sums > -1e30)
+    def over_all(sums: jax.Array) -> jax.Array:
+        """log(1 + sum exp) `[c]` over all devices."""
+        gathered = over_devices(sums[None, :], options.axis_name).T
+        return jax.vmap(functools.partial(log_sum_exp, with_one=True))(gathered, gathered > -1e30)
 
-    pull = of_proxies(-alpha * (similarities - margin), is_own)
-    push = of_proxies(alpha * (similarities + margin), ~is_own)
-    present = over_devices(jnp.any(is_own & valid[None, :], axis=1)[None, :], options.axis_name)
+    pull, push = map(over_all, log_sums_apart(logits, own, others))
+    present = over_devices(jnp.any(own, axis=1)[None, :], options.axis_name)
     classes = jnp.sum(jnp.any(present, axis=0)).astype(pull.dtype)
     value = jnp.sum(pull) / jnp.maximum(classes, 1) + jnp.mean(push)
     stats = accuracy(similarities.T, labels)

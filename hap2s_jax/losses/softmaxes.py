@@ -8,18 +8,17 @@ from typing import Unpack
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from hap2s_jax.distances import products, safe_sqrt
+from hap2s_jax.distances import products, safe_sqrt, unit
 from hap2s_jax.losses.classes import (
     Params,
     Stats,
     accuracy,
-    cosines,
     mean_over_samples,
     own_entry,
-    unit_rows,
 )
 from hap2s_jax.losses.rows import Result, SampleCall
 from hap2s_jax.losses.weightings import Scalar, check_range
@@ -155,7 +154,7 @@ def _large_margin(
     check_range("margin", margin, positive=None)
     check_range("scale", scale)
     function = Partial(_margin_softmax, Partial(lessened), margin, scale)
-    return mean_over_samples(function, embeddings, labels, kernel, -1, call)
+    return mean_over_samples(function, embeddings, labels, kernel, -1, call, on_sphere=True)
 
 
 def _margin_softmax(
@@ -175,9 +174,9 @@ def _margin_softmax(
 
 
 def _to_centres(vectors: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Cosines `[n, k, c]` with the k centres of each class, of a kernel `[d, k, c]` or `[d, c]`."""
+    """Products `[n, k, c]` with the k centres of each class, of a kernel `[d, k, c]` or `[d, c]`."""
     rows = kernel.reshape(len(kernel), -1).T
-    return cosines(vectors, rows).reshape(len(vectors), -1, kernel.shape[-1])
+    return products(vectors, rows).reshape(len(vectors), -1, kernel.shape[-1])
 
 
 def _turned(cosine: jax.Array, margin: jax.Array) -> jax.Array:
@@ -235,7 +234,7 @@ def soft_triple_loss(
     kernel = _several(params["kernel"], centres)
     apart = jnp.asarray(tau, kernel.dtype) * _distance_of_centres(kernel) if centres > 1 else 0.0
     function = Partial(_soft_triple, scale, gamma, margin, apart)
-    return mean_over_samples(function, embeddings, labels, kernel, -1, call)
+    return mean_over_samples(function, embeddings, labels, kernel, -1, call, on_sphere=True)
 
 
 def _soft_triple(
@@ -248,7 +247,10 @@ def _soft_triple(
     labels: jax.Array,
 ) -> tuple[jax.Array, Stats]:
     to_centres = _to_centres(vectors, kernel)
-    similarities = jnp.sum(jax.nn.softmax(to_centres / gamma, axis=1) * to_centres, axis=1)
+    # The barrier keeps XLA's CPU code from finding the maximum anew for every exponential.
+    top = lax.optimization_barrier(lax.stop_gradient(jnp.max(to_centres, axis=1, keepdims=True)))
+    parts = jnp.exp((to_centres - top) / gamma)
+    similarities = jnp.sum(parts * to_centres, axis=1) / jnp.sum(parts, axis=1)
     own, is_own = own_entry(similarities, labels)
     logits = scale * jnp.where(is_own, similarities - margin, similarities)
     values = jax.nn.logsumexp(logits, axis=1) - scale * (own - margin)
@@ -257,8 +259,7 @@ def _soft_triple(
 
 def _distance_of_centres(kernel: jax.Array) -> jax.Array:
     """Half the mean distance between two normalised centres of one class, of a kernel `[d, k, c]`."""
-    rows = kernel.reshape(len(kernel), -1).T
-    of_classes = unit_rows(rows).reshape(*kernel.shape[1:], -1).swapaxes(0, 1)  # [c, k, d]
+    of_classes = unit(kernel, 0).transpose(2, 1, 0)  # [c, k, d]
     gaps = safe_sqrt(2 - 2 * jax.vmap(products)(of_classes, of_classes))
     count = kernel.shape[1]
     first, second = jnp.triu_indices(count, 1)

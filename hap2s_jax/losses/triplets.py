@@ -1,4 +1,4 @@
-"""Triplet losses over all, chosen or drawn triplets of an anchor, and the margin loss with its sampling.
+"""Triplet losses over all, chosen or drawn triplets of an anchor.
 
 All take O(m log m) per anchor and no [m, m] matrix: negatives are sorted once, and a positive finds its
 place. Draws are made from (key, the anchor's number in the global batch), so they do not depend on devices or
@@ -7,8 +7,7 @@ blocks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Unpack
 
 import jax
@@ -16,9 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from hap2s_jax.distances import COMPUTED_IN, FLOAT32, Distance, check_embeddings, clean_rows
+from hap2s_jax.distances import Distance
 from hap2s_jax.losses.by_positives import by_positives
-from hap2s_jax.losses.engine import counted, mean_over_anchors
+from hap2s_jax.losses.draws import drawn, key_data, uniforms
+from hap2s_jax.losses.engine import mean_over_anchors
 from hap2s_jax.losses.pytrees import register_dataclass
 from hap2s_jax.losses.rows import AnchorRow, EngineCall, Result
 from hap2s_jax.losses.selection import first_largest
@@ -158,13 +158,16 @@ class RandomTriplet:
     margin: Scalar
     key: jax.Array
 
-    def __call__(self, row: AnchorRow) -> tuple[jax.Array, jax.Array]:
-        """Loss and validity of one anchor; it counts with a positive and a negative."""
-        draws = jax.random.uniform(jax.random.fold_in(self.key, row.index), (2, *row.distances.shape))
-        positive = row.distances[jnp.argmax(jnp.where(row.is_positive, draws[0], -1))]
-        negative = row.distances[jnp.argmax(jnp.where(row.is_negative, draws[1], -1))]
-        valid = jnp.any(row.is_positive) & jnp.any(row.is_negative)
-        return jax.nn.relu(positive - negative + jnp.asarray(self.margin, positive.dtype)), valid
+    def of_rows(self, rows: AnchorRow) -> tuple[jax.Array, jax.Array]:
+        """Losses of anchors `[n]`, and which count: those with a positive and a negative."""
+        distances = rows.distances
+        draws = uniforms(self.key, rows.index, 2, distances.dtype)
+        gaps = []
+        for number, mask in enumerate((rows.is_positive, rows.is_negative)):
+            place = drawn(mask.astype(distances.dtype), draws[:, number : number + 1])
+            gaps.append(jnp.take_along_axis(distances, place, axis=1)[:, 0])
+        valid = jnp.any(rows.is_positive, axis=1) & jnp.any(rows.is_negative, axis=1)
+        return jax.nn.relu(gaps[0] - gaps[1] + jnp.asarray(self.margin, distances.dtype)), valid
 
 
 def random_triplet_loss(
@@ -190,109 +193,5 @@ def random_triplet_loss(
         **arguments: the engine's, see `mean_over_anchors`.
     """
     check_range("margin", margin, positive=None)
-    loss = RandomTriplet(margin, _key_data(key))
+    loss = RandomTriplet(margin, key_data(key))
     return mean_over_anchors(loss, embeddings, labels, distance=distance, **arguments)
-
-
-def _key_data(key: jax.Array | None) -> jax.Array:
-    # Raw key data: an integer leaf passes through custom rules and every mapping like any other array.
-    key = jax.random.key(0) if key is None else key
-    return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class Margin:
-    """Pairs on either side of a learnt boundary; each positive brings a negative drawn evenly over
-    distances."""
-
-    beta: jax.Array  # [c], or [] for one boundary
-    alpha: Scalar
-    nu: Scalar
-    cutoff: Scalar
-    key: jax.Array
-    dimensions: int = field(metadata={"static": True})
-
-    def __call__(self, row: AnchorRow) -> tuple[jax.Array, jax.Array]:
-        """Loss of one anchor and its number of active pairs."""
-        beta = self.beta if self.beta.ndim == 0 else self.beta[row.label]
-        chosen = row.distances[self.draw(row)]
-        both = row.is_positive & jnp.any(row.is_negative)
-        pull = jnp.where(both, jax.nn.relu(row.distances - beta + self.alpha), 0)
-        push = jnp.where(both, jax.nn.relu(beta - chosen + self.alpha), 0)
-        active = jnp.sum(pull > 0) + jnp.sum(push > 0)
-        return jnp.sum(pull + push) + self.nu * beta * jnp.sum(both).astype(beta.dtype), active
-
-    def draw(self, row: AnchorRow) -> jax.Array:
-        """For every key the index of a drawn negative `[m]`, uniform in distance on the unit sphere up to
-        1.4."""
-        distances = lax.stop_gradient(row.distances)
-        near = jnp.clip(distances, self.cutoff, 1.99)
-        log_density = (self.dimensions - 2) * jnp.log(near) + (self.dimensions - 3) / 2 * jnp.log1p(
-            -(near**2) / 4
-        )
-        # The paper's code leaves out negatives beyond 1.4; where there are no others, all may be drawn.
-        candidates = row.is_negative & (distances < 1.4)
-        candidates = jnp.where(jnp.any(candidates), candidates, row.is_negative)
-        logits = jnp.where(candidates, -log_density, -jnp.inf)
-        top = jnp.max(logits)
-        shares = jnp.where(candidates, jnp.exp(logits - jnp.where(jnp.isfinite(top), top, 0)), 0)
-        steps = jnp.cumsum(shares)
-        draws = jax.random.uniform(jax.random.fold_in(self.key, row.index), distances.shape, distances.dtype)
-        place = jnp.searchsorted(steps, draws * steps[-1], side="right")
-        # Rounding may place a draw at the very end of the sum: that is the last candidate's.
-        last = distances.shape[0] - 1 - jnp.argmax(candidates[::-1])
-        return jnp.minimum(place, last)
-
-
-def margin_loss(
-    embeddings: ArrayLike,
-    labels: ArrayLike,
-    *,
-    params: Mapping[str, ArrayLike] | None = None,
-    alpha: Scalar = 0.2,
-    nu: Scalar = 0.0,
-    cutoff: Scalar = 0.5,
-    key: jax.Array | None = None,
-    **arguments: Unpack[EngineCall],
-) -> Result:
-    """Margin loss with distance-weighted sampling (Wu et al., "Sampling Matters", ICCV 2017).
-
-    For each positive pair max(0, d_p - beta + alpha), and for a negative drawn with probability inverse to
-    the density of distances on the sphere, max(0, beta - d_n + alpha); summed and divided by the number of
-    pairs above 0. pytorch-metric-learning's MarginLoss divides in the same way.
-
-    Args:
-        embeddings: `[n, d]`, normalised here.
-        labels: `[n]`, 0 to c - 1 where beta is per class.
-        params: {"beta": `[c]` or `[]`}, the boundaries, to be learnt; 1.2 where not given.
-        alpha: half the width of the boundary.
-        nu: weight of the penalty on beta.
-        cutoff: distances below it are drawn as if they were it.
-        key: random key for this step, see `random_triplet_loss`.
-        **arguments: the engine's, see `mean_over_anchors`; further `keys` are normalised here too.
-    """
-    check_range("alpha", alpha, positive=None)
-    check_range("nu", nu, positive=False)
-    check_range("cutoff", cutoff)
-    beta = jnp.asarray(1.2 if params is None else params["beta"])
-    ignore_label = arguments.get("ignore_label", -1)
-    vectors, labels = check_embeddings("embeddings", embeddings, "labels", labels)
-    given, given_labels = arguments.get("keys"), arguments.get("key_labels")
-    if given is not None or given_labels is not None:
-        keys, key_labels = check_embeddings("keys", given, "key_labels", given_labels)
-        arguments["keys"] = _unit_rows(keys, key_labels, ignore_label)
-    loss = Margin(beta, alpha, nu, cutoff, _key_data(key), vectors.shape[-1])
-    return mean_over_anchors(loss, _unit_rows(vectors, labels, ignore_label), labels, **arguments)
-
-
-def init_margin_params(key: jax.Array, num_classes: int, embedding_dim: int) -> dict[str, jax.Array]:
-    """The boundaries of `margin_loss`, one per class, at the paper's 1.2."""
-    del key, embedding_dim
-    return {"beta": jnp.full(num_classes, 1.2)}
-
-
-def _unit_rows(embeddings: jax.Array, labels: jax.Array, ignore_label: int | None) -> jax.Array:
-    """Rows `[n, d]` of unit length; ignored ones are zero, so that a NaN there reaches no gradient."""
-    vectors = embeddings.astype(COMPUTED_IN.get(embeddings.dtype, FLOAT32))
-    return clean_rows(vectors, counted(labels, ignore_label), "cosine", None)

@@ -151,18 +151,18 @@ def test_random_triplet_draws_evenly():
 def test_margin_draws_by_the_inverse_density():
     unit = X / np.linalg.norm(X, axis=1, keepdims=True)
     gaps, _, negative = pairs_of(unit, LABELS, "euclidean")
-    rows = losses.triplets.AnchorRow(
-        jnp.asarray(gaps[0], jnp.float32),
-        jnp.asarray(LABELS[0] == LABELS).at[0].set(False),
-        jnp.asarray(LABELS[0] != LABELS),
-        jnp.asarray(LABELS[0]),
+    alike = np.arange(400)
+    rows = losses.margin.AnchorRow(
+        jnp.tile(jnp.asarray(gaps[0], jnp.float32), (400, 1)),
+        jnp.tile(jnp.asarray(LABELS[0] == LABELS).at[0].set(False), (400, 1)),
+        jnp.tile(jnp.asarray(LABELS[0] != LABELS), (400, 1)),
+        jnp.full(400, LABELS[0]),
         jnp.asarray(LABELS),
-        jnp.asarray(0),
+        jnp.asarray(alike),
     )
-    loss = losses.triplets.Margin(
-        jnp.asarray(1.2), 0.2, 0.0, 0.5, jax.random.key_data(jax.random.key(0)), DIM
-    )
-    draws = np.concatenate(jax.jit(jax.vmap(lambda i: loss.draw(rows._replace(index=i))))(jnp.arange(400)))
+    key = jax.random.key_data(jax.random.key(0))
+    loss = losses.margin.Margin(jnp.asarray(1.2), 0.2, 0.0, 0.5, key, DIM)
+    draws = np.ravel(jax.jit(loss.draw)(loss.shares(rows), rows.index, 0))
     candidates = [n for n in negative[0] if gaps[0, n] < 1.4]
     near = np.maximum(gaps[0, candidates], 0.5)
     weights = 1 / (near ** (DIM - 2) * (1 - near**2 / 4) ** ((DIM - 3) / 2))
