@@ -13,8 +13,13 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
+
+# Before anything can load TensorFlow or XLA, which talk otherwise.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from hap2s_jax.distributed import signals
 from hap2s_jax.distributed.devices import expect_no_tpu
@@ -173,6 +178,7 @@ def start(
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of images, of which our own lines say what counts
     expect_no_tpu()
     return ended(lambda: work(parser.read(arguments)), interrupted)
 
@@ -202,7 +208,8 @@ def ended(work: Callable[[], object], interrupted: str = "interrupted") -> int:
         print(error, file=sys.stderr, flush=True)
         return EXIT_PREEMPTED if error.step else EXIT_TERMINATED
     except KeyboardInterrupt:
-        code = _said(interrupted, signals.notice())
+        code = signals.notice()
+        signals.say(interrupted)
         signals.leave(code)
         return code
     finally:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import textwrap
 from collections.abc import Iterable
 
 
@@ -51,9 +54,20 @@ def shown(text: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, on one line."""
-    text = getattr(error, "strerror", None) or str(error)
-    return (text.splitlines() or [type(error).__name__])[0]
+    """Why something failed, on one line: a library's first, and of one that goes on and on the fault of the disk alone,
+    where it is that, or whole words.
+    """
+    lines = [
+        line.strip() for line in str(getattr(error, "strerror", None) or error).splitlines() if line.strip()
+    ]
+    # TensorFlow begins with a heading.
+    line = next((line for line in lines if not line.endswith(":")), *lines[:1] or [type(error).__name__])
+    if len(line) <= 200:
+        return line
+    faults = [
+        os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+    ]
+    return next((fault for fault in faults if fault in line), textwrap.shorten(line, 200, placeholder=" ..."))
 
 
 def require(holds: bool, key: str, value: object, wanted: str) -> None:

@@ -17,10 +17,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-# Before anything can load TensorFlow, whose import is noisy otherwise.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
 from hap2s_jax import cli, extras
 from hap2s_jax.distributed import devices, processes
 

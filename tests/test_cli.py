@@ -345,6 +345,10 @@ def work():
         try:
             time.sleep(1)
         except KeyboardInterrupt:
+            if sys.argv[1] == "lingers":
+                cli.signals.notice()
+                print("closing", flush=True)
+                time.sleep(60)
             if sys.argv[1] != "swallows":
                 raise
 sys.exit(cli.ended(work, "interrupted; the same command goes on"))
@@ -362,6 +366,18 @@ def test_a_signal_ends_the_work_with_one_line_even_where_it_is_swallowed(number,
         child.send_signal(number)
         _, errors = child.communicate(timeout=50)  # the work alone would take longer
     assert (child.returncode, errors) == (expected, "error: interrupted; the same command goes on\n")
+
+
+def test_who_asks_twice_gets_one_line_and_waits_no_longer():
+    command = [sys.executable, "-c", _STUBBORN, "lingers"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as child:
+        for _ in ("working", "closing"):
+            child.stdout.readline()
+            child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=50)
+    assert (child.returncode, errors) == (130, "error: interrupted; the same command goes on\n")
 
 
 def test_a_signal_ends_a_command_while_it_loads():

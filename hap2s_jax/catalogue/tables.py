@@ -19,8 +19,7 @@ import numpy as np
 
 from hap2s_jax import extras, formats
 from hap2s_jax.data.regular_files import allowed
-from hap2s_jax.errors import UserError
-from hap2s_jax.evaluation.stored import first_line
+from hap2s_jax.errors import UserError, reason
 from hap2s_jax.reporting.atomic import holding, replacing
 
 STATE = "store.json"
@@ -101,7 +100,7 @@ class Tables:
         except formats.NewerFormatError:
             raise
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({first_line(error)}); take it from a copy") from error
+            raise UserError(f"{path} is damaged ({reason(error)}); take it from a copy") from error
 
     def write_state(self, state: Record) -> None:
         """Replaces store.json."""
@@ -263,4 +262,4 @@ def _plainly(folder: pathlib.Path) -> Iterator[None]:
         raise
     except Exception as error:  # LanceDB raises what it stumbles over
         # Without the line of its own source that LanceDB ends with.
-        raise UserError(f"{folder}: {re.sub(r', /[^ ]+[.]rs:.*', '', first_line(error))}") from error
+        raise UserError(f"{folder}: {re.sub(r', /[^ ]+[.]rs:.*', '', reason(error))}") from error

@@ -14,7 +14,7 @@ from hap2s_jax.data.readers.files import Parts
 from hap2s_jax.data.source import Dataset
 from hap2s_jax.data.splits import split_by_class
 from hap2s_jax.data.tf import has_tensorflow, is_remote
-from hap2s_jax.errors import UserError, unknown_name
+from hap2s_jax.errors import UserError, reason, unknown_name
 
 _LOG = logging.getLogger(__name__)
 _TEST_SEED = 0
@@ -189,7 +189,7 @@ def _remote_parts(found: registry.Entry, data_dir: str, options: dict[str, Any])
     try:
         parts = read_tfds(builder, data_dir)
     except (OSError, RuntimeError, tf.errors.OpError) as error:  # TFDS wraps what is not an OSError
-        raise UserError(f"data.data_dir: {data_dir} cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"data.data_dir: {data_dir} cannot be read: {reason(error)}") from None
     if parts is None:
         raise UserError(
             f"data.data_dir: {data_dir} holds no {found.title} prepared with TFDS; prepare it on a disk "

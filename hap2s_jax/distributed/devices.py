@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hap2s_jax.distributed import joining
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, reason
 from hap2s_jax.reporting.environment import usable_cores
 
 AXIS = "devices"
@@ -260,9 +260,8 @@ def initialize_processes(
     except UserError:
         raise
     except (ValueError, RuntimeError) as e:
-        first_line = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise UserError(
-            f"joining the other processes failed: {first_line}; on a TPU pod, SLURM, Open MPI or Kubernetes no "
+            f"joining the other processes failed: {reason(e)}; on a TPU pod, SLURM, Open MPI or Kubernetes no "
             "argument is needed, elsewhere give coordinator address (host:port), number of processes and process id"
         ) from e
     finally:

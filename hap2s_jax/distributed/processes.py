@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from hap2s_jax.errors import Preempted, Unreachable, UserError
+from hap2s_jax.errors import Preempted, Unreachable, UserError, reason
 from hap2s_jax.reporting import lease
 from hap2s_jax.reporting.atomic import claiming
 
@@ -190,11 +190,10 @@ def leaving_at_once() -> Iterator[None]:
     except KeyboardInterrupt:
         _leave("error: interrupted; the same command goes on from the last checkpoint", 130)
     except jax.errors.JaxRuntimeError as e:
-        first_line = (str(e).splitlines() or [type(e).__name__])[0][:300]
-        if "RESOURCE_EXHAUSTED" in first_line:
-            _leave(f"error: {first_line}; lower the batch, or raise batch.pieces", 1)
+        if "RESOURCE_EXHAUSTED" in str(e).partition("\n")[0]:
+            _leave(f"error: {reason(e)}; lower the batch, or raise batch.pieces", 1)
         _leave(
-            f"error: the connection to another process broke, most likely because that one ended ({first_line}); see "
+            f"error: the connection to another process broke, most likely because that one ended ({reason(e)}); see "
             "its output, and run the same command again on every host to go on from the last checkpoint",
             EXIT_LOST,
         )

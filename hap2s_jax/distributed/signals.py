@@ -22,7 +22,8 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 _GRACE = 1.5  # seconds for the files in hand to be closed, or removed
 
 _noticed = threading.Event()
-_speaking = threading.Lock()
+_speaking = threading.RLock()  # a handler may come while its own thread speaks
+_spoken: list[str] = []
 _asked: list[int] = []
 _line: list[str] = []  # what to say, while there is work that can be interrupted
 
@@ -46,6 +47,7 @@ def watch() -> None:
 def working(line: str | None) -> None:
     """From now on a signal raises KeyboardInterrupt, and `line` is what it ends with; None: it ends at once."""
     _line[:] = [] if line is None else [line]
+    _spoken.clear()
 
 
 def notice() -> int:
@@ -53,6 +55,16 @@ def notice() -> int:
     with _speaking:
         _noticed.set()
     return CODES[signal.Signals(_asked[0])] if _asked else CODES[signal.SIGINT]
+
+
+def say(line: str) -> None:
+    """Says what the work ends with, once, whichever thread comes first."""
+    with _speaking, contextlib.suppress(OSError):
+        if not _spoken:
+            _spoken.append(line)
+            os.write(
+                2, f"error: {line}\n".encode()
+            )  # not by sys.stderr, which another thread may be writing to
 
 
 def leave(code: int, *, anyway: bool = False) -> None:
@@ -65,7 +77,7 @@ def leave(code: int, *, anyway: bool = False) -> None:
 
 def _on_signal(number: int, frame: Any) -> None:
     _asked.append(number)
-    if not _line:
+    if not _line or len(_asked) > 1:  # whoever asks twice does not want to wait
         _say_and_exit(number)
     raise KeyboardInterrupt
 
@@ -76,8 +88,8 @@ def _wait(reader: int) -> None:
         # Somebody else's, as when training has taken SIGTERM for a request to stop.
         if data[0] not in CODES or signal.getsignal(data[0]) is not _on_signal:
             continue
-        if asked:  # whoever asks twice does not want to wait
-            os._exit(CODES[signal.Signals(data[0])])
+        if asked:
+            _say_and_exit(data[0])
         asked = True
         _noticed.wait(_GRACE)
         with _speaking:
@@ -87,13 +99,16 @@ def _wait(reader: int) -> None:
 
 def _on_lost_exception(lost: Any) -> None:
     # What was raised in a callback: the thread above ends the process in a moment, with a line and no traceback.
-    if not (_asked and lost.exc_type is KeyboardInterrupt):
-        sys.__unraisablehook__(lost)
+    if _asked and lost.exc_type is KeyboardInterrupt:
+        return
+    # Of many writes to a full disk the first that fails is told; the others, TensorStore's, find nobody to tell.
+    if lost.exc_type is RuntimeError and str(lost.exc_value) == "Event loop is closed":
+        return
+    sys.__unraisablehook__(lost)
 
 
 def _say_and_exit(number: int) -> NoReturn:
-    # Not by sys.stderr, which the main thread may be writing to.
-    os.write(2, f"error: {_line[0] if _line else 'interrupted'}\n".encode())
+    say(_line[0] if _line else "interrupted")
     os._exit(CODES[signal.Signals(number)])
 
 

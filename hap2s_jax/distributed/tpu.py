@@ -20,7 +20,7 @@ from jax.sharding import SingleDeviceSharding
 
 from hap2s_jax import extras
 from hap2s_jax.distributed.devices import DataParallel, expect_no_tpu
-from hap2s_jax.errors import UserError, did_you_mean
+from hap2s_jax.errors import UserError, did_you_mean, reason
 
 PyTree = Any
 
@@ -98,7 +98,7 @@ def topology(name: str) -> Topology:
     try:
         described = topologies.get_topology_desc(name, platform="tpu")
     except jax.errors.JaxRuntimeError as e:
-        raise UserError(f"the TPU compiler does not start: {str(e).splitlines()[0]}") from e
+        raise UserError(f"the TPU compiler does not start: {reason(e)}") from e
     generation = name.partition(":")[0]
     return Topology(name, CHIPS[generation], tuple(described.devices))
 
@@ -171,7 +171,7 @@ def compile_for(slice_: Topology, program: Callable, *arguments: PyTree, effort:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
         needed, available = _memory_needed(str(e))
-        says = str(e).splitlines()[0][:300]
+        says = reason(e)
         if needed is not None:
             says = f"it needs {needed / 2**30:,.2f} GiB, of which {available or 'not enough'} can be had"
         raise DoesNotFitError(

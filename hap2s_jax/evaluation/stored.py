@@ -16,7 +16,7 @@ import numpy as np
 
 from hap2s_jax import formats
 from hap2s_jax.data.regular_files import check_members, open_regular, open_zip, parse_json
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, reason
 
 _MAX_HEADER = 10_000
 _MAX_MODEL = 2**20
@@ -75,7 +75,7 @@ def read_npz(
         except (UserError, KeyError):
             raise
         except Exception as error:  # zipfile, zlib and NumPy raise what they stumble over
-            raise DamagedError(first_line(error)) from error
+            raise DamagedError(reason(error)) from error
 
 
 def check(headers: dict[str, tuple[np.dtype, tuple[int, ...]]], path: str | os.PathLike[str]) -> None:
@@ -123,11 +123,6 @@ def read_model(text: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     model = parse_json(str(text) if len(str(text)) <= _MAX_MODEL else "")
     return formats.upgraded(model, path) if "fingerprint" in model else model
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what a library says, cut to what a line can hold."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[np.dtype, tuple[int, ...]]:

@@ -23,8 +23,7 @@ from flax import traverse_util
 
 from hap2s_jax import extras
 from hap2s_jax.data.places import place
-from hap2s_jax.errors import UserError
-from hap2s_jax.evaluation.stored import first_line
+from hap2s_jax.errors import UserError, reason
 from hap2s_jax.models import torch_names, vit_names
 from hap2s_jax.models.weight_files import Tensors, check, read_tensors, write_safetensors
 
@@ -199,7 +198,7 @@ def _from_hub(name: str, cache_dir: str | None, offline: bool) -> pathlib.Path:
         )
     except (OSError, ValueError, RuntimeError) as e:
         where = "is not in the cache and offline is set" if offline else "cannot be had from the hub"
-        raise UserError(f"{name} ({file}) {where}: {first_line(e)}") from e
+        raise UserError(f"{name} ({file}) {where}: {reason(e)}") from e
 
 
 def _flatten(tree: Mapping[str, Any]) -> dict[Path, Any]:

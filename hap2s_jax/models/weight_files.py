@@ -18,8 +18,7 @@ import numpy as np
 from hap2s_jax import extras
 from hap2s_jax.data.places import local_file, place
 from hap2s_jax.data.regular_files import allowed, check_members, open_regular, open_zip
-from hap2s_jax.errors import UserError
-from hap2s_jax.evaluation.stored import first_line
+from hap2s_jax.errors import UserError, reason
 from hap2s_jax.reporting.atomic import replacing
 
 Tensors = Mapping[str, np.ndarray]
@@ -75,7 +74,7 @@ def write_safetensors(tensors: Tensors, path: str | os.PathLike[str]) -> None:
         with replacing(path) as temporary:
             numpy_format.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary)
     except SafetensorError as e:  # a full disk, among others
-        raise UserError(f"cannot write {path}: {first_line(e)}.") from e
+        raise UserError(f"cannot write {path}: {reason(e)}.") from e
 
 
 def _safetensors() -> Any:
@@ -88,9 +87,9 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         with open_regular(path):
             return numpy_format.load_file(path)
     except (KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{path} holds numbers of a kind that NumPy lacks: {first_line(e)}") from e
+        raise UserError(f"{path} holds numbers of a kind that NumPy lacks: {reason(e)}") from e
     except Exception as e:
-        raise UserError(f"{path} is damaged or no safetensors file: {first_line(e)}") from e
+        raise UserError(f"{path} is damaged or no safetensors file: {reason(e)}") from e
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -112,7 +111,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             "was made, save model.state_dict() alone"
         ) from e
     except Exception as e:  # torch raises whatever its unpickler, zip reader or tensor code stumble over
-        raise UserError(f"{path} is damaged or no file of plain weights: {first_line(e)}") from e
+        raise UserError(f"{path} is damaged or no file of plain weights: {reason(e)}") from e
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):

@@ -15,7 +15,7 @@ from typing import Any
 
 from hap2s_jax import extras
 from hap2s_jax.data.regular_files import read_json
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, reason
 from hap2s_jax.reporting.atomic import replacing
 
 FILE_NAME = "trackers.json"  # service -> [project, id], by which a run that is resumed goes on there
@@ -49,9 +49,8 @@ class Tracker:
             send(*arguments)
         except Exception as error:  # of a network, a server, another library
             self._sending = False
-            reason = _first_line(error)
             print(
-                f"warning: nothing more goes to {self.service} ({reason}); metrics.jsonl has it all",
+                f"warning: nothing more goes to {self.service} ({reason(error)}); metrics.jsonl has it all",
                 file=sys.stderr,
             )
 
@@ -163,7 +162,7 @@ def opened(config: Mapping[str, Any], workdir: Path, *, resumed: bool) -> Iterat
             raise
         except Exception as error:  # no account, no network, no such run any more
             raise UserError(
-                f"config.log.{name}: no run could be opened ({_first_line(error)}); {_REMEDIES[name]}, or leave it out"
+                f"config.log.{name}: no run could be opened ({reason(error)}); {_REMEDIES[name]}, or leave it out"
             ) from error
         yield tracker
         known[name] = [project, tracker.id]
@@ -193,8 +192,3 @@ def _flat(config: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
         inner = isinstance(value, Mapping)
         pairs += _flat(value, f"{above}{key}.") if inner else [(f"{above}{key}", str(value))]
     return pairs
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:200]

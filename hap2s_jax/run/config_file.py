@@ -17,7 +17,7 @@ import types
 from collections.abc import Iterator, Sequence
 
 from hap2s_jax.cli import UsageError
-from hap2s_jax.errors import UserError, did_you_mean
+from hap2s_jax.errors import UserError, did_you_mean, reason
 from hap2s_jax.run import config as configs
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
@@ -144,7 +144,7 @@ def _explain(error: Exception, given: Sequence[str]) -> str:
         return _failed((error.filename, error.lineno), f"SyntaxError: {error.msg}")
     if inside:
         return _failed(inside[-1], f"{type(error).__name__}: {text}{_moved(error)}")
-    return text.splitlines()[0] if text else type(error).__name__
+    return reason(error)
 
 
 def _failed(where: tuple[object, object] | None, error: str) -> str:

@@ -29,7 +29,8 @@ from hap2s_jax.run import config as configs
 from hap2s_jax.run import facts, folder, initial_weights, report
 from hap2s_jax.run.settle import settle
 from hap2s_jax.run.trainer import Trainer, Update, use_compilation_cache, use_devices
-from hap2s_jax.training.checkpoint import Checkpointer
+from hap2s_jax.training import digests
+from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.loop import train
 from hap2s_jax.training.state import TrainState
 from hap2s_jax.training.watch import CollapseWatch
@@ -64,8 +65,9 @@ def run(config: configs.Config, workdir: str | os.PathLike[str], *, strict: bool
         processes.check_same(lambda: facts.of_config(config))
         with folder.entered(workdir, config) as path:
             use_compilation_cache(config)
+            checks = digests.Checks(path.absolute() / FOLDER, strict=strict).begin_newest()
             trainer = Trainer.create(config)
-            with _closing(trainer.checkpointer(path, strict=strict)) as checkpointer:
+            with _closing(trainer.checkpointer(path, checks)) as checkpointer:
                 start = checkpointer.latest_step or 0
                 data_facts = functools.cache(lambda: facts.data_facts(trainer.dataset))  # reads images
                 finished = report.is_finished(path, start)

@@ -26,6 +26,7 @@ from hap2s_jax.run import frozen, initial_weights
 from hap2s_jax.run.config import Config
 from hap2s_jax.run.evaluator import Evaluator, decoding, embedding_function, load_dataset, with_noise
 from hap2s_jax.run.learner import Learner
+from hap2s_jax.training import digests
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.state import TrainState, encoder_variables, split_frozen, start_average
 
@@ -224,17 +225,16 @@ class Trainer(Evaluator):
         return self.features.eval_batches(source, self.parallel)
 
     def checkpointer(
-        self, workdir: str | os.PathLike[str], *, read_only: bool = False, strict: bool = False
+        self, workdir: str | os.PathLike[str], checks: digests.Checks | None = None
     ) -> Checkpointer:
-        """Opens the checkpoints of the run in `workdir`, as the config keeps them; `read_only` changes nothing."""
+        """Opens the checkpoints of the run in `workdir`, as the config keeps them; `checks` may have begun already."""
         settings = self.config.checkpoint
         return Checkpointer(
             place(workdir).absolute() / FOLDER,
             keep_last=settings.keep_last,
             keep_best=settings.keep_best,
             best_metric=settings.best_metric if self.dataset.validation is not None else None,
-            read_only=read_only,
-            strict=strict,
+            checks=checks,
         )
 
     def variables(self, state: TrainState) -> PyTree:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hap2s_jax import extras, formats
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, reason
 from hap2s_jax.evaluation import test_time
 from hap2s_jax.models import pretrained, torch_names
 from hap2s_jax.models.encoder import IMAGE_MEAN, IMAGE_STD
@@ -100,12 +100,14 @@ def write_saved_model(
     Raises:
       UserError: TensorFlow is missing, this JAX has no jax2tf, or this TensorFlow cannot run what this JAX makes.
     """
-    extras.load("--formats=saved_model", "tensorflow", "train")
+    try:
+        from hap2s_jax.data.tf import saved_model  # before jax2tf, which would let TensorFlow talk
+    except ImportError as error:
+        raise extras.not_installed("--formats=saved_model", "tensorflow", "train") from error
     try:
         from jax.experimental import jax2tf
     except ImportError as error:
         raise UserError(f"--formats=saved_model needs a JAX with jax2tf: {error}") from error
-    from hap2s_jax.data.tf import saved_model
 
     height, width = encoder.image_size
     shape = f"({batch_size or 'b'}, {height}, {width}, 3)"
@@ -188,10 +190,7 @@ def _checked(
     try:
         yield
     except Exception as error:  # of another library's loader, compiler or runtime
-        # TensorFlow begins with a heading.
-        lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith(":")]
-        reason = (lines or [type(error).__name__])[0].strip()[:200]
-        raise UserError(f"--formats={name}: {fault} ({reason}){remedy}") from error
+        raise UserError(f"--formats={name}: {fault} ({reason(error)}){remedy}") from error
 
 
 def _compare(encoder: TrainedEncoder, call: Callable[[Any], Any], batch_size: int | None) -> None:

@@ -15,12 +15,12 @@ import numpy as np
 
 from hap2s_jax import extras, models
 from hap2s_jax.data.places import place
-from hap2s_jax.errors import UserError
-from hap2s_jax.evaluation.stored import first_line
+from hap2s_jax.errors import UserError, reason
 from hap2s_jax.models import own
 from hap2s_jax.run import config as configs
 from hap2s_jax.run import foreign
 from hap2s_jax.serving.trained import TrainedEncoder
+from hap2s_jax.training import arrays
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.state import encoder_variables
 
@@ -68,6 +68,8 @@ def load(
         )
     with _quiet(), configs.written_by(path):
         checkpointer = Checkpointer(path / FOLDER, read_only=True, strict=strict)
+        checkpointer.begin(_choose_step(checkpointer, checkpoint, config))
+        module, wanted = described(config, path)
         if checkpoint in (None, "latest"):
             chosen = checkpointer.restore_whole(lambda: _choose_step(checkpointer, checkpoint, config))
             assert chosen
@@ -81,8 +83,7 @@ def load(
     has_average = weights["ema_params"] is not None and average is not False
     variables = encoder_variables(**(weights if has_average else weights | {"ema_params": None}))
     with configs.written_by(path):
-        module, wanted = described(config, path)
-        _check_fits(variables, wanted, path / FOLDER / str(step))
+        arrays.check_fits(variables, wanted, path / FOLDER / str(step))
         return TrainedEncoder(config, step, has_average, module, variables, path)
 
 
@@ -103,7 +104,7 @@ def described(config: Any, path: pathlib.Path) -> tuple[Any, PyTree]:
         if ":" in settings["name"]:  # of code that is the user's own
             raise
         file = path / configs.FILE_NAME
-        raise UserError(f"no encoder is made of {file}: {first_line(error)}") from error
+        raise UserError(f"no encoder is made of {file}: {reason(error)}") from error
 
 
 def _choose_step(checkpointer: Checkpointer, wanted: str | int | None, config: Any) -> int:
@@ -137,23 +138,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _check_fits(found: PyTree, wanted: PyTree, where: pathlib.Path) -> None:
-    """A damaged or foreign checkpoint must not fail deep inside flax."""
-
-    def shapes(tree: PyTree) -> dict[str, str]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {
-            jax.tree_util.keystr(k, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}"
-            for k, x in leaves
-        }
-
-    ours, theirs = shapes(wanted), shapes(found)
-    for name in {**ours, **theirs}:
-        if ours.get(name) != theirs.get(name):
-            raise UserError(
-                f"checkpoint {where} does not fit the config beside it: {name} is {theirs.get(name, 'missing')} "
-                f"there and {ours.get(name, 'missing')} by the config; use the version of hap2s_jax that wrote it, "
-                "or copy both again"
-            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import functools
 import hashlib
 import io
 import itertools
@@ -21,6 +22,7 @@ from hap2s_jax.distributed.devices import DataParallel
 from hap2s_jax.errors import UserError, require
 from hap2s_jax.reporting.environment import usable_cores
 from hap2s_jax.run.evaluator import decoding, embedding_function
+from hap2s_jax.training.step import embed_step
 
 PyTree = Any
 if TYPE_CHECKING:
@@ -76,8 +78,10 @@ class TrainedEncoder:
         self._placed = self._parallel.replicate(variables)
         self._function = embedding_function(module, config.evaluate)
         self._embed = self._parallel.compile_map(self._function)
+        # Of one view, as of their mean, which takes longer to trace.
+        one = functools.partial(embed_step, encoder=module, feature=config.evaluate.feature)
         sample = jax.ShapeDtypeStruct((1, *self.image_size, 3), np.uint8)
-        self.dim = int(jax.eval_shape(self.function, sample).shape[1])
+        self.dim = int(jax.eval_shape(one, variables, sample).shape[1])
 
     def describe(self) -> dict[str, Any]:
         """The description of the encoder that stands in a file of embeddings."""

@@ -16,7 +16,7 @@ import numpy as np
 from hap2s_jax import extras, formats
 from hap2s_jax.data.places import place
 from hap2s_jax.data.regular_files import allowed, open_regular
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, reason
 from hap2s_jax.evaluation import stored
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.serving.listing import Listing
@@ -158,10 +158,10 @@ def read(path: str | os.PathLike[str]) -> Vectors:
     with _reading(path):
         arrays = _read_parquet(path) if path.suffix == ".parquet" else stored.read_npz(path, _ARRAYS)
         stored.check_labels(arrays["labels"], arrays["class_names"], path)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             embeddings = arrays["embeddings"].astype(np.float32, copy=False)
-        # The extremes carry any NaN or infinity.
-        if not (np.isfinite(embeddings.max()) and np.isfinite(embeddings.min())):
+            total = embeddings.sum()  # carries any NaN or infinity, and may be too large itself
+        if not (np.isfinite(total) or np.isfinite(embeddings).all()):
             raise UserError(f"{path} holds embeddings that are not finite; its encoder has diverged")
         model = stored.read_model(arrays["model"], path)
         return Vectors(embeddings, arrays["paths"], arrays["labels"], arrays["class_names"], model)
@@ -174,13 +174,12 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
         yield
     except KeyError as error:
         raise UserError(f"{path} lacks {error}; make it with python -m hap2s_jax.embed") from error
-    except stored.DamagedError as error:
-        raise UserError(f"{path} is damaged or no file of embeddings ({error}); make it again") from error
-    except UserError:
-        raise
     except Exception as error:  # pyarrow and NumPy raise what they stumble over
-        first = stored.first_line(error)
-        raise UserError(f"{path} is damaged or no file of embeddings ({first}); make it again") from error
+        if isinstance(error, UserError) and not isinstance(error, stored.DamagedError):
+            raise
+        raise UserError(
+            f"{path} is damaged or no file of embeddings ({reason(error)}); make it again"
+        ) from error
 
 
 def read_model(path: pathlib.Path) -> dict[str, Any]:

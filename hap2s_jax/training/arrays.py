@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from hap2s_jax.errors import UserError
-from hap2s_jax.evaluation.stored import first_line
+from hap2s_jax.errors import UserError, reason
 from hap2s_jax.training import digests
 from hap2s_jax.training.parts import name_of
 
@@ -41,7 +40,7 @@ def read_whole(path: pathlib.Path) -> PyTree:
             tree = reader.metadata(path).item_metadata.tree
         return read(path, tree)
     except Exception as e:
-        raise UserError(f"the frozen weights {path} cannot be read ({first_line(e)}); copy them again") from e
+        raise UserError(f"the frozen weights {path} cannot be read ({reason(e)}); copy them again") from e
 
 
 def read(path: pathlib.Path, wanted: PyTree) -> PyTree:
@@ -53,11 +52,12 @@ def read(path: pathlib.Path, wanted: PyTree) -> PyTree:
 
 
 def check_fits(tree: PyTree, template: PyTree, path: pathlib.Path) -> None:
-    """Compares names, shapes and dtypes of a stored state with a template's: a wrong dtype would be cast silently.
+    """Compares names, shapes and dtypes of what is stored with a template's: a wrong dtype would be cast silently, and
+    a wrong shape fail deep inside flax.
 
     Args:
-      tree: orbax's record of the state.
-      template: of the same structure as the state that is wanted.
+      tree: arrays, or orbax's record of them.
+      template: of the same structure as what is wanted, a state or an encoder's variables.
       path: of the checkpoint.
 
     Raises:
@@ -75,9 +75,10 @@ def check_fits(tree: PyTree, template: PyTree, path: pathlib.Path) -> None:
     if differing:
         name = differing[0]
         raise UserError(
-            f"checkpoint {path} does not fit this config's state: {name} is {stored.get(name, 'missing')} there and "
-            f"{wanted.get(name, 'missing')} here"
+            f"checkpoint {path} does not fit the config beside it: {name} is {stored.get(name, 'missing')} there and "
+            f"{wanted.get(name, 'missing')} by the config"
             + (f" ({len(differing) - 1} more differ)" if len(differing) > 1 else "")
+            + "; use the version of hap2s_jax that wrote it, or copy both again"
         )
 
 

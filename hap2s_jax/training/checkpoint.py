@@ -19,8 +19,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from hap2s_jax.data.places import is_bucket, place
-from hap2s_jax.errors import Unreachable, UserError
-from hap2s_jax.evaluation.stored import first_line
+from hap2s_jax.errors import Unreachable, UserError, reason
 from hap2s_jax.training import arrays, digests, patience
 
 _LOG = logging.getLogger(__name__)
@@ -56,6 +55,7 @@ class Checkpointer:
       read_only: open for restoring only.
       strict: whether a damaged checkpoint is an error. Otherwise it is set aside, or if `read_only` left out, with a
         warning, and the newest whole one counts.
+      checks: of this directory, begun before it is opened; they decide on `strict`.
 
     Raises:
       UserError: the directory cannot be opened, or `strict`.
@@ -70,6 +70,7 @@ class Checkpointer:
         best_metric: str | None = None,
         read_only: bool = False,
         strict: bool = False,
+        checks: digests.Checks | None = None,
     ):
         self._directory = place(directory).absolute()  # orbax takes no relative paths
 
@@ -100,11 +101,11 @@ class Checkpointer:
             except Exception as e:
                 if isinstance(e, OSError) or not is_bucket(self._directory):
                     raise
-                raise Unreachable(f"the checkpoints in {self._directory}", first_line(e)) from e
+                raise Unreachable(f"the checkpoints in {self._directory}", reason(e)) from e
 
         self._best_metric, self._saving = best_metric, 0
         self._open, self._again = opened, None
-        self._checks = digests.Checks(self._directory, strict=strict)
+        self._checks = checks or digests.Checks(self._directory, strict=strict)
         self._manager = self._checks.open_read_only(opened) if read_only else self._checks.open_whole(opened)
 
     def _add_digests(self) -> None:
@@ -184,6 +185,10 @@ class Checkpointer:
             patience.bounded(lambda: self._manager.save(step, args=args, metrics=quality), self._directory)
         except Exception as e:
             self._try_again(e)
+
+    def begin(self, step: int | None) -> None:
+        """Begins to look whether a checkpoint is whole, if there is one; whoever restores it later waits the less."""
+        self._checks.begin(step)
 
     def restore(self, template: PyTree, step: int) -> PyTree:
         """Reads the state of `step` as NumPy arrays.
@@ -272,7 +277,7 @@ class Checkpointer:
             if isinstance(e, UserError):
                 raise
             raise UserError(
-                f"checkpoint {where} cannot be read ({first_line(e)}); if it is damaged, remove that folder and "
+                f"checkpoint {where} cannot be read ({reason(e)}); if it is damaged, remove that folder and "
                 "run again to go on from the checkpoint before it"
             ) from e
 
@@ -300,8 +305,10 @@ class Checkpointer:
 
     def _save_error(self, error: Exception) -> Exception:
         if is_bucket(self._directory) and not patience.is_refusal(error):
-            return Unreachable(f"saving a checkpoint to {self._directory} failed", first_line(error))
+            return Unreachable(f"saving a checkpoint to {self._directory} failed", reason(error))
+        good = self._manager.latest_step()
         return UserError(
-            f"saving a checkpoint to {self._directory} failed: {first_line(error)}; the last good one is of step "
-            f"{self._manager.latest_step()}; free space or permissions there and run again to go on from it"
+            f"saving a checkpoint to {self._directory} failed: {reason(error)}; "
+            + ("there is no other yet" if good is None else f"the last good one is of step {good}")
+            + "; free space or permissions there and run again to go on"
         )

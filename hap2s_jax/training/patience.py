@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from hap2s_jax.data.places import is_bucket
-from hap2s_jax.errors import Unreachable
+from hap2s_jax.errors import Unreachable, reason
 
 Again = Callable[[], object]
 
@@ -59,9 +59,8 @@ def tries(again: Again | None, error: Exception, where: pathlib.Path) -> Iterato
     """
     if again is None or is_refusal(error) or isinstance(error, Unreachable) or jax.process_count() > 1:
         return
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     print(
-        f"note: a checkpoint is not written to {where} yet ({reason}); trying again",
+        f"note: a checkpoint is not written to {where} yet ({reason(error)}); trying again",
         file=sys.stderr,
         flush=True,
     )

@@ -81,14 +81,16 @@ def test_a_checkpoint_of_another_shape_or_dtype_is_refused_by_name(tmp_path):
     checkpointer = Checkpointer(tmp_path)
     checkpointer.save(_state(1))
     with pytest.raises(
-        UserError, match=r"params/encoder/kernel is float32\[3, 4\] there and float32\[7, 4\] here"
+        UserError, match=r"params/encoder/kernel is float32\[3, 4\] there and float32\[7, 4\] by the config"
     ):
         checkpointer.restore(_state(0, size=7), 1)
     half = _state(0).replace(batch_stats={"mean": jnp.zeros(2, jnp.bfloat16)})
-    with pytest.raises(UserError, match=r"batch_stats/mean is float32\[2\] there and bfloat16\[2\] here"):
+    with pytest.raises(
+        UserError, match=r"batch_stats/mean is float32\[2\] there and bfloat16\[2\] by the config"
+    ):
         checkpointer.restore(half, 1)
     missing = _state(0).replace(batch_stats={})
-    with pytest.raises(UserError, match=r"batch_stats/mean is float32\[2\] there and missing here"):
+    with pytest.raises(UserError, match=r"batch_stats/mean is float32\[2\] there and missing by the config"):
         checkpointer.restore(missing, 1)
 
 
@@ -194,13 +196,16 @@ sys.path.insert(0, {tests!r})
 import resource, signal
 import test_checkpoint as t
 from hap2s_jax.training.checkpoint import Checkpointer
+from hap2s_jax.distributed import signals
+signals.watch()  # as a command does
 checkpointer = Checkpointer({directory!r})
 checkpointer.save(t._state(1))
 checkpointer._wait()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
-    checkpointer.save(t._state(2, size=100_000))
+    state = t._state(2, size=100_000)
+    checkpointer.save(state.replace(batch_stats={{str(n): t.np.random.rand(20_000) for n in range(40)}}))
     checkpointer.close()
 except t.UserError as e:
     print("REFUSED", e)
@@ -222,6 +227,8 @@ def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(tmp_path):
     )
     (line,) = [x for x in done.stdout.splitlines() if x.startswith("REFUSED")]
     assert "the last good one is of step 1" in line, done.stderr
+    assert "File too large; the last" in line, "the fault alone"
+    assert "Event loop is closed" not in done.stderr, "the writes that fail later"
     again = Checkpointer(tmp_path / "c")
     assert again.steps == [1]
     _assert_equal(again.restore(_state(0), 1), _state(1))
