@@ -16,6 +16,7 @@ import collections
 import importlib
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -120,7 +121,7 @@ def carried_out(part: str, seed: int, *, variants: int, share: float) -> Iterato
         kind, end = "", ""
         try:
             while time.monotonic() < until and number < variants:
-                if not ours.poll(seconds if kind else _START):
+                if not _came(ours, seconds if kind else _START):
                     end = "hang"
                     break
                 what, *rest = ours.recv()
@@ -144,6 +145,13 @@ def carried_out(part: str, seed: int, *, variants: int, share: float) -> Iterato
             )
             if not kind:
                 return
+
+
+def _came(pipe: Any, seconds: float) -> bool:
+    """Whether anything comes within `seconds`; those in which this process too stood still, as when a machine sleeps,
+    do not count.
+    """
+    return any(pipe.poll(0.25) for _ in range(math.ceil(seconds / 0.25)))
 
 
 def table(counts: dict[str, collections.Counter[str]]) -> Iterator[str]:
@@ -188,4 +196,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import drill  # whose errors are those that the parts raise
+
+    sys.exit(drill.main())

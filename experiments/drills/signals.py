@@ -1,22 +1,27 @@
-"""SIGINT and SIGTERM at random moments of every command: one line, the right exit code, within two seconds."""
+"""SIGINT and SIGTERM at random moments of every command: one line, the right exit code, within two seconds.
+
+And to its end: silent on standard error but for its own words. Either way nothing is left in the temporary folder.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pathlib
+import re
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from drill import Trial
+from drill import Trial, WrongError
 
 ROOT = pathlib.Path(__file__).parents[2]
-SECONDS = 900.0  # of the longest trial, which prepares the others
+SECONDS = 3600.0  # of the longest trial, which prepares the others
 _ENDS, _SAVES = 2.0, 120.0  # seconds in which a command ends; training first saves a checkpoint
 
 
@@ -40,6 +45,8 @@ def commands(folder: pathlib.Path) -> list[Command]:
         Command("search", (f"--gallery={gallery}", "--query", photos)),
         Command("search", (f"--workdir={run}", "--calibrate")),
         Command("export", (f"--workdir={run}", f"--output={folder / 'exported'}"), "exported"),
+        Command("convert", (str(folder / "resnet.safetensors"), str(folder / "x.safetensors"))),
+        Command("gallery", ("create", str(folder / "store"), f"--workdir={run}"), "store"),
         Command("check_data", ("--name=folder", f"--data_dir={photos}", f"--sheet={folder / 'sheet.png'}")),
         Command("demo", (f"--gallery={gallery}",)),
         Command("rehearse", ("--config=emoji:tiny", "--topology=v5e:2x2")),
@@ -48,6 +55,8 @@ def commands(folder: pathlib.Path) -> list[Command]:
 
 def prepare(folder: pathlib.Path) -> None:
     """A run of two steps, a folder of images and their gallery."""
+    from safetensors.numpy import save_file
+
     from hap2s_jax.data import emoji
 
     test = emoji.load().test
@@ -63,20 +72,21 @@ def prepare(folder: pathlib.Path) -> None:
     }
     for name, arguments in lines.items():
         subprocess.run(_line(name, arguments), cwd=ROOT, check=True, capture_output=True, timeout=SECONDS)
+    names = ("conv1.weight", "layer1.0.conv1.weight")
+    save_file({name: np.ones((8, 8, 3, 3), np.float32) for name in names}, folder / "resnet.safetensors")
 
 
 def _line(name: str, arguments: tuple[str, ...]) -> list[str]:
     return [sys.executable, "-m", f"hap2s_jax.{name}", *arguments]
 
 
-def interrupted(command: Command, number: int, after: float, folder: pathlib.Path) -> None:
-    """Starts a command, sends the signal `after` seconds, and looks at how it ends.
+@contextlib.contextmanager
+def started(command: Command, folder: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
+    """A command, with a temporary folder of its own.
 
     Raises:
-      AssertionError: otherwise than with one line, its code and in time, or something is left in the temporary folder.
+      WrongError: at the end something is left there.
     """
-    import shutil
-
     if command.makes:
         shutil.rmtree(folder / command.makes, ignore_errors=True)
         (folder / command.makes).unlink(missing_ok=True)
@@ -91,17 +101,41 @@ def interrupted(command: Command, number: int, after: float, folder: pathlib.Pat
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
+        yield process
+    if left := [path.name for path in temporary.rglob("*")]:
+        raise WrongError(f"{command} leaves in the temporary folder: {left}")
+
+
+def whole(command: Command, folder: pathlib.Path) -> None:
+    """A command to its end.
+
+    Raises:
+      WrongError: it fails, or a library talks.
+    """
+    with started(command, folder) as process:
+        _, errors = process.communicate()
+    if process.returncode or re.search(
+        "^(WARNING: All log|[IW][01][0-9]{3} )|absl|Warning:", errors, re.MULTILINE
+    ):
+        raise WrongError(f"{command}: {process.returncode}\n{errors}")
+
+
+def interrupted(command: Command, number: int, after: float, folder: pathlib.Path) -> None:
+    """Starts a command, sends the signal `after` seconds, and looks at how it ends.
+
+    Raises:
+      AssertionError: otherwise than with one line, its code and in time.
+    """
+    with started(command, folder) as process:
         try:
             _, errors = process.communicate(timeout=after)
         except subprocess.TimeoutExpired:
-            sent = time.monotonic()
             process.send_signal(number)
             is_training = command.name == "main"
             try:
-                _, errors = process.communicate(timeout=_SAVES if is_training else 20 * _ENDS)
+                errors, took = _end(process, _SAVES if is_training else 20 * _ENDS)
             finally:
                 process.kill()
-            took = time.monotonic() - sent
         else:  # it was quicker
             assert process.returncode == 0, f"{process.returncode}: {errors}"
             return
@@ -115,8 +149,16 @@ def interrupted(command: Command, number: int, after: float, folder: pathlib.Pat
     assert process.returncode == 0 or len(lines) == 1, told
     assert "Traceback" not in errors, told
     assert is_training or took < _ENDS + _slack(), told
-    left = [path.name for path in temporary.iterdir()]
-    assert not left, f"{told}\nleft in the temporary folder: {left}"
+
+
+def _end(process: subprocess.Popen[str], seconds: float) -> tuple[str, float]:
+    """What a process says on standard error until it ends, and the seconds that takes, without those in which this
+    process too stood still.
+    """
+    for tick in range(int(seconds / 0.1)):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=0.1)[1], 0.1 * tick
+    raise WrongError(f"{process.args} has not ended after {seconds:g} s")
 
 
 def _slack() -> float:
@@ -125,8 +167,13 @@ def _slack() -> float:
 
 
 def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
-    """Without end: each command in turn, either signal, at a moment between its first second and its twentieth."""
+    """Each command to its end; then without end each in turn, either signal, at a moment between its first second and
+    its twentieth.
+    """
     yield Trial("start", lambda: prepare(folder), is_warm_up=True, seconds=SECONDS)
+    for command in commands(folder):
+        if command.name != "demo":  # which has none
+            yield Trial(f"{command.name} whole", functools.partial(whole, command, folder), seconds=SECONDS)
     random = np.random.default_rng(seed)
     while True:
         for command in commands(folder):
