@@ -91,12 +91,13 @@ def notebooks(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def services(session: nox.Session) -> None:
     """The tests of what writes to other services and formats, whose libraries bring much with them."""
-    session.install("-e", ".[train,onnx,wandb,mlflow]", *TOOLS)
+    session.install("-e", ".[train,onnx,wandb,mlflow,hf]", *TOOLS)
     chosen = (
+        "tests/data/test_hf.py",
         "tests/reporting/test_trackers.py",
         "tests/serving/test_export_command.py",
         "-k",
-        "has_one_run or onnx",
+        "has_one_run or onnx or test_hf",
     )
     session.run("pytest", "-q", *(session.posargs or chosen))
 

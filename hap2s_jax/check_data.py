@@ -139,7 +139,7 @@ def run(
     if dataset.query is not None and dataset.gallery is not None:
         print(f"{len(dataset.query):,} queries, {len(dataset.gallery):,} gallery images")
     remarks = dataset.remarks
-    if entry.name != "folder":  # whose remarks say it
+    if not entry.is_own:  # whose remarks say it
         rows = {"query": dataset.query, "gallery": dataset.gallery, "protocols": dataset.protocols}
         remarks += matches.describe(dataset.test.labels, dataset.test.cameras, **rows)
     print(*remarks, sep="\n") if remarks else None

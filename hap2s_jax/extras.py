@@ -41,6 +41,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "hub": ("huggingface_hub", "safetensors"),
     "demo": (*_USE, "gradio"),
     "parquet": ("pyarrow",),
+    "hf": ("datasets",),
     "faiss": ("faiss",),
     "gallery": (*_USE, "lancedb"),
     "ray": (*_USE, "ray", "pyarrow"),

@@ -28,7 +28,9 @@ ARGUMENTS = {
     "glyphs": ("", "tiny"),
     "market1501": ("", "trinet", "bot", "agw", "vit", "autoaugment", "ema", "scratch", "bot,tiny"),
     "cub": ("", "dinov2", "autoaugment", "ema", "scratch", "tiny"),
-} | dict.fromkeys(("cars196", "cuhk03", "dukemtmc", "folder", "inshop", "msmt17", "sop"), ("",))
+} | dict.fromkeys(
+    ("cars196", "cuhk03", "dukemtmc", "folder", "hf", "inshop", "msmt17", "sop", "veri776"), ("",)
+)
 ARGUMENTS["folder"] = ("", "dinov2")
 NAMES = [f"{name}:{argument}".rstrip(":") for name, every in ARGUMENTS.items() for argument in every]
 

@@ -34,7 +34,8 @@ def load(
     Args:
       name: as in `hap2s_jax.data.registry`.
       data_dir: where to look; by default $TFDS_DATA_DIR or ~/tensorflow_datasets, then ./data. For "folder", the
-        folder of class folders or the CSV itself. Data prepared with TFDS may lie in a bucket (gs://bucket/folder).
+        folder of class folders or the CSV itself; for "hf", see `hap2s_jax.data.readers.hf`. Data prepared with TFDS
+        may lie in a bucket (gs://bucket/folder).
       validation_fraction: share of the training classes to validate on, 0 for none; of no effect where the data
         itself names validation images.
       seed: which classes those are. (Test classes, where the data names none, never depend on it.)
@@ -58,9 +59,7 @@ def load(
     if registry.num_classes(parts.test) < 2:
         raise UserError(f"{found.name}: retrieval needs at least two test classes")
     remarks, seen = [*parts.remarks, *registry.count_warnings(found, parts)], set()
-    if (
-        found.name == "folder"
-    ):  # official splits share no class, though some number those of either side from 0
+    if found.is_own:  # official splits share no class, though some number those of either side from 0
         trained = {*parts.train.class_names, *(parts.validation.class_names if parts.validation else ())}
         # The gallery of a closed split holds classes that nobody asks for.
         asked = parts.test.labels if parts.query is None else parts.test.labels[parts.query]
@@ -123,8 +122,9 @@ def with_noise(
     if kind == "labels":
         train, record = noise.flip_labels(dataset.train, fraction, seed)
     elif kind == "images":
-        # Own images are "folder" wherever they lie; two folders are two data sets.
-        if registry.entry(foreign).name == dataset.name and (dataset.name != "folder" or foreign_dir is None):
+        # Own images have one name wherever they lie; two folders are two data sets.
+        same = registry.entry(foreign)
+        if same.name == dataset.name and not (same.is_own and foreign_dir):
             raise UserError(
                 f"data.noise.foreign: must be another data set than the one trained on, found {foreign}; name "
                 "another, such as folder with data.noise.foreign_dir"
@@ -142,12 +142,14 @@ def _parts(
     if data_dir is not None and is_remote(data_dir):
         return _remote_parts(found, os.fspath(data_dir), options)
     bases = registry.search_directories(data_dir)
-    if found.name == "folder":
+    if found.name == "hf" and data_dir is None and options.get("path"):
+        return registry.read_parts(found, None, options, seed)
+    if found.is_own:
         if data_dir is None or not bases[0].exists():
-            raise UserError(
-                f"data.data_dir: must name a folder with a folder of images per class, or a CSV with the columns "
-                f"path,label; found {data_dir}"
-            )
+            what = "a folder with a folder of images per class, or a CSV with the columns path,label"
+            if found.name == "hf":
+                what = "a folder of images or of parquet files (data.options.path a data set of the hub)"
+            raise UserError(f"data.data_dir: must name {what}; found {data_dir}")
         return registry.read_parts(found, bases[0], options, seed)
     root = found.find(bases)
     if root is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hap2s_jax.data.readers import cuhk03, own, person, retrieval
+from hap2s_jax.data.readers import cuhk03, hf, own, person, retrieval
 from hap2s_jax.data.readers.files import Parts, find_root
 
 _REID = ("query_gallery",)
@@ -36,6 +36,7 @@ class Entry:
         or several, of which any is right.
       tfds: name of a TensorFlow Datasets builder that serves too; an option may stand in it, in braces.
       aliases: other names that people give it.
+      is_own: whether it is the users' own, of any split, and lies where data_dir says and nowhere else.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Entry:
     counts: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     tfds: str | None = None
     aliases: tuple[str, ...] = ()
+    is_own: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -70,8 +72,9 @@ class Entry:
         """One sentence for someone who lacks the data."""
         expected = " and ".join(self.markers[0]) if self.markers else ""
         looked = ", ".join(str(base) for base in bases)
+        get = f"get it from {self.url} ({self.licence}) and " if self.url else ""
         return (
-            f"{self.title} was not found below {looked}; get it from {self.url} ({self.licence}) and put it so that "
+            f"{self.title} was not found below {looked}; {get}put it so that "
             f"{bases[0] / self.folders[0]}/ holds {expected}, or name another place with --config.data.data_dir"
         )
 
@@ -190,8 +193,21 @@ _ENTRIES = (
         "https://www.ee.cuhk.edu.hk/~xgwang/CUHK_identification.html",
         "research",
         cuhk03.read_cuhk03,
-        folders=("cuhk03_release", "cuhk03/cuhk03_release", "cuhk03-np", "cuhk03/cuhk03-np", "cuhk03"),
-        markers=((cuhk03.MAT,), (f"detected/{person.TRAIN}",), (f"labeled/{person.TRAIN}",)),
+        folders=(
+            "cuhk03_release",
+            "cuhk03/cuhk03_release",
+            "cuhk03-np",
+            "cuhk03/cuhk03-np",
+            "cuhk03",
+            "CUHK03",
+            "cuhk03/archive",
+        ),
+        markers=(
+            (cuhk03.MAT,),
+            (f"detected/{person.TRAIN}",),
+            (f"labeled/{person.TRAIN}",),
+            *((f"{cuhk03.IMAGES}{detection}",) for detection in cuhk03.DETECTIONS),
+        ),
         protocols=_REID,
         counts={"train": (7365, 7368), "query": 1400, "gallery": (5332, 5328), "classes": 767},
         tfds="cuhk03/{detection}",
@@ -212,12 +228,45 @@ _ENTRIES = (
         aliases=("msmt", "msmt17_v1", "msmt17_v2"),
     ),
     Entry(
+        "veri776",
+        "VeRi-776",
+        "https://vehiclereid.github.io/VeRi/",
+        "non-commercial research; ask its makers by mail",
+        person.read_veri776,
+        folders=("VeRi", "veri", "VeRi-776", "VeRi_776", "VeRi776", "veri776", "veri-776", "veri776/VeRi"),
+        markers=(person.VEHICLES,),
+        protocols=_REID,
+        # Readers of the archive count 575 or 576 vehicles to train on.
+        counts={"train": 37778, "query": 1678, "gallery": 11579, "classes": (575, 576)},
+        aliases=("veri", "veri-776", "veri_776"),
+    ),
+    Entry(
+        "market_layout",
+        "Your own images in Market-1501's layout",
+        "",
+        "",
+        person.read_market_layout,
+        folders=("market_layout",),
+        markers=(_BOXES_AND_QUERY,),
+        aliases=("market-layout",),
+    ),
+    Entry(
+        "hf",
+        "A data set of the Hugging Face hub, or of its formats",
+        "https://huggingface.co/datasets",
+        "as its page says",
+        hf.read_hf,
+        aliases=("huggingface",),
+        is_own=True,
+    ),
+    Entry(
         "folder",
         "Your own images",
         "your own disk",
         "yours",
         own.read_folder,
         aliases=("csv",),
+        is_own=True,
     ),
 )
 

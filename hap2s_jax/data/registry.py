@@ -58,7 +58,7 @@ def search_directories(data_dir: str | os.PathLike[str] | None) -> list[Path]:
     return [Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser(), Path("data")]
 
 
-def read_parts(found: Entry, root: Path, options: Mapping[str, Any], seed: int = 0) -> Parts:
+def read_parts(found: Entry, root: Path | None, options: Mapping[str, Any], seed: int = 0) -> Parts:
     """Read a data set from its folder.
 
     Raises:

@@ -31,7 +31,7 @@ class _Wanted(NamedTuple):
         """The same, where images without a split are all for testing."""
         from hap2s_jax.data import datasets, registry
 
-        whole = {"test_fraction": 1.0} if registry.entry(self.name).name == "folder" else {}
+        whole = {"test_fraction": 1.0} if registry.entry(self.name).is_own else {}
         place = {"data_dir": self.data_dir, "validation_fraction": 0.0, "seed": seed}
         return datasets.load(self.name, **place, **{**whole, **self.options})
 

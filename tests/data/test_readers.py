@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 import trees
 
-from hap2s_jax.data import registry
+from hap2s_jax.data import datasets, registry
 from hap2s_jax.data.readers import cuhk03, own, person, retrieval
 from hap2s_jax.data.readers.files import FileSource, list_images, number_identities
 from hap2s_jax.data.splits import split_by_class, validation_classes
@@ -155,6 +156,81 @@ def test_cuhk03_from_ready_folders(tmp_path):
         cuhk03.read_cuhk03(tmp_path, protocol="old")
     with pytest.raises(UserError, match=r"data\.options\.detection: must be one of labeled, detected"):
         cuhk03.read_cuhk03(tmp_path, detection="both")
+
+
+@pytest.mark.parametrize("beside", ["mat", "json"])
+def test_cuhk03_from_images_taken_out(tmp_path, beside):
+    root = trees.cuhk03_images(tmp_path)
+    expected = {p: cuhk03.read_cuhk03(root / "cuhk03_release", protocol=p) for p in cuhk03.PROTOCOLS}
+    mat = root / "cuhk03_release" / "cuhk03_new_protocol_config_detected.mat"
+    if beside == "mat":
+        mat.rename(root / mat.name)
+        (root / "splits_new_detected.json").unlink()
+    shutil.rmtree(root / "cuhk03_release")
+    assert registry.entry("cuhk03").find([tmp_path.parent, tmp_path]) == tmp_path
+    for protocol, wanted in expected.items():
+        parts = cuhk03.read_cuhk03(root, protocol=protocol)
+        is_sound(parts)
+        for found, old in ((parts.train, wanted.train), (parts.test, wanted.test)):
+            assert found.labels.tolist() == old.labels.tolist()
+            assert found.cameras.tolist() == old.cameras.tolist()
+        assert parts.query.tolist() == wanted.query.tolist()
+        assert parts.protocols == wanted.protocols
+    with pytest.raises(UserError, match=r"needs .*cuhk-03.mat .* or its images in .*images_labeled"):
+        cuhk03.read_cuhk03(root, detection="labeled")
+    with pytest.raises(UserError, match=r"split: must lie in 0..1, found 2"):
+        cuhk03.read_cuhk03(root, protocol="old", split=2)
+    (root / "images_detected" / "1_003_1_02.png").unlink()
+    with pytest.raises(UserError, match=r"lacks 1 of the 29 train images, such as 1_003_1_02.png"):
+        cuhk03.read_cuhk03(root)
+    for path in root.glob("splits_*"):
+        path.write_text("{}")
+    with pytest.raises(UserError, match=r"splits_classic_detected\.json: is not a list of splits"):
+        cuhk03.read_cuhk03(root, protocol="old")
+
+
+def test_veri776(tmp_path):
+    for folder, people in (("image_train", (1, 2)), ("image_query", (3,)), ("image_test", (3, 4))):
+        for person_number in people:
+            for camera in (1, 20) if folder != "image_query" else (20,):
+                trees.put(
+                    tmp_path / folder / f"{person_number:04d}_c{camera:03d}_00016450_0.jpg", seed=camera
+                )
+    parts = registry.read_parts(registry.entry("VeRi"), registry.entry("veri").find([tmp_path]), {})
+    is_sound(parts)
+    assert (len(parts.train), len(parts.query), len(parts.gallery)) == (4, 1, 4)
+    assert set(parts.test.cameras) == {0, 19}
+    assert parts.remarks == ()
+
+
+def test_own_images_in_market_s_layout_and_names_that_say_nothing(tmp_path):
+    trees.market(tmp_path)
+    for path in [*tmp_path.rglob("*_c*.[jJ]*")]:
+        if path.is_file():  # cameras from 0
+            path.rename(path.with_name(re.sub(r"_c(\d+)", lambda m: f"_c{int(m[1]) - 1}", path.name)))
+    strange = ("0004.jpg", "anna_c1.jpg", "--3_c1.jpg", "0002_c99999999999.jpg", "7_c.jpg")
+    for name in strange:
+        trees.put(tmp_path / "bounding_box_train" / name)
+    with pytest.raises(UserError, match=r"Market-1501's layout was not found below .*; put it so that"):
+        datasets.load("market_layout", data_dir=tmp_path / "nothing")
+    data = datasets.load("market_layout", data_dir=tmp_path, validation_fraction=0.0)
+    plain = person.read_market1501(trees.market(tmp_path.parent / "plain"))
+    assert data.train.labels.tolist() == plain.train.labels.tolist()
+    assert {*data.train.cameras} == {*plain.train.cameras}
+    assert data.protocols == ("class", "query_gallery")
+    assert data.remarks[0].startswith(
+        "5 images are not named IDENTITY_cCAMERA, as in 0002_c1s1_000451_03.jpg"
+    )
+    assert "such as bounding_box_train/--3_c1.jpg" in data.remarks[0]
+    # Of one camera alone: judged without the camera rule, and said so.
+    for path in tmp_path.rglob("*_c*.jpg"):
+        if not re.search(r"_c0\D", path.name) and path.is_file():
+            path.unlink()
+    for path in tmp_path.rglob("*.JPG"):
+        path.rename(path.with_name(path.name.replace("_c11", "_c0")))
+    alone = datasets.load("market_layout", data_dir=tmp_path, validation_fraction=0.0)
+    assert alone.test.cameras is None
+    assert any("all test images are of one camera" in line for line in alone.remarks)
 
 
 def test_cub_is_split_by_class(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import struct
 import zlib
@@ -234,6 +235,30 @@ def cuhk03_mat(root: Path, people: tuple[int, ...] = (4, 2)) -> Path:
         "gallery_idx": np.array([n for n in test if n not in query]) + 1,
     }
     savemat(root / "cuhk03_new_protocol_config_detected.mat", config)
+    return root
+
+
+def cuhk03_images(root: Path) -> Path:
+    """The detected images of `cuhk03_mat` as torchreid takes them out, and its two files of splits."""
+    from scipy.io import loadmat
+
+    made = cuhk03_mat(root / "cuhk03_release")
+    config = loadmat(made / "cuhk03_new_protocol_config_detected.mat", squeeze_me=True)
+    names = [str(name) for name in config["filelist"]]
+    for number, name in enumerate(names):
+        put(root / "images_detected" / name, encoded(picture(number, 20, 11), "PNG"))
+    (root / "images_detected" / "Thumbs.db").write_bytes(b"")
+
+    def rows(numbers: np.ndarray) -> list[list]:
+        return [[f"/data/their/reid/images_detected/{names[n]}", 0, int(names[n][6]) - 1] for n in numbers]
+
+    new = {part: rows(config[f"{part}_idx"] - 1) for part in ("train", "query", "gallery")}
+    (root / "splits_new_detected.json").write_text(json.dumps([new]))
+    classic = []
+    for first in ("1_001", "1_002"):
+        test = rows([n for n, name in enumerate(names) if name[:5] in (first, "2_001")])
+        classic.append({"train": rows(np.arange(3)), "query": test, "gallery": test})
+    (root / "splits_classic_detected.json").write_text(json.dumps(classic))
     return root
 
 

@@ -1,31 +1,38 @@
-"""CUHK03 (Li et al. 2014) from its .mat files: the new protocol (Zhong et al. 2017) and the old one."""
+"""CUHK03 (Li et al. 2014), from its .mat files or as images: the new protocol (Zhong et al. 2017) and the old one."""
 
 from __future__ import annotations
 
+import json
+import re
 import struct
 import threading
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
 from hap2s_jax import extras
-from hap2s_jax.data.readers.files import Parts, number_identities
+from hap2s_jax.data.readers.files import FileSource, Parts, list_images, number_identities
 from hap2s_jax.data.readers.person import TRAIN, read_market
+from hap2s_jax.data.source import Source
 from hap2s_jax.errors import UserError
 
 DETECTIONS = ("labeled", "detected")
 PROTOCOLS = ("new", "old")
 MAT = "cuhk-03.mat"
-# Where the five pairs of cameras and the ten cells of a person lie in the file.
-_PAIRS, _CELLS, _CELLS_PER_CAMERA = 5, 10, 5
+IMAGES = "images_"  # and the detection
+_Key = tuple[int, int, int]  # camera pair, person, cell, each from 0
+_NAME = re.compile(r"\d{1,9}_\d{1,9}_\d_\d{1,9}\.")
+_CELLS_PER_CAMERA = 5
 
 
 def read_cuhk03(root: Path, *, detection: str = "detected", protocol: str = "new", split: int = 0) -> Parts:
-    """Either the official `cuhk-03.mat`, or the ready folders of the new protocol.
+    """The official `cuhk-03.mat`, the images that torchreid and others take out of it, or the ready folders.
 
     Args:
-      root: the folder with the .mat files, or with `labeled/` and `detected/`.
+      root: the folder with the .mat files; with `images_detected/` or `images_labeled/` (1_001_1_01.png: pair of
+        cameras, person, camera, cell), where the new protocol's .mat or torchreid's splits_*.json say the parts; or of
+        the new protocol with `labeled/` and `detected/`.
       detection: "detected" boxes or hand-"labeled" ones.
       protocol: "new" has 767 training and 700 test identities; "old" one of the 20 official test sets of 100
         identities, where the first camera of a pair queries the second; judged with one image of each in the
@@ -44,12 +51,18 @@ def read_cuhk03(root: Path, *, detection: str = "detected", protocol: str = "new
     ready = root / detection
     if protocol == "new" and (ready / TRAIN).is_dir():
         return read_market(ready, f"cuhk03 {detection}")
-    if not (root / MAT).is_file():
-        raise UserError(f"cuhk03: the {protocol} protocol needs {root / MAT} from the official archive")
-    cells = _Cells(root / MAT, detection)
+    folder = root / f"{IMAGES}{detection}"
+    if folder.is_dir():
+        cells = _Images(folder, detection)
+    elif (root / MAT).is_file():
+        cells = _Cells(root / MAT, detection)
+    else:
+        raise UserError(
+            f"cuhk03: the {protocol} protocol needs {root / MAT} from the official archive, or its images in {folder}/"
+        )
     if protocol == "new":
         return _new_protocol(root, detection, cells)
-    return _old_protocol(detection, cells, split)
+    return _old_protocol(cells, split)
 
 
 class MatSource:
@@ -65,9 +78,7 @@ class MatSource:
 
     boxes = None
 
-    def __init__(
-        self, name: str, cells: _Cells, keys: list[tuple[int, int, int]], identities: list, cameras: list
-    ):
+    def __init__(self, name: str, cells: _Cells, keys: list[_Key], identities: list, cameras: list):
         self.name = name
         self.labels, self.class_names = number_identities(identities)
         self.cameras = np.asarray(cameras, np.int32)
@@ -103,7 +114,7 @@ class _Cells:
         except (OSError, KeyError) as error:
             raise UserError(f"cuhk03: cannot read {path}: {error}") from None
 
-    def occupied(self) -> list[tuple[int, int, int]]:
+    def occupied(self) -> list[_Key]:
         """(pair, person, cell) of every cell with an image in it, in order."""
         found = []
         for pair, cells in enumerate(self._pairs):
@@ -114,6 +125,9 @@ class _Cells:
                     if len(self._file[cells[cell, person]].shape) == 3
                 ]
         return found
+
+    def source(self, part: str, keys: list[_Key], identities: list, cameras: list) -> Source:
+        return MatSource(f"cuhk03 {self.detection} {part}", self, keys, identities, cameras)
 
     def image(self, pair: int, person: int, cell: int) -> np.ndarray:
         """uint8 `[height, width, 3]`."""
@@ -128,54 +142,114 @@ class _Cells:
         return {(int(p) - 1, int(i) - 1) for p, i in np.asarray(self._file[sets[number]]).T}
 
 
-def _new_protocol(root: Path, detection: str, cells: _Cells) -> Parts:
-    from scipy.io import loadmat
+class _Images:
+    """The images of a folder such as `images_detected/`."""
 
+    def __init__(self, folder: Path, detection: str):
+        self.path = folder
+        self.detection = detection
+        self._names = {_key(name): name for name in list_images(folder) if _NAME.match(name)}
+
+    def occupied(self) -> list[_Key]:
+        """(pair, person, cell) of every image, in order."""
+        return sorted(self._names)
+
+    def test_set(self, number: int) -> set[tuple[int, int]]:
+        """(pair, person) of the people in an official test set."""
+        name = f"splits_classic_{self.detection}.json"
+        path = _beside(self.path.parent, name)
+        if path is None:
+            raise UserError(
+                f"cuhk03: the old protocol needs {self.path.parent / name}, as torchreid leaves it, or {MAT}"
+            )
+        return {key[:2] for key in _split(path, number)["query"]}
+
+    def source(self, part: str, keys: list[_Key], identities: list, cameras: list) -> Source:
+        if lacking := [key for key in keys if key not in self._names]:
+            pair, person, cell = lacking[0]
+            raise UserError(
+                f"{self.path}: lacks {len(lacking):,} of the {len(keys):,} {part} images, such as "
+                f"{pair + 1}_{person + 1:03d}_{cell // _CELLS_PER_CAMERA + 1}_{cell + 1:02d}.png"
+            )
+        names = [f"{self.path.name}/{self._names[key]}" for key in keys]
+        return FileSource(f"cuhk03 {self.detection} {part}", self.path.parent, names, identities, cameras)
+
+
+def _new_protocol(root: Path, detection: str, cells: _Cells | _Images) -> Parts:
     name = f"cuhk03_new_protocol_config_{detection}.mat"
-    # Some toolboxes ask for it beside the folder of the official archive.
-    path = next((p for p in (root / name, root.parent / name) if p.is_file()), None)
-    if path is None:
+    path, listed = _beside(root, name), _beside(root, f"splits_new_{detection}.json")
+    if path is not None:
+        from scipy.io import loadmat
+
+        config = loadmat(path, squeeze_me=True)
+        keys = [_key(str(name)) for name in config["filelist"]]
+        labels, cameras = config["labels"].astype(int), config["camId"].astype(int)
+        rows = {p: np.atleast_1d(config[f"{p}_idx"]).astype(int) - 1 for p in ("train", "query", "gallery")}
+        queries, tested = len(rows["query"]), np.concatenate([rows["query"], rows["gallery"]])
+        train, test = (
+            cells.source(part, [keys[r] for r in of], [int(labels[r]) for r in of], list(cameras[of] - 1))
+            for part, of in (("train", rows["train"]), ("test", tested))
+        )
+    elif listed is not None:
+        split = _split(listed, 0)
+        queries = len(split["query"])
+        train = _by_name(cells, "train", split["train"])
+        test = _by_name(cells, "test", split["query"] + split["gallery"])
+    else:
         raise UserError(
             f"cuhk03: the new protocol needs {root / name}, from https://github.com/zhunzhong07/person-re-ranking "
             "(evaluation/data/CUHK03)"
         )
-    config = loadmat(path, squeeze_me=True)
-    labels, cameras = config["labels"].astype(int), config["camId"].astype(int)
-    # Names such as 1_001_1_01.png: pair, person, camera of the pair, cell; all from 1.
-    keys = [_key(str(name)) for name in config["filelist"]]
-
-    def source(part: str, rows: np.ndarray) -> MatSource:
-        picked = [keys[r] for r in rows]
-        return MatSource(
-            f"cuhk03 {detection} {part}", cells, picked, [int(labels[r]) for r in rows], cameras[rows] - 1
-        )
-
-    rows = {
-        part: np.atleast_1d(config[f"{part}_idx"]).astype(int) - 1 for part in ("train", "query", "gallery")
-    }
-    queries = len(rows["query"])
-    test = source("test", np.concatenate([rows["query"], rows["gallery"]]))
-    return Parts(source("train", rows["train"]), test, np.arange(queries), np.arange(queries, len(test)))
+    return Parts(train, test, np.arange(queries), np.arange(queries, len(test)))
 
 
-def _key(name: str) -> tuple[int, int, int]:
+def _by_name(cells: _Cells | _Images, part: str, keys: list[_Key]) -> Source:
+    # People are numbered inside their pair of cameras only.
+    identities = [f"{pair + 1}_{person + 1:04d}" for pair, person, _ in keys]
+    cameras = [2 * pair + cell // _CELLS_PER_CAMERA for pair, _, cell in keys]
+    return cells.source(part, keys, identities, cameras)
+
+
+def _key(name: str) -> _Key:
+    """Names such as 1_001_1_01.png: pair, person, camera of the pair, cell; all from 1."""
     fields = name.split(".")[0].split("_")
     return int(fields[0]) - 1, int(fields[1]) - 1, int(fields[3]) - 1
 
 
-def _old_protocol(detection: str, cells: _Cells, split: int) -> Parts:
+def _beside(root: Path, name: str) -> Path | None:
+    """A file in the folder, or beside it, where some toolboxes ask for it."""
+    return next((path for path in (root / name, root.parent / name) if path.is_file()), None)
+
+
+def _split(path: Path, number: int) -> dict[str, list[_Key]]:
+    """One of the splits in torchreid's file, whose paths are of the machine that wrote it."""
+    try:
+        splits = [
+            {
+                part: [_key(PureWindowsPath(row[0]).name) for row in split[part]]
+                for part in ("train", "query", "gallery")
+            }
+            for split in json.loads(path.read_bytes())
+        ]
+        splits[0]
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{path}: is not a list of splits as torchreid writes it") from None
+    if not 0 <= number < len(splits):
+        raise UserError(f"data.options.split: must lie in 0..{len(splits) - 1}, found {number}")
+    return splits[number]
+
+
+def _old_protocol(cells: _Cells | _Images, split: int) -> Parts:
     held_out = cells.test_set(split)
-    sources = []
-    for part in ("train", "test"):
-        keys = [k for k in cells.occupied() if ((k[0], k[1]) in held_out) == (part == "test")]
-        # People are numbered inside their pair of cameras only.
-        identities = [f"{pair + 1}_{person + 1:04d}" for pair, person, _ in keys]
-        cameras = [2 * pair + cell // _CELLS_PER_CAMERA for pair, _, cell in keys]
-        sources.append(MatSource(f"cuhk03 {detection} {part}", cells, keys, identities, cameras))
-    second = sources[1].cameras % 2
+    train, test = (
+        _by_name(cells, part, [k for k in cells.occupied() if (k[:2] in held_out) == (part == "test")])
+        for part in ("train", "test")
+    )
+    assert test.cameras is not None
+    second = test.cameras % 2
     return Parts(
-        sources[0],
-        sources[1],
+        train,
+        test,
         np.flatnonzero(second == 0),
         np.flatnonzero(second == 1),
         protocols=("query_gallery", "single_gallery_shot"),

@@ -1,19 +1,24 @@
-"""Person re-identification: Market-1501, DukeMTMC-reID, CUHK03 in ready folders, MSMT17."""
+"""Re-identification: Market-1501, DukeMTMC-reID, VeRi-776, CUHK03 in ready folders, MSMT17, and own data like them."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from hap2s_jax.data import matches
 from hap2s_jax.data.readers.files import FileSource, Parts, list_images, read_lines
 from hap2s_jax.errors import UserError
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 # Hand-drawn boxes of all people; those of the queries' are what Market-1501's multi-query pools.
 VIEWS = "gt_bbox"
-_NAME = re.compile(r"([-\d]+)_c(\d+)")
+VEHICLES = ("image_train", "image_query", "image_test")
+_NAME = re.compile(r"(-?\d{1,18})_c(\d{1,9})(?!\d)")
+_EXAMPLE = "0002_c1s1_000451_03.jpg"
 _JUNK = -1
 
 
@@ -35,30 +40,58 @@ def read_dukemtmc(root: Path) -> Parts:
     return read_market(root, "dukemtmc")
 
 
-def read_market(root: Path, name: str, *, multi_query: bool = False) -> Parts:
-    """The layout of Market-1501, as others have it too: DukeMTMC-reID, CUHK03 in ready folders.
+def read_veri776(root: Path) -> Parts:
+    """VeRi-776 (Liu et al. 2016), vehicles seen by 20 cameras; the queries stand in the gallery too.
 
-    Files are named IDENTITY_cCAMERA...; identity -1 is junk and dropped. Identity 0, the distractors of the
-    gallery, stays as an identity like any other: no query has it, so it can only be retrieved wrongly.
+    Raises:
+      UserError: a folder has no file of the usual name pattern.
+    """
+    return read_market(root, "veri776", VEHICLES)
+
+
+def read_market_layout(root: Path) -> Parts:
+    """Own images in Market-1501's folders, named as there.
+
+    Raises:
+      UserError: a folder has no file of the usual name pattern.
+    """
+    parts = read_market(root, "market_layout")
+    protocols = ("class", "query_gallery")
+    for source in (parts.train, parts.test):
+        if matches.one_camera(source.cameras, source.labels):
+            source.cameras = None
+    lines = matches.describe(
+        parts.test.labels, parts.test.cameras, query=parts.query, gallery=parts.gallery, protocols=protocols
+    )
+    lines += (matches.ONE_CAMERA,) if parts.test.cameras is None else ()
+    return dataclasses.replace(parts, protocols=protocols, remarks=(*parts.remarks, *lines))
+
+
+def read_market(
+    root: Path, name: str, folders: Sequence[str] = (TRAIN, QUERY, GALLERY), *, multi_query: bool = False
+) -> Parts:
+    """The layout of Market-1501, as others have it too: DukeMTMC-reID, VeRi-776, CUHK03 in ready folders.
+
+    Files are named IDENTITY_cCAMERA...; others are left out and counted. Identity -1 is junk and dropped. Identity 0,
+    the distractors of the gallery, stays as an identity like any other: no query has it, so it can only be retrieved
+    wrongly.
 
     Raises:
       UserError: a folder has no file of that name pattern.
     """
-    train_paths, train_ids, train_cameras = _scan(root, TRAIN)
-    query_paths, query_ids, query_cameras = _scan(root, QUERY)
-    gallery_paths, gallery_ids, gallery_cameras = _scan(root, GALLERY)
-    paths, ids = query_paths + gallery_paths, query_ids + gallery_ids
-    cameras, views, protocols = query_cameras + gallery_cameras, None, None
+    train, query, gallery = (_scan(root, folder) for folder in folders)
+    paths, ids = query.paths + gallery.paths, query.ids + gallery.ids
+    cameras, views, protocols = query.cameras + gallery.cameras, None, None
     if multi_query:
         if not (root / VIEWS).is_dir():
             raise UserError(f"data.options.multi_query: needs {root / VIEWS}/, which the full archive has")
         # The folder has the training identities too.
-        asked = set(zip(query_ids, query_cameras, strict=True))
-        seen = [row for row in zip(*_scan(root, VIEWS), strict=True) if row[1:] in asked]
+        asked, boxes = set(zip(query.ids, query.cameras, strict=True)), _scan(root, VIEWS)
+        seen = [row for row in zip(boxes.paths, boxes.ids, boxes.cameras, strict=True) if row[1:] in asked]
         if lacking := sorted(asked - {row[1:] for row in seen}):
             identity, camera = lacking[0]
             raise UserError(
-                f"{root / VIEWS}: has no image of person {identity} by camera {camera + 1}, whom a query shows; the "
+                f"{root / VIEWS}: has no image of person {identity} by camera {camera}, whom a query shows; the "
                 "folder is not whole"
             )
         views = np.arange(len(paths), len(paths) + len(seen))
@@ -66,12 +99,18 @@ def read_market(root: Path, name: str, *, multi_query: bool = False) -> Parts:
         ids += [row[1] for row in seen]
         cameras += [row[2] for row in seen]
         protocols = ("query_gallery", "multi_query")
-    train = FileSource(f"{name} train", root, train_paths, train_ids, train_cameras)
-    test = FileSource(f"{name} test", root, paths, ids, cameras)
-    ends = np.cumsum([len(query_paths), len(gallery_paths)])
-    return Parts(
-        train, test, np.arange(ends[0]), np.arange(ends[0], ends[1]), views=views, protocols=protocols
-    )
+    # Cameras count from 1; own ones may count from 0.
+    first = min(1, *train.cameras, *cameras)
+    trained = FileSource(f"{name} train", root, train.paths, train.ids, [c - first for c in train.cameras])
+    test = FileSource(f"{name} test", root, paths, ids, [c - first for c in cameras])
+    ends = np.cumsum([len(query.paths), len(gallery.paths)])
+    strange = train.strange + query.strange + gallery.strange
+    remarks = ()
+    if strange:
+        line = f"{len(strange):,} images are not named IDENTITY_cCAMERA, as in {_EXAMPLE}, and are left out"
+        remarks = (f"{line}, such as {strange[0]}",)
+    rows = {"query": np.arange(ends[0]), "gallery": np.arange(ends[0], ends[1])}
+    return Parts(trained, test, **rows, views=views, protocols=protocols, remarks=remarks)
 
 
 def read_msmt17(root: Path, *, with_val: bool = False) -> Parts:
@@ -107,18 +146,29 @@ def _parts(train: FileSource, test: FileSource, queries: int) -> Parts:
     return Parts(train, test, np.arange(queries), np.arange(queries, len(test)))
 
 
-def _scan(root: Path, folder: str) -> tuple[list[str], list[int], list[int]]:
-    paths, identities, cameras = [], [], []
+@dataclasses.dataclass
+class _Named:
+    """The images of a folder whose names say whom they show: paths, identities and cameras, and the other images."""
+
+    paths: list[str]
+    ids: list[int]
+    cameras: list[int]
+    strange: list[str]
+
+
+def _scan(root: Path, folder: str) -> _Named:
+    found = _Named([], [], [], [])
     for name in list_images(root / folder):
         match = _NAME.match(name)
-        if match is None or int(match[1]) == _JUNK:
-            continue
-        paths.append(f"{folder}/{name}")
-        identities.append(int(match[1]))
-        cameras.append(int(match[2]) - 1)
-    if not paths:
-        raise UserError(f"{root / folder}: no image is named like 0002_c1s1_000451_03.jpg (IDENTITY_cCAMERA)")
-    return paths, identities, cameras
+        if match is None:
+            found.strange.append(f"{folder}/{name}")
+        elif int(match[1]) != _JUNK:
+            found.paths.append(f"{folder}/{name}")
+            found.ids.append(int(match[1]))
+            found.cameras.append(int(match[2]))
+    if not found.paths:
+        raise UserError(f"{root / folder}: no image is named like {_EXAMPLE} (IDENTITY_cCAMERA)")
+    return found
 
 
 def _read_list(path: Path, folder: str) -> list[tuple[str, int, int]]:

@@ -1,27 +1,24 @@
-"""CSV files as people have them: dialects, encodings, names of columns, cameras and boxes.
+"""Tables as people have them: names of columns, cameras and boxes.
 
-Training (`own`) and embedding (`hap2s_jax.serving.listing`) read the same files in the same way.
+Training (`own`, `hub`) and embedding (`hap2s_jax.serving.listing`) read the same tables in the same way.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from hap2s_jax.data.readers.dialects import open_csv
 from hap2s_jax.errors import UserError, did_you_mean
 
 _COLUMNS = ("path", "label", "split", "camera", "box")
 _CORNERS = ("x1", "y1", "x2", "y2")
-_DELIMITERS = ",;\t|"
 # What others call these columns; suggested, not taken, for they may mean something else.
 _SYNONYMS = {
     "path": (
@@ -37,6 +34,7 @@ _SYNONYMS = {
     ),
     "label": (
         "identity",
+        "labels",
         "class",
         "class_name",
         "class_id",
@@ -94,7 +92,18 @@ def read_table(file: Path, columns: str = "", needed: Sequence[str] = ("path", "
     Raises:
       UserError: names the line and what is wrong in it.
     """
-    head, rows = _open(file, columns, needed)
+    head, rows = open_csv(file, {**{name: name for name in needed}, **dict(named_columns(columns))})
+    return table_of(file, head, rows, columns, needed)
+
+
+def table_of(
+    file: Path | str,
+    head: list[str],
+    rows: Iterable[tuple[int, list[str]]],
+    columns: str,
+    needed: Sequence[str] = ("path", "label"),
+) -> Table:
+    """The same of rows that are open already: each with its line, and a text for each column of the head."""
     found = _find_columns(file, head, columns, needed)
     table, cameras, boxes, empty = Table(has_split="split" in found), [], [], []
     used = [n for places in found.values() for n in (places if isinstance(places, list) else [places])]
@@ -107,7 +116,7 @@ def read_table(file: Path, columns: str = "", needed: Sequence[str] = ("path", "
         if "\0" in values["path"]:
             raise UserError(f"{file}, line {line}: path holds a zero byte")
         table.lines.append(line)
-        table.paths.append(_path_here(file.parent, values["path"]))
+        table.paths.append(_path_here(Path(file).parent, values["path"]))
         table.labels.append(values.get("label", ""))
         table.splits.append(values.get("split", ""))
         cameras.append(values.get("camera", ""))
@@ -131,69 +140,8 @@ def read_table(file: Path, columns: str = "", needed: Sequence[str] = ("path", "
     return table
 
 
-def _open(
-    file: Path, columns: str, needed: Sequence[str]
-) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """The names of the columns, and the rows that are not blank, each with its line and as long as the head."""
-    text = _decode(file.read_bytes())
-    if separator := re.match(r"sep=(.)\r?\n", text):  # a line of spreadsheet programs
-        text = text[separator.end() :]
-    start = text.lstrip("\r\n \t")
-    wanted = {**{name: name for name in needed}, **dict(_pairs(columns))}
-
-    def head_by(delimiter: str) -> list[str]:
-        names = next(csv.reader(io.StringIO(start[:65536], newline=""), delimiter=delimiter), [])
-        return [name.strip().lower() for name in names]
-
-    def fitting(delimiter: str) -> tuple[int, int]:
-        head = head_by(delimiter)
-        named = {part for name in wanted.values() for part in name.split("+") if name}
-        return len(named & {*head}), len(head)
-
-    try:
-        delimiter = max(_DELIMITERS, key=fitting)  # the first of equals: a comma
-        head = head_by(delimiter)
-    except csv.Error as error:
-        raise UserError(f"{file} is no CSV file: {error}") from None
-
-    def rows() -> Iterator[tuple[int, list[str]]]:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        before = 1 if separator else 0
-        try:
-            for row in reader:
-                if not any(cell.strip() for cell in row):
-                    continue
-                if any(cell.strip() for cell in row[len(head) :]):
-                    raise UserError(
-                        f"{file}, line {before + reader.line_num}: has {len(row)} fields, and the first line names "
-                        f"{len(head)}; a text with {delimiter!r} in it must stand in quotes"
-                    )
-                yield before + reader.line_num, [*row, *[""] * (len(head) - len(row))]
-        except csv.Error as error:
-            raise UserError(f"{file} is no CSV file: {error}") from None
-
-    found = rows()
-    next(found, None)  # the head
-    return head, found
-
-
-def _decode(data: bytes) -> str:
-    """UTF-8, where bytes that are none survive as file names, or UTF-16 or -32, by their marks or their zeros."""
-    for mark, name in (
-        (codecs.BOM_UTF32_LE, "utf-32"),
-        (codecs.BOM_UTF32_BE, "utf-32"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    ):
-        if data.startswith(mark):
-            return data.decode(name, "replace")
-    zeros = [data[side:200:2].count(0) for side in (0, 1)]
-    if max(zeros) > 20 and not min(zeros):  # letters of Western languages have a zero in every pair
-        return data.decode("utf-16-be" if zeros[0] else "utf-16-le", "replace")
-    return data.decode("utf-8-sig", "surrogateescape")
-
-
-def _pairs(columns: str) -> Iterator[tuple[str, str]]:
+def named_columns(columns: str) -> Iterator[tuple[str, str]]:
+    """Our columns and what they are called, as ``label=person,path=file`` says."""
     for item in filter(None, columns.split(",")):
         name, equals, actual = item.partition("=")
         name = name.strip().lower()
@@ -206,10 +154,10 @@ def _pairs(columns: str) -> Iterator[tuple[str, str]]:
 
 
 def _find_columns(
-    file: Path, head: list[str], columns: str, needed: Sequence[str]
+    file: Path | str, head: list[str], columns: str, needed: Sequence[str]
 ) -> dict[str, int | list[int]]:
     """The place of each column that is there; of a box a list of places."""
-    given = dict(_pairs(columns))
+    given = dict(named_columns(columns))
     found: dict[str, int | list[int]] = {}
     for name in _COLUMNS:
         parts = given.get(name, name).split("+") if name != "box" or name in given else list(_CORNERS)
@@ -243,7 +191,7 @@ def _find_columns(
     return found
 
 
-def _box(file: Path, line: int, names: list[str], cells: list[str]) -> list[int]:
+def _box(file: Path | str, line: int, names: list[str], cells: list[str]) -> list[int]:
     """left, top, right, bottom."""
     sizes = len(names) == 1 or all(
         re.search(rf"(^|[^a-z])({word})$", name)
