@@ -206,7 +206,7 @@ def _pairs(
     else:
         kept = np.flatnonzero(label != JUNK)
         if len(kept) * (len(kept) - 1) // 2 > _EXACT:
-            return CountedPairs(array[kept], np.unique(label[kept], return_inverse=True)[1], distance)
+            return CountedPairs(array, kept, np.unique(label[kept], return_inverse=True)[1], distance)
         rows = kept[np.stack(np.triu_indices(len(kept), 1), axis=1)]
     known = (label[rows] != JUNK).all(axis=1)
     rows, same = rows[known], label[rows[known, 0]] == label[rows[known, 1]] if same is None else same[known]
