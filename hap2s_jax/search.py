@@ -230,6 +230,8 @@ def open_searcher(options: argparse.Namespace) -> tuple[Searcher, str]:
     name = hashlib.sha256(os.fsencode(os.path.realpath(options.gallery))).hexdigest()[:16]
     cache = pathlib.Path.home() / ".cache" / "hap2s_jax" / "faiss" / name
     more = {"kind": options.index, "cache": cache, "pictures": options.images}
+    if len(encoder.trained_on) > 1:
+        words += f"; trained on {', '.join(encoder.trained_on)}"
     return Searcher(encoder, gallery, threshold=threshold, **more), words
 
 

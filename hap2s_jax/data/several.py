@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -79,6 +80,11 @@ class Joined:
         return source.describe(place)
 
 
+def source_names(data: Mapping[str, Any]) -> list[str]:
+    """What the sets are called that the section `data` of a config trains on."""
+    return [*(data.get("sources") or {})] or [name.strip() for name in data["name"].split(",")]
+
+
 def combine(
     sources: Mapping[str, Dataset], targets: Mapping[str, Dataset], parts: Sequence[str] = ("train",)
 ) -> Dataset:
@@ -89,11 +95,14 @@ def combine(
       targets: to test on, by their names; the first is the data set's own test.
       parts: those of each source to train on, "train" and, as wished, "query" and "gallery".
     """
-    train = Joined({name: _training_part(data, parts) for name, data in sources.items()})
+    trained = {name: _training_part(data, parts) for name, data in sources.items()}
+    train = Joined(trained)
     held_out = {name: data.validation for name, data in sources.items() if data.validation is not None}
     remarks = [f"{name}: {line}" for name, data in sources.items() for line in data.remarks]
-    if len(sources) > 1 and (line := _shared(sources)):
-        remarks.append(line)
+    if targets is not sources:
+        remarks += [f"{name}: {line}" for name, data in targets.items() for line in data.remarks]
+    tested = {} if targets is sources else {name: data.test for name, data in targets.items()}
+    remarks += _shared(trained, tested)
     judged = [data.validation_protocols for data in sources.values()]
     common = tuple(p for p in judged[0] if all(p in others for others in judged)) or ("class",)
     first, *others = (dataclasses.replace(data, name=name) for name, data in targets.items())
@@ -102,7 +111,7 @@ def combine(
         name="+".join(sources),
         train=train,
         validation=Joined(held_out) if held_out else None,
-        remarks=(*remarks, *(() if targets is sources else first.remarks)),
+        remarks=tuple(remarks),
         judged=common,
         targets=(first, *others),
         class_sets=train.class_sets,
@@ -123,18 +132,31 @@ def _training_part(data: Dataset, parts: Sequence[str]) -> Source:
     return Joined({"train": data.train, "test": Subset(data.test, chosen)})
 
 
-def _shared(sources: Mapping[str, Dataset]) -> str:
-    """A line on images that are in two sets, "" where there are none."""
-    seen: dict[str, set[str]] = {}
-    for name, data in sources.items():
-        for index in range(len(data.train)):
-            seen.setdefault(data.train.describe(index), set()).add(name)
+def _shared(trained: Mapping[str, Source], tested: Mapping[str, Source]) -> Iterator[str]:
+    """Lines on images that are in two sets to train on, or in one to train on and one to test on."""
+    seen: dict[str, set[tuple[str, str]]] = {}
+    for use, sources in (("train", trained), ("test", tested)):
+        for name, source in sources.items():
+            for index in range(len(source)):
+                seen.setdefault(source.describe(index), set()).add((use, name))
     digests, _ = duplicates.digests_of(set(seen), duplicates.QUICK_BYTES)
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for path, names in seen.items():
-        groups.setdefault(digests.get(path, path), []).extend((name, path) for name in names)
-    shared = [group for group in groups.values() if len({name for name, _ in group}) > 1]
-    if not shared:
-        return ""
-    where = " and ".join(f"{path} of {name}" for name, path in shared[0][:2])
-    return f"{len(shared):,} training images are in more than one set, as different classes, such as {where}"
+    groups: dict[str, list[tuple[str, str, str]]] = {}
+    for path, places in seen.items():
+        groups.setdefault(digests.get(path, path), []).extend(
+            (use, name, path) for use, name in sorted(places)
+        )
+    for uses, words in (
+        (("train",), "training images are in more than one set, as different classes"),
+        (("train", "test"), "images to train on are also in another set, to test on"),
+    ):
+        found = [_first_of_each(group, uses) for group in groups.values()]
+        if shared := [pair for pair in found if pair]:
+            where = " and ".join(f"{path} of {name}" for name, path in shared[0])
+            yield f"{len(shared):,} {words}, such as {where}"
+
+
+def _first_of_each(group: list[tuple[str, str, str]], uses: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The first image of a group and another set's, for these uses; none where all are of one set."""
+    first = [(name, path) for use, name, path in group if use == uses[0]][:1]
+    others = [(name, path) for use, name, path in group if use == uses[-1] and first and name != first[0][0]]
+    return [*first, others[0]] if others else []

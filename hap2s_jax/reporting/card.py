@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hap2s_jax.data.several import source_names
 from hap2s_jax.reporting import environment
 from hap2s_jax.reporting.table import to_markdown
 
@@ -60,7 +61,7 @@ def model_card(
         _what_it_is(results, parameters),
         "```python\nimport hap2s_jax\n\nembeddings = hap2s_jax.load(WORKDIR)(PATHS_OF_IMAGES)\n```",
         "## Data",
-        _data(", ".join(config["data"].get("sources") or [config["data"]["name"]]), data, seen_classes),
+        _data(", ".join(source_names(config["data"])), data, seen_classes),
         "## Figures on the test classes",
         _figures(results),
         "\n".join(f"- {line}" for line in _definitions(results["test"], protocols)),

@@ -155,6 +155,13 @@ class Evaluator:
             dataclasses.replace(self, dataset=target) for target in self.dataset.targets or (self.dataset,)
         ]
 
+    def remarks_on_others(self) -> list[str]:
+        """The same of the data sets to test on after the first, each with its name."""
+        others = self.of_targets()[1:]
+        return [
+            f"{judge.dataset.name}: {line}" for judge in others for line in judge.remarks(judge.dataset.test)
+        ]
+
     def measure_others(self, variables: PyTree) -> dict[str, dict[str, float]]:
         """The figures of the data sets to test on after the first, by name."""
         return {

@@ -134,7 +134,7 @@ def finish(
     }
     results = formats.stamped(_without_nan(results))
     print_results(results)
-    for remark in (*card.saturation(results, records), *trainer.remarks(test)):
+    for remark in (*card.saturation(results, records), *trainer.remarks(test), *trainer.remarks_on_others()):
         say(f"note: {remark}")
     _write_card(trainer, state, results, held_out, workdir)
     write_csv(workdir)
@@ -253,7 +253,7 @@ def _by_set(
         return {}
     found = {data.targets[0].name: first, **others}
     if len({target.protocols for target in data.targets}) == 1:
-        shown = [name for name in COLUMNS if name in first]
+        shown = [name for name in COLUMNS if all(name in figures for figures in found.values())]
         found["average"] = {k: float(np.mean([f[k] for f in found.values()])) for k in shown}
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +19,14 @@ class _Wanted(NamedTuple):
     name: str
     data_dir: str | None
     options: Mapping[str, Any]
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """Which data set it is, and where, however either is spelt."""
+        from hap2s_jax.data import registry
+
+        folder = None if self.data_dir is None else os.path.realpath(os.path.expanduser(self.data_dir))
+        return registry.entry(self.name).name, folder
 
     def to_train_on(self, fraction: float, seed: int) -> Dataset:
         from hap2s_jax.data import datasets
@@ -111,7 +120,8 @@ def _section(section: Any, key: str, data_dir: str | None) -> dict[str, _Wanted]
 def _distinct(wanted: dict[str, _Wanted], key: str, count: int) -> dict[str, _Wanted]:
     from hap2s_jax.data import registry
 
-    seen = {(registry.entry(w.name).name, str(w.data_dir), str(dict(w.options))) for w in wanted.values()}
+    options = ({**registry.entry(w.name).options, **w.options} for w in wanted.values())
+    seen = {(w.place, str(sorted(o.items()))) for w, o in zip(wanted.values(), options, strict=True)}
     if len(seen) < count:
         raise UserError(f"{key}: a data set is given twice in {', '.join(w.name for w in wanted.values())}")
     return wanted
@@ -125,8 +135,8 @@ def _parts(given: Any, sources: Mapping[str, _Wanted], targets: Mapping[str, _Wa
         raise UserError(
             f"data.parts: must be train and, as wished, query and gallery; found {', '.join(parts)}"
         )
-    own = {(w.name, w.data_dir) for w in sources.values()}
-    if len(parts) > 1 and (not targets or own & {(w.name, w.data_dir) for w in targets.values()}):
+    own, tested = ({w.place for w in of.values()} for of in (sources, targets))
+    if len(parts) > 1 and (not targets or own & tested):
         raise UserError(
             "data.parts: with queries or gallery to train on, test on other sets: name them in evaluate.on"
         )

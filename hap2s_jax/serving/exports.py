@@ -228,6 +228,7 @@ def write_preprocessing(
             "mean": list(getattr(encoder.module, "mean", IMAGE_MEAN)),
             "std": list(getattr(encoder.module, "std", IMAGE_STD)),
         },
+        "trained_on": encoder.trained_on,
         "fingerprint": encoder.fingerprint,
         "step": encoder.step,
         "jax": jax.__version__,

@@ -64,9 +64,13 @@ def from_workdir(
         use_compilation_cache(config)
         devices.use_cores(config.evaluate.batch_size)
         encoder = loading.load(workdir, checkpoint=step, own_code=own_code, strict=strict)
-        given = dict(sets.target(text, config.seed) for text in data or ())
-        if data and len(given) < len(data):
-            raise UserError(f"--data: a data set is given twice in {', '.join(data)}")
+        given: dict[str, Dataset] = {}
+        for text in data or ():
+            name, found = sets.target(text, config.seed)
+            name = text if name in given else name  # one that is at hand twice
+            if name in given:
+                raise UserError(f"--data: a data set is given twice in {', '.join(data or ())}")
+            given[name] = found
         evaluator = Evaluator.of_run(config, encoder.module, next(iter(given.values()), None))
         if given:
             evaluator = dataclasses.replace(evaluator, dataset=_judging(given))

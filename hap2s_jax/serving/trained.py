@@ -18,6 +18,7 @@ import numpy as np
 
 from hap2s_jax.data import pixels
 from hap2s_jax.data.regular_files import read_bytes
+from hap2s_jax.data.several import source_names
 from hap2s_jax.distributed.devices import DataParallel
 from hap2s_jax.errors import UserError, require
 from hap2s_jax.reporting.environment import usable_cores
@@ -60,6 +61,7 @@ class TrainedEncoder:
       distance: how embeddings are compared, "euclidean" or "cosine".
       fingerprint: 16 hexadecimal digits that tell these weights and this preprocessing from all others.
       workdir: where it was loaded from.
+      trained_on: the names of the data sets.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class TrainedEncoder:
         self.module, self.variables = module, variables
         self.image_size: tuple[int, int] = (int(config.data.image_size[0]), int(config.data.image_size[1]))
         self.distance: str = config.evaluate.distance
+        self.trained_on = source_names(config.data)
         self._transform = _transform(config)
         # A run from elsewhere may ask for more than this machine has memory for.
         made = decoding(config)

@@ -101,12 +101,24 @@ def test_images_in_two_sets_are_counted(folders):
     trained = {data.train.describe(n) for n in range(len(data.train))}
     line = [line for line in data.remarks if "more than one set" in line]
     assert bool(line) == (str(here[0]) in trained)
+    # So are those to train on with those of another set to test on.
+    del data
+    config = _config(folders, on=("there",), test_fraction=0.4)
+    del config.data.sources["there"]
+    data = sets.load_dataset(config)
+    both = {data.train.read(n) for n in range(len(data.train))} & {data.test.read(n) for n in range(30)}
+    (line,) = [line for line in data.remarks if "also in another set, to test on" in line]
+    assert line.startswith(f"{len(both)} images to train on")
+    # A set's own test is none of another set.
+    config.evaluate.on = {"here": config.data.sources.here}
+    assert not [line for line in sets.load_dataset(config).remarks if "another set" in line]
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"data.name": "emoji,emoji", "data.sources": {}}, "given twice"),
+        ({"data.sources.there.data_dir": "HERE/."}, "given twice"),
         ({"data.parts": ("train", "gallery")}, "test on other sets: name them in evaluate.on"),
         ({"data.parts": ("test",)}, "must be train and, as wished"),
         ({"data.sources.here": {"dir": "x"}}, "key of data.sources.here"),
@@ -123,10 +135,33 @@ def test_mistakes_are_one_line(folders, change, words):
         for name in sections:
             section = section[name]
         with config.ignore_type():
+            value = str(folders / "here" / ".") if value == "HERE/." else value
             section[leaf] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
     with pytest.raises(UserError, match=words) as error:
         sets.load_dataset(config)
     assert "\n" not in str(error.value)
+
+
+def test_a_target_with_a_test_alone_and_one_that_nothing_answers(folders):
+    """Remarks on every target say what is wrong with it; a CSV whose rows are all for testing is whole."""
+    rows = [f"here/{c:02d}/{n}.png,c{c},test" for c in range(3) for n in range(c == 0, 2)]
+    (folders / "t.csv").write_text("\n".join(["path,label,split", *rows]))
+    alone = [f"there/{c:02d}/0.png,c{c},test" for c in range(3)]
+    (folders / "alone.csv").write_text("\n".join(["path,label,split", *alone]))
+    config = _config(folders)
+    places = {name: {"name": "folder", "data_dir": str(folders / name)} for name in ("t.csv", "alone.csv")}
+    config.evaluate.on = {name.partition(".")[0]: place for name, place in places.items()}
+    data = sets.load_dataset(config)
+    sizes = {target.name: len(target.test) for target in data.targets}
+    assert sizes == {"t": 5, "alone": 3}
+    lines = [line for line in data.remarks if "have no valid match" in line]
+    assert [line.partition(": class: ")[0] for line in lines] == list(sizes)
+    assert any(
+        "alone: class: 3 of 3 queries have no valid match, so nothing can be measured" in x for x in lines
+    )
+    (folders / "t.csv").write_text("path,label,split\nhere/00/0.png,unknown,test\n")
+    with pytest.raises(UserError, match=r"found images in none; 1 images are of an unknown individual"):
+        sets.load_dataset(config)
 
 
 def test_targets_of_a_command(folders):

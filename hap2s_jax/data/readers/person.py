@@ -58,7 +58,7 @@ def read_market_layout(root: Path) -> Parts:
     parts = read_market(root, "market_layout")
     protocols = ("class", "query_gallery")
     for source in (parts.train, parts.test):
-        if matches.one_camera(source.cameras, source.labels):
+        if isinstance(source, FileSource) and matches.one_camera(source.cameras, source.labels):
             source.cameras = None
     lines = matches.describe(
         parts.test.labels, parts.test.cameras, query=parts.query, gallery=parts.gallery, protocols=protocols

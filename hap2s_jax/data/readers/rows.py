@@ -102,8 +102,9 @@ def arrange(
             raise UserError(f"data.options.{name}: must be one of {', '.join(known)}, found {value!r}")
     parts, strangers, more = _take_out_unknown(parts, unknown)
     remarks += more
-    if "all" in parts and test_fraction == 1:
-        parts, split = {"train": parts["all"], "test": parts["all"]}, "disjoint"
+    whole = parts.get("all", parts.get("test"))
+    if whole is not None and "train" not in parts and test_fraction == 1:
+        parts, split = {"train": whole, "test": whole}, "disjoint"
     elif "all" in parts:
         parts = _split(parts["all"], root, test_fraction, seed)
     if "train" not in parts and {"query", "gallery"} <= parts.keys():
