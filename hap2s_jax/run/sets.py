@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from hap2s_jax.data.source import Dataset
@@ -54,15 +54,22 @@ def load_dataset(config: Config) -> Dataset:
     data, targets = config.data, _section(config.evaluate.get("on"), "evaluate.on", config.data.data_dir)
     sources = _sources(data)
     parts = _parts(data.get("parts", ("train",)), sources, targets)
-    loaded = {
-        name: wanted.to_train_on(data.validation_fraction, config.seed) for name, wanted in sources.items()
-    }
-    if len(loaded) == 1 and not targets and parts == ("train",):
-        return next(iter(loaded.values()))
+    if len(sources) == 1 and not targets and parts == ("train",):
+        return next(iter(sources.values())).to_train_on(data.validation_fraction, config.seed)
     from hap2s_jax.data import several
 
-    tested = {name: wanted.to_test_on(config.seed) for name, wanted in targets.items()}
+    fraction, seed = data.validation_fraction, config.seed
+    loaded = {name: _named(name, lambda w=w: w.to_train_on(fraction, seed)) for name, w in sources.items()}
+    tested = {name: _named(name, lambda w=w: w.to_test_on(seed)) for name, w in targets.items()}
     return several.combine(loaded, tested or loaded, parts)
+
+
+def _named(name: str, load: Callable[[], Dataset]) -> Dataset:
+    """What `load` gives, or its error with the name of the data set that it is about."""
+    try:
+        return load()
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def target(text: str, seed: int) -> tuple[str, Dataset]:
@@ -109,10 +116,17 @@ def _section(section: Any, key: str, data_dir: str | None) -> dict[str, _Wanted]
     for name, entry in (section or {}).items():
         if not hasattr(entry, "keys"):
             raise UserError(f"{key}.{name}: should be a section with data_dir and options, found {entry!r}")
+        for part, what, fits in (
+            ("name", "a name", isinstance(entry.get("name", ""), str)),
+            ("data_dir", "a folder or file", isinstance(entry.get("data_dir") or "", str | os.PathLike)),
+            ("options", "a section", hasattr(entry.get("options") or {}, "keys")),
+        ):
+            if not fits:
+                raise UserError(f"{key}.{name}.{part}: should be {what}, found {entry[part]!r}")
         if strange := sorted({*entry.keys()} - {*_KEYS}):
             raise unknown_name(f"key of {key}.{name}", strange[0], _KEYS)
         found[name] = _Wanted(
-            entry.get("name", name), entry.get("data_dir", data_dir), entry.get("options", {})
+            entry.get("name", name), entry.get("data_dir", data_dir), entry.get("options") or {}
         )
     return _distinct(found, key, len(found))
 
@@ -123,14 +137,14 @@ def _distinct(wanted: dict[str, _Wanted], key: str, count: int) -> dict[str, _Wa
     options = ({**registry.entry(w.name).options, **w.options} for w in wanted.values())
     seen = {(w.place, str(sorted(o.items()))) for w, o in zip(wanted.values(), options, strict=True)}
     if len(seen) < count:
-        raise UserError(f"{key}: a data set is given twice in {', '.join(w.name for w in wanted.values())}")
+        raise UserError(f"{key}: a data set is given twice in {', '.join(wanted)}")
     return wanted
 
 
 def _parts(given: Any, sources: Mapping[str, _Wanted], targets: Mapping[str, _Wanted]) -> tuple[str, ...]:
     from hap2s_jax.data.several import PARTS
 
-    parts = tuple(given)
+    parts = (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
     if not {"train"} <= {*parts} <= {*PARTS}:
         raise UserError(
             f"data.parts: must be train and, as wished, query and gallery; found {', '.join(parts)}"

@@ -123,6 +123,13 @@ def test_images_in_two_sets_are_counted(folders):
         ({"data.parts": ("test",)}, "must be train and, as wished"),
         ({"data.sources.here": {"dir": "x"}}, "key of data.sources.here"),
         ({"data.sources.here": "x"}, "should be a section"),
+        (
+            {"data.sources.here.data_dir": 3},
+            r"data.sources.here.data_dir: should be a folder or file, found 3",
+        ),
+        ({"data.sources.here.name": 3}, r"data.sources.here.name: should be a name, found 3"),
+        ({"data.sources.here.options": "x"}, r"data.sources.here.options: should be a section, found 'x'"),
+        ({"data.sources.there.data_dir": "nowhere"}, r"there: data.data_dir: must name .*; found nowhere"),
         ({"data.sources": {"markt1501": {}}}, "market1501"),
         ({"data.sources.here.options": {"test_fraction": 1}}, "leaves no class to train on"),
     ],
