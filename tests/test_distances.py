@@ -118,6 +118,7 @@ MULTIPLIERS = {
     "data.emoji.baseline": "the metrics of raw pixels by its own lines, in float64",
     "data.augment": "corners of images",
     "data.auto_augment": "corners of images",
+    "models.attention": "tokens and weights of a transformer",
     "models.conv": "convolutions written as products",
     "models.vit": "positions of patches, resized",
     "reporting.plots": "principal axes of a picture",

@@ -119,7 +119,7 @@ def theirs(
       threads: of the CPU.
       fused: whether torch.compile makes the step.
     """
-    from hap2s_jax.models.vit import VITS
+    from hap2s_jax.models.vit_families import VITS
 
     try:
         import torch

@@ -6,7 +6,7 @@ import torch
 import transformers
 from torch import nn
 
-from hap2s_jax.models.vit import VITS
+from hap2s_jax.models.vit_families import VITS
 
 
 class Encoder(nn.Module):

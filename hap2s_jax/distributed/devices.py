@@ -148,6 +148,15 @@ class DataParallel:
     def map_program(self, function: Callable[[PyTree, PyTree], PyTree]) -> Any:
         """The program of `compile_map`, as a `jax.jit` function."""
         whole, rows = self._local_sharding(PartitionSpec()), self._local_sharding(PartitionSpec(AXIS))
+        if len(self.local_devices) > 1:
+            # In a loop over rows, as attention's on a CPU is, XLA's partitioner would have each device do all of them.
+            function = jax.shard_map(
+                function,
+                mesh=rows.mesh,
+                in_specs=(whole.spec, rows.spec),
+                out_specs=rows.spec,
+                check_vma=False,
+            )
         return jax.jit(function, in_shardings=(whole, rows), out_shardings=rows)
 
     def _local_sharding(self, spec: PartitionSpec) -> NamedSharding:

@@ -159,6 +159,11 @@ class Encoder(nn.Module):
         return tuple(f"trunk/{path}" for path in getattr(self.trunk, "layers", ()))
 
     @property
+    def needs_keys(self) -> bool:
+        """Whether a call in training takes `keys`, one for each image."""
+        return not self.frozen and getattr(self.trunk, "drop_path", 0) > 0
+
+    @property
     def normalize(self) -> bool:
         """Whether embeddings have length 1, so that their mean over views is to have it too."""
         return self.head.normalize
@@ -168,18 +173,23 @@ class Encoder(nn.Module):
         """Whether test images are compared by a neck of length 1."""
         return self.head.bnneck
 
-    def pooled(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """The features `[n, c]` that the head gets of `images` `[n, h, w, 3]`; errors are those of a call."""
+    def pooled(self, images: jax.Array, train: bool = False, keys: jax.Array | None = None) -> jax.Array:
+        """The features `[n, c]` that the head gets of `images` `[n, h, w, 3]`; keys and errors are those of a call."""
         normalised = normalize_images(images, self.trunk.dtype, self.mean, self.std)
-        features = self.pooling(self.trunk(normalised, train and not self.frozen)[-1])
+        given = () if keys is None else (keys,)
+        features = self.pooling(self.trunk(normalised, train and not self.frozen, *given)[-1])
         return jax.lax.stop_gradient(features) if self.frozen else features
 
-    def __call__(self, images: jax.Array, train: bool = False) -> EncoderOutput:
+    def __call__(
+        self, images: jax.Array, train: bool = False, keys: jax.Array | None = None
+    ) -> EncoderOutput:
         """Encodes `images` `[n, h, w, 3]`, uint8 or floating in [0, 255]; with `frozen` also their features `[n, c]`.
 
+        A transformer with `drop_path` takes random keys `[n]` in training.
+
         Raises:
-          ValueError: images of another shape.
+          ValueError: images of another shape, or keys are missing.
           TypeError: images of another dtype.
         """
         is_features = self.frozen and images.ndim == 2
-        return self.head(images if is_features else self.pooled(images, train), train)
+        return self.head(images if is_features else self.pooled(images, train, keys), train)

@@ -18,7 +18,8 @@ from hap2s_jax.models.encoder import EmbeddingHead, Encoder
 from hap2s_jax.models.pooling import POOLINGS, Pooling
 from hap2s_jax.models.resnet import ARCHITECTURES, STEMS, ResNet
 from hap2s_jax.models.vit import POOLINGS as POOLINGS_OF_TOKENS
-from hap2s_jax.models.vit import VITS, TokenPooling, ViT
+from hap2s_jax.models.vit import TokenPooling, ViT
+from hap2s_jax.models.vit_families import VITS
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -49,8 +50,8 @@ def create(name: str, **options: Any) -> nn.Module:
         is 64, the published one), `stem` ("imagenet", "small64", "small32"), `last_stride`, `zero_init_residual`,
         `freeze_bn_stats`, `freeze_bn_affine`, `remat_stages`, `embedding_dim`, `hidden_dim`, `embedding_bn`,
         `normalize`, `bnneck`, `num_classes`, `axis_name` (of both), `frozen` of `Encoder`, and `dtype`, also as a
-        string. Transformers have `frozen_blocks` and `remat` of `ViT`, and the poolings "cls", "gap", "cls+gap" and,
-        SigLIP, "attention".
+        string. Transformers have `frozen_blocks`, `remat` and `drop_path` of `ViT`, and the poolings "cls", "gap",
+        "cls+gap" and, SigLIP, "attention".
 
     Raises:
       UserError: an unknown name or option, or a value that the option does not take; the message has the
@@ -84,12 +85,16 @@ def _create_vit(name: str, options: dict[str, Any]) -> Encoder:
     options = _VIT_OPTIONS | _known(name, options, _VIT_OPTIONS, _TRUNK)
     kind = options["pooling"]
     has_token = architecture.family.class_token
-    if options["frozen"] and (options["frozen_blocks"] or options["remat"]):
+    unused = [key for key in ("frozen_blocks", "remat", "drop_path") if options["frozen"] and options[key]]
+    if unused:
         raise UserError(
-            "model options frozen_blocks and remat do not apply to a frozen encoder; leave them out."
+            f"model options {', '.join(unused)}: set, and without meaning for a frozen encoder; leave out."
         )
     _choose("pooling", kind, POOLINGS_OF_TOKENS if has_token else ("gap", "attention"))
     _check_numbers(options, {"frozen_blocks": 0})
+    rate = options["drop_path"]
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise UserError(f"model option drop_path is {rate!r}; it must be at least 0 and below 1.")
     if options["frozen_blocks"] > architecture.depth:
         raise UserError(
             f"model option frozen_blocks is {options['frozen_blocks']}; {name} has {architecture.depth} blocks."

@@ -1,12 +1,11 @@
-"""Vision transformers up to their tokens: DINOv2, ImageNet's ViT, and the vision towers of CLIP and SigLIP.
+"""Vision transformers up to their tokens: DINOv2 and 3, ImageNet's ViT, and the vision towers of CLIP and SigLIP.
 
 Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021; DINOv2: Oquab et al., 2023; registers: Darcet et al., 2024;
-CLIP: Radford et al., 2021; SigLIP: Zhai et al., 2023. The families differ in what `Family` lists and in nothing else.
+DINOv3: Siméoni et al., 2025; CLIP: Radford et al., 2021; SigLIP: Zhai et al., 2023. They differ in what `Family` lists.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from hap2s_jax.models.attention import Attention, Dense
 from hap2s_jax.models.bicubic import resize_matrix
+from hap2s_jax.models.rotary import angles_of
+from hap2s_jax.models.vit_families import Family, ViTArchitecture
 
 POOLINGS = ("cls", "gap", "cls+gap", "attention")
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+def _gelu(x: jax.Array) -> jax.Array:
+    # jax.nn.gelu takes erfc, on a CPU four times as slow, for digits that the product with x does not keep.
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 def _quick_gelu(x: jax.Array) -> jax.Array:
@@ -30,81 +33,9 @@ def _quick_gelu(x: jax.Array) -> jax.Array:
 
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": _gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": _quick_gelu,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """A way of building the transformer that published weights share.
-
-    Attributes:
-      statistics: (mean, std) of the channels that its images are standardised by, for pixels in [0, 1].
-      epsilon: of the layer normalisations.
-      activation: of the MLPs: "gelu", "gelu_tanh" or "quick_gelu".
-      class_token: whether a learnt token stands before the patches.
-      layer_scale: whether each residual branch is scaled by a learnt vector.
-      pre_norm: whether a layer normalisation stands before the first block; the patches then have no bias.
-      antialias: whether positions are filtered before they are made fewer.
-    """
-
-    statistics: tuple[tuple[float, float, float], tuple[float, float, float]]
-    epsilon: float = 1e-6
-    activation: str = "gelu"
-    class_token: bool = True
-    layer_scale: bool = False
-    pre_norm: bool = False
-    antialias: bool = False
-
-
-DINOV2 = Family(_IMAGENET, layer_scale=True)
-DINOV2_REGISTERS = dataclasses.replace(DINOV2, antialias=True)
-IMAGENET_VIT = Family(_HALF, epsilon=1e-12)
-CLIP = Family(_CLIP, epsilon=1e-5, activation="quick_gelu", pre_norm=True)
-SIGLIP = Family(_HALF, activation="gelu_tanh", class_token=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class ViTArchitecture:
-    """One transformer: its family and sizes.
-
-    Attributes:
-      family: how it is built.
-      dim: channels of a token.
-      depth: blocks.
-      heads: of the attention.
-      patch: side of a patch, pixels.
-      grid: patches along a side of the images that it was trained on.
-      registers: further learnt tokens.
-    """
-
-    family: Family
-    dim: int
-    depth: int
-    heads: int
-    patch: int
-    grid: int
-    registers: int = 0
-
-    @property
-    def prefix(self) -> int:
-        """Tokens that stand before those of the patches."""
-        return int(self.family.class_token) + self.registers
-
-
-_SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
-
-VITS = {
-    **{f"dinov2_vit{s}14": ViTArchitecture(DINOV2, *_SIZES[s], 14, 37) for s in "sbl"},
-    **{f"dinov2_vit{s}14_reg": ViTArchitecture(DINOV2_REGISTERS, *_SIZES[s], 14, 37, 4) for s in "sbl"},
-    **{f"vit_{s}16": ViTArchitecture(IMAGENET_VIT, *_SIZES[s], 16, 14) for s in "sbl"},
-    "clip_vitb32": ViTArchitecture(CLIP, *_SIZES["b"], 32, 7),
-    "clip_vitb16": ViTArchitecture(CLIP, *_SIZES["b"], 16, 14),
-    "clip_vitl14": ViTArchitecture(CLIP, *_SIZES["l"], 14, 16),
-    "siglip_vitb16": ViTArchitecture(SIGLIP, *_SIZES["b"], 16, 14),
-    "siglip_vitl16": ViTArchitecture(SIGLIP, *_SIZES["l"], 16, 16),
 }
 
 
@@ -115,12 +46,15 @@ class ViT(nn.Module):
       architecture: one of `VITS`.
       frozen_blocks: that many first blocks, and everything before them, are kept from training.
       remat: recompute the insides of each block in the backward pass, which trades a third more time for memory.
+      drop_path: rate at which the last block's branches are left out in training, image by image (stochastic depth:
+        Huang et al., 2016); it rises from 0 at the first block in equal steps.
       dtype: of the computation; parameters, normalisations and the softmax are float32.
     """
 
     architecture: ViTArchitecture
     frozen_blocks: int = 0
     remat: bool = False
+    drop_path: float = 0.0
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @property
@@ -140,12 +74,17 @@ class ViT(nn.Module):
         return (before, *(f"block{n + 1}" for n in range(self.architecture.depth)))
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, ...]:
+    def __call__(self, x: jax.Array, train: bool, keys: jax.Array | None = None) -> tuple[jax.Array, ...]:
         """Maps normalised images `[n, h, w, 3]` to tokens `[n, prefix + patches, dim]`: before the first block, after
         each block, and last after the final normalisation.
 
+        Args:
+          x: the images.
+          train: whether branches are left out.
+          keys: `[n]` random keys, which say for each image which ones.
+
         Raises:
-          ValueError: the sides are no multiples of the patch's.
+          ValueError: the sides are no multiples of the patch's, or keys are missing.
         """
         arch, family = self.architecture, self.architecture.family
         height, width = x.shape[1:3]
@@ -170,19 +109,32 @@ class ViT(nn.Module):
         if family.pre_norm:
             x = _layer_norm(family, self.dtype, "norm_pre")(x)
         block = nn.remat(Block) if self.remat else Block
+        kept = self._kept(keys) if train and self.drop_path else [None] * arch.depth
         tokens = [x]
         for number in range(arch.depth):
-            tokens.append(block(arch, self.dtype, name=f"block{number + 1}")(tokens[-1]))
+            tokens.append(block(arch, grid, self.dtype, name=f"block{number + 1}")(tokens[-1], kept[number]))
         return (*tokens, _layer_norm(family, self.dtype, "norm")(tokens[-1]))
+
+    def _kept(self, keys: jax.Array | None) -> list[jax.Array]:
+        """For each block `[2, n]`, what its two branches are multiplied by: 0, or 1 over the share that is kept."""
+        if keys is None:
+            raise ValueError("drop_path is above 0; in training give the encoder keys, one for each image")
+        depth = self.architecture.depth
+        share = 1 - np.linspace(0, self.drop_path, depth, dtype=np.float32).reshape(-1, 1, 1)
+        drawn = jax.vmap(lambda key: jax.random.uniform(key, (depth, 2), jnp.float32), out_axes=2)(keys)
+        return list(jnp.where(drawn < share, 1 / share, 0))
 
     def _with_tokens(self, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
         """The patches with their positions, behind the class token (with its own position) and the registers."""
         arch = self.architecture
         init = nn.initializers.truncated_normal(0.02)
         lead = int(arch.family.class_token)
-        positions = self.param("position_embedding", init, (lead + arch.grid**2, arch.dim), jnp.float32)
+        if arch.family.rotary:
+            positions = jnp.zeros((lead + patches.shape[1], arch.dim), jnp.float32)
+        else:
+            positions = self.param("position_embedding", init, (lead + arch.grid**2, arch.dim), jnp.float32)
         table = positions[lead:]
-        if grid != (arch.grid, arch.grid):
+        if not arch.family.rotary and grid != (arch.grid, arch.grid):
             rows, columns = (resize_matrix(arch.grid, n, arch.family.antialias) for n in grid)
             table = table.reshape(arch.grid, arch.grid, arch.dim)
             table = jnp.einsum("ab,bcd->acd", rows.astype(table.dtype), table, precision="highest")
@@ -205,43 +157,34 @@ class Block(nn.Module):
     """Attention and MLP, each on normalised tokens and added to them."""
 
     architecture: ViTArchitecture
+    grid: tuple[int, int]
     dtype: jax.typing.DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[n, t, dim]` to the same shape."""
-        arch, family = self.architecture, self.architecture.family
-        normalised = _layer_norm(family, self.dtype, "norm1")(x)
-        x = x + self._scaled(
-            Attention(arch.heads, self.dtype, name="attention")(normalised, normalised), "scale1"
-        )
+    def __call__(self, x: jax.Array, kept: jax.Array | None = None) -> jax.Array:
+        """Maps `[n, t, dim]` to the same shape; `kept` `[2, n]` is what the branches are multiplied by."""
+        arch, family, shape = self.architecture, self.architecture.family, x.shape
+
+        def branch(y: jax.Array, number: int) -> jax.Array:
+            if kept is not None:
+                y = y.reshape(shape) * kept[number].astype(y.dtype).reshape(-1, 1, 1)
+            return y.reshape(-1, shape[-1])
+
+        # One table of all tokens: between shapes, XLA on a CPU makes the sums of residual branches anew for each use.
+        x = x.reshape(-1, shape[-1])
+        normalised = _layer_norm(family, self.dtype, "norm1")(x).reshape(shape)
+        attention = Attention(arch.heads, self.dtype, not family.rotary, name="attention")
+        angles = angles_of(self.grid, arch.dim // arch.heads) if family.rotary else None
+        x = x + branch(attention(normalised, normalised, self._scale("scale1"), angles), 0)
         normalised = _layer_norm(family, self.dtype, "norm2")(x)
-        return x + self._scaled(MLP(family.activation, self.dtype, name="mlp")(normalised), "scale2")
+        mlp = MLP(family.activation, self.dtype, name="mlp")
+        return (x + branch(mlp(normalised, self._scale("scale2")), 1)).reshape(shape)
 
-    def _scaled(self, x: jax.Array, name: str) -> jax.Array:
-        if not self.architecture.family.layer_scale:
-            return x
-        scale = self.param(name, nn.initializers.constant(1e-5), (x.shape[-1],), jnp.float32)
-        return x * scale.astype(x.dtype).reshape(1, 1, -1)
-
-
-class Attention(nn.Module):
-    """Attention of several heads of queries `[n, s, dim]` to tokens `[n, t, dim]`."""
-
-    heads: int
-    dtype: jax.typing.DTypeLike
-
-    @nn.compact
-    def __call__(self, queries: jax.Array, tokens: jax.Array) -> jax.Array:
-        """Maps them to `[n, s, dim]`."""
-        dim = tokens.shape[-1]
-        inputs = {"query": queries, "key": tokens, "value": tokens}
-        split = [
-            nn.Dense(dim, dtype=self.dtype, name=name)(x).reshape(*x.shape[:2], self.heads, dim // self.heads)
-            for name, x in inputs.items()
-        ]
-        mixed = jax.nn.dot_product_attention(*split)
-        return nn.Dense(dim, dtype=self.dtype, name="output")(mixed.reshape(queries.shape))
+    def _scale(self, name: str) -> jax.Array | None:
+        first = self.architecture.family.layer_scale
+        if not first:
+            return None
+        return self.param(name, nn.initializers.constant(first), (self.architecture.dim,), jnp.float32)
 
 
 class MLP(nn.Module):
@@ -251,10 +194,10 @@ class MLP(nn.Module):
     dtype: jax.typing.DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[n, t, dim]` to the same shape."""
-        hidden = nn.Dense(4 * x.shape[-1], dtype=self.dtype, name="fc1")(x)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(_ACTIVATIONS[self.activation](hidden))
+    def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+        """Maps `[n, t, dim]` to the same shape, times `scale` `[dim]`."""
+        hidden = Dense(4 * x.shape[-1], self.dtype, name="fc1")(x)
+        return Dense(x.shape[-1], self.dtype, name="fc2")(_ACTIVATIONS[self.activation](hidden), scale)
 
 
 class TokenPooling(nn.Module):

@@ -31,7 +31,7 @@ _SINGLE = {
     r"blocks\.(\d+)\.ls([12])\.gamma": "block{}/scale{}",
 }
 _MODULES = {
-    r"embeddings\.patch_embeddings\.projection|patch_embed\.proj|embeddings\.patch_embedding": "patch_embedding",
+    r"embeddings\.patch_embeddings(?:\.projection)?|patch_embed\.proj|embeddings\.patch_embedding": "patch_embedding",
     r"pre_layrnorm|norm_pre": "norm_pre",
     r"layernorm|post_layernorm|norm": "norm",
     r"blocks\.(\d+)\.(norm[12])": "block{}/{}",
@@ -45,8 +45,8 @@ _MODULES = {
     + r"(?:attention|self_attn)(?:\.attention)?\.(q|k|v)(?:_proj|uery|ey|alue)": "block{}/attention/{}",
     _LAYER
     + r"(?:attention\.output\.dense|(?:attention|self_attn)\.(?:o|out)_proj)": "block{}/attention/output",
-    _LAYER + r"(?:mlp\.fc1|intermediate\.dense)": "block{}/mlp/fc1",
-    _LAYER + r"(?:mlp\.fc2|output\.dense)": "block{}/mlp/fc2",
+    _LAYER + r"(?:mlp\.fc1|mlp\.up_proj|intermediate\.dense)": "block{}/mlp/fc1",
+    _LAYER + r"(?:mlp\.fc2|mlp\.down_proj|output\.dense)": "block{}/mlp/fc2",
 }
 _POOLING = {
     r"(?:head|attn_pool)\.attention\.(query|key|value)": "attention/{}",
@@ -62,7 +62,9 @@ def recognise(names: Iterable[str]) -> bool:
     """Whether these are a vision transformer's names."""
     bare = {_bare(name) for name in names}
     return any(
-        re.fullmatch(r"patch_embed\.proj\.weight|embeddings\.patch_embedding(s\.projection)?\.weight", name)
+        re.fullmatch(
+            r"patch_embed\.proj\.weight|embeddings\.patch_embedding(s(\.projection)?)?\.weight", name
+        )
         for name in bare
     )
 

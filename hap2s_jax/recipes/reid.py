@@ -125,11 +125,12 @@ def vit(config: Config) -> None:
     """He et al. 2021, "TransReID", its baseline: BoT with a ViT-B/16 from ImageNet-21k's weights, the class token for
     the features, SGD at 0.008 falling along a cosine after five of 120 passes, a decay of 1e-4, no smoothing of labels,
     and the embedding before the neck at test. HAP2S with a soft margin stands in the triplet's place. Left out are
-    their drop path of 0.1, overlapping patches, camera embeddings and the doubled rate of biases, and biases and
-    normalisation layers do not decay."""
+    their overlapping patches, camera embeddings and the doubled rate of biases, and biases and normalisation layers do
+    not decay."""
     bot(config)
     config.encoder.name = "vit_b16"
     config.encoder.pooling = "cls"
+    config.encoder.drop_path = 0.1
     config.encoder.last_stride = 2
     config.pretrained.source = IMAGENET_VIT
     common.set_loss(config, "hap2s_e", soft_margin=True, margin=0.0)

@@ -107,6 +107,7 @@ class Learner:
             axis_name=AXIS,
             ema_decay=config.ema_decay or None,
             pieces=config.batch.pieces,
+            seed=config.seed,
         )
         return cls(config, encoder, named, bound, transform, schedule, train_step)
 

@@ -145,6 +145,12 @@ class Encoder(Settings):
     remat: Annotated[
         bool, "Whether a transformer's blocks recompute their insides instead of keeping them."
     ] = False
+    drop_path: Annotated[
+        float,
+        "Rate at which a transformer's last block leaves out its branches in training, image by image; it rises from 0 "
+        "at the first block (stochastic depth, Huang et al. 2016).",
+        below(0, 1),
+    ] = 0.0
     stem: Annotated[str, "imagenet, small64 or small32: how soon the stem shrinks the image."] = "imagenet"
     last_stride: Annotated[
         int, "1 keeps the last stage's map as large as the one before, as re-identification has it."

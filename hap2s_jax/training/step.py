@@ -30,6 +30,7 @@ def train_step(
     axis_name: str,
     ema_decay: float | None = None,
     pieces: int = 1,
+    seed: int = 0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update from one global batch.
 
@@ -46,12 +47,15 @@ def train_step(
       ema_decay: decay of the moving average, see `move_average`; None without one.
       pieces: in how many pieces each device's share goes through the encoder, one after another, with the
         same gradient and the memory of one piece; see `gradients_in_pieces`.
+      seed: of the random keys of an encoder that takes them.
 
     Returns:
       The new state, and float32 scalars (float64 where they were computed so): ``loss``, ``grad_norm`` (before
       clipping), ``param_norm``, ``embedding_spread``, and the objective's stats.
     """
 
+    if getattr(encoder, "needs_keys", False):
+        batch = {**batch, "keys": image_keys(seed, state.step, len(batch["label"]), axis_name)}
     differentiate = gradients if pieces == 1 else functools.partial(gradients_in_pieces, pieces=pieces)
     loss, stats, batch_stats, embedding, grads = differentiate(state, batch, encoder, objective, axis_name)
     grads = jax.lax.pmean(grads, axis_name)
@@ -90,6 +94,13 @@ def train_step(
     }
 
 
+def image_keys(seed: int, step: jax.Array, count: int, axis_name: str) -> jax.Array:
+    """Random keys of this device's `count` images: a function of seed, step and place in the global batch."""
+    first = jax.lax.axis_index(axis_name) * count
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(count))
+
+
 def gradients(
     state: TrainState, batch: Mapping[str, jax.Array], encoder: Any, objective: Objective, axis_name: str
 ) -> tuple[jax.Array, Mapping[str, jax.Array], PyTree, jax.Array, PyTree]:
@@ -99,7 +110,7 @@ def gradients(
     """
 
     def loss_function(params):
-        output, batch_stats = _encode(encoder, params["encoder"], state.batch_stats, batch["image"])
+        output, batch_stats = _encode(encoder, params["encoder"], state.batch_stats, _inputs(batch))
         loss, stats = objective(output, batch["label"], params["loss"], axis_name, state.step, state.memory)
         return loss, (stats, batch_stats, output.embedding)
 
@@ -131,13 +142,13 @@ def gradients_in_pieces(
     """
     params = state.params
 
-    def encode(encoder_params: PyTree, images: jax.Array) -> tuple[Any, PyTree]:
+    def encode(encoder_params: PyTree, piece: PyTree) -> tuple[Any, PyTree]:
         # Every piece starts from the same running statistics: the second pass then repeats the first.
-        return _encode(encoder, encoder_params, state.batch_stats, images)
+        return _encode(encoder, encoder_params, state.batch_stats, piece)
 
-    images = jax.tree.map(lambda x: x.reshape(pieces, x.shape[0] // pieces, *x.shape[1:]), batch["image"])
+    inputs = jax.tree.map(lambda x: x.reshape(pieces, x.shape[0] // pieces, *x.shape[1:]), _inputs(batch))
     _, (outputs, batch_stats) = jax.lax.scan(
-        lambda carry, piece: (carry, encode(params["encoder"], piece)), None, images
+        lambda carry, piece: (carry, encode(params["encoder"], piece)), None, inputs
     )
     output = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
 
@@ -154,15 +165,25 @@ def gradients_in_pieces(
         return jax.tree.map(jnp.add, total, pull_back(piece[1])[0]), None
 
     nothing = jax.tree.map(jnp.zeros_like, params["encoder"])
-    by_encoder, _ = jax.lax.scan(add_piece, nothing, (images, by_outputs))
+    by_encoder, _ = jax.lax.scan(add_piece, nothing, (inputs, by_outputs))
     batch_stats = jax.tree.map(lambda x: jnp.mean(x, axis=0, dtype=x.dtype), batch_stats)
     return loss, stats, batch_stats, output.embedding, {"encoder": by_encoder, "loss": by_loss_params}
 
 
-def _encode(encoder: Any, params: PyTree, batch_stats: PyTree, images: jax.Array) -> tuple[Any, PyTree]:
+def _inputs(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """What the encoder takes of a batch."""
+    return {"images": batch["image"]} | ({"keys": batch["keys"]} if "keys" in batch else {})
+
+
+def _encode(encoder: Any, params: PyTree, batch_stats: PyTree, inputs: PyTree) -> tuple[Any, PyTree]:
     """The encoder's output in training, and its new batch statistics."""
+    rest = {key: value for key, value in inputs.items() if key != "images"}
     output, updates = encoder.apply(
-        {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+        {"params": params, "batch_stats": batch_stats},
+        inputs["images"],
+        train=True,
+        mutable=["batch_stats"],
+        **rest,
     )
     return output, updates.get("batch_stats", batch_stats)
 

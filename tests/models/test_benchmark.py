@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hap2s_jax.models.vit import VITS
+from hap2s_jax.models.vit_families import VITS
 
 
 def printed(arguments):

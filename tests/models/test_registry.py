@@ -7,7 +7,7 @@ import pytest
 
 from hap2s_jax import models
 from hap2s_jax.errors import UserError
-from hap2s_jax.models.vit import VITS
+from hap2s_jax.models.vit_families import VITS
 
 # With the 1000-class classifier. Published by torchvision, resnet26 by timm; resnet10 is counted by hand from
 # its table: stem 9,536, stages 73,984 + 230,144 + 919,040 + 3,673,088, classifier 513,000.

@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from hap2s_jax import models
 from hap2s_jax.errors import UserError
-from hap2s_jax.models import pretrained, vit, vit_names
+from hap2s_jax.models import pretrained, vit, vit_families, vit_names
 from hap2s_jax.models.bicubic import resize_matrix
 
 SIZES = {
@@ -32,6 +32,9 @@ COUNTS = {
     "dinov2_vits14_reg": 22_057_728,
     "dinov2_vitb14_reg": 86_582_784,
     "dinov2_vitl14_reg": 304_371_712,
+    "dinov3_vits16": 21_596_160,
+    "dinov3_vitb16": 85_659_648,
+    "dinov3_vitl16": 303_128_576,
     "vit_s16": 21_665_664,
     "vit_b16": 85_798_656,
     "vit_l16": 303_301_632,
@@ -43,7 +46,7 @@ COUNTS = {
 }
 
 
-def _theirs(name, **changes):
+def _theirs(name):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     family = {
@@ -52,7 +55,9 @@ def _theirs(name, **changes):
         "imagenet": "ViT",
         "clip": "CLIPVision",
         "siglip": "SiglipVision",
+        "dinov3": "DINOv3ViT",
     }[name]
+    changes = {"num_register_tokens": OURS[name][1]} if OURS[name][1] else {}
     config = getattr(transformers, f"{family}Config")(**SIZES, **changes)
     torch.manual_seed(0)
     module = getattr(transformers, f"{family}Model")(config).eval()
@@ -63,17 +68,18 @@ def _theirs(name, **changes):
 
 
 OURS = {
-    "dinov2": (vit.DINOV2, 0),
-    "registers": (vit.DINOV2_REGISTERS, 4),
-    "imagenet": (vit.IMAGENET_VIT, 0),
-    "clip": (vit.CLIP, 0),
-    "siglip": (vit.SIGLIP, 0),
+    "dinov2": (vit_families.DINOV2, 0),
+    "registers": (vit_families.DINOV2_REGISTERS, 4),
+    "imagenet": (vit_families.IMAGENET_VIT, 0),
+    "clip": (vit_families.CLIP, 0),
+    "siglip": (vit_families.SIGLIP, 0),
+    "dinov3": (vit_families.DINOV3, 4),
 }
 
 
 def _architecture(name):
     family, registers = OURS[name]
-    return vit.ViTArchitecture(family, 48, 2, 3, 7, 4, registers)
+    return vit_families.ViTArchitecture(family, 48, 2, 3, 7, 4, registers)
 
 
 def _variables(tensors):
@@ -128,10 +134,12 @@ def test_positions_are_resized_as_torch_does():
 
 
 def test_every_name_has_its_published_number_of_parameters():
-    assert set(COUNTS) == set(vit.VITS)
+    assert set(COUNTS) == set(vit_families.VITS)
     for name, count in COUNTS.items():
         encoder = models.create(name, embedding_dim=0)
-        images = jnp.zeros((1, 2 * vit.VITS[name].patch, 2 * vit.VITS[name].patch, 3), jnp.uint8)
+        images = jnp.zeros(
+            (1, 2 * vit_families.VITS[name].patch, 2 * vit_families.VITS[name].patch, 3), jnp.uint8
+        )
         shapes = jax.eval_shape(lambda key, e=encoder, x=images: e.init(key, x), jax.random.key(0))
         found = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
         assert found == count, name
@@ -184,7 +192,7 @@ def test_names_of_the_hub_and_of_timm_lead_to_the_same_places():
 @pytest.fixture
 def tiny(monkeypatch):
     """An encoder small enough to be initialised in a test, under a name of its own."""
-    monkeypatch.setitem(vit.VITS, "tiny", dataclasses.replace(_architecture("dinov2"), dim=12))
+    monkeypatch.setitem(vit_families.VITS, "tiny", dataclasses.replace(_architecture("dinov2"), dim=12))
     return "tiny"
 
 
@@ -203,9 +211,38 @@ def test_an_encoder_embeds_images_of_any_size_that_patches_divide(tiny):
         encoder.apply(variables, images[:, :, :13])
 
 
+def test_a_left_out_branch_is_one_of_scale_0_and_a_kept_one_is_raised(tiny):
+    encoder = models.create(tiny, drop_path=0.5, embedding_dim=0)
+    images = np.random.default_rng(0).integers(0, 256, (40, 14, 14, 3), np.uint8)
+    variables = encoder.init(jax.random.key(0), images)
+    trunk = traverse_util.flatten_dict(variables["params"]["trunk"])
+    trunk = {p: 0.5 * jnp.ones_like(v) if "scale" in p[-1] and len(p) == 2 else v for p, v in trunk.items()}
+
+    def features(factors, **given):
+        scaled = {
+            p: v * factors[p[1] == "scale2"] if p[0] == "block2" and len(p) == 2 else v
+            for p, v in trunk.items()
+        }
+        params = {"trunk": traverse_util.unflatten_dict(scaled)}
+        return encoder.apply({"params": params}, images, **given).features
+
+    keys = jax.random.split(jax.random.key(1), len(images))
+    found = features((1, 1), train=True, keys=keys)
+    # Of two blocks the first is never left out; of the second, each branch is there twice or not at all.
+    choices = jnp.stack([features((a, b)) for a in (0, 2) for b in (0, 2)])
+    errors = np.abs(found - choices).max(-1)
+    assert (np.sort(errors, axis=0)[0] < 1e-5).all()
+    assert (np.sort(errors, axis=0)[1] > 1e-4).all()
+    counts = np.bincount(errors.argmin(0), minlength=4)
+    assert (counts >= 3).all()
+    with pytest.raises(ValueError, match="give the encoder keys"):
+        features((1, 1), train=True)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        ({"drop_path": 1}, "drop_path is 1; it must be at least 0"),
         ({"stem": "small64"}, "stem does not apply to tiny; those that do: frozen_blocks"),
         ({"last_stride": 1}, "last_stride does not apply"),
         ({"pooling": "gem"}, "pooling is 'gem'"),
@@ -218,6 +255,8 @@ def test_options_of_other_encoders_are_refused(tiny, options, told):
         models.create(tiny, **options)
     with pytest.raises(UserError, match="frozen_blocks does not apply to resnet10"):
         models.create("resnet10", frozen_blocks=1)
+    with pytest.raises(UserError, match="drop_path does not apply to resnet10"):
+        models.create("resnet10", drop_path=0.1)
 
 
 def test_frozen_blocks_name_parameters_that_exist(tiny):
@@ -236,7 +275,7 @@ def test_frozen_blocks_name_parameters_that_exist(tiny):
 
 def test_a_file_of_transformers_fills_the_trunk_and_text_towers_are_passed_over(monkeypatch):
     _, module = _theirs("siglip")
-    monkeypatch.setitem(vit.VITS, "tiny", _architecture("siglip"))
+    monkeypatch.setitem(vit_families.VITS, "tiny", _architecture("siglip"))
     tensors = {f"vision_model.{key}": value.numpy() for key, value in module.state_dict().items()}
     tensors |= {
         "text_model.embeddings.position_ids": np.arange(8)[None],

@@ -18,7 +18,7 @@ from hap2s_jax.distributed.devices import AXIS
 from hap2s_jax.errors import Preempted, UserError
 from hap2s_jax.evaluation import evaluate
 from hap2s_jax.models import pretrained, registry
-from hap2s_jax.models.vit import DINOV2, SIGLIP, ViTArchitecture
+from hap2s_jax.models.vit_families import DINOV2, SIGLIP, ViTArchitecture
 from hap2s_jax.recipes import common
 from hap2s_jax.run import initial_weights
 from hap2s_jax.run.learner import Learner
@@ -297,7 +297,7 @@ def test_own_photos_then_frozen_dinov2_then_search(images, tmp_path, monkeypatch
             "layer_decay applies to transformers, and not to resnet10",
         ),
         ({"encoder.embedding_dim": 0, "encoder.hidden_dim": 0}, "embedding_dim is 0, .* nothing to train"),
-        ({"encoder.frozen_blocks": 1}, "frozen_blocks and remat do not apply to a frozen"),
+        ({"encoder.frozen_blocks": 1}, "frozen_blocks: set, and without meaning for a frozen"),
         ({"encoder.name": "small_encoder:SmallEncoder"}, "takes no option"),
     ],
 )

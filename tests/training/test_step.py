@@ -11,8 +11,10 @@ from flax import linen as nn
 
 from hap2s_jax import losses, models
 from hap2s_jax.distributed.devices import AXIS, DataParallel
-from hap2s_jax.models.encoder import EncoderOutput, normalize_images
+from hap2s_jax.models.encoder import EmbeddingHead, Encoder, EncoderOutput, normalize_images
 from hap2s_jax.models.norm import BatchNorm
+from hap2s_jax.models.vit import TokenPooling, ViT
+from hap2s_jax.models.vit_families import IMAGENET_VIT, ViTArchitecture
 from hap2s_jax.training.objective import objective
 from hap2s_jax.training.state import create_state, move_average, start_average
 from hap2s_jax.training.step import embed_step, embedding_spread, gradients, train_step
@@ -59,6 +61,12 @@ def _resnet(dtype, axis_name=AXIS):
     )
 
 
+def _transformer(dtype, axis_name=AXIS, remat=False):
+    del axis_name
+    trunk = ViT(ViTArchitecture(IMAGENET_VIT, 16, 3, 2, 16, 3), remat=remat, drop_path=0.5, dtype=dtype)
+    return Encoder(trunk, TokenPooling(trunk.architecture), EmbeddingHead(embedding_dim=8))
+
+
 def _batch():
     images = np.random.default_rng(0).integers(0, 255, (len(LABELS), 48, 48, 3), np.uint8)
     return {"image": images, "label": LABELS}
@@ -77,7 +85,7 @@ def _initial(dtype, optimizer, make=_encoder):
     return state.replace(params=params, batch_stats=batch_stats, opt_state=optimizer.init(params))
 
 
-def _after(devices, dtype, steps=1, loss="hap2s_e", optimizer=None, make=_encoder, pieces=1):
+def _after(devices, dtype, steps=1, loss="hap2s_e", optimizer=None, make=_encoder, pieces=1, seed=0):
     optimizer = optimizer or optax.sgd(0.1)
     parallel = DataParallel.create(devices)
     update = parallel.compile_step(
@@ -88,6 +96,7 @@ def _after(devices, dtype, steps=1, loss="hap2s_e", optimizer=None, make=_encode
             optimizer=optimizer,
             axis_name=AXIS,
             pieces=pieces,
+            seed=seed,
         )
     )
     state = parallel.replicate(_initial(dtype, optimizer, make))
@@ -117,6 +126,18 @@ def test_a_step_does_not_depend_on_the_number_of_devices(devices, make):
     assert _distance(many.batch_stats, one.batch_stats) < 1e-5
     for name, value in one_metrics.items():
         np.testing.assert_allclose(many_metrics[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_which_branches_are_left_out_depends_on_seed_and_step_alone():
+    one, _ = _after(1, jnp.float32, make=_transformer)
+    start = _initial(jnp.float32, optax.sgd(0.1), _transformer)
+    moved = jax.tree.map(np.subtract, one.params, start.params)
+    for devices, pieces, remat in ((2, 1, False), (1, 4, True), (2, 2, False)):
+        make = functools.partial(_transformer, remat=True) if remat else _transformer
+        again, _ = _after(devices, jnp.float32, make=make, pieces=pieces)
+        assert _distance(jax.tree.map(np.subtract, again.params, start.params), moved) < 1e-4
+    other, _ = _after(1, jnp.float32, make=_transformer, seed=1)
+    assert _distance(jax.tree.map(np.subtract, other.params, start.params), moved) > 1e-2
 
 
 def test_in_float64_equality_is_to_ten_digits():
