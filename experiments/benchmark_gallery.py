@@ -1,16 +1,20 @@
 """A store of a million vectors: appends, loading, search with and without an index and a filter, memory; beside faiss.
 
-    python experiments/benchmark_gallery.py
-    python experiments/benchmark_gallery.py --rows=100000
+    python -m hap2s_jax.main --config=configs/emoji.py --workdir=runs/emoji --config.encoder.embedding_dim=128
+    python experiments/benchmark_gallery.py --workdir=runs/emoji
+    python experiments/benchmark_gallery.py --workdir=runs/emoji --rows=100000
 
-The vectors are embeddings of the emoji data set (`--embeddings`, a file of `hap2s_jax.embed`) or, without one, centres
-drawn at random, each many times with noise of half the distance between them: vectors without neighbourhoods would say
-nothing of an index. Queries are rows with fresh noise. Times are medians; faiss searches the same rows flat.
+The vectors are the embeddings of the emoji data set, each many times with noise of half the distance between two of
+them: vectors without neighbourhoods would say nothing of an index. Queries are such rows with other noise. Each step is
+a process of its own, whose greatest memory counts. Times are medians; faiss searches the same rows flat.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import importlib
+import multiprocessing
 import pathlib
 import resource
 import statistics
@@ -22,37 +26,42 @@ from typing import Any
 
 import numpy as np
 
+import hap2s_jax
+from hap2s_jax.catalogue import tables
 from hap2s_jax.catalogue.searching import Finder
 from hap2s_jax.catalogue.store import Store
-from hap2s_jax.serving import vectors
+from hap2s_jax.data import emoji
 
 _ENCODER = {"fingerprint": "benchmark", "distance": "euclidean", "step": 0, "workdir": "/none"}
+_AT_ONCE = 20_000
+_FILTER = "camera = 'north' and time > '2026-06-01'"
 
 
-def _median(work: Callable[[], object], times: int) -> float:
+def _median(work: Callable[[], object], times: int) -> str:
     taken = []
     for _ in range(times):
         begin = time.perf_counter()
         work()
         taken.append(time.perf_counter() - begin)
-    return statistics.median(taken)
+    return f"{1e3 * statistics.median(taken):.1f}"
 
 
-def _rows(embeddings: str | None) -> Callable[[int, int], np.ndarray]:
-    """A function of a seed and a number of rows, to float32 `[count, d]` around the same centres."""
-    if embeddings:
-        centres = vectors.read(embeddings).embeddings
-    else:
-        centres = np.random.default_rng(0).normal(size=(2000, 128)).astype(np.float32)
+def _memory() -> str:
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f}"
+
+
+def _centres(workdir: str, file: pathlib.Path) -> None:
+    """Writes the embeddings of all drawings."""
+    source, encoder = emoji.EmojiSource(), hap2s_jax.load(workdir)
+    np.save(file, encoder([source.read(n) for n in range(len(source))]))
+
+
+def _rows(centres: np.ndarray, seed: int, count: int) -> np.ndarray:
+    """float32 `[count, d]` around the centres."""
     apart = np.median(np.linalg.norm(centres[:100, None] - centres[None, 100:200], axis=2))
-    scale = np.float32(0.5 * apart / np.sqrt(2 * centres.shape[1]))
-
-    def made(seed: int, count: int) -> np.ndarray:
-        rng = np.random.default_rng(seed)
-        noise = rng.standard_normal((count, centres.shape[1]), np.float32)
-        return centres[rng.integers(0, len(centres), count)] + scale * noise
-
-    return made
+    scale, rng = np.float32(0.5 * apart / np.sqrt(2 * centres.shape[1])), np.random.default_rng(seed)
+    noise = rng.standard_normal((count, centres.shape[1]), np.float32)
+    return centres[rng.integers(0, len(centres), count)] + scale * noise
 
 
 def _append(store: Store, embeddings: np.ndarray, begin: int) -> None:
@@ -73,71 +82,82 @@ def _append(store: Store, embeddings: np.ndarray, begin: int) -> None:
     )
 
 
+def _fill(folder: pathlib.Path, file: pathlib.Path, rows: int) -> dict[str, str]:
+    centres, taken = np.load(file), 0.0
+    encoder: Any = types.SimpleNamespace(describe=lambda: _ENCODER, dim=centres.shape[1])
+    store = Store.create(folder, encoder)
+    for begin in range(0, rows, _AT_ONCE):
+        block = _rows(centres, begin, min(_AT_ONCE, rows - begin))
+        start = time.perf_counter()
+        _append(store, block, begin)
+        taken += time.perf_counter() - start
+    start = time.perf_counter()
+    store.refresh()
+    figures = {"appended, vectors/s": f"{rows / taken:,.0f}"}
+    return figures | {"taken in after them, s": f"{time.perf_counter() - start:.2f}", "memory, GB": _memory()}
+
+
+def _search(
+    folder: pathlib.Path, file: pathlib.Path, kind: str, count: int
+) -> tuple[dict[str, str], list[set[int]]]:
+    """Figures of one kind of index, and the rows that it finds for each query."""
+    tables.pyarrow(), importlib.import_module("lancedb")  # which takes a second by itself
+    start = time.perf_counter()
+    store = Store(folder)
+    figures = {"loaded cold, s": f"{time.perf_counter() - start:.2f}"}
+    queries, finder = _rows(np.load(file), 2**32 - 1, count), Finder(store, kind=kind)
+    start = time.perf_counter()
+    finder.search(queries[:1], 10, per="image")
+    figures["index made, s"] = f"{time.perf_counter() - start:.2f}"
+    found = [{m.row for m in finder.search(query[None], 10, per="image")[0]} for query in queries]
+    one = iter(np.tile(queries, (2, 1)))
+    figures["one query, 10 images, ms"] = _median(lambda: finder.search(next(one)[None], 10, per="image"), 20)
+    figures["one query, 10 individuals, ms"] = _median(lambda: finder.search(queries[:1], 10), 10)
+    figures["one query with a filter, ms"] = _median(lambda: finder.search(queries[:1], 10, where=_FILTER), 5)
+    figures["all rows filtered by camera and time, ms"] = _median(lambda: store.where(_FILTER), 5)
+    return figures | {"memory, GB": _memory()}, found
+
+
+def _flat(folder: pathlib.Path, file: pathlib.Path, count: int) -> dict[str, str]:
+    import faiss
+
+    embeddings, queries = Store(folder).embeddings, _rows(np.load(file), 2**32 - 1, count)
+    flat: Any = faiss.IndexFlatL2(embeddings.shape[1])
+    flat.add(embeddings)
+    turns = iter(queries)
+    return {"one query, 10 images, ms": _median(lambda: flat.search(next(turns)[None], 10), min(count, 10))}
+
+
 def main() -> None:
     """Prints a Markdown table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--workdir", required=True, help="a run of configs/emoji.py")
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--embeddings", help="an .npz file of the emoji data set")
-    parser.add_argument("--at_once", type=int, default=20_000, help="rows of one append")
-    parser.add_argument("--queries", type=int, default=30)
-    parser.add_argument(
-        "--index", action=argparse.BooleanOptionalAction, default=True, help="whether to make one, minutes"
-    )
+    parser.add_argument("--queries", type=int, default=100)
     options = parser.parse_args()
-    figures: dict[str, Any] = {}
-    made = _rows(options.embeddings)
-    with tempfile.TemporaryDirectory() as folder:
-        encoder: Any = types.SimpleNamespace(describe=lambda: _ENCODER, dim=made(0, 1).shape[1])
-        store = Store.create(pathlib.Path(folder) / "store", encoder)
-        taken = 0.0
-        for begin in range(0, options.rows, options.at_once):
-            block = made(begin, min(options.at_once, options.rows - begin))
-            start = time.perf_counter()
-            _append(store, block, begin)
-            taken += time.perf_counter() - start
-        figures["appended, vectors/s"] = f"{options.rows / taken:,.0f}"
-        start = time.perf_counter()
-        store.refresh()
-        figures["loaded cold, s"] = f"{time.perf_counter() - start:.2f}"
-        queries = made(-1 % 2**32, options.queries)
-        finders = {"exact": Finder(store, kind="exact")}
-        if options.index:
-            finders["with faiss's index"] = Finder(store, kind="faiss")
-        found = {}
-        for name, finder in finders.items():
-            start = time.perf_counter()
-            finder.search(queries[:1], 10, per="image")
-            figures[f"{name}: index made, s"] = f"{time.perf_counter() - start:.2f}"
-            found[name] = [
-                {m.row for m in finder.search(query[None], 10, per="image")[0]} for query in queries
-            ]
-            one = iter(np.tile(queries, (4, 1)))
-            figures[f"{name}: one query, 10 images, ms"] = (
-                f"{1e3 * _median(lambda f=finder, q=one: f.search(next(q)[None], 10, per='image'), 20):.0f}"
-            )
-        figures["exact: one query, 10 individuals, ms"] = (
-            f"{1e3 * _median(lambda: finders['exact'].search(queries[:1], 10), 10):.0f}"
-        )
-        if options.index:
-            shared = [len(a & b) / 10 for a, b in zip(*found.values(), strict=True)]
-            figures["recall@10 of the index"] = f"{np.mean(shared):.3f}"
-        where = "camera = 'north' and time > '2026-06-01'"
-        figures["all rows filtered by camera and time, ms"] = (
-            f"{1e3 * _median(lambda: store.where(where), 5):.0f}"
-        )
-        figures["memory at the peak, GB"] = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f}"
-        import faiss
+    with tempfile.TemporaryDirectory() as name:
+        store, file = pathlib.Path(name) / "store", pathlib.Path(name) / "centres.npy"
 
-        flat: Any = faiss.IndexFlatL2(store.embeddings.shape[1])
-        flat.add(store.embeddings)
-        figures["faiss, flat: one query, ms"] = (
-            f"{1e3 * _median(lambda: flat.search(queries[:1], 10), 20):.0f}"
-        )
-    print(f"| {options.rows:,} x {store.embeddings.shape[1]} | |\n|---|---:|")
-    for name, value in figures.items():
-        print(f"| {name} | {value} |")
+        def alone(work: Callable[..., Any], *arguments: Any) -> Any:
+            spawn = multiprocessing.get_context("spawn")
+            with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+                return pool.submit(work, *arguments).result()
+
+        def told(what: str, figures: dict[str, str]) -> None:
+            for figure, value in figures.items():
+                print(f"| {what}: {figure} | {value} |", flush=True)
+
+        print(f"| {options.rows:,} rows | |\n|---|---:|", flush=True)
+        alone(_centres, options.workdir, file)
+        told("store", alone(_fill, store, file, options.rows))
+        exact, truth = alone(_search, store, file, "exact", options.queries)
+        told("exact", exact)
+        approximate, found = alone(_search, store, file, "faiss", options.queries)
+        recall = np.mean([len(a & b) / len(a) for a, b in zip(truth, found, strict=True)])
+        told("faiss's index", {**approximate, "recall@10": f"{recall:.3f}"})
+        told("faiss itself, flat", alone(_flat, store, file, options.queries))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from hap2s_jax.catalogue.state import Decision
 from hap2s_jax.catalogue.store import Store
 from hap2s_jax.catalogue.tables import shown_id
 from hap2s_jax.errors import UserError, shown, unknown_name
-from hap2s_jax.serving import commands, gate
+from hap2s_jax.serving import commands, gate, index
 from hap2s_jax.serving.trained import TrainedEncoder
 
 _LISTED = 5
@@ -35,6 +35,10 @@ _LISTED = 5
 
 def _open(options: argparse.Namespace) -> Store:
     return Store(options.store, pictures=getattr(options, "pictures", None))
+
+
+def _finder(options: argparse.Namespace, store: Store) -> Finder:
+    return Finder(store, kind=options.index, cache=index.cache_of(options.store))
 
 
 def _encoder(options: argparse.Namespace, store: Store) -> TrainedEncoder:
@@ -52,8 +56,6 @@ def _encoder(options: argparse.Namespace, store: Store) -> TrainedEncoder:
 
 def _create(options: argparse.Namespace) -> None:
     """Makes an empty store for the images that an encoder embeds."""
-    if options.workdir is None:
-        raise cli.UsageError("give --workdir, the run whose encoder is to embed the images")
     encoder = commands.open_encoder(options)
     Store.create(options.store, encoder)
     print(f"{options.store}: for {encoder.dim} numbers of step {encoder.step} of {encoder.workdir}")
@@ -61,8 +63,6 @@ def _create(options: argparse.Namespace) -> None:
 
 def _add(options: argparse.Namespace) -> None:
     """Adds the images of a folder, CSV, .npz or .parquet that are new by path and by content."""
-    if options.images is None:
-        raise cli.UsageError("give --images, a folder, CSV, .npz or .parquet file")
     store = _open(options)
     embedded = pathlib.Path(options.images).suffix in (".npz", ".parquet")
     encoder = None if embedded else _encoder(options, store)
@@ -139,7 +139,7 @@ def _search(options: argparse.Namespace) -> None:
     store = _open(options)
     threshold, words = reviewed.choose_threshold(store, options.threshold, options.false_accepts)
     embeddings = _encoder(options, store)(options.query)
-    finder = Finder(store, kind=options.index)
+    finder = _finder(options, store)
     answers = finder.search(embeddings, options.k, per=options.per, where=options.where)
     for query, matches in zip(options.query, answers, strict=True):
         fine = [m for m in matches if threshold is None or m.distance <= threshold]
@@ -156,7 +156,7 @@ def _group(options: argparse.Namespace) -> None:
     threshold, words = reviewed.choose_threshold(store, options.threshold, options.false_accepts)
     if threshold is None:
         raise UserError(f"group needs a threshold, and there is {words}")
-    groups = Finder(store, kind=options.index).group(threshold, where=options.where)
+    groups = _finder(options, store).group(threshold, where=options.where)
     for group in [g for g in groups if len(g.rows) > 1][: options.k]:
         print(f"{len(group.rows)} images, {group.sure:.0%} of pairs within the threshold:")
         print(
@@ -168,8 +168,6 @@ def _group(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     """Writes a CSV (with --train one to train on), .npz or .parquet."""
-    if options.output is None:
-        raise cli.UsageError("give --output, a .csv, .npz or .parquet file")
     more = {"where": options.where, "train": options.train, "test_fraction": options.test_fraction}
     count = exporting.export(_open(options), options.output, **more)
     print(f"{count:,} images: {options.output}")
@@ -197,8 +195,6 @@ def _undo(options: argparse.Namespace) -> None:
 
 def _re_embed(options: argparse.Namespace) -> None:
     """Moves the store to another encoder, and says which decisions each would have found by itself."""
-    if options.workdir is None:
-        raise cli.UsageError("give --workdir, the run whose encoder is to take over")
     store = _open(options)
     before = reviewed.replay(store).rank_1()
     moved = moving.re_embed(store, commands.open_encoder(options), batch_size=options.batch_size)
@@ -232,7 +228,7 @@ def _review(options: argparse.Namespace) -> None:
         )
     store = _open(options)
     threshold, words = reviewed.choose_threshold(store, options.threshold, options.false_accepts)
-    page = review.build(review.Review(Finder(store, kind=options.index), threshold), words)
+    page = review.build(review.Review(_finder(options, store), threshold), words)
     review.launch(page, host=options.host, port=options.port)
 
 
@@ -273,7 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("store", help="a folder that `create` made")
     for flag in flags:
         if flag == _ENCODER:
-            commands.add_encoder(parser, required=False, where="; by default the one that the store is of")
+            needed = name in ("create", "re_embed")
+            more = "" if needed else "; by default the one that the store is of"
+            commands.add_encoder(parser, required=needed, where=more)
         elif flag == "train":
             parser.add_switch(
                 "train", default=False, help="a CSV for configs/folder.py, with splits by individual"

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -226,9 +225,7 @@ def open_searcher(options: argparse.Namespace) -> tuple[Searcher, str]:
     gallery = calibrating.open_gallery(options)
     encoder = commands.open_encoder(options, calibrating.workdir_of(options, gallery))
     threshold, words = calibrating.choose_threshold(encoder, options.threshold, options.false_accepts)
-    # Not beside the gallery: who made that could have put an index there, and faiss trusts what it reads.
-    name = hashlib.sha256(os.fsencode(os.path.realpath(options.gallery))).hexdigest()[:16]
-    cache = pathlib.Path.home() / ".cache" / "hap2s_jax" / "faiss" / name
+    cache = index.cache_of(options.gallery)
     more = {"kind": options.index, "cache": cache, "pictures": options.images}
     if len(encoder.trained_on) > 1:
         words += f"; trained on {', '.join(encoder.trained_on)}"

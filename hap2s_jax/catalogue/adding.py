@@ -15,7 +15,7 @@ import numpy as np
 
 from hap2s_jax.catalogue.state import OWN_COLUMNS, STATUSES
 from hap2s_jax.catalogue.store import Store
-from hap2s_jax.catalogue.tables import TEXTS, image_id
+from hap2s_jax.catalogue.tables import TEXTS, image_id, storable
 from hap2s_jax.data.pixels import UnreadableImageError
 from hap2s_jax.data.regular_files import below, read_bytes
 from hap2s_jax.errors import UserError, reason
@@ -82,7 +82,7 @@ def add(
     store.refresh()
     listed = [*_listed(images, columns, store, encoder)]
     _check_labels(store, {image.texts["label"] for image in listed} - {""})
-    known = _known_keys(store)
+    known = _known_keys(store, {image.path for image in listed})
     asked = [image for image in listed if known.get(image.key) is None]
     left_out = [
         (image.path, "has changed since it was added; remove it first to add it anew")
@@ -164,15 +164,19 @@ def check_encoder(store: Store, made_by: Mapping[str, Any]) -> None:
 def _check_labels(store: Store, labels: set[str]) -> None:
     """All labels before any image: nothing is added where one of them cannot be."""
     folded: dict[str, str] = {}
-    for label in sorted(labels):
-        if store.check_label(label) != label:
-            raise UserError(f"label {label!r} should be {store.check_label(label)!r}, as Unicode composes it")
+    for label, kept in zip(sorted(labels), store.check_labels(sorted(labels)), strict=True):
+        if kept != label:
+            raise UserError(f"label {label!r} should be {kept!r}, as Unicode composes it")
         if (other := folded.setdefault(label.casefold(), label)) != label:
             raise UserError(f"label {label!r} stands there with other capitals: {other!r}; write both alike")
 
 
-def _known_keys(store: Store) -> dict[tuple[str, str, str], int]:
-    columns = store.rows(np.flatnonzero(store.statuses != STATUSES.index("removed")))
+def _known_keys(store: Store, paths: set[str]) -> dict[tuple[str, str, str], int]:
+    """The size in bytes of the images at these paths, by `_Image.key`."""
+    found = [row for rows in store.rows_at("path", sorted(paths)).values() for row in rows]
+    columns = store.rows(
+        np.array([row for row in found if STATUSES[store.statuses[row]] != "removed"], np.int64)
+    )
     keys = zip(columns["folder"], columns["path"], columns["box"], strict=True)
     return dict(zip(keys, columns["size"], strict=True))
 
@@ -275,8 +279,7 @@ def _append(store: Store, ids: np.ndarray, embeddings: np.ndarray, images: Seque
             rows = {"id": ids[new], "size": [images[n].size for n in new]}
             for name in TEXTS:
                 values = [getattr(images[n], name, None) or images[n].texts.get(name, "") for n in new]
-                # The table's text is UTF-8, which a file's name need not be.
-                rows[name] = [value.encode(errors="replace").decode() for value in values]
+                rows[name] = [*map(storable, values)]
             store.tables.add_images(fingerprint, rows, embeddings[new])
             store.refresh()
     return len(ids) - len(new)

@@ -8,7 +8,7 @@ from hap2s_jax.catalogue.searching import PER
 from hap2s_jax.serving import index
 
 FLAGS: dict[str, dict[str, Any]] = {
-    "images": {"help": "a folder, or a CSV, .npz or .parquet file"},
+    "images": {"required": True, "help": "a folder, or a CSV, .npz or .parquet file"},
     "columns": {"default": "", "help": "of a CSV file, as in label=identity,path=file"},
     "batch_size": {"type": int, "help": "images at a time; by default as the run evaluated"},
     "image": {"nargs": "+", "action": "extend", "help": "paths or ids, as `list` shows them"},
@@ -22,7 +22,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "threshold": {"default": "auto", "help": "auto, none or a distance"},
     "false_accepts": {"type": float, "metavar": "SHARE", "help": "how many are tolerated, 0 to 1"},
     "index": {"choices": index.KINDS, "default": "auto", "help": "how to search"},
-    "output": {"help": "a .csv, .npz or .parquet file"},
+    "output": {"required": True, "help": "a .csv, .npz or .parquet file"},
     "test_fraction": {"type": float, "default": 0.25, "help": "of individuals, with --train"},
     "number": {"type": int, "help": "of the decision; by default the newest"},
     "pictures": {"help": "the folder to which the images' paths are relative now"},

@@ -35,8 +35,9 @@ _LEASE = 300.0  # seconds that an image is kept for whoever looks at it
 _SHOWN = 12
 _EVERY = 2.0
 _CSS = """
-.images { display: flex; flex-wrap: wrap; gap: 12px } .images figure { margin: 0; width: 150px }
-.images figure:first-child { width: 320px } .images img { width: 100%; object-fit: contain }
+.images { display: grid; grid-template-columns: 320px repeat(auto-fill, 150px); gap: 12px }
+.images figure { margin: 0 } .images figure:first-child { grid-row: span 2 }
+.images img { width: 100%; object-fit: contain }
 .images .beyond { opacity: 0.55 } .images figcaption { overflow-wrap: anywhere; font-size: 14px }
 .log td { padding: 0 12px 0 0; overflow-wrap: anywhere }
 """
@@ -71,7 +72,7 @@ class Review:
             raise TypeError("a review writes, and needs a Store")
         self.store, self.finder, self.threshold = finder.store, finder, threshold
         self._leases: dict[int, tuple[str, float]] = {}
-        self._turn = threading.Lock()  # gradio answers in several threads
+        self._turn = threading.RLock()  # gradio answers in several threads
 
     def open(self) -> Session:
         """The state of a window that has just been opened."""
@@ -150,13 +151,15 @@ class Review:
 
     def log(self) -> str:
         """The newest decisions and how many images wait, as HTML."""
-        self.store.refresh()
+        with self._turn:
+            self.store.refresh()
+            newest, waiting = self.store.history(_SHOWN), len(self.store.queue())
         lines = "".join(
             f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in cells)}</tr>"
-            for d in reversed(self.store.history(_SHOWN))
+            for d in reversed(newest)
             for cells in [(d.number, d.time, d.by, d.kind, d.label, f"{d.images:,} images" * (d.images > 1))]
         )
-        return f'<p>{len(self.store.queue()):,} images wait.</p><table class="log">{lines}</table>'
+        return f'<p>{waiting:,} images wait.</p><table class="log">{lines}</table>'
 
     def _next(self, key: str) -> int | None:
         """The first image of the queue that nobody else looks at."""
@@ -225,7 +228,7 @@ def build(review: Review, words: str = "") -> Any:
         by = gradio.Textbox(label="Reviewer", elem_id="by", max_length=100)
         images, said = (
             gradio.HTML(elem_id="images"),
-            gradio.Textbox(label="", elem_id="said", interactive=False),
+            gradio.Textbox(show_label=False, container=False, elem_id="said", interactive=False),
         )
         with gradio.Row():
             same = [

@@ -82,7 +82,9 @@ class Finder:
             wanted = min(wanted, len(allowed))
             distances, rows = self.nearest(queries, wanted, allowed)
             chosen = [self._first(line, per)[:k] for line in rows]
-            if per == "image" or wanted >= total or min(map(len, chosen)) >= k:
+            # An approximate index may find fewer than there are.
+            done = [len(places) >= k or line[-1] < 0 for places, line in zip(chosen, rows, strict=True)]
+            if per == "image" or wanted >= total or all(done):
                 break
             wanted *= 8
         return [
@@ -93,7 +95,7 @@ class Finder:
     def nearest(self, queries: np.ndarray, k: int, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distances and rows `[q, k]` as an index gives them, of the rows that are `allowed`."""
         if self._of is not self.store.embeddings or self._index is None:
-            self._of = self.store.embeddings
+            self._of, self._index = self.store.embeddings, None  # not two of them in memory
             self._index = index.open_index(
                 self._of, self.store.encoder["distance"], kind=self._kind, cache=self._cache
             )

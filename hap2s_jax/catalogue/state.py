@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax import extras
 from hap2s_jax.catalogue import filters
-from hap2s_jax.catalogue.tables import Tables, more_of, pyarrow, shown_id
+from hap2s_jax.catalogue.tables import Images, Tables, give_back, more_of, pyarrow, shown_id, storable
 from hap2s_jax.errors import UserError, did_you_mean
 from hap2s_jax.serving.listing import claimed_folder
 
@@ -20,8 +21,6 @@ from hap2s_jax.serving.listing import claimed_folder
 STATUSES = ("", "later", "unusable", "removed")
 OWN_COLUMNS = ("id", "path", "label", "status")
 _PLAIN = ("path", "camera", "time", "place")
-_LONGEST = 200
-_TIDY_EVERY = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +62,7 @@ class State:
         self.tables = Tables(pathlib.Path(folder))
         self.pictures = None if pictures is None else pathlib.Path(pictures)
         self._versions: tuple[str, int, int] = ("", -1, -1)
+        self._images: Images | None = None
         self.refresh()
 
     def refresh(self) -> bool:
@@ -77,32 +77,54 @@ class State:
         return True
 
     def _read_images(self) -> None:
-        self.encoder: dict[str, Any] = self.tables.state["active"]
-        table, self.embeddings = self.tables.read_images(self.encoder["fingerprint"])
-        ids, first = np.unique(np.asarray(table.column("id")), return_index=True)
-        if len(ids) < len(table):  # added by two processes at once
+        encoder: dict[str, Any] = self.tables.state["active"]
+        had = self._images if self._images and encoder == self.encoder else None
+        images = self._images = self.tables.read_images(encoder["fingerprint"], had)
+        if not images.kept:
+            self._begin(encoder)
+        elif images.kept == len(images.texts):
+            return  # tidied up by somebody
+        self._table, self.embeddings, _ = images
+        ids, first = np.unique(images.ids, return_index=True)
+        if len(ids) < len(self._table):  # added by two processes at once
             first.sort()
-            table, self.embeddings = table.take(first), self.embeddings[first]
-        self._table = table
-        self.ids = np.asarray(table.column("id"))
+            self._table, self.embeddings = self._table.take(first), self.embeddings[first]
+        new = self._table.slice(len(self.ids))
+        coded = new.column("label").combine_chunks().dictionary_encode()
+        codes = np.array([self._number(name) for name in coded.dictionary.to_pylist()], np.int32)
+        labels = codes[np.asarray(coded.indices)] if len(new) else np.zeros(0, np.int32)
+        self.labels, self.first_labels = (
+            np.concatenate([n, labels]) for n in (self.labels, self.first_labels)
+        )
+        self.statuses = np.concatenate([self.statuses, np.zeros(len(new), np.int8)])
+        nothing = np.zeros(len(new), np.int64)
+        self.changed, self.holding = (np.concatenate([n, nothing]) for n in (self.changed, self.holding))
+        self.ids = np.asarray(self._table.column("id"))
         self._order = np.argsort(self.ids)
-        coded = table.column("label").combine_chunks().dictionary_encode()
+        self._columns: dict[str, Any] = {}
+        give_back()
+        if self.log is not None:  # somebody may have decided about them before they were read here
+            self._apply(self.log.filter(np.isin(self.log.column("image"), new.column("id"))))
+
+    def _begin(self, encoder: dict[str, Any]) -> None:
+        """The state without any image or decision."""
+        self.encoder = encoder
         self.names: list[str] = [""]
         self._numbers = {"": 0}
-        codes = np.array([self._number(name) for name in coded.dictionary.to_pylist()], np.int32)
-        self.labels = codes[np.asarray(coded.indices)] if len(table) else np.zeros(0, np.int32)
-        self.first_labels = self.labels.copy()
-        self.statuses = np.zeros(len(table), np.int8)
-        self.changed, self.holding = np.zeros(len(table), np.int64), np.zeros(len(table), np.int64)
-        self._columns: dict[str, Any] = {}
+        self.labels, self.first_labels = np.zeros(0, np.int32), np.zeros(0, np.int32)
+        self.ids, self.statuses = np.zeros(0, np.int64), np.zeros(0, np.int8)
+        self.changed, self.holding = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self.log: Any = None
         self.last = 0
 
     def _fold(self, rows: Any) -> None:
         """Lets decisions take effect; of several about one image the last holds."""
         self.log = rows if self.log is None else pyarrow().concat_tables([self.log, rows])
-        if not len(rows):
-            return
+        if len(rows):
+            self._apply(rows)
+            self.last = rows.column("number")[-1].as_py()
+
+    def _apply(self, rows: Any) -> None:
         places, found = self.places(np.asarray(rows.column("image")))
         labels = [self._number(name) for name in rows.column("label").to_pylist()]
         statuses = [STATUSES.index(s) if s in STATUSES else 0 for s in rows.column("status").to_pylist()]
@@ -110,7 +132,6 @@ class State:
         self.statuses[places] = np.array(statuses, np.int8)[found]
         for name, values in (("number", self.changed), ("holds", self.holding)):
             values[places] = np.asarray(rows.column(name))[found]
-        self.last = rows.column("number")[-1].as_py()
 
     def _number(self, name: str | None) -> int:
         number = self._numbers.setdefault(name or "", len(self.names))
@@ -176,14 +197,11 @@ class State:
     def rows_of(self, images: Sequence[int | str]) -> np.ndarray:
         """Rows of images that are named by id, as a number or as `shown_id` writes it, or by path."""
         rows = []
-        by_path: dict[str, list[int]] = {}
+        by_path = self.rows_at("path", [str(image) for image in images if _typed_id(image) < 0])
         for image in images:
-            places, _ = self.places(np.array([_typed_id(image)]))
-            if not len(places):
-                if not by_path:
-                    for row, path in enumerate(self.texts("path")):
-                        by_path.setdefault(path, []).append(row)
-                places = by_path.get(str(image), [])
+            places = self.places(np.array([_typed_id(image)]))[0].tolist() or by_path.get(
+                storable(str(image)), []
+            )
             if len(places) != 1:
                 several = f"{len(places)} images; name one by its id" if len(places) else "no image"
                 raise UserError(
@@ -191,6 +209,17 @@ class State:
                 )
             rows.append(int(places[0]))
         return np.array(rows, np.int64)
+
+    def rows_at(self, name: str, values: Sequence[str]) -> dict[str, list[int]]:
+        """The rows whose column has one of `values`, by these as they are stored."""
+        if not values:
+            return {}
+        compute, column = extras.load("a store", "pyarrow.compute", "gallery"), self._table.column(name)
+        rows = np.flatnonzero(compute.is_in(column, value_set=pyarrow().array([*map(storable, values)])))
+        found: dict[str, list[int]] = {}
+        for row, value in zip(rows.tolist(), column.take(rows).to_pylist(), strict=True):
+            found.setdefault(value, []).append(row)
+        return found
 
     def where(self, text: str) -> np.ndarray:
         """Which images meet a filter (`filters.parse`), bool `[n]`; all for ""."""

@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -37,29 +37,36 @@ class Store(State):
         Tables.create(pathlib.Path(folder), encoder.describe(), encoder.dim)
         return cls(folder)
 
-    def check_label(self, label: str, *, exists: bool | None = None) -> str:
-        """A label as it will be kept.
+    def check_labels(self, labels: Sequence[str], *, exists: bool | None = None) -> list[str]:
+        """Labels as they will be kept.
 
         Args:
-          label: of somebody who knows.
-          exists: whether there must be such an individual, or must not; None for either.
+          labels: of somebody who knows.
+          exists: whether there must be such individuals, or must not; None for either.
 
         Raises:
-          UserError: it cannot be a label, or exists with other capitals, or there is one, or none.
+          UserError: one cannot be a label, or exists with other capitals, or there is one, or none.
         """
+        names = self.individuals()
+        folded = {name.casefold(): name for name in names}
+        return [self._check_label(label, names, folded, exists) for label in labels]
+
+    def _check_label(
+        self, label: str, names: Container[str], folded: Mapping[str, str], exists: bool | None
+    ) -> str:
         label = unicodedata.normalize("NFC", label.strip())
         fine = 0 < len(label) <= _LONGEST and label.isprintable()
         require(fine, "label", repr(label[:_LONGEST]), f"1 to {_LONGEST} letters that are printed")
-        names = self.individuals()
-        alike = [name for name in names if name.casefold() == label.casefold() and name != label]
-        if alike and label not in names:
+        if label in names:
+            if exists is False:
+                raise UserError(f"there is an individual {label!r} already; choose another name")
+            return label
+        if alike := folded.get(label.casefold()):
             raise UserError(
-                f"label {label!r} exists with other capitals: {alike[0]!r}; write it so, or another one"
+                f"label {label!r} exists with other capitals: {alike!r}; write it so, or another one"
             )
-        if exists and label not in names:
-            raise UserError(f"there is no individual {label!r}{did_you_mean(label, names)}")
-        if exists is False and label in names:
-            raise UserError(f"there is an individual {label!r} already; choose another name")
+        if exists:
+            raise UserError(f"there is no individual {label!r}{did_you_mean(label, [*folded.values()])}")
         return label
 
     def same(self, images: Sequence[int | str], label: str, *, by: str = "", seen: int | None = None) -> int:
@@ -99,8 +106,8 @@ class Store(State):
     def merge(self, labels: Sequence[str], into: str, *, by: str = "") -> int:
         """Makes one individual of several."""
         with self._held():
-            into = self.check_label(into)
-            codes = [self._numbers[self.check_label(label, exists=True)] for label in labels]
+            (into,) = self.check_labels([into])
+            codes = [self._numbers[label] for label in self.check_labels(labels, exists=True)]
             rows = np.flatnonzero(np.isin(self.labels, codes) & (self.labels != self._numbers.get(into, -1)))
             return self._append("merge", rows, into, None, by)
 
@@ -175,13 +182,15 @@ class Store(State):
                     f"{other.by or 'somebody'}; look at it again"
                 )
             if label is not None:
-                label = self._unused(label) if exists is False else self.check_label(label, exists=exists)
+                label = (
+                    self._unused(label) if exists is False else self.check_labels([label], exists=exists)[0]
+                )
             return self._append(kind, rows, label, status, by)
 
     def _unused(self, label: str) -> str:
         """The label for a new individual: as given, or the next number."""
         if label.strip():
-            return self.check_label(label, exists=False)
+            return self.check_labels([label], exists=False)[0]
         numbers = [int(name[11:]) for name in self.names if re.fullmatch(r"individual-\d{4,9}", name)]
         return f"individual-{max(numbers, default=0) + 1:04d}"
 

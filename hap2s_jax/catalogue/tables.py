@@ -8,12 +8,13 @@ all; nothing is ever edited or deleted. store.json says which encoder's table ho
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import pathlib
 import re
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +28,7 @@ TEXTS = ("folder", "path", "box", "label", "camera", "time", "place", "more")
 _DECISIONS = "decisions"
 _PATIENCE = 60.0
 _MAX_DIM = 2**16
+_MOST_CHUNKS = 32
 
 Record = dict[str, Any]
 
@@ -53,6 +55,25 @@ def decision_schema() -> Any:
     whole, text = arrow.int64(), arrow.string()
     fields = {"number": whole, "time": text, "by": text, "kind": text, "image": whole, "label": text}
     return arrow.schema([*fields.items(), ("status", text), ("undoes", whole), ("holds", whole)])
+
+
+class Images(NamedTuple):
+    """The images of an encoder.
+
+    Attributes:
+      texts: a table of pyarrow, all columns but the embeddings.
+      embeddings: float32 `[n, d]`.
+      kept: how many of them, the first, are those that there were before.
+    """
+
+    texts: Any
+    embeddings: np.ndarray
+    kept: int
+
+    @property
+    def ids(self) -> np.ndarray:
+        """int64 `[n]`."""
+        return np.asarray(self.texts.column("id"))
 
 
 class Tables:
@@ -144,28 +165,34 @@ class Tables:
         """Whether there is a table for this encoder."""
         return (self.folder / f"{table_name(fingerprint)}.lance").is_dir()
 
-    def read_images(self, fingerprint: str) -> tuple[Any, np.ndarray]:
-        """All images of an encoder: a table of pyarrow without embeddings, and these, float32 `[n, d]`."""
+    def read_images(self, fingerprint: str, had: Images | None = None) -> Images:
+        """All images of an encoder; where they begin with those that were `had`, the others alone are read."""
         table = self.images(fingerprint)
         kind = table.schema.field("embedding").type if "embedding" in table.schema.names else None
         dim = getattr(kind, "list_size", 0)
         self._check(table, image_schema(dim) if 0 < dim <= _MAX_DIM else None, max(dim, 1) * 4)
-        arrow, count = pyarrow(), table.count_rows()
-        schema = arrow.schema([field for field in table.schema if field.name != "embedding"])
-        texts, embeddings, begin = [], np.empty((count, dim), np.float32), 0
+        arrow, count, kept = pyarrow(), table.count_rows(), 0
+        if had is not None and np.array_equal(self.read_ids(fingerprint)[: len(had.ids)], had.ids):
+            kept = len(had.ids)
+        embeddings = _room(had.embeddings if had and kept else None, count, dim)
+        schema, begin = arrow.schema([f for f in table.schema if f.name != "embedding"]), kept
+        texts = [had.texts] if had and kept else [schema.empty_table()]
         with _plainly(self.folder):
-            # Batch by batch, for two copies of all embeddings would be too many.
-            for batch in table.search().limit(count).to_batches() if count else ():
-                values = np.asarray(batch.column("embedding").flatten()).reshape(-1, dim)
-                embeddings[begin : begin + len(values)] = values
-                begin += len(values)
-                # Copies, which do not keep all of the batch in memory.
-                texts.append(batch.select(schema.names).take(np.arange(len(batch))))
-        if begin != count:
+            if count > kept:
+                # Batch by batch into one array, for two copies of all embeddings would be too many.
+                for batch in _newer(table, kept, ["embedding"]).to_batches():
+                    values = np.asarray(batch.column("embedding").flatten()).reshape(-1, dim)
+                    embeddings[begin : begin + len(values)] = values
+                    begin += len(values)
+                texts.append(_newer(table, kept, schema.names).to_arrow())
+        found = arrow.concat_tables(texts)
+        if not begin == count == len(found):
             raise UserError(f"{self.folder} is damaged: it promises {count:,} rows and holds {begin:,}")
-        if count and not (np.isfinite(embeddings.max()) and np.isfinite(embeddings.min())):
+        if begin > kept and not np.isfinite([embeddings[kept:].max(), embeddings[kept:].min()]).all():
             raise UserError(f"{self.folder} holds embeddings that are not finite; its encoder has diverged")
-        return arrow.Table.from_batches(texts, schema).combine_chunks(), embeddings
+        if found.column("id").num_chunks > _MOST_CHUNKS:
+            found = found.combine_chunks()
+        return Images(found, embeddings, kept)
 
     def read_ids(self, fingerprint: str) -> np.ndarray:
         """Ids of the images that there are for an encoder, int64 `[n]`."""
@@ -219,6 +246,29 @@ class Tables:
                 raise UserError(f"{self.folder} is damaged: it promises {table.count_rows():,} rows")
 
 
+def _newer(table: Any, after: int, columns: list[str]) -> Any:
+    """The query for all rows but the first ones."""
+    return table.search().select(columns).offset(after).limit(table.count_rows() - after)
+
+
+def _room(had: np.ndarray | None, count: int, dim: int) -> np.ndarray:
+    """Room for `count` embeddings, which begins with those that there were; these stay where they are if they can."""
+    behind = None if had is None else had.base
+    if isinstance(behind, np.ndarray) and count <= len(behind):
+        return behind[:count]
+    # What nobody has written to takes no memory: room to grow costs nothing.
+    made = np.empty((max(count + count // 2, 4096), dim), np.float32)[:count]
+    if had is not None:
+        made[: len(had)] = had
+    return made
+
+
+def give_back() -> None:
+    """Returns to the system what LanceDB has freed after reading, a third of what it read: glibc would keep it."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def table_name(fingerprint: str) -> str:
     """The name of the table that an encoder's images are in."""
     if not (isinstance(fingerprint, str) and fingerprint.isalnum() and len(fingerprint) <= 64):
@@ -234,6 +284,11 @@ def image_id(digest: bytes) -> int:
 def shown_id(number: int) -> str:
     """As people read and type it."""
     return f"{number:016x}"
+
+
+def storable(text: str) -> str:
+    """A text as a table holds it, in UTF-8, which a file's name need not be."""
+    return text.encode(errors="replace").decode()
 
 
 def more_of(text: str) -> Record:

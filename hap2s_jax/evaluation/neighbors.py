@@ -100,10 +100,10 @@ class ExactIndex:
         self._blocks = []
         for begin in range(0, count, self._block):
             rows = np.arange(begin, min(begin + self._block, count))
-            keys = jnp.asarray(self._space(self._rows, rows, self._block))
+            keys = self._space(self._rows, rows, self._block)
             # What fills up the last block is infinitely far away.
-            lengths = jnp.where(jnp.arange(self._block) < len(rows), squares(keys), jnp.inf)
-            self._blocks.append((keys, lengths))
+            lengths = np.where(np.arange(self._block) < len(rows), squares(keys), np.inf).astype(keys.dtype)
+            self._blocks.append((jnp.asarray(keys), jnp.asarray(lengths)))
 
     def search(
         self, queries: ArrayLike, k: int, allowed: np.ndarray | None = None

@@ -23,6 +23,11 @@ KINDS = ("auto", "exact", "faiss")
 # Below it, exact search answers before faiss has learnt its cells.
 LARGE = 1_000_000
 _PROBES = 32
+# Of those that rounded rows let look nearest, so many more than asked for are compared exactly.
+_SPARE = 32
+_AT_ONCE = 65_536
+# Of so few rows all are compared.
+_FEW = 10_000
 
 
 class Index(Protocol):
@@ -65,29 +70,39 @@ def open_index(
     return FaissIndex(embeddings, distance, None if cache is None else pathlib.Path(cache))
 
 
+def cache_of(gallery: str | os.PathLike[str]) -> pathlib.Path:
+    """The file for a gallery's index: not beside it, for who made that could have put an index there, and faiss trusts
+    what it reads.
+    """
+    name = hashlib.sha256(os.fsencode(os.path.realpath(gallery))).hexdigest()[:16]
+    return pathlib.Path.home() / ".cache" / "hap2s_jax" / "faiss" / name
+
+
 def _has_faiss() -> bool:
     return importlib.util.find_spec("faiss") is not None
 
 
 class FaissIndex:
-    """Cells of nearby images (faiss's IndexIVFFlat), of which the nearest few are searched.
+    """Cells of nearby images (faiss's IndexIVFScalarQuantizer), of which the nearest few are searched.
 
-    What lies in a cell that is not searched is not found: nearly all true neighbours are, not all.
+    What lies in a cell that is not searched is not found: nearly all true neighbours are, not all. The index holds a
+    byte a number; distances are those of `embeddings`.
     """
 
     def __init__(self, embeddings: np.ndarray, distance: str, cache: pathlib.Path | None):
         import faiss
 
         self._rows, self._distance = embeddings, distance
-        cells = max(1, min(int(4 * np.sqrt(len(embeddings))), len(embeddings) // 40))
-        digest = hashlib.sha256(np.ascontiguousarray(embeddings).data).hexdigest()
-        identity = [len(embeddings), embeddings.shape[1], distance, cells, digest]
+        cells = max(1, min(int(np.sqrt(len(embeddings))), len(embeddings) // 40))
+        kind = f"IVF{cells},SQ8"
+        digest = hashlib.sha256(np.ascontiguousarray(embeddings).data).hexdigest() if cache else ""
+        identity = [len(embeddings), embeddings.shape[1], distance, kind, digest]
         self._index: Any = _read_cache(cache, identity)
         if self._index is None:
-            vectors = self._unit(embeddings)
-            self._index = faiss.index_factory(embeddings.shape[1], f"IVF{cells},Flat")
-            self._index.train(vectors[:: max(1, len(vectors) // (64 * cells))])
-            self._index.add(vectors)
+            self._index = faiss.index_factory(embeddings.shape[1], kind)
+            self._index.train(self._unit(embeddings[:: max(1, len(embeddings) // (64 * cells))]))
+            for begin in range(0, len(embeddings), _AT_ONCE):
+                self._index.add(self._unit(embeddings[begin : begin + _AT_ONCE]))
             _write_cache(cache, identity, self._index)
         self._index.nprobe = min(cells, _PROBES)
 
@@ -98,9 +113,12 @@ class FaissIndex:
         faiss: Any = importlib.import_module("faiss")
         asked, settings = np.asarray(queries, np.float32), None
         if allowed is not None:
+            if allowed.sum() <= _FEW:
+                return self._search_few(asked, k, np.flatnonzero(allowed))
             chosen = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
             settings = faiss.SearchParametersIVF(sel=chosen, nprobe=self._index.nprobe)
-        _, rows = self._index.search(self._unit(asked), k, params=settings)
+        found = min(k + _SPARE, len(self._rows))
+        _, rows = self._index.search(self._unit(asked), found, params=settings)
         distances = np.stack(
             [
                 distances_between(one[None], self._rows[near], self._distance)
@@ -108,8 +126,17 @@ class FaissIndex:
             ]
         )
         distances = np.where(rows < 0, np.inf, distances)
-        order = np.argsort(distances, axis=1, kind="stable")
+        order = np.argsort(distances, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(distances, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+    def _search_few(self, queries: np.ndarray, k: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Exactly, among rows that may well lie in other cells than the queries."""
+        distances, found = np.full((len(queries), k), np.inf), np.full((len(queries), k), -1)
+        for number, query in enumerate(queries):
+            apart = distances_between(query[None], self._rows[rows], self._distance)
+            near = np.argsort(apart, kind="stable")[:k]
+            distances[number, : len(near)], found[number, : len(near)] = apart[near], rows[near]
+        return distances, found
 
     def _unit(self, vectors: np.ndarray) -> np.ndarray:
         vectors = np.ascontiguousarray(vectors, np.float32)

@@ -88,7 +88,6 @@ def test_mistakes_are_one_line(folder, capsys):
         ("gone", "x"): (2, "unknown subcommand 'gone'"),
         ("list", "nowhere"): (1, "there is no store nowhere"),
         ("list", "animals", "--where=x"): (1, "should be conditions"),
-        ("add", "animals"): (2, "give --images"),
         ("add", "animals", "--images=photos.csv", "--workdir=runs/animals"): (1, "weights, pre-processing"),
         ("relabel", "animals", "--label=x"): (2, "name images with --image"),
         ("relabel", "animals", "--image", "none.png", "--label=x"): (1, "is no image of"),
@@ -98,16 +97,22 @@ def test_mistakes_are_one_line(folder, capsys):
         ("group", "animals"): (1, "group needs a threshold"),
         ("search", "animals", "--query", "x.png", "--threshold=far"): (1, "auto, none or a distance"),
         ("export", "animals", "--output=x.txt"): (1, "ends in one of .csv"),
-        ("re_embed", "animals"): (2, "give --workdir"),
         ("review", "animals", "--host=0.0.0.0"): (1, "shows pictures to others"),
     }
     for arguments, (expected, says) in cases.items():
         code, _, err = _says(capsys, *arguments)
         assert (code, err.count("\n")) == (expected, 1), err
         assert says in err
-    with pytest.raises(SystemExit, match="2"):
-        gallery.main(["list", "animals", "--wher=x"])
-    assert "did you mean '--where'?" in capsys.readouterr().err
+    for arguments, says in {
+        ("list", "animals", "--wher=x"): "did you mean '--where'?",
+        ("add", "animals"): "--images",
+        ("export", "animals"): "--output",
+        ("create", "animals"): "--workdir",
+        ("re_embed", "animals"): "--workdir",
+    }.items():
+        with pytest.raises(SystemExit, match="2"):
+            gallery.main([*arguments])
+        assert says in capsys.readouterr().err
     assert Store("animals").tables.versions() == before
 
 

@@ -347,6 +347,26 @@ def test_with_enough_decisions_they_make_the_threshold(encoder, tmp_path, monkey
     assert "on 32 reviewed decisions" in words
 
 
+def test_what_others_add_is_read_alone(store, encoder, tmp_path):
+    other, before, kept = Store(store.tables.folder), store.embeddings, store.embeddings.copy()
+    for view in range(3):
+        draw(tmp_path / "more" / f"{view}.png", 20, view)
+    assert adding.add(other, tmp_path / "more", encoder, at_once=2, show_progress=False).new == 3
+    other.relabel(["1.png"], "animal 0")
+    # Decisions that are read before the images that they are about.
+    store._fold(store.tables.read_decisions(store.last))
+    assert store.refresh()
+    for name in ("ids", "embeddings", "labels", "first_labels", "statuses", "changed", "holding"):
+        np.testing.assert_array_equal(getattr(store, name), getattr(Store(store.tables.folder), name))
+    assert store.name_of(store.rows_of(["1.png"])[0]) == "animal 0"
+    np.testing.assert_array_equal(before, kept)
+    assert np.shares_memory(before, store.embeddings)
+    found = store.embeddings
+    other.tables.tidy()
+    store.refresh()
+    assert store.embeddings is found
+
+
 def test_moving_to_another_encoder_goes_on_and_keeps_the_old_one(store, encoder, pictures, tmp_path):
     other = PixelEncoder(tmp_path, 1)
     old, ids, names = store.embeddings, store.ids, _seen(store)
