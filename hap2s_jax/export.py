@@ -2,6 +2,7 @@
 
     python -m hap2s_jax.export --workdir=runs/emoji --output=exported
     python -m hap2s_jax.export --workdir=runs/emoji --output=exported --formats=stablehlo,saved_model
+    python -m hap2s_jax.export --workdir=runs/emoji --push=user/model
 
 stablehlo: one file for cpu, cuda and tpu that needs jax and flatbuffers. safetensors: the parameters, the trunk under
 torchvision's names, for PyTorch. saved_model: TensorFlow. onnx: onnxruntime and whatever else reads ONNX. All but
@@ -17,12 +18,13 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from hap2s_jax import cli, extras
 from hap2s_jax.data.places import local_folder, place
 from hap2s_jax.errors import UserError, unknown_name
-from hap2s_jax.serving import commands, exports
+from hap2s_jax.serving import commands, exports, hub
 from hap2s_jax.serving.trained import TrainedEncoder
 
 
@@ -30,7 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("export", __doc__)
     commands.add_encoder(parser)
-    parser.add_argument("--output", required=True, help="the folder to write to")
+    parser.add_argument("--output", help="the folder to write to")
+    parser.add_argument(
+        "--push", metavar="USER/MODEL", help="hand it on as hf://USER/MODEL, with the model card as README"
+    )
+    parser.add_switch("private", default=False, help="with --push: a new model for your own eyes")
     parser.add_argument(
         "--formats", help=f"comma-separated: {', '.join(exports.FORMATS)}; by default all that can be had"
     )
@@ -48,9 +54,20 @@ def _run(options: argparse.Namespace) -> None:
             raise unknown_name("export format", name, exports.FORMATS)
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"--batch_size must be at least 1, but is {options.batch_size}; leave it out for any")
+    if not (options.output or options.push):
+        raise cli.UsageError("give --output, a folder, or --push=USER/MODEL")
+    if options.push:
+        hub.check_login(options.push)
     encoder = commands.open_encoder(options)
-    with local_folder(place(options.output)) as folder:
-        _write(encoder, folder, asked, options)
+    if options.output:
+        with local_folder(place(options.output)) as folder:
+            _write(encoder, folder, asked, options)
+    if options.push:
+        with tempfile.TemporaryDirectory() as name:
+            hub.write(encoder, options.push, pathlib.Path(name))
+            print(
+                f"{hub.push(encoder, options.push, pathlib.Path(name), private=options.private)}: load it by this"
+            )
 
 
 def _write(

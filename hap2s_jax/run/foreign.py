@@ -92,6 +92,16 @@ def load(workdir: str | os.PathLike[str], *, data_dir: str | None = None) -> con
     return config.lock()
 
 
+def without_places(config: configs.Config) -> configs.Config:
+    """A copy of a config that `load` gave, for others: it names no folder of this machine."""
+    import ml_collections
+
+    made: Any = ml_collections.ConfigDict(config.to_dict())
+    made.update_from_flattened_dict(dict.fromkeys(PLACES))
+    made.data.sources, made.evaluate.on = {}, {}
+    return made
+
+
 def _overlay(ours: dict[str, Any], theirs: dict[str, Any], key: str) -> None:
     """Puts their value in the place of ours, and nothing where they have none."""
     *sections, leaf = key.split(".")

@@ -6,12 +6,15 @@ import argparse
 
 from hap2s_jax.cli import Parser
 from hap2s_jax.data.places import place
+from hap2s_jax.models.pretrained import HUB
 from hap2s_jax.serving.trained import TrainedEncoder
 
 
 def add_encoder(parser: Parser, *, required: bool = True, where: str = "") -> None:
     """The flags that name a trained encoder."""
-    parser.add_argument("--workdir", required=required, help=f"the working directory of a run{where}")
+    parser.add_argument(
+        "--workdir", required=required, help=f"the working directory of a run, or hf://user/model{where}"
+    )
     parser.add_argument(
         "--checkpoint", help="best, latest or a step; by default the one that the run's results are of"
     )
@@ -37,6 +40,8 @@ def is_there(workdir: str, *, named: bool) -> bool:
     """Whether a run's working directory is there. One that is not `named` by the user, but by a file that anybody may
     have made, is not asked for over the network.
     """
+    if named and workdir.startswith(HUB):
+        return True  # whoever opens it will see
     return (named or "://" not in workdir) and place(workdir).is_dir()
 
 

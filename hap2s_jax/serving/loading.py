@@ -19,6 +19,7 @@ from hap2s_jax.errors import UserError, reason
 from hap2s_jax.models import own
 from hap2s_jax.run import config as configs
 from hap2s_jax.run import foreign
+from hap2s_jax.serving import hub
 from hap2s_jax.serving.trained import TrainedEncoder
 from hap2s_jax.training import arrays
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
@@ -41,7 +42,7 @@ def load(
     machine. Nothing in it is ever unpickled, and nothing is written.
 
     Args:
-      workdir: the working directory of a run.
+      workdir: the working directory of a run, or a model on the Hugging Face hub, "hf://user/model" (extra "hub").
       checkpoint: "best" (on the validation classes), "latest", or the number of a step; by default the one that the
         run's own results are of.
       average: whether to take the moving average of the weights; by default where the run kept one, as its own
@@ -57,7 +58,7 @@ def load(
     extras.require("hap2s_jax.load", "use")
     if not isinstance(workdir, str | os.PathLike):
         raise UserError(f"workdir is {workdir!r}; it should be the path of a run's working directory")
-    path = place(workdir).absolute()
+    path = hub.fetch(str(workdir)) if hub.is_hub(workdir) else place(workdir).absolute()
     config: Any = foreign.load(path)
     with configs.written_by(path):
         if ":" in config.encoder.name and not own_code:
