@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 import shutil
 
+import browsers
 import pytest
 from pixel_encoder import draw
 
@@ -146,3 +148,40 @@ def test_fifty_thousand_images_are_not_sent(page, store, monkeypatch):
     assert "2,040 images wait" in page.log()
     assert abs(long - short) < 100
     shutil.rmtree(store.tables.folder)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browsers.chromium() is None, reason="no chromium on this machine")
+def test_keys_alone_in_a_real_browser(page, store):
+    """Set HAP2S_SCREENSHOT to a file to keep the picture of the page, as docs/gallery.md shows it."""
+    pytest.importorskip("gradio")
+    blocks = review.build(page, "threshold 2.0, as the test has it")
+    _, address, _ = review.launch(blocks, block=False)
+    try:
+        with browsers.opened(address, height=1000) as (window, outside):
+            for keys, path, kind, label in (
+                ("n", "0-08.png", "new", "individual-0001"),
+                ("u", "0-09.png", "unusable", ""),
+                ("l", "0-10.png", "later", ""),
+                ("1", "0-11.png", "same", None),
+                ("a", "1-00.png", "same", "animal 3"),
+            ):
+                window.locator("#images figcaption", has_text=path).wait_for()
+                window.keyboard.press(keys)
+                if keys == "a":
+                    window.keyboard.type("animal 3\n")  # with an n and an l, which decide nothing there
+                    window.keyboard.press("Escape")
+                row = window.locator("#log tr").first
+                row.get_by_text(kind, exact=True).wait_for()
+                assert label is None or label in row.inner_text()
+            window.locator("#images figcaption", has_text="1-01.png").wait_for()
+            if os.environ.get("HAP2S_SCREENSHOT"):
+                window.screenshot(path=os.environ["HAP2S_SCREENSHOT"])
+            window.keyboard.press("z")
+            window.locator("#log tr").first.get_by_text("undo", exact=True).wait_for()
+            window.locator("#images figcaption", has_text="1-00.png").wait_for()
+            assert outside == []
+    finally:
+        blocks.close()
+    store.refresh()
+    assert [entry.kind for entry in store.history()] == ["new", "unusable", "later", "same", "same", "undo"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import pathlib
-import shutil
 import struct
 import threading
 import zlib
 
+import browsers
 import numpy as np
 import pytest
 from PIL import Image
@@ -136,26 +136,12 @@ def test_over_http(address, folder, tmp_path):
         assert len(hits) == 3
 
 
-def _browser():
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if shutil.which(name):
-            return shutil.which(name)
-    return None
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(_browser() is None, reason="no chromium on this machine")
+@pytest.mark.skipif(browsers.chromium() is None, reason="no chromium on this machine")
 def test_in_a_real_browser(address, folder, tmp_path):
     """Set HAP2S_SCREENSHOT to a file to keep the picture of the page, as docs/use.md shows it."""
-    playwright = pytest.importorskip("playwright.sync_api")
     (tmp_path / "no.png").write_bytes(HOSTILE["bomb"])
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=_browser(), args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1280, "height": 700})
-        page.set_default_timeout(120_000)
-        outside = []
-        page.on("request", lambda request: outside.append(request.url))
-        page.goto(address)
+    with browsers.opened(address) as (page, outside):
         upload = page.locator("#upload input[type=file]")
         upload.wait_for(state="attached")
         upload.set_input_files(folder[1][0])
@@ -174,6 +160,5 @@ def test_in_a_real_browser(address, folder, tmp_path):
         upload.wait_for(state="attached")
         upload.set_input_files(tmp_path / "no.png")
         page.get_by_text("60000 x 60000").wait_for()
-        browser.close()
     assert Image.MAX_IMAGE_PIXELS is not None
-    assert [url for url in outside if not url.startswith((address, "data:", "blob:"))] == []
+    assert outside == []
