@@ -9,16 +9,19 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from hap2s_jax.data.places import BucketPath, is_bucket, local_folder, place
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting import lease
 
+fcntl: Any = None
+msvcrt: Any = None
 try:
     import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
+except ImportError:
+    with contextlib.suppress(ImportError):
+        import msvcrt  # Windows
 
 
 _TRIES = 100
@@ -80,8 +83,8 @@ def _uploading(target: Path) -> Iterator[Path]:
 def holding(path: str | os.PathLike[str]) -> Iterator[bool]:
     """Yields whether no other process holds `path`; none will until the block ends. A process that dies lets go.
 
-    The file is there while it is held. Where files cannot be locked (Windows, some network file systems) everyone may
-    enter. In a bucket it is a `lease.Lease`.
+    The file is there while it is held. Where files cannot be locked (some network file systems) everyone may enter. In
+    a bucket it is a `lease.Lease`.
 
     Raises:
       UserError: the file cannot be made.
@@ -121,11 +124,12 @@ def _locking(target: Path) -> Iterator[bool]:
 def _lock(target: Path) -> tuple[IO[str], bool]:
     for _ in range(_TRIES):
         handle = _open_lock(target)
-        if fcntl is None:
-            return handle, True
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            elif msvcrt is not None:
+                msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+        except (BlockingIOError, PermissionError):
             return handle, False
         except OSError:
             return handle, True

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from hap2s_jax.errors import UserError
 from hap2s_jax.models.weight_files import write_safetensors
+from hap2s_jax.reporting import atomic
 from hap2s_jax.reporting.atomic import holding, replacing
 
 HOLDER = """
@@ -37,6 +40,23 @@ def test_one_holds_and_who_dies_lets_go(tmp_path):
     with holding(path) as held:
         assert held
     assert not path.exists()
+
+
+def test_one_holds_where_windows_locks(tmp_path, monkeypatch):
+    taken = []
+
+    def locking(descriptor, mode, length):
+        """As msvcrt's: a byte of a file is locked once."""
+        assert (mode, length) == (2, 1)
+        file = os.fstat(descriptor).st_ino
+        if file in taken:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        taken.append(file)
+
+    monkeypatch.setattr(atomic, "fcntl", None)
+    monkeypatch.setattr(atomic, "msvcrt", types.SimpleNamespace(locking=locking, LK_NBLCK=2))
+    with atomic.holding(tmp_path / "lock") as first, atomic.holding(tmp_path / "lock") as second:
+        assert (first, second) == (True, False)
 
 
 def test_a_file_that_was_taken_away_meanwhile_is_not_held(tmp_path):
