@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from study import report
-from study.cells import OutOfTime, Setting, Study, parser, search, start
+from study import figures, report
+from study.cells import Setting, Study, parser, start
+from study.rows import BASELINE, collect
+from study.search import search
 
 _MARGINS = ({"margin": 0.1}, {"margin": 0.6}, {"soft_margin": True, "margin": 0.0})
 # Embeddings have length 1 here, so the identification loss is a softmax over scaled cosines.
@@ -106,33 +107,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     study = Study(options.parse_args(arguments))
     names = _names(study.options.losses, study.options.tiny)
-    seeds = study.options.seeds
-    settings: dict[str, Setting | None] = {}
-    rows: dict[str, report.Row] = {}
 
-    def untrained() -> list[report.Row]:
-        return [] if study.options.tiny else [report.collect(study, UNTRAINED.label, UNTRAINED, seeds)]
+    def tables(seeds: Sequence[int]) -> report.Tables:
+        # A report shows what earlier calls have left too.
+        known = {**HEADLINE, **OTHERS} if study.options.report_only else names
+        rows = {name: collect(study, name, chosen_setting(study, name), seeds) for name in known}
+        shown = {
+            t: [rows[n] for n in e if n in names or (n in rows and rows[n].outcomes)]
+            for t, e in _TABLES.items()
+        }
+        if not study.options.tiny:
+            untrained = collect(study, UNTRAINED.label, UNTRAINED, seeds)
+            shown[next(iter(_TABLES))] += [untrained] if untrained.outcomes else []
+        return {title: (found, rows.get(BASELINE)) for title, found in shown.items() if found}
 
-    try:
-        for name in names:
-            settings[name] = chosen_setting(study, name)
-        # Seed by seed, so that a study that is cut short has all losses.
-        for count in range(1, len(seeds) + 1):
-            for name in names:
-                rows[name] = report.collect(study, name, settings[name], seeds[:count])
-        untrained()
-    except OutOfTime:
-        print("out of time; the same command goes on")
-    study.options.report_only = True
-    seeds = study.shown_seeds
-    # What was not reached, and what earlier calls have left.
-    for name in {**HEADLINE, **OTHERS}:
-        rows[name] = report.collect(study, name, settings.get(name) or chosen_setting(study, name), seeds)
-    shown = {t: [rows[n] for n in e if n in names or rows[n].outcomes] for t, e in _TABLES.items()}
-    shown[next(iter(_TABLES))] += [row for row in untrained() if row.outcomes]
-    tables = {t: (found, rows[report.BASELINE]) for t, found in shown.items() if found}
-    figure = report.dots({"Equal budgets": [row for found, _ in tables.values() for row in found]})
-    report.write(study, "accuracy" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
+    def figure(tables: report.Tables) -> Any:
+        rows = [row for found, _ in tables.values() for row in found]
+        return figures.dots({"Equal budgets": rows}, steps=study.plain.steps)
+
+    report.carry_out(study, "accuracy" + suffix(study), [tables], figure)
 
 
 _TABLES = {"The losses that the paper names": HEADLINE, "Other losses": OTHERS}

@@ -11,15 +11,16 @@ compared with batch-hard at the best setting of its search.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from accuracy import chosen_setting, suffix
-from study import report
-from study.cells import OutOfTime, Setting, Study, parser, search, start
+from study import figures, report
+from study.cells import Setting, Study, parser, start
+from study.rows import collect
+from study.search import search
 
 from hap2s_jax import exponential, hap2s_loss, hardest, losses, polynomial, ranked
 from hap2s_jax.losses import Weighting, detached
@@ -48,12 +49,10 @@ WEIGHTINGS = {
     "hap2s proportional": _hardness(proportional),
     "hap2s halving": ranked(0.5),
     "hap2s three_hardest": hardest(3),
-    "hap2s_e detached": detached(exponential()),
-    "hap2s_p detached": detached(polynomial()),
 }
 
 
-def _register(name: str, weighting: Weighting) -> None:
+def _loss_of(weighting: Weighting) -> Callable[..., Any]:
     def loss(
         embeddings: Any,
         labels: Any,
@@ -66,15 +65,26 @@ def _register(name: str, weighting: Weighting) -> None:
         settings: dict[str, Any] = {"margin": margin, "soft_margin": soft_margin, "distance": distance}
         return hap2s_loss(embeddings, labels, weighting=weighting, **settings, **arguments)
 
-    losses.register(name, loss)
+    return loss
+
+
+def _hap2s_e_detached(embeddings: Any, labels: Any, *, sigma: float = 0.5, **arguments: Any) -> Any:
+    return hap2s_loss(embeddings, labels, weighting=detached(exponential(sigma)), **arguments)
+
+
+def _hap2s_p_detached(embeddings: Any, labels: Any, *, alpha: float = 10.0, **arguments: Any) -> Any:
+    return hap2s_loss(embeddings, labels, weighting=detached(polynomial(alpha)), **arguments)
 
 
 def register_weightings() -> None:
     """Makes the weightings of this study losses that a cell can name; once in a process."""
     if "hap2s gaussian" in losses.names():
         return
+    plain = _loss_of(hardest())
     for name, weighting in WEIGHTINGS.items():
-        _register(name, weighting)
+        losses.register(name, _loss_of(weighting))
+    losses.register("hap2s_e detached", _hap2s_e_detached, like=plain)
+    losses.register("hap2s_p detached", _hap2s_p_detached, like=plain)
 
 
 # A row: how to find what it trains; None while a search that it hangs on is unfinished.
@@ -169,29 +179,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     register_weightings()
     options = parser("HAP2S with other weight functions and parameters.", "0,1,2")
     study = Study(options.parse_args(arguments))
-    seeds = study.options.seeds
-    dimensions = study.plain.encoder.embedding_dim
-    groups = variants(dimensions**0.5)
+    groups = variants(study.plain.encoder.embedding_dim**0.5)
     if study.options.tiny:
         groups = {"Weight functions": _chosen("batch_hard") | _searched("hap2s halving")}
 
-    def rows(seeds: Sequence[int]) -> dict[str, list[report.Row]]:
-        return {
-            title: [report.collect(study, label, variant(study), seeds) for label, variant in group.items()]
+    def tables(seeds: Sequence[int]) -> report.Tables:
+        found = {
+            title: [collect(study, label, variant(study), seeds) for label, variant in group.items()]
             for title, group in groups.items()
         }
+        return {title: (rows, rows[0]) for title, rows in found.items()}
 
-    try:
-        for count in range(1, len(seeds) + 1):
-            rows(seeds[:count])
-    except OutOfTime:
-        print("out of time; the same command goes on")
-    study.options.report_only = True
-    seeds = study.shown_seeds
-    finished = rows(seeds)
-    tables = {title: (found, found[0]) for title, found in finished.items()}
-    figure = report.dots(finished)
-    report.write(study, "flexibility" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
+    def figure(tables: report.Tables) -> Any:
+        return figures.dots({title: rows for title, (rows, _) in tables.items()}, steps=study.plain.steps)
+
+    report.carry_out(study, "flexibility" + suffix(study), [tables], figure)
 
 
 if __name__ == "__main__":

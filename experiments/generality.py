@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accuracy import chosen_setting, suffix
-from study import report
-from study.cells import PLAIN, OutOfTime, Study, parser, start
+from study import figures, report
+from study.cells import PLAIN, Study, parser, start
 from study.kept import of_the_outcome
+from study.rows import Row, collect
 
 from hap2s_jax.errors import UserError
 
@@ -36,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser("The same settings on other data, with other encoders, and for longer.", "0,1,2")
     options.add_argument("--datasets", default=DATASETS, help="configs to train on, comma-separated")
     study = Study(options.parse_args(arguments))
-    seeds = study.options.seeds
     steps, warmup = study.plain.steps, study.plain.schedule.warmup_steps
     longer = {"steps": 4 * steps, "schedule.warmup_steps": 4 * warmup}
     names, variants = LOSSES, {"four times the steps": longer, **BACKBONES}
@@ -52,40 +52,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     places |= {f"{own}, {title}": (own, v) for title, v in variants.items() if _changes(study, v)}
     left_out: dict[str, str] = {}
 
-    def rows(title: str, seeds: Sequence[int]) -> list[report.Row]:
+    def rows(title: str, seeds: Sequence[int]) -> list[Row]:
         dataset, overrides = places[title]
         found = []
         for name in names:
             setting = chosen_setting(study, name)
             setting = None if setting is None else setting.but(overrides=overrides)
-            found.append(report.collect(study, name, setting, seeds, dataset=dataset))
+            found.append(collect(study, name, setting, seeds, dataset=dataset))
         return found
 
-    def run(title: str, seeds: Sequence[int]) -> None:
-        if title not in left_out:
+    def tables(seeds: Sequence[int]) -> report.Tables:
+        found = {}
+        for title in places:
+            reporting = study.options.report_only
+            if not reporting and (title in left_out or places[title][0] not in (own, *asked)):
+                continue
             try:
-                rows(title, seeds)
+                made = rows(title, seeds)
             except UserError as e:
                 left_out[title] = str(e)
                 print(f"{title} is left out: {e}", file=sys.stderr)
+                continue
+            if title not in left_out or any(row.outcomes for row in made):
+                found[title] = (made, made[0])
+        return found
 
-    try:
-        for count in range(1, len(seeds) + 1):
-            for title in places:
-                if places[title][0] in (own, *asked):
-                    run(title, seeds[:count])
-    except OutOfTime:
-        print("out of time; the same command goes on")
-    study.options.report_only = True
-    tables = {}
-    for title in places:
-        found = rows(title, study.shown_seeds)
-        if title not in left_out or any(row.outcomes for row in found):
-            tables[title] = (found, found[0])
-    figure = report.dots({title: found for title, (found, _) in tables.items()})
-    remarks = [f"{title} was left out by this call: {why}" for title, why in left_out.items()]
-    command = f"python {' '.join(sys.argv)}"
-    report.write(study, "generality" + suffix(study), tables, figure, command, remarks)
+    def figure(tables: report.Tables) -> Any:
+        return figures.dots({title: found for title, (found, _) in tables.items()}, steps=steps)
+
+    def remarks() -> list[str]:
+        return [f"{title} was left out by this call: {why}" for title, why in left_out.items()]
+
+    report.carry_out(study, "generality" + suffix(study), [tables], figure, remarks)
 
 
 def _changes(study: Study, overrides: Mapping[str, Any]) -> bool:

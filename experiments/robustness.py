@@ -12,13 +12,13 @@ Every loss keeps the setting that accuracy.py has chosen on clean data; validati
 from __future__ import annotations
 
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from accuracy import chosen_setting, suffix
-from study import report
-from study.cells import OutOfTime, Setting, Study, parser, start
+from study import figures, report
+from study.cells import Setting, Study, parser, start
+from study.rows import Row, collect
 
 from hap2s_jax.errors import UserError, unknown_name
 
@@ -46,15 +46,14 @@ def noisy(setting: Setting, kind: str, fraction: float, seed: int, dataset: str)
     return setting.but(overrides={f"data.noise.{name}": value for name, value in noise.items()})
 
 
-def row(study: Study, name: str, setting: Setting | None, kind: str, fraction: float, seeds: list[int]):
+def row(study: Study, name: str, kind: str, fraction: float, seeds: Sequence[int]) -> Row:
     """One loss at one fraction."""
-    outcomes = {}
-    if setting is not None:
-        for seed in seeds:
-            outcome = study.run(noisy(setting, kind, fraction, seed, study.options.dataset), seed)
-            if outcome is not None:
-                outcomes[seed] = outcome
-    return report.Row(name, setting, outcomes, tuple(seeds))
+    setting, dataset = chosen_setting(study, name), study.options.dataset
+    if setting is None:
+        return collect(study, name, None, seeds)
+    rows = [collect(study, name, noisy(setting, kind, fraction, s, dataset), [s]) for s in seeds]
+    outcomes = {seed: outcome for found in rows for seed, outcome in found.outcomes.items()}
+    return Row(name, setting, outcomes, tuple(seeds), rows[0].families)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,7 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for kind in kinds:
         if kind not in TITLES:
             raise unknown_name("kind of noise in --kinds", kind, TITLES)
-    seeds = study.options.seeds
     try:
         wanted = [float(fraction) for fraction in study.options.fractions.split(",")]
     except ValueError:
@@ -86,30 +84,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(
             f"{GLYPHS} is not there; make it with: python experiments/glyphs.py, or give --kinds=labels"
         )
-    try:
-        settings = {name: chosen_setting(study, name) for name in names}
-        for kind in kinds:
-            for count in range(1, len(seeds) + 1):
-                for fraction in wanted:
-                    for name in names:
-                        row(study, name, settings[name], kind, fraction, seeds[:count])
-    except OutOfTime:
-        print("out of time; the same command goes on")
-    study.options.report_only = True
-    seeds = study.shown_seeds
-    settings = {name: chosen_setting(study, name) for name in names}
-    tables, panels = {}, {}
-    # Cells of the other kind may be there from another call.
-    shown = kinds if study.options.tiny else TITLES
-    for kind in shown:
-        lines = panels.setdefault(f"{TITLES[kind]}, % of the training images", {})
-        for fraction in fractions:
-            rows = [row(study, name, settings[name], kind, fraction, seeds) for name in names]
-            tables[f"{TITLES[kind]}, {100 * fraction:g}%"] = (rows, rows[0])
-            for found in rows:
-                lines.setdefault(found.label, {})[100 * fraction] = found
-    figure = report.curves(panels)
-    report.write(study, "robustness" + suffix(study), tables, figure, f"python {' '.join(sys.argv)}")
+    lines: dict[str, dict[str, dict[float, Row]]] = {}
+
+    def tables(seeds: Sequence[int]) -> report.Tables:
+        reporting, found = study.options.report_only, {}
+        # Cells of the other kind may be there from another call.
+        for kind in TITLES if reporting and not study.options.tiny else kinds:
+            line = lines.setdefault(f"{TITLES[kind]}, % of the training images", {})
+            for fraction in fractions if reporting else wanted:
+                rows = [row(study, name, kind, fraction, seeds) for name in names]
+                found[f"{TITLES[kind]}, {100 * fraction:g}%"] = (rows, rows[0])
+                for each in rows:
+                    line.setdefault(each.label, {})[100 * fraction] = each
+        return found
+
+    report.carry_out(
+        study,
+        "robustness" + suffix(study),
+        [tables],
+        lambda _: figures.curves(lines, steps=study.plain.steps),
+    )
 
 
 if __name__ == "__main__":

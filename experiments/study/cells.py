@@ -1,57 +1,39 @@
-"""The cells of which every study consists: one setting trained with one seed and measured, kept in one file.
+"""The cells of which every study consists: one setting trained with one seed and measured, kept for good.
 
-A cell is finished when its file is there, so that a study is stopped and started at will and studies share cells (see
-`study.kept`). Several processes may work on one study: a cell that another is at is passed over. Within a process cells
-that differ in seed or data alone share their compiled programs.
+A study is stopped and started at will, and studies share cells (see `study.kept`). Several processes may work on one
+study: a cell that another is at is passed over. Within a process cells that differ in seed or data alone share their
+compiled programs.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
 import dataclasses
-import json
 import math
 import pathlib
+import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
-from hap2s_jax import formats
-from hap2s_jax.data.pk import PKPlan
-from hap2s_jax.data.source import Source
-from hap2s_jax.data.splits import split_by_class
-from hap2s_jax.data.turns import QuarterTurns
 from hap2s_jax.distributed.devices import expect_no_tpu
 from hap2s_jax.errors import UserError
-from hap2s_jax.evaluation import protocols
-from hap2s_jax.evaluation.retrieval import rank_matches
-from hap2s_jax.reporting import environment
 from hap2s_jax.reporting.atomic import holding, replacing
 from hap2s_jax.run.config import Config
-from hap2s_jax.run.trainer import Trainer, use_compilation_cache, use_devices
-from hap2s_jax.training.loop import train
 from hap2s_jax.training.watch import DivergedError
-from study.kept import Kept, of_the_outcome, read
+from study import packed
+from study.kept import Kept, of_the_outcome
 from study.settings import Setting, resolve
+from study.training import METRICS, refuse_changes, train_cell
 
-METRICS = ("mAP", "rank-1", "recall@1", "map@r")
 # What settings are chosen and compared by: the first that a data set has.
 FIRST_METRICS = ("mAP", "map@r")
-LEARNING_RATE_FACTORS = (0.25, 0.5, 1.0, 2.0)
-# While the best rate is the lowest or the highest tried, the search goes on beyond it by factors of two, so often.
-RATES_BEYOND = 2
 RESULTS, TINY_RESULTS = "experiments/results", "runs/tiny_studies"
-# Which half of the training classes the search validates on; one draw for all losses.
-SEARCH_SPLIT = 0
 # Stands for a data set's config where no loss is asked about.
 PLAIN = Setting("hap2s_e", "hap2s_e")
-_PROGRAMS_KEPT = 12
-_PROGRAMS: collections.OrderedDict[str, tuple[Any, Any]] = collections.OrderedDict()
+__all__ = ["METRICS", "PLAIN", "Setting", "Study", "parser", "primary", "start"]
 
 
 class OutOfTime(Exception):
@@ -69,6 +51,7 @@ class Study:
       busy: names of the cells that were passed over since another process is at them.
       failed: names and errors of the cells that crashed, and of those that an earlier call has left so; this call
         does not try them again.
+      trained: how many cells this call has trained.
 
     Raises:
       UserError: for a data set that has no config, or a `--set` that does not fit it.
@@ -79,14 +62,16 @@ class Study:
         self.folder = pathlib.Path(options.results or (TINY_RESULTS if options.tiny else RESULTS))
         self.failed: dict[str, str] = {}
         self.busy: set[str] = set()
-        self._kept = Kept(self.folder / "cells")
+        self.trained = 0
+        self.kept = Kept(self.folder / "cells")
+        self._known: dict[str, packed.Record] = {}
         # A mistake in the command line is reported before hours of cells, and before tables are written.
         self.plain = self.config(PLAIN, 0, options.dataset)
         self._deadline = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
 
     def run(
         self, setting: Setting, seed: int, *, dataset: str | None = None, part: str = "test"
-    ) -> dict | None:
+    ) -> packed.Record | None:
         """The outcome of one cell, or None where it failed (and is to be run again) or another process is at it.
 
         Args:
@@ -100,28 +85,52 @@ class Study:
           OutOfTime: the cell is not there and no time is left for it.
         """
         chosen: str = dataset or self.options.dataset
-        cell: dict[str, Any] = {"dataset": chosen, "set": sorted(self.options.set), "tiny": self.options.tiny}
-        cell |= {**dataclasses.asdict(setting), "seed": seed, "part": part}
+        # A table asks for the same cells again and again: of the baseline, and of the searches.
+        key = f"{dataclasses.replace(setting, label='')!r} {seed} {chosen} {part}"
+        if key not in self._known and (found := self._find(setting, seed, chosen, part)) is not None:
+            self._known[key] = found
+        return self._known.get(key)
+
+    def _find(self, setting: Setting, seed: int, chosen: str, part: str) -> packed.Record | None:
         leaves = of_the_outcome(self.config(setting, seed, chosen))
         begin = f"{setting.loss.replace(' ', '_')}-{part}-seed{seed}"
-        path = self._kept.path(begin, chosen, part, leaves)
-        name = path.name
-        if path.is_file():
-            return read(path)
+        path = self.kept.path(begin, chosen, part, leaves)
+        if found := self.kept.find(chosen, part, leaves, path):
+            return found
+        return self._make(path, setting, seed, chosen, part, leaves)
+
+    def _make(
+        self,
+        path: pathlib.Path,
+        setting: Setting,
+        seed: int,
+        chosen: str,
+        part: str,
+        leaves: Mapping[str, Any],
+    ) -> packed.Record | None:
+        """Trains a cell that is not there, where that is this process's to do."""
         crashed = path.with_suffix(".failed")
         if self.options.report_only and crashed.is_file():
-            self.failed[name] = crashed.read_text().strip()
-        if self.options.report_only or name in self.failed:
+            self.failed[path.name] = crashed.read_text().strip()
+        if self.options.report_only or path.name in self.failed:
             return None
         if time.monotonic() > self._deadline:
             raise OutOfTime
         with holding(path.with_name(f"{path.name}.lock")) as held:
             if not held:
-                self.busy.add(name)
+                self.busy.add(path.name)
                 return None
             if not path.is_file():
-                self._finish(path, setting, seed, chosen, part, {"cell": cell, "config": leaves})
-        return read(path) if path.is_file() else None
+                cell: dict[str, Any] = {
+                    "dataset": chosen,
+                    "set": sorted(self.options.set),
+                    "tiny": self.options.tiny,
+                }
+                cell |= {**dataclasses.asdict(setting), "seed": seed, "part": part}
+                command = shlex.join(["python", *sys.argv])
+                record = {"cell": cell, "command": command, "config": leaves}
+                self._finish(path, setting, seed, chosen, part, record)
+        return self.kept.find(chosen, part, leaves, path)
 
     def _finish(
         self, path: pathlib.Path, setting: Setting, seed: int, dataset: str, part: str, record: dict[str, Any]
@@ -141,11 +150,34 @@ class Study:
             print(f"FAILED {path.name}; the next call runs it again", file=sys.stderr, flush=True)
             return
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(formats.stamped({**record, **outcome}), default=list) + "\n")
+            temporary.write_text(packed.as_text({**record, **outcome}))
         crashed.unlink(missing_ok=True)
+        self.trained += 1
         shown = {k: round(v, 4) for k, v in outcome.get("metrics", {}).items()} or outcome
         what = ", ".join([setting.describe(), *(f"{k} {v}" for k, v in setting.overrides.items())])
         print(f"{dataset} {part} {setting.label} ({what}), seed {seed}: {shown}", flush=True)
+
+    def _train(self, setting: Setting, seed: int, dataset: str, part: str) -> dict[str, Any]:
+        if not self.options.tiny:
+            refuse_changes()
+        return train_cell(self.config(setting, seed, dataset), part)
+
+    def complete(self, visit: Callable[[], Any]) -> None:
+        """Calls `visit` until nothing is left of it that another process is at, or the time is over.
+
+        What to try next may hang on a cell of another process; whatever does not is trained meanwhile.
+        """
+        try:
+            while True:
+                self.busy.clear()
+                before = self.trained
+                visit()
+                if not self.busy:
+                    return
+                if self.trained == before:
+                    time.sleep(1)
+        except OutOfTime:
+            print("out of time; the same command goes on")
 
     @property
     def shown_seeds(self) -> list[int]:
@@ -157,113 +189,6 @@ class Study:
         """The resolved config of a cell."""
         return resolve(self.options, setting, seed, dataset)
 
-    def _train(self, setting: Setting, seed: int, dataset: str, part: str) -> dict:
-        began = time.perf_counter()
-        config = self.config(setting, seed, dataset)
-        use_devices(config)
-        use_compilation_cache(config)
-        job = self._with_programs(Trainer.create(config))
-        measured = job.dataset.test
-        if part == "search":
-            trained, measured = search_parts(job.dataset.train)
-            shares = len(job.parallel.devices) * config.batch.pieces
-            plan = PKPlan(
-                trained.labels,
-                classes_per_batch=classes_that_fit(config.batch, trained.labels, shares),
-                images_per_class=config.batch.images_per_class,
-                seed=seed,
-            )
-            job = dataclasses.replace(job, dataset=dataclasses.replace(job.dataset, train=trained), plan=plan)
-        last: dict[str, float] = {}
-        state = train(
-            job.parallel.replicate(job.with_initial_weights(job.initial_state())[0]),
-            job.train_batches(0),
-            update=job.update,
-            total_steps=config.steps,
-            log_every=max(config.steps // 10, 1),
-            evaluate_every=config.steps,
-            save_every=config.steps,
-            log=lambda step, part, metrics: last.update(metrics),
-            evaluate=None,
-            save=lambda state, metrics: None,
-            wait_each_step=job.parallel.must_wait,
-        )
-        assert measured is not None
-        by_class = measure(job, *job.embeddings(state, measured), measured)
-        facts = environment.describe()
-        return {
-            "metrics": {name: float(np.sum(v["sums"]) / np.sum(v["counts"])) for name, v in by_class.items()},
-            "training": {k: last[k] for k in ("loss", "active_fraction") if k in last},
-            "seconds": round(time.perf_counter() - began, 1),
-            "environment": {k: facts[k] for k in ("commit", "packages", "devices", "cpu", "cpus")},
-            # The search needs no more than its figures.
-            **({"by_class": by_class} if part == "test" else {}),
-        }
-
-    def _with_programs(self, job: Trainer) -> Trainer:
-        """The job with the compiled functions of an earlier one that differs in seed and data alone."""
-        same = {k: v for k, v in job.config.to_dict().items() if k not in ("data", "seed", "name")}
-        key = json.dumps(same, sort_keys=True, default=list)
-        update, embed = _PROGRAMS.pop(key, (job.update, job.embed))
-        _PROGRAMS[key] = (update, embed)
-        while len(_PROGRAMS) > _PROGRAMS_KEPT:
-            _PROGRAMS.popitem(last=False)
-        return dataclasses.replace(job, update=update, embed=embed)
-
-
-def search_parts(train: Source) -> tuple[Source, Source]:
-    """Two halves of the training classes, one to train on in the search and one to measure on.
-
-    Where the training set holds turned copies, only the half that is trained on does: a copy of a measured class
-    must not be trained on, and the test has no turned images either.
-    """
-    turned = isinstance(train, QuarterTurns)
-    trained, measured = split_by_class(train.source if turned else train, 0.5, SEARCH_SPLIT)
-    assert measured is not None
-    return QuarterTurns(trained) if turned else trained, measured
-
-
-def classes_that_fit(batch: Config, labels: np.ndarray, shares: int) -> int:
-    """P of the search: the config's, or as many as half of the classes allow and `shares` equal parts of a batch.
-
-    Args:
-      batch: `config.batch`.
-      labels: `[N]` of the images to train on.
-      shares: devices times pieces.
-    """
-    most = min(batch.classes, len(np.unique(labels[labels >= 0])))
-    fitting = (p for p in range(most, 0, -1) if p * batch.images_per_class % shares == 0)
-    return next(fitting, batch.classes)
-
-
-def measure(
-    job: Trainer, embeddings: np.ndarray, present: np.ndarray, source: Source
-) -> dict[str, dict[str, list]]:
-    """Figures by class: name -> ``sums`` and ``counts`` over the class's queries, in the order of the labels."""
-    labels = np.where(present, source.labels, -1)
-    distance = job.config.evaluate.distance
-    values: dict[str, dict[str, list]] = {}
-
-    def add(rows: np.ndarray, figures: Mapping[str, np.ndarray]) -> None:
-        for name in METRICS:
-            if name in figures:
-                known = ~np.isnan(figures[name])
-                size = len(source.class_names)
-                sums = np.bincount(labels[rows[known]], figures[name][known], size)
-                counts = np.bincount(labels[rows[known]], minlength=size)
-                values[name] = {"sums": np.round(sums, 4).tolist(), "counts": counts.tolist()}
-
-    if "query_gallery" in job.dataset.protocols:
-        query, gallery = job.query_and_gallery(source)
-        found = rank_matches(
-            embeddings, labels, cameras=source.cameras, query=query, gallery=gallery, distance=distance
-        )
-        add(found.query, protocols.query_gallery_values(found))
-    if "class" in job.dataset.protocols:
-        found = rank_matches(embeddings, labels, distance=distance)
-        add(found.query, protocols.class_values(found))
-    return values
-
 
 def primary(outcome: Mapping[str, Any]) -> float:
     """The figure that settings are chosen by: cross-camera mAP where there is one, else MAP@R; -inf if diverged."""
@@ -271,48 +196,7 @@ def primary(outcome: Mapping[str, Any]) -> float:
     return next((metrics[name] for name in FIRST_METRICS if name in metrics), -math.inf)
 
 
-def search(study: Study, base: Setting, alternatives: Iterable[Mapping[str, Any]]) -> Setting | None:
-    """The best of the learning rates, then of some hyperparameters at that rate, on held-out training classes.
-
-    Where the best rate lies at the edge of the grid, the search goes on beyond it.
-
-    Args:
-      study: runs the cells, all with seed 0.
-      base: the loss with its defaults.
-      alternatives: hyperparameters to try in turn; every loss has equally many.
-
-    Returns:
-      The setting, or None where a cell failed.
-    """
-    rates = [1.0] if study.options.tiny else list(LEARNING_RATE_FACTORS)
-    for _ in range(1 if study.options.tiny else 1 + RATES_BEYOND):
-        best = _best(study, [base.but(rate=base.rate * factor) for factor in rates])
-        if best is None:
-            return None
-        if best.rate == base.rate * rates[0]:
-            rates.insert(0, rates[0] / 2)
-        elif best.rate == base.rate * rates[-1]:
-            rates.append(rates[-1] * 2)
-        else:
-            break
-    tried = [best.but(hyperparameters=changes) for changes in alternatives]
-    return _best(study, [best, *(tried[:1] if study.options.tiny else tried)])
-
-
-def _best(study: Study, settings: list[Setting]) -> Setting | None:
-    while True:
-        study.busy.clear()
-        outcomes = [study.run(setting, 0, part="search") for setting in settings]
-        if not study.busy:
-            break
-        time.sleep(1)  # What to try next hangs on what other processes are at.
-    if any(outcome is None for outcome in outcomes):
-        return None
-    scores = [primary(outcome) for outcome in outcomes if outcome is not None]
-    return settings[int(np.argmax(scores))]
-
-
-def parser(description: str, seeds: str) -> argparse.ArgumentParser:
+def parser(description: str | None, seeds: str) -> argparse.ArgumentParser:
     """The options of every study."""
     made = argparse.ArgumentParser(description=description)
     made.set_defaults(usual_seeds=_integers(seeds))

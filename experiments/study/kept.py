@@ -1,6 +1,6 @@
-"""The cells that a study keeps: a file for each, found by what the cell has trained.
+"""The cells that a study keeps, found by what each has trained.
 
-A file's name is for people and for processes that share a study: a finished cell is found under any. One that was
+A cell's name is for people and for processes that share a study: a finished cell is found under any. One that was
 trained before a key was known to the configs stays found, since only differences to the defaults count.
 """
 
@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from hap2s_jax import formats, losses
-from hap2s_jax.errors import UserError
 from hap2s_jax.recipes import common
 from hap2s_jax.run.config import Config, flatten
+from study import families, packed
 from study.settings import below
 
 # What says where and how fast a cell runs, not what comes out. A path is one of these only beside a name that says
@@ -47,50 +47,61 @@ class Kept:
     """
 
     def __init__(self, folder: pathlib.Path):
-        self._folder, self._usual = folder, usual()
-        # By data set: what each of its cells has trained, and the file.
-        self._finished: dict[str, dict[str, pathlib.Path]] = {}
+        self.folder, self._usual = folder, usual()
+        # By data set: what each of its cells has trained, and the cell.
+        self._finished: dict[str, dict[str, packed.Record]] = {}
 
-    def path(self, name: str, dataset: str, part: str, leaves: Mapping[str, Any]) -> pathlib.Path:
-        """The file of a cell: that of a finished one that trained the same, or the one to be made.
+    def find(
+        self, dataset: str, part: str, leaves: Mapping[str, Any], path: pathlib.Path
+    ) -> packed.Record | None:
+        """A finished cell that trained the same, or None.
 
         Args:
-          name: what a new file's name begins with.
           dataset: config that is trained on.
           part: "test" or "search".
           leaves: `of_the_outcome` of its config.
+          path: the file in which another process may have left it meanwhile.
         """
-        folder = self._folder / dataset.replace(":", "-").replace(",", "-")
-        if dataset not in self._finished:
-            cells = ((path, read(path)) for path in sorted(folder.glob("[!.]*.json"), reverse=True))
-            self._finished[dataset] = {self._mark(c["cell"]["part"], c["config"]): path for path, c in cells}
+        mark = self._mark(part, leaves)
+        found = self._of(dataset)
+        if mark not in found and path.is_file():
+            found[mark] = packed.read(path)
+        return found.get(mark)
+
+    def path(self, begin: str, dataset: str, part: str, leaves: Mapping[str, Any]) -> pathlib.Path:
+        """The file of a cell that is to be made; its name begins with `begin`."""
         # Of all leaves: the same differences are another cell once the defaults have changed.
         whole = json.dumps({"part": part, "config": leaves}, sort_keys=True)
         digest = hashlib.sha256(whole.encode()).hexdigest()[:10]
-        return self._finished[dataset].get(self._mark(part, leaves), folder / f"{name}-{digest}.json")
+        return self.of_dataset(dataset) / f"{begin}-{digest}.json"
+
+    def of_dataset(self, dataset: str) -> pathlib.Path:
+        """The folder of a data set's cells."""
+        return self.folder / dataset.replace(":", "-").replace(",", "-")
+
+    def families(self, dataset: str) -> list[str] | None:
+        """The families of the data set's test classes, in the order of the labels; None where none are known."""
+        known = packed.families_of(self.of_dataset(dataset))
+        return families.families(dataset) if known is None else known
+
+    def pack(self) -> int:
+        """Packs the cells of all data sets, and returns how many there are."""
+        common = json.loads(
+            json.dumps({k: v for k, v in self._usual.items() if not below(k, _NOT_OF_THE_OUTCOME)})
+        )
+        folders = sorted(self.folder.glob("[!.]*"))
+        return sum(packed.pack(folder, common, families.families(folder.name)) for folder in folders)
+
+    def _of(self, dataset: str) -> dict[str, packed.Record]:
+        if dataset not in self._finished:
+            # Of several that trained the same, the first by name.
+            cells = sorted(packed.load(self.of_dataset(dataset)).items(), reverse=True)
+            self._finished[dataset] = {self._mark(c["cell"]["part"], c["config"]): c for _, c in cells}
+        return self._finished[dataset]
 
     def _mark(self, part: str, leaves: Mapping[str, Any]) -> str:
         """The identity of a cell under any name: studies share cells, and a changed recipe never finds the old ones."""
         return json.dumps({"part": part, "config": identity(leaves, self._usual)}, sort_keys=True)
-
-
-def read(path: pathlib.Path) -> dict[str, Any]:
-    """A finished cell as today's version would have kept it.
-
-    Raises:
-      UserError: the file is damaged, or of a later version.
-    """
-    try:
-        record = json.loads(path.read_text())
-        # Before what it should hold is looked for, which a later format may have elsewhere.
-        record = formats.upgraded(
-            record | {"config": nested(record.get("config", {}))}, path, config="config"
-        )
-        return {**record, "config": flatten(record["config"])}
-    except formats.NewerFormatError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{path} is no finished cell ({e!r}); remove it, and it is trained again") from e
 
 
 def of_the_outcome(config: Config) -> dict[str, Any]:
@@ -129,15 +140,3 @@ def identity(leaves: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, A
         for key, value in leaves.items()
         if key not in _WITHOUT_EFFECT and (key not in default or default[key] != value)
     }
-
-
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by their dotted names as sections of sections, the inverse of `hap2s_jax.run.config.flatten`."""
-    config: dict[str, Any] = {}
-    for name, value in leaves.items():
-        *sections, key = name.split(".")
-        section = config
-        for part in sections:
-            section = section.setdefault(part, {})
-        section[key] = value
-    return config

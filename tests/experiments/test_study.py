@@ -17,10 +17,15 @@ ROOT = pathlib.Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT)]
 
 import accuracy  # noqa: E402 - scripts, which lie on no path but their own
+import cells as cells_script  # noqa: E402
 import flexibility  # noqa: E402
 import generality  # noqa: E402
+import headline  # noqa: E402
 import robustness  # noqa: E402
-from study import cells, report  # noqa: E402
+from study import cells, packed, report, search, training  # noqa: E402
+from study.families import families  # noqa: E402
+from study.figures import dots  # noqa: E402
+from study.rows import Row, collect, correct, difference, first_metric  # noqa: E402
 
 from configs import emoji as emoji_config  # noqa: E402
 from hap2s_jax import formats, hap2s_loss, losses  # noqa: E402
@@ -73,7 +78,7 @@ def test_a_crash_is_reported_and_run_again(tmp_path, monkeypatch, capsys):
     crashed, _ = new_study(
         tmp_path, monkeypatch, lambda s, seed: MemoryError("full") if seed else scored(0.5)
     )
-    row = report.collect(crashed, "hap2s_e", SETTING, [0, 1])
+    row = collect(crashed, "hap2s_e", SETTING, [0, 1])
     assert list(row.outcomes) == [0]
     assert list(crashed.failed.values()) == ["MemoryError: full"]
     assert crashed.run(SETTING, 1) is None  # not again in this call
@@ -81,16 +86,16 @@ def test_a_crash_is_reported_and_run_again(tmp_path, monkeypatch, capsys):
     assert "1 of 2" in report.table([row], None)
     # Another call that only reports knows of it too, writes it down, and does not end well.
     reporting, _ = new_study(tmp_path, monkeypatch, None, "--report-only")
-    rows = [report.collect(reporting, "hap2s_e", SETTING, [0, 1])]
+    rows = [collect(reporting, "hap2s_e", SETTING, [0, 1])]
     with pytest.raises(UserError, match=r"1 cells have crashed.*\n.*MemoryError: full"):
-        report.write(reporting, "x", {"t": (rows, None)}, report.dots({"t": rows}), "")
+        report.write(reporting, "x", {"t": (rows, None)}, dots({"t": rows}, steps=600), "")
     assert "MemoryError: full" in (tmp_path / "x.md").read_text()
     again, ran = new_study(tmp_path, monkeypatch, scored(0.7))
-    row = report.collect(again, "hap2s_e", SETTING, [0, 1])
+    row = collect(again, "hap2s_e", SETTING, [0, 1])
     assert row.values("mAP") == [0.5, 0.7]
     assert len(ran) == 1
     reporting, _ = new_study(tmp_path, monkeypatch, None, "--report-only")
-    report.collect(reporting, "hap2s_e", SETTING, [0, 1])
+    collect(reporting, "hap2s_e", SETTING, [0, 1])
     assert not reporting.failed
 
 
@@ -111,17 +116,17 @@ def test_tables_say_what_made_their_cells(tmp_path, monkeypatch):
         tmp_path, monkeypatch, lambda s, seed: {**scored(0.5 + 0.1 * seed), "environment": made}
     )
     rows = [
-        report.collect(found, name, SETTING.but(label=name, loss=name), [0, 1])
-        for name in ("hap2s_e", "hap2s_p")
+        collect(found, name, SETTING.but(label=name, loss=name), [0, 1]) for name in ("hap2s_e", "hap2s_p")
     ]
-    report.write(found, "x", {"t": (rows, rows[0])}, report.dots({"t": rows}), "", ["More."])
+    report.write(found, "x", {"t": (rows, rows[0])}, dots({"t": rows}, steps=600), "", ["More."])
     text, summary = (tmp_path / "x.md").read_text(), json.loads((tmp_path / "x.json").read_text())
     assert "More." in text
     assert "1 commits (in the .json), jax 0.9.1, Some CPU." in text
     assert summary["cells"]["count"] == 4
     assert summary["cells"]["commits"] == ["abc"]
-    assert summary["tables"]["t"]["hap2s_p"]["over"] == {"hap2s_e": "+0.0000 [+0.0000, +0.0000], 0 of 2"}
-    assert "+0.0000 [+0.0000, +0.0000], 0 of 2" in text
+    none = {"mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "n": 2}
+    assert summary["tables"]["t"]["hap2s_p"]["over"] == {"hap2s_e": none}
+    assert "+0.0000 [+0.0000, +0.0000], n = 2 n.s." in text
 
 
 def test_a_cell_that_another_process_is_at_is_passed_over(tmp_path, monkeypatch):
@@ -144,10 +149,15 @@ def test_two_processes_search_together(tmp_path, monkeypatch):
         time.sleep(0.3)
         return scored(-abs(setting.rate - 0.5))
 
+    def searched(study):
+        found = []
+        study.complete(lambda: found.append(search.search(study, SETTING, ({"margin": 0.6},))))
+        return found[-1]
+
     found, ran = new_study(tmp_path, monkeypatch, outcome)
     studies = [found, cells.Study(found.options)]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        best = list(pool.map(lambda study: cells.search(study, SETTING, ({"margin": 0.6},)), studies))
+        best = list(pool.map(searched, studies))
     assert best[0] == best[1]
     assert best[0].rate == 0.5
     assert len(ran) == 5  # each once
@@ -164,7 +174,7 @@ def test_divergence_is_kept_and_never_averaged_away(tmp_path, monkeypatch):
         return DivergedError("not finite") if seed == 1 else scored(0.5)
 
     found, _ = new_study(tmp_path, monkeypatch, outcome)
-    row = report.collect(found, "hap2s_e", SETTING, [0, 1])
+    row = collect(found, "hap2s_e", SETTING, [0, 1])
     assert row.diverged == [1]
     assert row.values("mAP") == []
     assert "diverged: 1" in report.table([row], None)
@@ -185,7 +195,7 @@ def test_search_takes_the_best_rate_and_then_the_best_hyperparameters(tmp_path, 
         return scored(0.3 - abs(setting.rate - 0.5) + 0.1 * (setting.hyperparameters.get("margin") == 0.6))
 
     found, ran = new_study(tmp_path, monkeypatch, outcome)
-    best = cells.search(found, SETTING, ({"margin": 0.1}, {"margin": 0.6}, {"sigma": 1.0}))
+    best = search.search(found, SETTING, ({"margin": 0.1}, {"margin": 0.6}, {"sigma": 1.0}))
     assert (best.rate, best.hyperparameters) == (0.5, {"margin": 0.6})
     assert len(ran) == 7
     assert all((seed, part) == (0, "search") for _, seed, part in ran)
@@ -197,8 +207,70 @@ def test_search_takes_the_best_rate_and_then_the_best_hyperparameters(tmp_path, 
 )
 def test_the_search_goes_on_beyond_the_edge_of_the_grid(tmp_path, monkeypatch, peak, chosen, tried):
     found, ran = new_study(tmp_path, monkeypatch, lambda setting, seed: scored(-abs(setting.rate - peak)))
-    best = cells.search(found, SETTING, ())
+    best = search.search(found, SETTING, ())
     assert (best.rate, len(ran)) == (chosen, tried)
+
+
+def test_the_search_in_stages(tmp_path, monkeypatch):
+    """Two seeds decide, own parameters go on beyond their grid, and the best three train for longer."""
+
+    def outcome(setting, seed):
+        sigma = setting.hyperparameters.get("sigma", 0.5)
+        if setting.overrides:
+            return scored(sigma == 0.2)  # with more steps another is best
+        if setting.hyperparameters.get("margin"):
+            return scored(-5)
+        # Seed 0 alone would choose rate 2; sigma is best at 0.1, which the grid does not have.
+        return scored(
+            -abs(setting.rate - 0.5) + (setting.rate == 2.0) * (2.0, -2.0)[seed] - 0.1 * abs(sigma - 0.1)
+        )
+
+    found, ran = new_study(tmp_path, monkeypatch, outcome)
+    axes = [search.Axis("sigma", (0.2, 0.35))]
+    best = search.staged(
+        found, SETTING, axes, search.Budget(), others=[{"margin": 0.6}], longer={"steps": 1200}
+    )
+    assert (best.rate, best.hyperparameters, best.overrides) == (0.5, {"sigma": 0.2}, {"steps": 1200})
+    # Four rates; two sigmas and two beyond, 0.114 and 0.0653; the other margin; three finalists: each with two seeds.
+    assert len(ran) == 2 * (4 + 4 + 1 + 3)
+    tried = {s.hyperparameters.get("sigma") for s, _, _ in ran}
+    assert tried == {None, 0.2, 0.35, 0.114, 0.065}
+    again, ran = new_study(tmp_path, monkeypatch, None, "--report-only")
+    assert best == search.staged(
+        again, SETTING, axes, search.Budget(), others=[{"margin": 0.6}], longer={"steps": 1200}
+    )
+    assert not ran
+
+
+def test_grids_end_where_values_mean_nothing():
+    assert search.Axis("ratio", (), below=1.0).beyond(0.8, 0.65) == 0.985
+    assert search.Axis("ratio", (), below=1.0).beyond(0.9, 0.65) is None
+    assert search.Axis("count", ()).beyond(16, 8) == 32
+    assert search.Axis("count", ()).beyond(1, 3) is None
+
+
+def test_every_loss_of_the_headline_has_four_values_of_its_own_that_it_knows(monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    flexibility.register_weightings()
+    for name, loss in {**headline.NAMED, **headline.LATER}.items():
+        assert sum(len(axis.values) for axis in loss.axes) + len(loss.others) == 4, name
+        settings = [axis.put(loss.setting, value) for axis in loss.axes for value in axis.values]
+        for setting in [loss.setting, *settings, *(loss.setting.but(hyperparameters=c) for c in loss.others)]:
+            losses.create(setting.loss, **setting.hyperparameters)
+            assert cells.resolve(cells.parser("", "0").parse_args([]), setting, 0, "emoji")
+        assert len({repr(s) for s in [loss.setting, *settings]}) == 1 + len(settings), name
+
+
+def test_an_estimate_trains_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    found, ran = new_study(tmp_path, monkeypatch, {**scored(0.5), "seconds": 300.0})
+    found.run(SETTING, 0)
+    headline.main([f"--results={tmp_path}", "--estimate", "--parts=later"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(ran) == 1
+    assert lines[-1] == "at 0.500 s a step, the median of 1 cells"
+    # Six losses with at least eight trials of two seeds, three finalists of two, and five seeds at the end.
+    assert int(lines[-2].split()[1]) >= 6 * (2 * 8 + 2 * 3 + 5)
 
 
 def test_every_loss_has_as_many_trials_of_values_that_it_knows():
@@ -208,23 +280,56 @@ def test_every_loss_has_as_many_trials_of_values_that_it_knows():
             losses.create(setting.loss, **setting.but(hyperparameters=changes).hyperparameters)
 
 
+def difference_of(values, others, groups=None):
+    def row(label, values):
+        outcomes = {s: {"metrics": {"mAP": v.mean()}, "by_class": by_class(*v)} for s, v in enumerate(values)}
+        return Row(label, SETTING, outcomes, tuple(range(len(values))), groups)
+
+    return difference(row("a", values), row("b", others), "mAP")
+
+
 def test_the_difference_and_its_interval():
     random = np.random.default_rng(0)
     base = random.uniform(size=(2, 60))
     gain = 0.05 + 0.02 * random.normal(size=60)
-
-    def row(label, values):
-        outcomes = {s: {"metrics": {"mAP": v.mean()}, "by_class": by_class(*v)} for s, v in enumerate(values)}
-        return report.Row(label, SETTING, outcomes, (0, 1))
-
-    mean, low, high, by_seed = report.difference(row("a", base + gain), row("b", base), "mAP")
-    np.testing.assert_allclose(mean, gain.mean(), rtol=1e-9)
+    found = difference_of(base + gain, base)
+    np.testing.assert_allclose(found.mean, gain.mean(), rtol=1e-9)
     # Paired by class: the spread of the gains counts, not the far larger one of the classes.
     half = 1.96 * gain.std() / 60**0.5
-    np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.2 * half)
-    alone = report.Row("c", SETTING, {}, (0, 1))
-    assert report.difference(alone, row("b", base), "mAP") is None
-    np.testing.assert_allclose(by_seed, [gain.mean()] * 2, rtol=1e-9)
+    np.testing.assert_allclose(
+        [found.low, found.high], [gain.mean() - half, gain.mean() + half], atol=0.2 * half
+    )
+    np.testing.assert_allclose(found.by_seed, [gain.mean()] * 2, rtol=1e-9)
+    assert found.established
+    # Sixty copies of three look-alikes are three draws: the interval is wider by the root of twenty.
+    copied, groups = np.repeat(gain[:3], 20), [str(i // 20) for i in range(60)]
+    wide = difference_of(base + copied, base, groups)
+    narrow = difference_of(base + copied, base)
+    np.testing.assert_allclose((wide.high - wide.low) / (narrow.high - narrow.low), 20**0.5, rtol=0.1)
+    # Five seeds that differ: the spread over them is in the interval too.
+    by_seed = np.array([0.05, 0.03, -0.02, 0.06, 0.01])[:, None]
+    five = difference_of(np.full((5, 60), 0.5) + by_seed, np.full((5, 60), 0.5))
+    np.testing.assert_allclose(five.high - five.low, 3.92 * by_seed.std() / 5**0.5, rtol=0.1)
+    assert difference(Row("c", SETTING, {}, (0, 1)), Row("d", SETTING, {}, (0,)), "mAP") is None
+
+
+def test_many_comparisons_are_corrected():
+    differences = [
+        difference_of(np.full((2, 4), 0.5 + x), np.full((2, 4), 0.5)) for x in (0.1, 0.1, 0.1, 0.1)
+    ]
+    for entry, p in zip(differences, (0.01, 0.04, 0.03, 0.005), strict=True):
+        entry.p = p
+    correct([*differences, None])
+    # Holm's own example: sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1, never falling.
+    np.testing.assert_allclose([d.p for d in differences], [0.03, 0.06, 0.06, 0.02])
+    assert [d.established for d in differences] == [True, False, False, True]
+
+
+def test_look_alike_emoji_are_families():
+    names = families("emoji")
+    assert len(names) == len(emoji.load().test.class_names) == 531
+    assert len(set(names)) == 139
+    assert max(map(names.count, set(names))) == 43
 
 
 def test_configs_differ_in_what_the_setting_says(tmp_path, monkeypatch):
@@ -241,17 +346,23 @@ def test_configs_differ_in_what_the_setting_says(tmp_path, monkeypatch):
         found.config(SETTING, 0, "nothing")
 
 
-def test_the_search_measures_upright_classes_that_it_does_not_train_on():
-    upright = emoji.load().train
-    trained, measured = cells.search_parts(QuarterTurns(upright))
-    assert isinstance(trained, QuarterTurns)
-    assert not set(trained.source.class_names) & set(measured.class_names)
-    assert len(trained.source) + len(measured) == len(upright)
-    assert set(measured.class_names) <= set(upright.class_names)
-    pictures = {upright.read(i) for i in range(len(upright))}
-    assert all(measured.read(i) in pictures for i in range(0, len(measured), 50))
-    plain, same = cells.search_parts(upright)
-    assert (plain.class_names, same.class_names) == (trained.source.class_names, measured.class_names)
+@pytest.mark.parametrize("kind", ["", "labels"])
+def test_the_search_measures_clean_upright_classes_that_it_does_not_train_on(kind):
+    clean = emoji.load()
+    config = emoji_config.get_config()
+    config.data.noise.update({"kind": kind, "fraction": 0.5 if kind else 0.0})
+    dataset, measured = training.halves(config, clean)
+    turns = dataset.train
+    assert isinstance(turns, QuarterTurns)
+    assert not set(turns.source.class_names) & set(measured.class_names)
+    assert len(turns.source) + len(measured) == len(clean.train)
+    name_of = {
+        clean.train.read(i): clean.train.class_names[clean.train.labels[i]] for i in range(len(clean.train))
+    }
+    for source, wrong in ((measured, 0.0), (turns.source, 0.5 if kind else 0.0)):
+        names = [source.class_names[label] for label in source.labels]
+        flipped = [name_of[source.read(i)] != name for i, name in enumerate(names)]
+        assert np.isclose(np.mean(flipped), wrong, atol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +371,7 @@ def test_the_search_measures_upright_classes_that_it_does_not_train_on():
 def test_the_search_takes_as_many_classes_as_half_of_them_allow(classes, shares, expected):
     batch = ml_collections.ConfigDict({"classes": 56, "images_per_class": 2})
     labels = np.append(np.repeat(np.arange(classes), 3), -1)
-    assert cells.classes_that_fit(batch, labels, shares) == expected
+    assert training.classes_that_fit(batch, labels, shares) == expected
 
 
 def test_a_cell_is_what_its_config_says_and_not_where_it_runs(tmp_path, monkeypatch):
@@ -280,7 +391,7 @@ def test_a_cell_is_what_its_config_says_and_not_where_it_runs(tmp_path, monkeypa
         return config
 
     monkeypatch.setattr(emoji_config, "get_config", changed)
-    found.run(SETTING, 0)
+    new_study(tmp_path, monkeypatch, scored(0.5))[0].run(SETTING, 0)
     assert len(list(tmp_path.rglob("*.json"))) == 2
 
 
@@ -308,13 +419,13 @@ def test_new_keys_orphan_no_finished_cell(monkeypatch):
     with_changes(monkeypatch, new_keys, {"new_number": 0.5})
     monkeypatch.setattr(cells.Study, "_train", None)
     found = cells.Study(cells.parser("", "0").parse_args(["--report-only"]))
-    paths = sorted((ROOT / cells.RESULTS / "cells").glob("*/*.json"))
-    assert len(paths) >= 573
-    for path in paths:
-        cell = json.loads(path.read_text())["cell"]
+    kept = [c for d in ("emoji", "glyphs") for c in packed.load(ROOT / cells.RESULTS / "cells" / d).values()]
+    assert len(kept) >= 573
+    for record in kept:
+        cell = record["cell"]
         fields = {field.name: cell[field.name] for field in dataclasses.fields(cells.Setting)}
         outcome = found.run(cells.Setting(**fields), cell["seed"], dataset=cell["dataset"], part=cell["part"])
-        assert outcome is not None, path.name
+        assert outcome is not None, cell
         assert outcome["cell"] == cell
 
 
@@ -363,6 +474,102 @@ def test_cells_have_the_number_of_their_format(tmp_path, monkeypatch):
         path.write_text("{")
     with pytest.raises(UserError, match=r"is no finished cell .*; remove it"):
         new_study(tmp_path, monkeypatch, scored(0.7))[0].run(SETTING, 0)
+
+
+def test_packed_cells_are_the_same_cells(tmp_path, monkeypatch):
+    study, _ = new_study(
+        tmp_path, monkeypatch, lambda s, seed: scored(0.5 + seed / 8) | {"environment": {"cpu": "x"}}
+    )
+    for seed in (0, 1):
+        study.run(SETTING, seed)
+    study.run(SETTING, 0, part="search")
+    folder = tmp_path / "cells" / "emoji"
+    before = packed.load(folder)
+    assert study.kept.pack() == 3
+    assert {path.name for path in folder.iterdir()} == {packed.LINES, packed.FIGURES}
+    first = [(folder / name).read_bytes() for name in (packed.LINES, packed.FIGURES)]
+    assert packed.check(folder) == []
+
+    def plain(cells):
+        return {n: json.loads(packed.as_text(c | {"config": None})) for n, c in cells.items()}
+
+    after = packed.load(folder)
+    assert plain(after) == plain(before)
+    new, ran = new_study(tmp_path, monkeypatch, scored(0.9))
+    assert new.run(SETTING, 1)["metrics"] == {"mAP": 0.625}
+    assert new.run(SETTING, 2)["metrics"] == {"mAP": 0.9}
+    assert len(ran) == 1
+    assert packed.unpack(folder) == 3
+    assert plain(packed.load(folder)).keys() > plain(before).keys()
+    next(folder.glob("*seed2*")).unlink()
+    new.kept.pack()
+    assert [(folder / name).read_bytes() for name in (packed.LINES, packed.FIGURES)] == first
+    text = (folder / packed.LINES).read_text()
+    (folder / packed.LINES).write_text(text.replace('"mAP": 0.625', '"mAP": 0.635'))
+    assert packed.check(folder) == [f"{[*before][2]}: mAP is 0.63500, by its classes 0.62500"]
+    (folder / packed.LINES).write_text(text[:-9])
+    with pytest.raises(UserError, match=r"holds no finished cells .*; restore it with: git checkout"):
+        new_study(tmp_path, monkeypatch, None)[0].run(SETTING, 0)
+
+
+def test_shipped_cells_are_whole():
+    for name in ("emoji", "glyphs"):
+        assert packed.check(ROOT / cells.RESULTS / "cells" / name) == []
+        assert len(set(packed.families_of(ROOT / cells.RESULTS / "cells" / name))) > 100
+
+
+def test_a_cell_says_its_command_and_runs_again_from_its_own_config(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    monkeypatch.setattr(sys, "argv", ["experiments/x.py", "--set=steps=7"])
+    setting = SETTING.but(
+        hyperparameters={"sigma": 0.1}, identification=0.2, overrides={"augment.rotate": 3.0}
+    )
+    study, _ = new_study(tmp_path, monkeypatch, scored(0.5), "--set=steps=7")
+    record = study.run(setting, 3, part="search")
+    assert record["command"] == "python experiments/x.py --set=steps=7"
+    trained = []
+    monkeypatch.setattr(
+        cells_script,
+        "train_cell",
+        lambda *given: trained.append(given) or {"metrics": {"mAP": 0.625}, "seconds": 9},
+    )
+    cells_script.main(["list", "seed3", f"--results={tmp_path}"])
+    name = capsys.readouterr().out.strip()
+    cells_script.main(["rerun", name, f"--results={tmp_path}"])
+    assert "| mAP | 0.5000 | 0.6250 |" in capsys.readouterr().out
+    ((config, part),) = trained
+    assert part == "search"
+    wanted = cells.of_the_outcome(study.config(setting, 3, "emoji"))
+    assert cells.of_the_outcome(config) == wanted
+    with pytest.raises(UserError, match="unknown cell"):
+        cells_script.main(["rerun", "nothing", f"--results={tmp_path}"])
+
+
+def test_code_that_differs_from_its_commit_trains_no_cell(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x", *arguments], check=True
+        )
+
+    for name in ("hap2s_jax/a.py", "experiments/results/b.md", "README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "x")
+    monkeypatch.setattr(training, "_ROOT", tmp_path)
+    for name in ("experiments/results/b.md", "experiments/results/c.json", "README.md"):
+        (tmp_path / name).write_text("2")
+    training.refuse_changes()
+    for name in ("hap2s_jax/a.py", "configs/new.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("2")
+        with pytest.raises(UserError, match=rf"{name} differ"):
+            training.refuse_changes()
+        git("add", ".")
+        git("commit", "-qm", "y")
+    monkeypatch.setattr(training, "_ROOT", tmp_path / "hap2s_jax" / "nothing")
+    training.refuse_changes()
 
 
 def test_folders_are_data_and_so_make_other_cells(tmp_path, monkeypatch):
@@ -455,18 +662,18 @@ def test_data_without_cameras_are_compared_by_what_their_settings_are_chosen_by(
         return {"metrics": metrics, "by_class": {"recall@1": figures, "map@r": figures}, "seconds": 1.0}
 
     found, _ = new_study(tmp_path, monkeypatch, outcome)
-    rows = [report.collect(found, name, cells.Setting(name, name), [0]) for name in ("batch_hard", "hap2s_e")]
-    assert report.first_metric(rows) == "map@r"
+    rows = [collect(found, name, cells.Setting(name, name), [0]) for name in ("batch_hard", "hap2s_e")]
+    assert first_metric(rows) == "map@r"
     assert "map@r over batch_hard" in report.table(rows, rows[0])
-    figure = report.dots({"": rows})
+    figure = dots({"": rows}, steps=600)
     report.write(found, "x", {"table": (rows, rows[0])}, figure, "")
     summary = json.loads((tmp_path / "x.json").read_text())
     assert summary["tables"]["table"]["hap2s_e"]["over_baseline"]["mean"] == 0.0
 
 
 def test_a_rate_at_the_edge_of_the_grid_is_marked():
-    rates = (0.0625, 0.125, *cells.LEARNING_RATE_FACTORS, 4.0, 8.0)
-    rows = [report.Row(f"{rate}", SETTING.but(rate=rate), {}, (0,)) for rate in rates]
+    rates = (0.0625, 0.125, *search.RATES, 4.0, 8.0)
+    rows = [Row(f"{rate}", SETTING.but(rate=rate), {}, (0,)) for rate in rates]
     marked = [line.split("|")[1].strip() for line in report.table(rows, None).splitlines() if "edge" in line]
     assert marked == ["0.0625", "8.0"]
 
