@@ -18,7 +18,7 @@ from hap2s_jax.data import auto_augment
 from hap2s_jax.data.pixels import centre_part, fit, resize
 from hap2s_jax.settings import Rule, Settings, between, one_of
 
-__all__ = ["CROPS", "DRAWS", "IMAGENET_MEAN", "Augmentation", "centre_part", "resize"]
+__all__ = ["CROPS", "DRAWS", "IMAGENET_MEAN", "Augmentation", "Centre", "centre_part", "resize"]
 
 CROPS = ("none", "pad", "random", "resized")
 # Colours outside the image and under an erased patch: the ImageNet mean, which the encoders turn into zero.
@@ -235,6 +235,24 @@ class Augmentation(Settings):
         left = int(u[_Draw.ERASE_LEFT] * (width - erased_width + 1))
         corner = (left + erased_width - 1, top + erased_height - 1)
         cv2.rectangle(out, (left, top), corner, tuple(float(v) for v in self.erase_color), cv2.FILLED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Centre:
+    """The view of an image that evaluation has, in the place of an `Augmentation`."""
+
+    enlarge: float
+    keep_aspect: bool
+
+    def part(
+        self, height: int, width: int, size: tuple[int, int], u: np.ndarray
+    ) -> tuple[int, int, int, int]:
+        """As `Augmentation.part`, without a draw."""
+        return centre_part(height, width, size, enlarge=self.enlarge, keep_aspect=self.keep_aspect)
+
+    def finish(self, part: np.ndarray, out: np.ndarray, u: np.ndarray) -> None:
+        """As `Augmentation.finish`, without a change."""
+        out[...] = resize(part, (out.shape[0], out.shape[1]))
 
 
 def _between(bounds: tuple[float, float], u: float) -> float:

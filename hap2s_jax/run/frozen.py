@@ -168,10 +168,12 @@ class _Maker:
         return self._rows("train", self.trainer.dataset.train, count, size, batches)
 
     def _augmentation(self) -> Any:
+        from hap2s_jax.data.augment import Centre  # where features are only read, OpenCV may be missing
+
         config = self.trainer.config
         if config.data.cached_views > 1:
             return self.trainer.augmentation
-        return _Centre(config.evaluate.enlarge, config.evaluate.keep_aspect)
+        return Centre(config.evaluate.enlarge, config.evaluate.keep_aspect)
 
     def _rows(
         self,
@@ -285,23 +287,3 @@ class _Walk:
 
     def batch(self, step: int) -> np.ndarray:
         return self.rows[(step * self.batch_size + np.arange(self.batch_size)) % len(self.rows)]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Centre:
-    """The view of an image that evaluation has, in the place of an `Augmentation`."""
-
-    enlarge: float
-    keep_aspect: bool
-
-    def part(
-        self, height: int, width: int, size: tuple[int, int], u: np.ndarray
-    ) -> tuple[int, int, int, int]:
-        from hap2s_jax.data.pixels import centre_part
-
-        return centre_part(height, width, size, enlarge=self.enlarge, keep_aspect=self.keep_aspect)
-
-    def finish(self, part: np.ndarray, out: np.ndarray, u: np.ndarray) -> None:
-        from hap2s_jax.data.pixels import resize
-
-        out[...] = resize(part, (out.shape[0], out.shape[1]))
