@@ -4,10 +4,12 @@ import dataclasses
 import functools
 import importlib
 import json
+import sys
 
 import cv2
 import jax
 import numpy as np
+import peers
 import pytest
 
 import hap2s_jax
@@ -304,3 +306,43 @@ def test_own_photos_then_frozen_dinov2_then_search(images, tmp_path, monkeypatch
 def test_keys_that_do_not_apply_are_named(config, changes, words):
     with pytest.raises(UserError, match=words):
         Learner.create(config(**changes))
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_features_once_and_have_the_results_of_one(images, tmp_path):
+    changes = {
+        "data.data_dir": images,
+        "data.image_size": "32,32",
+        "data.options.test_fraction": 0.5,
+        "data.validation_fraction": 0.4,
+        "data.cached_views": VIEWS,
+        "augment.flip": True,
+        "batch.classes": 2,
+        "encoder.name": "resnet10",
+        "encoder.width": 4,
+        "encoder.frozen": True,
+        "encoder.embedding_dim": 8,
+        "steps": 6,
+        "evaluate.every_steps": 3,
+        "checkpoint.every_steps": 3,
+        "log.tensorboard": False,
+    }
+    command = [sys.executable, "-m", "hap2s_jax.main", "--config=configs/folder.py:tiny,scratch"]
+    command += [f"--config.{key}={value}" for key, value in changes.items()]
+    with peers.free_address() as address:
+        joint = [f"--workdir={tmp_path / 'two'}", f"--coordinator={address}", "--num_processes=2"]
+        runs = [[*command, *joint, f"--process_id={number}"] for number in range(2)]
+        workers = peers.start(runs, tmp_path, devices=2)
+        peers.wait(workers, 600)
+    workers += peers.start([[*command, f"--workdir={tmp_path / 'one'}"]], tmp_path, devices=4)
+    peers.wait(workers, 600)
+    for worker in workers:
+        assert worker.code == 0, worker.err[-3000:]
+    for name in ("train", "validation", "test"):
+        rows = [
+            np.fromfile(tmp_path / run / "features" / f"{name}.f32", np.float32) for run in ("one", "two")
+        ]
+        assert len(rows[0])
+        np.testing.assert_allclose(rows[1], rows[0], rtol=1e-5, atol=1e-5)
+    one, two = (json.loads((tmp_path / run / "results.json").read_text())["test"] for run in ("one", "two"))
+    assert two == pytest.approx(one, abs=1e-4)
