@@ -18,8 +18,7 @@ import numpy as np
 
 from hap2s_jax import extras
 from hap2s_jax.data.regular_files import read_json
-from hap2s_jax.errors import UserError
-from hap2s_jax.evaluation.stored import first_line
+from hap2s_jax.errors import UserError, reason
 from hap2s_jax.models.pretrained import HUB
 from hap2s_jax.reporting import card
 from hap2s_jax.run import config as configs
@@ -181,4 +180,4 @@ def _plainly(name: str) -> Iterator[None]:
     except Exception as error:  # it raises what its HTTP client stumbles over
         status = getattr(getattr(error, "response", None), "status_code", None)
         denied = f"; this machine's token may not: {log_in}" if status in (401, 403) else ""
-        raise UserError(f"{HUB}{name}: the hub says: {first_line(error):.200}{denied}") from error
+        raise UserError(f"{HUB}{name}: the hub says: {reason(error)}{denied}") from error
