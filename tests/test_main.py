@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import math
 import os
@@ -51,7 +53,10 @@ def _from_the_root(monkeypatch):
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     sys.path.insert(0, str(ROOT))
-    return workdir, main.run(_config(), workdir)
+    with contextlib.redirect_stderr(io.StringIO()) as said:  # no terminal
+        results = main.run(_config(), workdir)
+    (workdir.parent / "said").write_text(said.getvalue())
+    return workdir, results
 
 
 @pytest.fixture
@@ -106,6 +111,15 @@ def test_the_log_has_every_step_and_evaluation_in_order(finished):
     trained = [r for r in records if "train/loss" in r]
     for name in ("grad_norm", "param_norm", "embedding_spread", "active_fraction", "mean_positive_distance"):
         assert all(math.isfinite(r[f"train/{name}"]) for r in trained)
+
+
+def test_without_a_terminal_each_evaluation_prints_a_line(finished):
+    workdir, _ = finished
+    said = (workdir.parent / "said").read_text()
+    lines = re.findall(r"^step (\d+): validation mAP (\d\.\d{3}), ", said, re.MULTILINE)
+    measured = [record for record in read_metrics(workdir) if "validation/mAP" in record]
+    assert measured
+    assert lines == [(str(r["step"]), f"{r['validation/mAP']:.3f}") for r in measured]
 
 
 def test_a_second_run_says_that_it_is_finished(finished, capsys, monkeypatch):
