@@ -21,10 +21,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hap2s_jax.distributed import joining
+from hap2s_jax.distributed import experimental, joining
 from hap2s_jax.errors import UserError, reason
 from hap2s_jax.reporting.environment import usable_cores
 
@@ -166,7 +165,7 @@ class DataParallel:
         """Concatenates the ``[b, ...]`` of all processes, equal in shape, to ``[processes * b, ...]``."""
         if jax.process_count() == 1:
             return rows
-        return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
+        return np.asarray(experimental.gather(rows, tiled=True))
 
 
 def _keep_freed_memory() -> None:

@@ -20,8 +20,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from hap2s_jax.distributed import experimental
 from hap2s_jax.errors import Preempted, Unreachable, UserError, reason
 from hap2s_jax.reporting import lease
 from hap2s_jax.reporting.atomic import claiming
@@ -49,9 +49,9 @@ def check_same(gather_facts: Callable[[], Mapping[str, str]]) -> None:
             f"the processes have unequal numbers of devices, {sorted(counts)}; give each process the same number"
         )
     own = np.frombuffer(json.dumps(dict(gather_facts())).encode(), np.uint8)
-    lengths = np.asarray(multihost_utils.process_allgather(np.array([len(own)]))).reshape(-1)
+    lengths = np.asarray(experimental.gather(np.array([len(own)]))).reshape(-1)
     padded = np.pad(own, (0, int(lengths.max()) - len(own)))
-    rows = np.asarray(multihost_utils.process_allgather(padded))
+    rows = np.asarray(experimental.gather(padded))
     everyone = [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
     for process, theirs in enumerate(everyone):
         if different := first_difference(everyone[0], theirs):
@@ -80,7 +80,7 @@ def check_shared(folder: pathlib.Path) -> None:
     if jax.process_count() == 1:
         return
     token = np.frombuffer(os.urandom(8), np.uint8)
-    token = np.asarray(multihost_utils.broadcast_one_to_all(token)).astype(np.uint8)
+    token = experimental.broadcast(token).astype(np.uint8)
     file = folder / f".shared_{token.tobytes().hex()}"
     if jax.process_index() == 0:
         try:
@@ -89,11 +89,11 @@ def check_shared(folder: pathlib.Path) -> None:
             raise UserError(
                 f"workdir {folder} cannot be written: {e.strerror}; choose another --workdir"
             ) from e
-    multihost_utils.sync_global_devices("hap2s_jax: written")
+    experimental.wait_for_all("hap2s_jax: written")
     until = time.monotonic() + _SEEN_WITHIN
     while not (seen := file.exists()) and time.monotonic() < until:
         time.sleep(0.2)
-    everyone = np.asarray(multihost_utils.process_allgather(np.array([seen]))).reshape(-1)
+    everyone = np.asarray(experimental.gather(np.array([seen]))).reshape(-1)
     if jax.process_index() == 0:
         file.unlink(missing_ok=True)
     if not everyone.all():
@@ -119,7 +119,7 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
             free = next(answers)
             if jax.process_count() > 1:
                 number = np.array(-1 if free is None else int(free))
-                number = int(np.asarray(multihost_utils.broadcast_one_to_all(number)))
+                number = int(experimental.broadcast(number))
                 free = None if number < 0 else bool(number)
         if not free:
             raise UserError(
@@ -170,7 +170,7 @@ class StopRequests:
         lease.check_known()
         if jax.process_count() == 1:
             return self._asked.is_set()
-        return multihost_utils.reached_preemption_sync_point(step)
+        return experimental.preemption_reached(step)
 
 
 @contextlib.contextmanager

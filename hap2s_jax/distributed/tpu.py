@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from hap2s_jax import extras
+from hap2s_jax.distributed import experimental
 from hap2s_jax.distributed.devices import DataParallel, expect_no_tpu
 from hap2s_jax.errors import UserError, did_you_mean, reason
 
@@ -96,11 +96,11 @@ def topology(name: str) -> Topology:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     expect_no_tpu()
     try:
-        described = topologies.get_topology_desc(name, platform="tpu")
+        devices = experimental.tpu_devices(name)
     except jax.errors.JaxRuntimeError as e:
         raise UserError(f"the TPU compiler does not start: {reason(e)}") from e
     generation = name.partition(":")[0]
-    return Topology(name, CHIPS[generation], tuple(described.devices))
+    return Topology(name, CHIPS[generation], devices)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.typing import ArrayLike
 
+from hap2s_jax.distributed import experimental
 from hap2s_jax.evaluation.inputs import Device, Problem, Space, check_problem, check_ranks, space
 from hap2s_jax.evaluation.ranking import (
     AVERAGES,
@@ -234,7 +234,7 @@ def _given(distance: Distance, rows: np.ndarray, kept: np.ndarray, shape: tuple[
 
 def _from_all_processes(counts: np.ndarray, averages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Exactly one process answered a query; in the others its counts are still -1.
-    all_counts, all_averages = multihost_utils.process_allgather((counts, averages))
+    all_counts, all_averages = experimental.gather((counts, averages))
     owner = np.argmax(np.asarray(all_counts)[:, :, 0] >= 0, axis=0), np.arange(counts.shape[0])
     return np.asarray(all_counts)[owner], np.asarray(all_averages)[owner]
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental import multihost_utils
 
 from hap2s_jax.distances import products, scores
+from hap2s_jax.distributed import experimental
 from hap2s_jax.evaluation.inputs import JUNK, Device, Problem, Space
 from hap2s_jax.evaluation.ranking import AVERAGES, build_keys, pad
 
@@ -71,7 +71,7 @@ def count_first_of_all(
         )
     before = np.sum([np.asarray(part, np.int64) for part in found], axis=0)[:count]
     if jax.process_count() > 1:
-        before = np.sum(np.asarray(multihost_utils.process_allgather(before)), axis=0)
+        before = np.sum(np.asarray(experimental.gather(before)), axis=0)
     first = np.empty(int(kept.max()) + 1, np.int64)
     first[kept] = before + 1
     matches = sizes - 1

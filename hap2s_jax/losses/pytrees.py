@@ -19,7 +19,8 @@ def register_dataclass(cls: C) -> C:
 
     JAX's own (jaxlib 0.10.2) makes structures of any two dataclasses with equally many leaves and equal static fields
     compare equal. Only their hashes differ, so that now and then jit finds one loss's program for another. Hence a
-    further static field, whose value is the class.
+    further static field, whose value is the class. Remove when structures of two classes differ by themselves in
+    the lowest jaxlib that pyproject.toml allows.
     """
     fields = dataclasses.fields(cls)
     static = [f.name for f in fields if f.metadata.get("static")]

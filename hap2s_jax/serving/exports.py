@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hap2s_jax import extras, formats
+from hap2s_jax.distributed import experimental
 from hap2s_jax.errors import UserError, reason
 from hap2s_jax.evaluation import test_time
 from hap2s_jax.models import pretrained, torch_names
@@ -104,14 +105,12 @@ def write_saved_model(
         from hap2s_jax.data.tf import saved_model  # before jax2tf, which would let TensorFlow talk
     except ImportError as error:
         raise extras.not_installed("--formats=saved_model", "tensorflow", "train") from error
-    try:
-        from jax.experimental import jax2tf
-    except ImportError as error:
-        raise UserError(f"--formats=saved_model needs a JAX with jax2tf: {error}") from error
 
     height, width = encoder.image_size
     shape = f"({batch_size or 'b'}, {height}, {width}, 3)"
-    converted = jax2tf.convert(encoder.function, polymorphic_shapes=[shape], with_gradient=False)
+    converted = experimental.jax2tf().convert(
+        encoder.function, polymorphic_shapes=[shape], with_gradient=False
+    )
     path = folder / "saved_model"
 
     def check(partial: pathlib.Path) -> None:

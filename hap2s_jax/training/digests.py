@@ -21,10 +21,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from hap2s_jax.data.places import BucketPath, is_bucket
 from hap2s_jax.data.regular_files import open_regular, read_json
+from hap2s_jax.distributed import experimental
 from hap2s_jax.errors import UserError, reason
 
 _LOG = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ class Checks:
             goes_on = f"step {others[-1]} is gone on from" if others else "the run begins anew"
             _warn(f"{_what(error)}; it lies in {target} now, and {goes_on}")
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"hap2s_jax: checkpoint {step} is set aside")
+            experimental.wait_for_all(f"hap2s_jax: checkpoint {step} is set aside")
         self._found.pop(step, None)
 
     def remark(self, step: int) -> None:

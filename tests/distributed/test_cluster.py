@@ -202,13 +202,13 @@ def test_the_service_goes_on_counting_from_the_step_resumed_at(monkeypatch):
     asked = []
     monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
     monkeypatch.setattr(
-        processes.multihost_utils, "reached_preemption_sync_point", lambda step: asked.append(step) or False
+        processes.experimental, "preemption_reached", lambda step: asked.append(step) or False
     )
     processes.StopRequests().check_before(7)
     assert asked == [1, 7]
 
     # Of a signal that came before anything was asked.
-    monkeypatch.setattr(processes.multihost_utils, "reached_preemption_sync_point", lambda step: step == 1)
+    monkeypatch.setattr(processes.experimental, "preemption_reached", lambda step: step == 1)
     with pytest.raises(Preempted):
         processes.StopRequests().check_before(7)
 

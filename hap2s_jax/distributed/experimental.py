@@ -1,0 +1,62 @@
+"""All that this package uses of `jax.experimental`, in one place, since it may move with any release of JAX.
+
+No other module imports it. Work-arounds for a release carry the same words, "Remove when", where they stand:
+`hap2s_jax.losses.pytrees.register_dataclass`.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from jax.experimental import multihost_utils
+
+from hap2s_jax.errors import UserError
+
+
+def gather(tree: Any, *, tiled: bool = False) -> Any:  # a tree of arrays, and one of the same structure
+    """The arrays of all processes on each: stacked as `[processes, ...]`, or put together along the first axis (tiled).
+
+    Remove when `process_allgather` has a place outside jax.experimental.
+    """
+    return multihost_utils.process_allgather(tree, tiled=tiled)
+
+
+def broadcast(array: np.ndarray | int) -> np.ndarray:
+    """The first process's array, on every process. Remove when `broadcast_one_to_all` has such a place."""
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
+def wait_for_all(name: str) -> None:
+    """Returns once every process has come here. Remove when `sync_global_devices` has such a place."""
+    multihost_utils.sync_global_devices(name)
+
+
+def preemption_reached(step: int) -> bool:
+    """Whether all processes stop before this step. Remove when `reached_preemption_sync_point` has such a place."""
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def tpu_devices(name: str) -> tuple[Any, ...]:  # as jax.devices(), which has no type either
+    """The devices of a TPU slice that need not be there. Remove when JAX describes topologies outside jax.experimental.
+
+    Raises:
+      jax.errors.JaxRuntimeError: the TPU compiler does not start.
+    """
+    from jax.experimental import topologies
+
+    return tuple(topologies.get_topology_desc(name, platform="tpu").devices)
+
+
+def jax2tf() -> ModuleType:
+    """The converter to TensorFlow. Remove when no JAX that pyproject.toml allows has it.
+
+    Raises:
+      UserError: this JAX has none.
+    """
+    try:
+        from jax.experimental import jax2tf
+    except ImportError as error:
+        raise UserError(f"--formats=saved_model needs a JAX with jax2tf: {error}") from error
+    return jax2tf
