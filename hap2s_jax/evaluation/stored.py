@@ -53,7 +53,7 @@ def read_npz(
 
     Args:
       path: of the file.
-      needed, optional: names; an array whose name is neither is not looked at.
+      needed, optional: names; other arrays are ignored.
 
     Raises:
       KeyError: a needed array is not there.
