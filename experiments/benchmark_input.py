@@ -32,7 +32,7 @@ import cv2
 import numpy as np
 
 from hap2s_jax.data.augment import DRAWS, Augmentation
-from hap2s_jax.data.batches import train_batches
+from hap2s_jax.data.batches import Reading, train_batches
 from hap2s_jax.data.draws import uniforms
 from hap2s_jax.data.images import CACHE_BYTES, DecodedImages
 from hap2s_jax.data.pixels import Window, cut, decode_whole, image_shape, reduction
@@ -118,8 +118,10 @@ def throughput(source: FileSource, setting: dict[str, Any], turns: int, count: i
     plan = PKPlan(source.labels, classes_per_batch=p, images_per_class=k, seed=0)
 
     def batches(cache_bytes: int, start: int = 0) -> Iterator[Any]:
-        options = {"augmentation": setting["augmentation"], "image_size": setting["size"], "seed": 0}
-        return train_batches(source, plan, **options, start_step=start, cache_bytes=cache_bytes)
+        reading = Reading(setting["size"], cache_bytes=cache_bytes)
+        return train_batches(
+            source, plan, reading, augmentation=setting["augmentation"], seed=0, start_step=start
+        )
 
     sizes = {"decoding": 0}
     if DecodedImages(source).cached:
@@ -188,8 +190,8 @@ def scale(folder: Path, names: list[str], images: int, classes: int) -> dict[str
         batches = train_batches(
             source,
             plan,
+            Reading((224, 224)),
             augmentation=Augmentation(crop="resized", flip=True),
-            image_size=(224, 224),
             seed=0,
             start_step=step,
         )

@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import cv2
@@ -45,20 +46,61 @@ class Plan(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How images are read, the same for training and for evaluation.
+
+    Attributes:
+      image_size: (height, width) of the encoder's input.
+      host_index: which contiguous share of a training batch, or of the images to evaluate, to make.
+      host_count: number of shares.
+      num_workers: threads; by default the number of usable cores. Each makes a batch, large batches are shared.
+      on_unreadable: "error" names the image and ends; "skip" names it once. Training then puts the next readable image
+        of its class in its place (where the class has none, of another class, with that one's label), the same at every
+        run; evaluation masks it.
+      cache_bytes: decoded images are kept, also for the next pass, when all of them fit into this many bytes.
+      decoding: orientation, background of transparent images, and the most pixels an image may have.
+
+    Raises:
+      UserError: one of these is out of range.
+    """
+
+    image_size: tuple[int, int]
+    host_index: int = 0
+    host_count: int = 1
+    num_workers: int | None = None
+    on_unreadable: str = "error"
+    cache_bytes: int = CACHE_BYTES
+    decoding: Decoding = DEFAULT
+
+    def __post_init__(self) -> None:
+        if self.on_unreadable not in _UNREADABLE:
+            raise UserError(
+                f"data.on_unreadable: must be one of {', '.join(_UNREADABLE)}, found {self.on_unreadable!r}"
+            )
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            found = tuple(self.image_size)
+            raise UserError(f"data.image_size: must be (height, width) in pixels, found {found}")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise UserError(
+                f"data.num_workers: must be at least 1, or None for all cores, found {self.num_workers}"
+            )
+        if self.cache_bytes < 0:
+            raise UserError(f"data.cache_bytes: must be 0 (keep nothing) or more, found {self.cache_bytes}")
+
+    def reader(self, source: Source) -> Reader:
+        """Reads the images of `source` as this says."""
+        return Reader(DecodedImages(source, self.cache_bytes, self.decoding), self.on_unreadable)
+
+
 def train_batches(
     source: Source,
     plan: Plan,
+    reading: Reading,
     *,
     augmentation: Augmentation,
-    image_size: tuple[int, int],
     seed: int,
     start_step: int = 0,
-    host_index: int = 0,
-    host_count: int = 1,
-    num_workers: int | None = None,
-    on_unreadable: str = "error",
-    cache_bytes: int = CACHE_BYTES,
-    decoding: Decoding = DEFAULT,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Training batches of the steps `start_step`, `start_step` + 1, ... without end.
 
@@ -68,35 +110,25 @@ def train_batches(
     Args:
       source: the training images.
       plan: which of them make up batch `t`.
+      reading: how they are read, and which share of them here.
       augmentation: the random changes.
-      image_size: (height, width) of the encoder's input.
       seed: of the random changes.
       start_step: the first batch; a large number costs nothing.
-      host_index: which contiguous share of the global batch to make.
-      host_count: number of shares.
-      num_workers: threads; by default the number of usable cores. Each makes a batch, large batches are shared.
-      on_unreadable: "error" names the image and ends; "skip" names it once and puts the next readable image
-        of its class in its place (where the class has none, of another class, with that one's label), the same at
-        every run.
-      cache_bytes: decoded images are kept when all of them fit into this many bytes.
-      decoding: orientation, background of transparent images, and the most pixels an image may have.
 
     Returns:
       An iterator of {"image": uint8 `[b, h, w, 3]`, "label": int32 `[b]`}, b = B / host_count.
 
     Raises:
-      UserError: the batch cannot be divided among the hosts, an argument is out of range, or (while
-        iterating) an image cannot be read.
+      UserError: the batch cannot be divided among the hosts, or (while iterating) an image cannot be read.
     """
-    _check(on_unreadable, image_size, num_workers, cache_bytes)
-    batch_size = len(plan.batch(start_step))
-    if batch_size % host_count:
-        raise UserError(f"batch: {batch_size} images cannot be divided evenly among {host_count} hosts")
-    share = batch_size // host_count
-    slots = np.arange(host_index * share, (host_index + 1) * share)
+    batch_size, hosts = len(plan.batch(start_step)), reading.host_count
+    if batch_size % hosts:
+        raise UserError(f"batch: {batch_size} images cannot be divided evenly among {hosts} hosts")
+    share = batch_size // hosts
+    slots = np.arange(reading.host_index * share, (reading.host_index + 1) * share)
     labels = np.asarray(source.labels)
-    reader = Reader(DecodedImages(source, cache_bytes, decoding), on_unreadable)
-    size = (int(image_size[0]), int(image_size[1]))
+    reader = reading.reader(source)
+    size = (int(reading.image_size[0]), int(reading.image_size[1]))
 
     def load(step: int, each: _Each) -> tuple[np.ndarray, np.ndarray]:
         indices = plan.batch(step)[slots]
@@ -114,38 +146,27 @@ def train_batches(
         each(fill, share)
         return out, labels[taken].astype(np.int32)
 
-    batches = _run(load, start_step, _FOREVER, num_workers, share * math.prod(size) * 3)
+    batches = _run(load, start_step, _FOREVER, reading.num_workers, share * math.prod(size) * 3)
     return ({"image": image, "label": label} for image, label in batches)
 
 
 def eval_batches(
     source: Source,
+    reading: Reading,
     *,
-    image_size: tuple[int, int],
     batch_size: int,
     enlarge: float = 1.0,
     keep_aspect: bool = False,
-    host_index: int = 0,
-    host_count: int = 1,
-    num_workers: int | None = None,
-    on_unreadable: str = "error",
-    cache_bytes: int = CACHE_BYTES,
-    decoding: Decoding = DEFAULT,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every image of a source exactly once, in order, unchanged but for its size.
 
     Args:
       source: the images.
-      image_size: (height, width) of the encoder's input.
+      reading: how they are read, and which share of them here. Every host gets the same number of batches, some
+        perhaps all padding.
       batch_size: images per batch of this host.
       enlarge: 256 / 224 with `keep_aspect` is "resize to 256, centre crop 224"; see `augment.centre_part`.
       keep_aspect: whether margins are cut instead of squeezing the image.
-      host_index: which contiguous share of the source to read.
-      host_count: number of shares; every host gets the same number of batches, some perhaps all padding.
-      num_workers: threads; by default the number of usable cores. Each makes a batch, large batches are shared.
-      on_unreadable: "error" names the image and ends; "skip" names it and masks it.
-      cache_bytes: decoded images are kept, also for the next pass, when all of them fit into this many bytes.
-      decoding: orientation, background of transparent images, and the most pixels an image may have.
 
     Returns:
       An iterator of {"image": uint8 `[b, h, w, 3]`, "index": int32 `[b]`, "mask": bool `[b]`}. The mask is
@@ -154,13 +175,12 @@ def eval_batches(
     Raises:
       UserError: an argument is out of range, or (while iterating) an image cannot be read.
     """
-    _check(on_unreadable, image_size, num_workers, cache_bytes)
     if batch_size < 1:
         raise UserError(f"evaluate.batch_size: must be at least 1, found {batch_size}")
-    share = -(-len(source) // host_count)
-    first, last = host_index * share, min((host_index + 1) * share, len(source))
-    reader = Reader(DecodedImages(source, cache_bytes, decoding), on_unreadable)
-    size = (int(image_size[0]), int(image_size[1]))
+    share = -(-len(source) // reading.host_count)
+    first, last = reading.host_index * share, min((reading.host_index + 1) * share, len(source))
+    reader = reading.reader(source)
+    size = (int(reading.image_size[0]), int(reading.image_size[1]))
 
     def choose(height: int, width: int) -> tuple[int, int, int, int]:
         return centre_part(height, width, size, enlarge=enlarge, keep_aspect=keep_aspect)
@@ -179,7 +199,7 @@ def eval_batches(
         each(fill, len(indices))
         return out, np.pad(indices, (0, batch_size - len(indices))), mask
 
-    batches = _run(load, 0, -(-share // batch_size), num_workers, batch_size * math.prod(size) * 3)
+    batches = _run(load, 0, -(-share // batch_size), reading.num_workers, batch_size * math.prod(size) * 3)
     return ({"image": image, "index": index, "mask": mask} for image, index, mask in batches)
 
 
@@ -229,18 +249,3 @@ def on_threads(
             yield batch
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _check(
-    on_unreadable: str, image_size: tuple[int, int], num_workers: int | None, cache_bytes: int
-) -> None:
-    if on_unreadable not in _UNREADABLE:
-        raise UserError(
-            f"data.on_unreadable: must be one of {', '.join(_UNREADABLE)}, found {on_unreadable!r}"
-        )
-    if len(image_size) != 2 or min(image_size) < 1:
-        raise UserError(f"data.image_size: must be (height, width) in pixels, found {tuple(image_size)}")
-    if num_workers is not None and num_workers < 1:
-        raise UserError(f"data.num_workers: must be at least 1, or None for all cores, found {num_workers}")
-    if cache_bytes < 0:
-        raise UserError(f"data.cache_bytes: must be 0 (keep nothing) or more, found {cache_bytes}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -22,6 +22,9 @@ from hap2s_jax.evaluation.embed import embed_dataset
 from hap2s_jax.run.config import Config
 from hap2s_jax.run.sets import load_dataset
 from hap2s_jax.training import step
+
+if TYPE_CHECKING:
+    from hap2s_jax.data.batches import Reading  # needs OpenCV, which the commands' help must not
 
 PyTree = Any
 
@@ -67,16 +70,10 @@ class Evaluator:
         devices = len(self.parallel.local_devices)
         return eval_batches(
             source,
-            image_size=self.config.data.image_size,
+            reading(self.config),
             batch_size=-(-self.config.evaluate.batch_size // devices) * devices,
             enlarge=self.config.evaluate.enlarge,
             keep_aspect=self.config.evaluate.keep_aspect,
-            host_index=jax.process_index(),
-            host_count=jax.process_count(),
-            num_workers=self.config.data.num_workers,
-            on_unreadable=self.config.data.on_unreadable,
-            cache_bytes=self.config.data.cache_bytes,
-            decoding=decoding(self.config),
         )
 
     def inputs(self, source: Source) -> Iterator[PyTree]:
@@ -173,18 +170,32 @@ class Evaluator:
 
     def images(self, source: Source, indices: np.ndarray) -> np.ndarray:
         """Some images of a source as the encoder sees them, uint8 ``[n, h, w, 3]``, for pictures."""
-        from hap2s_jax.data.batches import eval_batches
+        from hap2s_jax.data.batches import Reading, eval_batches
 
         batches = eval_batches(
             Subset(source, indices, relabel=False),
-            image_size=self.config.data.image_size,
+            Reading(self.config.data.image_size, on_unreadable="skip", decoding=decoding(self.config)),
             batch_size=max(len(indices), 1),
             enlarge=self.config.evaluate.enlarge,
             keep_aspect=self.config.evaluate.keep_aspect,
-            on_unreadable="skip",
-            decoding=decoding(self.config),
         )
         return np.concatenate([batch["image"][: len(indices)] for batch in batches])
+
+
+def reading(config: Config) -> Reading:
+    """How this process reads images, as a config says."""
+    from hap2s_jax.data.batches import Reading
+
+    data = config.data
+    return Reading(
+        data.image_size,
+        jax.process_index(),
+        jax.process_count(),
+        data.num_workers,
+        data.on_unreadable,
+        data.cache_bytes,
+        decoding(config),
+    )
 
 
 def decoding(config: Config) -> Decoding:

@@ -24,7 +24,7 @@ from hap2s_jax.evaluation import protocols
 from hap2s_jax.models import pretrained
 from hap2s_jax.run import frozen, initial_weights
 from hap2s_jax.run.config import Config
-from hap2s_jax.run.evaluator import Evaluator, decoding, embedding_function, load_dataset, with_noise
+from hap2s_jax.run.evaluator import Evaluator, embedding_function, load_dataset, reading, with_noise
 from hap2s_jax.run.learner import Learner
 from hap2s_jax.training import digests
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
@@ -197,16 +197,10 @@ class Trainer(Evaluator):
         return train_batches(
             self.dataset.train,
             plan,
+            reading(self.config),
             augmentation=augmentation,
-            image_size=self.config.data.image_size,
             seed=self.config.seed,
             start_step=start_step,
-            host_index=jax.process_index(),
-            host_count=jax.process_count(),
-            num_workers=self.config.data.num_workers,
-            on_unreadable=self.config.data.on_unreadable,
-            cache_bytes=self.config.data.cache_bytes,
-            decoding=decoding(self.config),
         )
 
     def train_batches(self, start_step: int) -> Iterator[PyTree]:

@@ -17,7 +17,7 @@ from trees import encoded, picture
 
 from hap2s_jax.data import batches
 from hap2s_jax.data.augment import Augmentation
-from hap2s_jax.data.batches import eval_batches, train_batches
+from hap2s_jax.data.batches import Reading, eval_batches, train_batches
 from hap2s_jax.data.images import DecodedImages
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.source import Subset
@@ -62,9 +62,10 @@ def plan_of(source, p=4, k=2):
     return PKPlan(source.labels, classes_per_batch=p, images_per_class=k, seed=5)
 
 
-def take(source, count, *, augmentation=ALL, **kwargs):
+def take(source, count, *, augmentation=ALL, start_step=0, **kwargs):
+    reading = Reading((32, 24), **kwargs)
     batches = train_batches(
-        source, plan_of(source), augmentation=augmentation, image_size=(32, 24), seed=7, **kwargs
+        source, plan_of(source), reading, augmentation=augmentation, seed=7, start_step=start_step
     )
     return list(itertools.islice(batches, count))
 
@@ -122,17 +123,17 @@ def test_the_number_of_workers_changes_nothing(source, first_twelve, workers):
 def test_few_large_batches_lie_in_memory_and_threads_share_them(source, first_twelve, monkeypatch):
     monkeypatch.setattr(batches, "_AHEAD_BYTES", 1)
     same(take(source, 12, num_workers=4), first_twelve)
-    options = {"image_size": (32, 24), "batch_size": 5}
-    few = list(eval_batches(source, num_workers=4, **options))
+    few = list(eval_batches(source, Reading((32, 24), num_workers=4), batch_size=5))
     monkeypatch.setattr(batches, "_AHEAD_BYTES", 2**30)
-    for batch, expected in zip(few, eval_batches(source, num_workers=1, **options), strict=True):
+    alone = eval_batches(source, Reading((32, 24), num_workers=1), batch_size=5)
+    for batch, expected in zip(few, alone, strict=True):
         for name in ("image", "index", "mask"):
             np.testing.assert_array_equal(batch[name], expected[name])
 
     monkeypatch.setattr(batches, "_AHEAD_BYTES", 1)
     begun, plan = [], plan_of(source)
     watched = SimpleNamespace(batch=lambda step: begun.append(step) or plan.batch(step))
-    made = train_batches(source, watched, augmentation=ALL, image_size=(32, 24), seed=7, num_workers=8)
+    made = train_batches(source, watched, Reading((32, 24), num_workers=8), augmentation=ALL, seed=7)
     next(made)
     time.sleep(1.0)
     assert max(begun) <= 4  # eight threads with a batch each would be at the tenth
@@ -155,7 +156,7 @@ def test_hosts_read_disjoint_parts_whose_union_is_the_batch(source, first_twelve
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_what_is_in_memory_already_changes_nothing(kind):
     fresh, used = Memory(kind=kind), Memory(kind=kind)
-    list(eval_batches(used, image_size=(32, 24), batch_size=8))
+    list(eval_batches(used, Reading((32, 24)), batch_size=8))
     same(take(used, 3), take(fresh, 3))
     # Nor does having to decode anew.
     same(take(fresh, 3, cache_bytes=0), take(fresh, 3))
@@ -164,7 +165,7 @@ def test_what_is_in_memory_already_changes_nothing(kind):
 def test_decoded_images_are_kept_between_passes_and_freed_with_the_source():
     source = Memory()
     for _ in range(3):
-        assert sum(b["mask"].sum() for b in eval_batches(source, image_size=(32, 24), batch_size=7)) == 24
+        assert sum(b["mask"].sum() for b in eval_batches(source, Reading((32, 24)), batch_size=7)) == 24
     assert source.reads < 2 * 24 + 32  # one pass, and the sample of headers; two workers may meet
     assert DecodedImages(source).cached
     assert not DecodedImages(source, cache_bytes=1000).cached
@@ -176,7 +177,7 @@ def test_decoded_images_are_kept_between_passes_and_freed_with_the_source():
 
 @pytest.mark.parametrize("batch_size", [1, 5, 24, 100])
 def test_evaluation_sees_every_image_once_in_order(source, batch_size):
-    batches = list(eval_batches(source, image_size=(32, 24), batch_size=batch_size))
+    batches = list(eval_batches(source, Reading((32, 24)), batch_size=batch_size))
     assert all(b["image"].shape == (batch_size, 32, 24, 3) for b in batches)
     assert np.concatenate([b["index"][b["mask"]] for b in batches]).tolist() == list(range(24))
     whole = {
@@ -185,15 +186,12 @@ def test_evaluation_sees_every_image_once_in_order(source, batch_size):
         for i, image, m in zip(b["index"], b["image"], b["mask"], strict=True)
         if m
     }
-    again = next(eval_batches(source, image_size=(32, 24), batch_size=24))["image"]
+    again = next(eval_batches(source, Reading((32, 24)), batch_size=24))["image"]
     np.testing.assert_array_equal(np.stack([whole[i] for i in range(24)]), again)
 
 
 def test_hosts_share_evaluation_with_equally_many_batches(source):
-    shares = [
-        list(eval_batches(source, image_size=(32, 24), batch_size=5, host_index=h, host_count=7))
-        for h in range(7)
-    ]
+    shares = [list(eval_batches(source, Reading((32, 24), h, 7), batch_size=5)) for h in range(7)]
     assert len({len(share) for share in shares}) == 1
     seen = [i for share in shares for b in share for i in b["index"][b["mask"]]]
     assert sorted(seen) == list(range(24))
@@ -205,14 +203,14 @@ def test_boxes_limit_the_images_also_through_a_subset():
     source.boxes[3] = 0  # none
     for inner in (source, Subset(source, np.arange(24))):
         for cache in (0, 10**9):
-            images = next(eval_batches(inner, image_size=(30, 30), batch_size=24, cache_bytes=cache))["image"]
+            images = next(eval_batches(inner, Reading((30, 30), cache_bytes=cache), batch_size=24))["image"]
             assert np.abs(images[0].astype(int) - picture(0, 60, 60)[20:50, 10:40]).max() < 8
             assert np.abs(images[3].astype(int) - picture(3, 30, 30)).mean() < 8
     source.boxes[4] = (200, 200, 300, 300)
     with pytest.raises(
         UserError, match=r"memory/4: its box 200, 200, 300, 300 .* outside the image of 60 x 61"
     ):
-        list(eval_batches(source, image_size=(30, 30), batch_size=24))
+        list(eval_batches(source, Reading((30, 30)), batch_size=24))
 
 
 @pytest.fixture
@@ -227,7 +225,7 @@ def test_an_unreadable_image_is_named(broken):
     with pytest.raises(UserError, match=match):
         take(broken, 12)
     with pytest.raises(UserError, match=match):
-        list(eval_batches(broken, image_size=(32, 24), batch_size=8))
+        list(eval_batches(broken, Reading((32, 24)), batch_size=8))
 
 
 def test_a_missing_file_is_named(broken):
@@ -249,7 +247,7 @@ def test_an_unreadable_image_can_be_skipped(broken, caplog):
     same(batches, take(other, 12))
     plan = plan_of(whole)
     assert any(4 in plan.batch(t) for t in range(12))
-    masks = next(eval_batches(broken, image_size=(32, 24), batch_size=24, on_unreadable="skip"))["mask"]
+    masks = next(eval_batches(broken, Reading((32, 24), on_unreadable="skip"), batch_size=24))["mask"]
     assert np.flatnonzero(~masks).tolist() == [4]
 
 
@@ -284,7 +282,7 @@ def test_nothing_readable_at_all_is_an_error(broken):
 def test_an_error_comes_in_its_turn(broken):
     plan = plan_of(broken)
     turn = next(t for t in itertools.count() if 4 in plan.batch(t))
-    batches = train_batches(broken, plan, augmentation=ALL, image_size=(32, 24), seed=7, num_workers=4)
+    batches = train_batches(broken, plan, Reading((32, 24), num_workers=4), augmentation=ALL, seed=7)
     for _ in range(turn):
         next(batches)
     with pytest.raises(UserError, match="memory/4"):
@@ -301,9 +299,10 @@ def test_an_error_comes_in_its_turn(broken):
     ],
 )
 def test_arguments_out_of_range_are_refused_before_the_first_batch(source, kwargs, message):
-    kwargs = {"augmentation": ALL, "image_size": (32, 24), "seed": 0, **kwargs}
     with pytest.raises(UserError, match=message):
-        train_batches(source, plan_of(source), **kwargs)
+        train_batches(
+            source, plan_of(source), Reading(**{"image_size": (32, 24)} | kwargs), augmentation=ALL, seed=0
+        )
 
 
 @pytest.mark.slow
@@ -313,7 +312,7 @@ def test_leaving_in_the_middle_ends_the_process(start):
 import sys; sys.path.insert(0, {here!r}); {start}
 import test_batches as t
 # Large, so that several batches are in the making when the process ends.
-batches = t.train_batches(t.Memory(), t.plan_of(t.Memory()), augmentation=t.ALL, image_size=(320, 240), seed=0)
+batches = t.train_batches(t.Memory(), t.plan_of(t.Memory()), t.Reading((320, 240)), augmentation=t.ALL, seed=0)
 next(batches); print("fine")
 """
     here = __file__.rpartition("/")[0]

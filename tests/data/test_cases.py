@@ -13,7 +13,7 @@ import trees
 from hap2s_jax import main
 from hap2s_jax.data import duplicates
 from hap2s_jax.data.augment import Augmentation
-from hap2s_jax.data.batches import train_batches
+from hap2s_jax.data.batches import Reading, train_batches
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.errors import UserError
 from hap2s_jax.run import evaluator
@@ -122,10 +122,8 @@ def test_every_kind_of_csv_gives_batches_and_a_remark_where_something_is_wrong(r
     expected = CASES[name][3]
     assert any(expected in remark for remark in dataset.remarks) if expected else not dataset.remarks
     plan = PKPlan(dataset.train.labels, classes_per_batch=3, images_per_class=4, seed=0)
-    options = {"image_size": (32, 32), "seed": 0, "decoding": evaluator.decoding(config), "num_workers": 1}
-    batches = train_batches(
-        dataset.train, plan, augmentation=Augmentation(**config.augment), cache_bytes=0, **options
-    )
+    reading = Reading((32, 32), decoding=evaluator.decoding(config), num_workers=1, cache_bytes=0)
+    batches = train_batches(dataset.train, plan, reading, augmentation=Augmentation(**config.augment), seed=0)
     if name == "missing_file":
         with pytest.raises(UserError, match=r"cannot read the image .*img/none.png: .*on_unreadable=skip"):
             [next(batches) for _ in range(50)]

@@ -15,7 +15,7 @@ from PIL import Image
 from trees import encoded, picture
 
 from hap2s_jax.data import pixels
-from hap2s_jax.data.batches import eval_batches
+from hap2s_jax.data.batches import Reading, eval_batches
 
 KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 
@@ -59,7 +59,7 @@ def test_the_pipeline_and_a_single_image_agree_to_the_bit(cache_bytes, boxes, op
     source, size = _Memory(FILES, boxes), (24, 20)
     for _ in range(2):  # the second pass comes from what was kept
         made = eval_batches(
-            source, image_size=size, batch_size=3, cache_bytes=cache_bytes, num_workers=2, **options
+            source, Reading(size, cache_bytes=cache_bytes, num_workers=2), batch_size=3, **options
         )
         seen = np.concatenate([batch["image"][batch["mask"]] for batch in made])
         for number, file in enumerate(FILES):

@@ -14,7 +14,7 @@ import pytest
 
 import hap2s_jax
 from hap2s_jax import embed, main, search
-from hap2s_jax.data.batches import train_batches
+from hap2s_jax.data.batches import Reading, train_batches
 from hap2s_jax.data.datasets import load
 from hap2s_jax.distributed.devices import AXIS
 from hap2s_jax.errors import Preempted, UserError
@@ -105,7 +105,7 @@ def test_twenty_updates_are_those_with_the_trunk_in_the_graph(config, tmp_path):
     trainer, rows, state, kept = _featured(settings, tmp_path)
     train = trainer.dataset.train
     walk = train_batches(
-        train, _Everything(len(train)), augmentation=trainer.augmentation, image_size=(32, 32), seed=0
+        train, _Everything(len(train)), Reading((32, 32)), augmentation=trainer.augmentation, seed=0
     )
     count = VIEWS * len(train)
     views = np.concatenate([next(walk)["image"] for _ in range(-(-count // 64))])[:count]

@@ -43,7 +43,7 @@ def test_fifty_steps_in_two_processes_of_four_devices(on_one_device, tmp_path):
 def test_batches_are_the_same_bit_for_bit_on_any_number_of_hosts(hosts):
     from hap2s_jax.data import emoji
     from hap2s_jax.data.augment import Augmentation
-    from hap2s_jax.data.batches import train_batches
+    from hap2s_jax.data.batches import Reading, train_batches
 
     train = Subset(emoji.load().train, np.arange(300))
     plan = PKPlan(train.labels, classes_per_batch=8, images_per_class=2, seed=0)
@@ -52,12 +52,10 @@ def test_batches_are_the_same_bit_for_bit_on_any_number_of_hosts(hosts):
         made = train_batches(
             train,
             plan,
+            Reading((32, 32), host_index, host_count),
             augmentation=Augmentation(crop="resized", rotate=10.0, flip=True),
-            image_size=(32, 32),
             seed=0,
             start_step=5,
-            host_index=host_index,
-            host_count=host_count,
         )
         return [next(made) for _ in range(3)]
 
