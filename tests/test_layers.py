@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -52,7 +53,7 @@ ROOMS = {
     "orbax": ("hap2s_jax.training.checkpoint", "hap2s_jax.training.arrays"),
     "flax": ("hap2s_jax.models", "hap2s_jax.training"),
     "optax": ("hap2s_jax.training", "hap2s_jax.run"),
-    "ml_collections": ("hap2s_jax.run", "hap2s_jax.recipes", "hap2s_jax.rehearse"),
+    "ml_collections": ("hap2s_jax.run", "hap2s_jax.recipes"),
 }
 # Inside functions only, so that the module itself can be imported without them.
 INSIDE_FUNCTIONS = {
@@ -117,6 +118,19 @@ def _imports(path: pathlib.Path) -> list[tuple[str, bool]]:
                 whole = f"{node.module}.{a.name}"
                 found.append((whole if whole in MODULES else str(node.module), id(node) not in inside))
     return found
+
+
+def test_the_table_for_contributors_is_that_of_the_layers():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    stated = {}
+    for layer, rooms in re.findall(r"^\| (\d) \| ([^|]*) \|", text, re.MULTILINE):
+        for room in re.findall(r"`([^`]+)`", rooms):
+            stated["hap2s_jax." + room.rstrip("/").replace("/", ".")] = int(layer)
+    commands = {room for room, layer in stated.items() if layer == COMMANDS}
+    assert {room: layer for room, layer in stated.items() if room not in commands} == {
+        room: layer for room, layer in LAYERS.items() if room != "hap2s_jax"
+    }
+    assert commands <= {module for module in MODULES if _layer(module) == COMMANDS}
 
 
 @pytest.mark.parametrize("module", MODULES)

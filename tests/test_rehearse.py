@@ -43,15 +43,15 @@ def _config():
 @pytest.fixture(scope="module")
 def rehearsed():
     sys.path.insert(0, str(ROOT))
-    from hap2s_jax import rehearse
+    from hap2s_jax.run import rehearsing
 
     lines = []
     config = _config()
-    return config, rehearse.rehearse(config, TOPOLOGY, largest=False, say=lines.append), "\n".join(lines)
+    return config, rehearsing.rehearse(config, TOPOLOGY, largest=False, say=lines.append), "\n".join(lines)
 
 
 def test_turned_classes_are_counted():
-    from hap2s_jax.rehearse import _training_classes
+    from hap2s_jax.run.rehearsing import _training_classes
 
     config = _config()
     config.data.quarter_turns = False
@@ -62,13 +62,13 @@ def test_turned_classes_are_counted():
 
 
 def test_a_loss_without_blocks_is_no_subject_for_scaling(monkeypatch):
-    from hap2s_jax import rehearse
+    from hap2s_jax.run import rehearsing
 
     monkeypatch.setattr(tpu, "topology", lambda name: pytest.fail("went on"))
     config = _config()
     config.loss = {"name": "softmax"}
     with pytest.raises(UserError, match="in which softmax cannot be computed; leave it out"):
-        rehearse.rehearse(config, TOPOLOGY, scaling=True)
+        rehearsing.rehearse(config, TOPOLOGY, scaling=True)
 
 
 @needs_libtpu
@@ -76,7 +76,7 @@ def test_a_loss_without_blocks_is_no_subject_for_scaling(monkeypatch):
 def test_the_programs_of_a_config_compile_for_a_slice(rehearsed):
     config, figures, said = rehearsed
     assert (figures["chips"], figures["hosts"], figures["batch"]) == (8, 2, 32)
-    from hap2s_jax.rehearse import _training_classes
+    from hap2s_jax.run.rehearsing import _training_classes
 
     state = Learner.create(config).abstract_state(_training_classes(config, None))
     # What the compiler needs for the arguments is at least what they are, and padding to tiles is not everything.
@@ -98,7 +98,7 @@ def test_the_programs_of_a_config_compile_for_a_slice(rehearsed):
 
 
 def test_what_bfloat16_brings_is_one_line(monkeypatch):
-    from hap2s_jax import rehearse
+    from hap2s_jax.run import rehearsing
 
     def compiled(self, batch_size):
         narrow = self.learner.encoder.trunk.dtype == "bfloat16"
@@ -107,11 +107,11 @@ def test_what_bfloat16_brings_is_one_line(monkeypatch):
             | {"seconds": 0.05 if narrow else 0.09, "arguments": (1 if narrow else 2) * 2**30}
         )
 
-    monkeypatch.setattr(rehearse.Rehearsal, "train_step", compiled)
+    monkeypatch.setattr(rehearsing.Rehearsal, "train_step", compiled)
     config = importlib.import_module("configs.emoji").get_config("tiny")
-    subject: Any = rehearse.Rehearsal(Learner.create(config), cast(Any, None), num_classes=3, effort=0.0)
+    subject: Any = rehearsing.Rehearsal(Learner.create(config), cast(Any, None), num_classes=3, effort=0.0)
     lines = []
-    rehearse._report_bfloat16(subject, subject.train_step(32), lines.append)
+    rehearsing._report_bfloat16(subject, subject.train_step(32), lines.append)
     [line] = lines
     assert "bfloat16: 50 ms a step in place of 90, 1.00 GiB in place of 2.00" in line
 
@@ -192,10 +192,10 @@ def test_what_the_compiler_says_about_memory():
 
 
 def test_data_without_a_known_number_of_classes_asks_for_it():
-    from hap2s_jax import rehearse
+    from hap2s_jax.run import rehearsing
 
     config = importlib.import_module("configs.folder").get_config()
     with pytest.raises(UserError, match="give --classes"):
-        rehearse._training_classes(config, None)
-    assert rehearse._training_classes(config, 7) == 7
-    assert rehearse._training_classes(importlib.import_module("configs.cub").get_config(), None) == 90
+        rehearsing._training_classes(config, None)
+    assert rehearsing._training_classes(config, 7) == 7
+    assert rehearsing._training_classes(importlib.import_module("configs.cub").get_config(), None) == 90

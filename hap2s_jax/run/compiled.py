@@ -1,4 +1,4 @@
-"""A config's programs, each compiled for the chips of a slice: what `hap2s_jax.rehearse` reports."""
+"""A config's programs, each compiled for the chips of a slice: what `run.rehearsing` reports."""
 
 from __future__ import annotations
 

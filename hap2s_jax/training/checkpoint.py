@@ -26,10 +26,8 @@ _LOG = logging.getLogger(__name__)
 PyTree = Any
 
 FORMAT = 1
-# Where the checkpoints lie in a working directory.
-FOLDER = "checkpoints"
-# In it, the arrays that no update changes.
-FROZEN = "frozen"
+FOLDER = "checkpoints"  # in a working directory
+FROZEN = "frozen"  # in that one, the arrays that no update changes
 
 
 class _Manager(ocp.CheckpointManager):
@@ -79,12 +77,10 @@ class Checkpointer:
 
         # Not best_fn with max_to_keep: that would delete the newest checkpoint when it is not among the best,
         # and with it the point to resume from.
-        keep = [
-            preservation_policy.LatestN(n=keep_last),
-            preservation_policy.BestN(
-                get_metric_fn=quality, n=keep_best, keep_checkpoints_without_metrics=False
-            ),
-        ]
+        best = preservation_policy.BestN(
+            get_metric_fn=quality, n=keep_best, keep_checkpoints_without_metrics=False
+        )
+        keep = [preservation_policy.LatestN(n=keep_last), best]
 
         def opened() -> ocp.CheckpointManager:
             options = ocp.CheckpointManagerOptions(
@@ -162,12 +158,8 @@ class Checkpointer:
             if math.isfinite(value):
                 quality = {"quality": value}
             else:
-                _LOG.warning(
-                    "checkpoint.best_metric: %s is %s at step %d, so this checkpoint can never be the best",
-                    self._best_metric,
-                    value,
-                    step,
-                )
+                said = "checkpoint.best_metric: %s is %s at step %d, so this checkpoint can never be the best"
+                _LOG.warning(said, self._best_metric, value, step)
         # Copied to the host, since the device's buffers are donated to the next step, and since several
         # processes can save host values whatever the sharding.
         host_state = jax.tree.map(lambda x: np.array(x, copy=True), state)
