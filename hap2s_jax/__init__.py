@@ -1,6 +1,7 @@
 """HAP2S: hard-aware point-to-set deep metric learning in JAX."""
 
-from hap2s_jax.distributed import signals as _signals  # noqa: F401 - first, so that a command ends while all else loads
+# First, so that a command ends while all else loads.
+from hap2s_jax.distributed import signals as _signals  # noqa: F401 # pyright: ignore[reportUnusedImport]
 
 # isort: split
 import importlib
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # of any attribute's type
     # `load` needs flax and orbax, which whoever only wants the loss must not have to install, or wait for.
     if name == "load":
         return importlib.import_module("hap2s_jax.serving.loading").load

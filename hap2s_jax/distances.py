@@ -8,6 +8,7 @@ rows are centred first, pairs below the rounding error count as coincident, and 
 be taken again from a Gram matrix about a point of their class.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
 import math
@@ -26,7 +27,7 @@ DISTANCES: tuple[str, ...] = get_args(Distance)
 FLOAT32 = np.dtype(np.float32)
 COMPUTED_IN = {np.dtype(np.float64): np.dtype(np.float64)}
 
-Array = TypeVar("Array", jax.Array, "np.ndarray[Any, Any]")
+Array = TypeVar("Array", jax.Array, "np.ndarray[Any, Any]")  # of any shape and dtype
 
 # A close pair (squared distance under this share of |a|^2 + |b|^2) is worth a second look: above it the Gram
 # matrix errs by less than 1e-5 of the batch's radius in float32.
@@ -106,7 +107,7 @@ def distances_of_pairs(a: Array, b: Array, distance: str) -> Array:
     return np.sqrt(squared) if isinstance(squared, np.ndarray) else safe_sqrt(squared)
 
 
-def distances_between(a: Any, b: Any, distance: str = "euclidean") -> np.ndarray[Any, Any]:
+def distances_between(a: ArrayLike, b: ArrayLike, distance: str = "euclidean") -> np.ndarray:
     """As `distances_of_pairs`, in float64 on the host, of any vectors; zero vectors have cosine distance 1."""
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if check_distance(distance) == "cosine":

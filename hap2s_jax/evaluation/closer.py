@@ -23,7 +23,7 @@ _WORST_SHOWN, _NEIGHBORS_SHOWN = 12, 10
 
 def closer(
     name: str, inputs: Inputs, distance: Any, options: Any, *, alone: bool
-) -> dict[str, Mapping[str, Any]]:
+) -> dict[str, Mapping[str, Any]]:  # a name or a function; flags; figures and intervals
     """Intervals, tables, a file of queries and a picture of the worst, re-ranked if asked for.
 
     Args:
@@ -88,8 +88,8 @@ def _draw(
     inputs: Inputs,
     lowest: np.ndarray,
     cameras: np.ndarray | None,
-    distance: Any,
-    rows: Mapping[str, Any],
+    distance: Any,  # a name or a function
+    rows: Mapping[str, Any],  # arguments of `nearest`
 ) -> None:
     """Draws the worst queries and what they found instead."""
     if inputs.images is None:
@@ -99,7 +99,12 @@ def _draw(
     from hap2s_jax.reporting.pictures import retrievals
 
     size = len(inputs.labels) if rows.get("gallery") is None else len(rows["gallery"])
-    settings = {**rows, "query": lowest, "cameras": cameras, "distance": distance}
+    settings: dict[str, Any] = {
+        **rows,
+        "query": lowest,
+        "cameras": cameras,
+        "distance": distance,
+    }  # of nearest
     found = nearest(inputs.embeddings, inputs.labels, k=min(_NEIGHBORS_SHOWN, size), **settings)
     lowest, found = lowest[(found >= 0).all(axis=1)], found[(found >= 0).all(axis=1)]
     if len(lowest) == 0:

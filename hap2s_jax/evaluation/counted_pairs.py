@@ -1,10 +1,11 @@
 """All pairs of many images, counted by distance: products in square blocks, distances in steps of equal width."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,11 @@ _SIDE = 2560  # of a square block of pairs
 class _Block(NamedTuple):
     """A square block of pairs: all vectors and labels, where its rows and columns begin, and steps per distance."""
 
-    vectors: Any
-    labels: Any
-    row: Any
-    column: Any
-    scale: Any
+    vectors: jax.Array
+    labels: jax.Array
+    row: jax.Array | np.integer | int
+    column: jax.Array | np.integer | int
+    scale: jax.Array | np.floating | float
 
 
 class CountedPairs:

@@ -1,5 +1,6 @@
 """Embedding a data set: every image exactly once, on all devices and hosts."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
@@ -9,11 +10,11 @@ import numpy as np
 
 from hap2s_jax.distributed.devices import DataParallel
 
-PyTree = Any
+PyTree = Any  # an encoder's variables, and what it embeds: images, or features of them
 
 
 def embed_dataset(
-    embed: Callable[[PyTree, Any], Any],
+    embed: Callable[[PyTree, PyTree], Any],  # an array of either library
     variables: PyTree,
     batches: Iterable[Mapping[str, np.ndarray]],
     count: int,

@@ -1,5 +1,6 @@
 """Checks of what a user hands in, and the one preparation that every distance needs."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import contextlib
@@ -37,7 +38,7 @@ def check_embeddings(embeddings: ArrayLike, name: str = "embeddings") -> np.ndar
         raise ValueError(f"{name} is empty: shape {array.shape}.")
     if not (array.dtype.kind in "iu" or jnp.issubdtype(array.dtype, jnp.floating)):
         raise TypeError(f"{name} must hold real numbers, but has dtype {array.dtype}.")
-    if array.dtype not in (np.float32, np.float64):
+    if array.dtype.type not in (np.float32, np.float64):
         array = array.astype(np.float32)
     # The extremes carry any NaN or infinity, without a second array of the same size.
     if not (np.isfinite(array.max()) and np.isfinite(array.min())):
@@ -91,7 +92,8 @@ def check_rows(rows: ArrayLike, count: int, name: str) -> np.ndarray:
 def check_ranks(ks: Sequence[int], size: int) -> tuple[int, ...]:
     """Returns the ranks `ks`, or raises ValueError: each must lie between 1 and the gallery's size."""
     for k in ks:
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        # A caller may pass anything.
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"a rank k must be a whole number of at least 1, but is {k!r}.")
         if k > size:
             raise ValueError(
@@ -142,7 +144,12 @@ def check_problem(
     array = check_embeddings(embeddings)
     count = array.shape[0]
     label = check_integers(labels, count, "labels")
-    camera = np.arange(count) if cameras is None else check_integers(cameras, count, "cameras")
+    camera = np.arange(count)
+    if cameras is not None:
+        camera = check_integers(cameras, count, "cameras")
+        # A camera that is not known is no other image's, and a single one tells no image from another.
+        unknown = (camera < 0) | one_camera(cameras, label)
+        camera = np.unique(np.where(unknown, -1 - np.arange(count), camera), return_inverse=True)[1]
     asked = np.arange(count) if query is None else check_rows(query, count, "query")
     kept = np.arange(count) if gallery is None else check_rows(gallery, count, "gallery")
     asked, kept = asked[label[asked] != JUNK], kept[label[kept] != JUNK]
@@ -150,11 +157,7 @@ def check_problem(
         if rows.size == 0:
             raise ValueError(f"{name} is empty: all its labels are {JUNK} (junk).")
     # Both may be any 64-bit number (a hash, a person's id); a device holds 32 bits.
-    label_given, label = label, np.unique(label, return_inverse=True)[1]
-    # A camera that is not known is no other image's, and a single one tells no image from another.
-    unknown = np.full(count, one_camera(cameras, label_given)) | (camera < 0)
-    camera = np.where(unknown, -1 - np.arange(count), camera)
-    return Problem(array, label, np.unique(camera, return_inverse=True)[1], asked, kept)
+    return Problem(array, np.unique(label, return_inverse=True)[1], camera, asked, kept)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Nearest neighbours among all embeddings, a block of rows at a time: where re-ranking and expansion start."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import functools

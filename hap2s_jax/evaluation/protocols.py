@@ -17,7 +17,8 @@ the figures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import TypedDict
 
 import numpy as np
@@ -32,27 +33,70 @@ from hap2s_jax.evaluation.inputs import (
     check_integers,
     check_ranks,
 )
-from hap2s_jax.evaluation.metrics import (
-    ACCURACY,
-    CLOSED_SET_AT,
-    IN_SHOP_AT,
-    RANKS,
-    RECALL_AT,
-    SINGLE_SHOT_RANKS,
-    class_metrics,
-    closed_set_metrics,
-    figures,
-    in_shop_metrics,
-    query_gallery_metrics,
-    rank,
-)
 from hap2s_jax.evaluation.pairs import verification
 from hap2s_jax.evaluation.retrieval import QueryResults, rank_matches
 from hap2s_jax.evaluation.special import rank_multi_query, rank_single_gallery_shot
 from hap2s_jax.evaluation.statistics import by_group, means
 from hap2s_jax.evaluation.unknowns import open_set
 
+RECALL_AT = (1, 2, 4, 8)
+RANKS = (1, 5, 10)
+IN_SHOP_AT = (1, 10, 20, 30)
+SINGLE_SHOT_RANKS = (1, 5, 10, 20)
+CLOSED_SET_AT = (1, 5)
+ACCURACY = "closed_set_accuracy"
 CLUSTERING = ("nmi", "ami", "f1")
+
+# A metric is each query's share in a mean, `[q]`; NaN leaves the query out of it.
+Metric = Callable[[QueryResults], np.ndarray]
+
+
+def recall(k: int) -> Metric:
+    """Whether a match stands among the first `k`; a query without any possible match is a miss."""
+    return lambda results: results.hit(k).astype(float)
+
+
+def rank(k: int) -> Metric:
+    """Whether a match stands among the first `k`; a query without any possible match is left out."""
+    return lambda results: np.where(results.answerable, results.hit(k), np.nan)
+
+
+def class_metrics(ks: Sequence[int] = RECALL_AT) -> dict[str, Metric]:
+    """The metrics of class retrieval by name."""
+    return dict(zip(map("recall@{}".format, ks), map(recall, ks), strict=True)) | {
+        "map@r": attrgetter("map_at_r"),
+        "r_precision": attrgetter("r_precision"),
+        "mrr": attrgetter("reciprocal_rank"),
+    }
+
+
+def query_gallery_metrics(ks: Sequence[int] = RANKS) -> dict[str, Metric]:
+    """The metrics of queries against a gallery by name."""
+    return dict(zip(map("rank-{}".format, ks), map(rank, ks), strict=True)) | {
+        "mAP": attrgetter("average_precision"),
+        "mAP_trapezoid": attrgetter("average_precision_trapezoid"),
+        "mINP": attrgetter("inverse_penalty"),
+    }
+
+
+def in_shop_metrics(ks: Sequence[int] = IN_SHOP_AT) -> dict[str, Metric]:
+    """The metrics of In-shop's own protocol by name."""
+    by_k = zip(map("in_shop_recall@{}".format, ks), map(recall, ks), strict=True)
+    return {**dict(by_k), "in_shop_mAP": attrgetter("average_precision")}
+
+
+def closed_set_metrics(ks: Sequence[int] = CLOSED_SET_AT) -> dict[str, Metric]:
+    """The metrics of queries against a database of the same individuals by name."""
+    by_k = zip(map("closed_set_top-{}".format, ks), map(rank, ks), strict=True)
+    return {**dict(by_k), "closed_set_mAP": attrgetter("average_precision"), ACCURACY: rank(1)}
+
+
+def figures(results: QueryResults, metrics: Mapping[str, Metric], protocol: str) -> dict[str, float]:
+    """Means of the metrics, queries asked, and those that no key could answer."""
+    return means(zip(metrics, (metric(results) for metric in metrics.values()), strict=True)) | {
+        f"{protocol}_queries": float(len(results.query)),
+        f"{protocol}_queries_without_match": float(np.sum(~results.answerable)),
+    }
 
 
 class _Compared(TypedDict):
@@ -124,13 +168,8 @@ def evaluate(
         raise ValueError(f"protocols must be a list out of {', '.join(PROTOCOLS)}, but is {protocols!r}.")
     count = np.size(np.asarray(labels))
     size = count if gallery is None else np.arange(count)[np.asarray(gallery)].size
-    at, in_shop_at, rank_at, single_at, closed_at = (
-        RECALL_AT,
-        IN_SHOP_AT,
-        RANKS,
-        SINGLE_SHOT_RANKS,
-        CLOSED_SET_AT,
-    )
+    at, in_shop_at = RECALL_AT, IN_SHOP_AT
+    rank_at, single_at, closed_at = RANKS, SINGLE_SHOT_RANKS, CLOSED_SET_AT
     if recall_at is not None:
         at = in_shop_at = check_ranks(recall_at, count - 1 if "class" in protocols else size)
     if ranks is not None:

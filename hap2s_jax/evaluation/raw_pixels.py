@@ -26,7 +26,7 @@ def is_affordable(images: int, image_size: tuple[int, int]) -> bool:
     return images**2 * 3 * int(np.prod(size_of(image_size))) <= _AFFORDABLE
 
 
-def embed(variables: None, images: Any) -> np.ndarray:
+def embed(variables: None, images: Any) -> np.ndarray:  # of either library
     """The pixels of uint8 images `[n, h, w, 3]`, 0 to 1, as an encoder without variables."""
     size = size_of(images.shape[1:3])
     pixels = np.stack([resize(image, size).reshape(-1) for image in np.asarray(images)])

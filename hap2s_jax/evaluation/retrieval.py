@@ -10,6 +10,7 @@ and an encoder that maps all images to one point scores the worst, not the luck 
 puts the right one first; the two bracket every other rule.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections import deque
@@ -132,7 +133,9 @@ def rank_matches(
       ValueError, TypeError: one line that names the argument.
     """
     check_ties(ties)
-    if block_size is not None and (not isinstance(block_size, int | np.integer) or block_size < 1):
+    # A caller may pass anything.
+    whole = isinstance(block_size, int | np.integer)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if block_size is not None and (not whole or block_size < 1):
         raise ValueError(
             f"block_size must be a number of queries, at least 1, or None, but is {block_size!r}."
         )

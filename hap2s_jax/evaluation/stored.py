@@ -114,7 +114,7 @@ def check_labels(labels: np.ndarray, class_names: np.ndarray | None, path: str |
         )
 
 
-def read_model(text: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_model(text: object, path: str | os.PathLike[str]) -> dict[str, Any]:  # of JSON
     """A file's own description of the encoder that made it.
 
     Raises:

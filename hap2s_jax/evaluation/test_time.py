@@ -1,5 +1,6 @@
 """Test-time augmentation: an image's embedding as the mean over several views of it."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import functools
@@ -10,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Embed = Callable[[Any, jax.Array], jax.Array]
+PyTree = Any  # an encoder's variables
+Embed = Callable[[PyTree, jax.Array], jax.Array]
 VIEWS = ("flip", "five_crops", "zooms")
 # How much larger or smaller than the whole image the further views of "zooms" are.
 ZOOMS = (0.8, 0.9, 1.1, 1.25)
@@ -36,7 +38,7 @@ def over_views(embed: Embed, views: Sequence[str], *, crop: float = 0.875, norma
     if not (makers := _makers(views, crop)):
         return embed
 
-    def embed_views(variables: Any, images: jax.Array) -> jax.Array:
+    def embed_views(variables: PyTree, images: jax.Array) -> jax.Array:
         # The encoder stands once in the program, however many views there are.
         def add(total: jax.Array, view: jax.Array) -> tuple[jax.Array, None]:
             embedding = embed(variables, jax.lax.switch(view, makers, images))
@@ -68,7 +70,7 @@ def at_once(
         for make in makers
     ]
 
-    def embed_views(variables: Any, images: jax.Array) -> jax.Array:
+    def embed_views(variables: PyTree, images: jax.Array) -> jax.Array:
         def made(rows: np.ndarray, columns: np.ndarray) -> jax.Array:
             high = jnp.einsum("nhwc,hH->nHwc", _whole(images), rows, precision="highest")
             return jnp.einsum("nhwc,wW->nhWc", high, columns, precision="highest")
@@ -102,7 +104,7 @@ def _makers(views: Sequence[str], crop: float) -> list[Callable[[jax.Array], jax
     return makers
 
 
-def views_of(settings: Any) -> list[str]:
+def views_of(settings: Any) -> list[str]:  # a section of a config
     """The views that `config.evaluate` asks for, in the order of `VIEWS`."""
     return [name for name in VIEWS if settings[name]]
 

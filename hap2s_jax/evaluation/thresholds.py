@@ -18,6 +18,7 @@ rejects. For false accepts they err in twos, since each is what the other finds:
 97 %.)
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import dataclasses
@@ -137,12 +138,12 @@ class ErrorRates:
             "--threshold=NUMBER"
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:  # of JSON's types
         """As plain lists and numbers; `from_json` is the inverse."""
         return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(self).items()}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> ErrorRates:
+    def from_json(cls, values: Mapping[str, Any]) -> ErrorRates:  # of JSON's types
         """Undoes `to_json`; a KeyError or ValueError for anything else."""
         found: dict[str, Any] = {field.name: values[field.name] for field in dataclasses.fields(cls)}
         for name, value in found.items():
@@ -277,7 +278,9 @@ def nearest_right_and_wrong(
 
 
 @functools.partial(jax.jit, static_argnames="cosine")
-def _nearest_places(queries: Any, keys: Any, *, cosine: bool) -> tuple[jax.Array, jax.Array]:
+def _nearest_places(
+    queries: tuple[jax.Array, ...], keys: tuple[jax.Array, ...], *, cosine: bool
+) -> tuple[jax.Array, jax.Array]:
     """Place of the nearest right and of the nearest wrong key, int32 `[q]` each, -1 without one.
 
     `queries` and `keys` are (vectors, labels, cameras) each.

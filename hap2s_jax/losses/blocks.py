@@ -13,21 +13,23 @@ the embeddings' own size; the backward pass multiplies by one number. Nothing is
 ever exists. Reverse mode may be nested (the forward pass is ordinary JAX), forward mode is for the plain path.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from hap2s_jax.losses.engine import batch_rows, summed
-from hap2s_jax.losses.rows import Anchors, Batch, Keys, Sums
-from hap2s_jax.losses.weightings import merge, separate, split
+from hap2s_jax.losses.rows import Anchors, Batch, Keys, LossTree, Sums
+from hap2s_jax.losses.weightings import Structure, merge, separate, split
 
 Smooth = list[jax.Array]  # theta
-Static = tuple[Any, str, int]  # the loss's structure, the distance, anchors per block
+Static = tuple[Structure, str, int]  # the loss's structure, the distance, anchors per block
 
 
 class Fixed(NamedTuple):
@@ -46,7 +48,7 @@ class Gradients(NamedTuple):
     key_vectors: jax.Array
 
 
-def blocked_sums(loss: Any, batch: Batch, distance: str, block: int) -> Sums:
+def blocked_sums(loss: LossTree, batch: Batch, distance: str, block: int) -> Sums:
     """The sums of `summed(batch_rows(...))`, `block` anchors at a time."""
     structure, smooth, rough = separate(loss, batch.vectors)
     key_vectors = batch.key_vectors + jnp.zeros_like(batch.vectors).sum()
@@ -87,7 +89,7 @@ def _forward(
 
     def step(
         carry: tuple[Sums, Smooth, jax.Array], block: tuple[jax.Array, Anchors]
-    ) -> tuple[Any, jax.Array]:
+    ) -> tuple[tuple[Sums, Smooth, jax.Array], jax.Array]:
         gradient = jax.value_and_grad(sums_of, argnums=(0, 1, 2), has_aux=True)
         (_, sums), (of_smooth, of_vectors, of_keys) = gradient(smooth, block[0], key_vectors, block[1])
         return jax.tree.map(jnp.add, carry, (sums, of_smooth, of_keys)), of_vectors
@@ -100,7 +102,7 @@ def _forward(
     return sums, Gradients(of_smooth, of_vectors, of_keys)
 
 
-def _backward(static: Static, gradients: Gradients, cotangent: Sums) -> tuple[Any, ...]:
+def _backward(static: Static, gradients: Gradients, cotangent: Sums) -> tuple[Smooth | jax.Array | None, ...]:
     del static
     return *jax.tree.map(lambda g: g * cotangent.loss.astype(g.dtype), gradients), None
 
@@ -108,7 +110,9 @@ def _backward(static: Static, gradients: Gradients, cotangent: Sums) -> tuple[An
 _blocked.defvjp(_forward, _backward)
 
 
-def _zeros(function: Any, blocks: Any, like: jax.Array) -> Sums:
+def _zeros(
+    function: Callable[[tuple[jax.Array, Anchors]], Sums], blocks: tuple[jax.Array, Anchors], like: jax.Array
+) -> Sums:
     """Zeros of the shape of `function`'s result for one block, varying over the same mesh axes as `like`."""
     shape = jax.eval_shape(function, jax.tree.map(lambda x: x[0], blocks))
     zero = jnp.zeros_like(like).sum()

@@ -5,6 +5,7 @@ They are not functions of an anchor's row, but have the engine's calling convent
 label is not ignored counts, and the mean over them is global under `axis_name`. Large batches go in blocks of samples.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
 import functools
@@ -25,7 +26,7 @@ from hap2s_jax.distances import (
     unit,
 )
 from hap2s_jax.losses.blocks import blocked_sums
-from hap2s_jax.losses.engine import batch_rows, counted, reduced
+from hap2s_jax.losses.engine import batch_rows, check_options, counted, reduced
 from hap2s_jax.losses.pytrees import register_dataclass
 from hap2s_jax.losses.rows import (
     Anchors,
@@ -36,7 +37,6 @@ from hap2s_jax.losses.rows import (
     Result,
     RowLosses,
     SampleCall,
-    check_options,
 )
 
 Params = Mapping[str, ArrayLike]

@@ -4,10 +4,11 @@ It is the only place that knows where keys come from, so every loss that is a fu
 gets global batches, memories, ignored labels, sample weights and blocks of anchors without a line of its own.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal, Unpack, overload
+from typing import Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from hap2s_jax.distances import (
     mean_of,
     pair_distances,
     squares,
+    whole,
 )
 from hap2s_jax.losses.pytrees import TOLD_APART, as_pytree
 from hap2s_jax.losses.rows import (
@@ -37,6 +39,7 @@ from hap2s_jax.losses.rows import (
     Batch,
     BlockSize,
     Keys,
+    LossTree,
     Options,
     PairStats,
     Reduction,
@@ -44,7 +47,6 @@ from hap2s_jax.losses.rows import (
     RowLosses,
     Stats,
     Sums,
-    check_options,
 )
 
 # Above this many pairs the plain path's matrices outgrow the cache.
@@ -54,7 +56,7 @@ Labelled = tuple[jax.Array, jax.Array]  # embeddings and labels
 
 
 @overload
-def mean_over_anchors(
+def mean_over_anchors(  # pyright: ignore[reportOverlappingOverload] - a bool may be either
     loss: AnchorLoss,
     embeddings: ArrayLike,
     labels: ArrayLike,
@@ -132,15 +134,33 @@ def mean_over_anchors(
     return _evaluate(loss, batch, further, weights, options)
 
 
+def check_options(
+    reduction: str, block_size: BlockSize, sample_weights: ArrayLike | None, count: int
+) -> jax.Array | None:
+    """The weights as an array without gradient; raises ValueError for what no loss understands."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is {reduction!r}; it should be 'mean', 'sum' or 'none'")
+    is_number = isinstance(block_size, int) and not isinstance(block_size, bool) and block_size >= 1
+    if not (is_number or block_size is None or block_size == "never"):
+        raise ValueError(
+            f"block_size is {block_size!r}; it should be a number of anchors, 'never', or None for automatic"
+        )
+    if sample_weights is None:
+        return None
+    weights = jnp.asarray(sample_weights)
+    if weights.shape != (count,):
+        raise ValueError(f"sample_weights are {weights.shape}; they should be ({count},), one per label")
+    return lax.stop_gradient(whole(weights))
+
+
 @functools.partial(jax.jit, static_argnames="options")
 def _evaluate(
-    loss: Any, samples: Labelled, further: Labelled | None, weights: jax.Array | None, options: Options
+    loss: LossTree, samples: Labelled, further: Labelled | None, weights: jax.Array | None, options: Options
 ) -> Result:
     """The way that suits the problem: chosen pairs, the whole matrix, tiles, or blocks of anchors."""
     batch = prepare(*samples, further, weights, options)
-    size, (count, width) = options.block_size, (len(batch.vectors), len(batch.key_vectors))
-    # A loss of weighted sets says by its weighting what suffices.
-    weighting = getattr(loss, "weighting", None)
+    size, count, width = options.block_size, len(batch.vectors), len(batch.key_vectors)
+    weighting = getattr(loss, "weighting", None)  # of weighted sets, which says what suffices
     if weighting is not None and weighting.extremes:
         result = loss.chosen_losses(batch, options)
     elif size == "never" or options.reduction == "none" or (size is None and count * width <= _PLAIN_PAIRS):
@@ -148,9 +168,7 @@ def _evaluate(
     elif options.axis_name is None and further is None and weighting is not None and weighting.elementwise:
         result = loss.tiled_sums(batch, options)
     else:
-        from hap2s_jax.losses.blocks import (
-            blocked_sums,  # here, for blocks are built of this module's functions
-        )
+        from hap2s_jax.losses.blocks import blocked_sums  # which is built of this module's functions
 
         block = min(size or max(16, _BLOCK_PAIRS // width), count)
         result = blocked_sums(loss, batch, options.distance, block)
@@ -177,18 +195,15 @@ def prepare(
         key_vectors = lax.all_gather(vectors, axis, tiled=True)
         key_labels = lax.all_gather(labels, axis, tiled=True)
     euclidean = options.distance in ("euclidean", "squared_euclidean")
-    centre = (
-        mean_of(key_vectors, counted(key_labels, options.ignore_label)[:, None], axis=0)
-        if euclidean
-        else None
-    )
+    key_valid = counted(key_labels, options.ignore_label)
+    centre = mean_of(key_vectors, key_valid[:, None], axis=0) if euclidean else None
     if further is not None:
         # Not by promotion, which may be strict.
         widest = labels.dtype if labels.dtype.itemsize >= further[1].dtype.itemsize else further[1].dtype
         labels = labels.astype(widest)
         key_vectors = jnp.concatenate([key_vectors, further[0].astype(dtype)])
         key_labels = jnp.concatenate([key_labels.astype(widest), further[1].astype(widest)])
-    key_valid = counted(key_labels, options.ignore_label)
+        key_valid = counted(key_labels, options.ignore_label)
     vectors = clean_rows(vectors, valid, options.distance, centre)
     key_vectors = clean_rows(key_vectors, key_valid, options.distance, centre)
     origins = key_origins = None
@@ -208,7 +223,7 @@ def counted(labels: jax.Array, ignore_label: int | None) -> jax.Array:
     return jnp.ones(labels.shape, bool) if ignore_label is None else labels != ignore_label
 
 
-def batch_rows(loss: Any, batch: Batch, distance: str) -> RowLosses:
+def batch_rows(loss: LossTree, batch: Batch, distance: str) -> RowLosses:
     """The losses of a batch's anchors, each by its whole row."""
     if hasattr(loss, "of_batch"):
         return loss.of_batch(batch)
@@ -223,14 +238,13 @@ def anchor_rows(batch: Batch, distance: str, *, with_anchor: bool = False) -> An
     both = anchors.valid[:, None] & keys.valid[None, :]
     own = anchors.index[:, None] == jnp.arange(len(keys.labels), dtype=jnp.int32)[None, :]
     others = same & both & ~own
-    distances = pair_distances(
-        Rows(vectors, anchors.origins), Rows(key_vectors, keys.origins), distance, candidates=others
-    )
+    ends = Rows(vectors, anchors.origins), Rows(key_vectors, keys.origins)
+    distances = pair_distances(*ends, distance, candidates=others)
     positive = same & both if with_anchor else others
     return AnchorRow(distances, positive, ~same & both, anchors.labels, keys.labels, anchors.index)
 
 
-def apply_rows(loss: Any, rows: AnchorRow, valid: jax.Array) -> RowLosses:
+def apply_rows(loss: LossTree, rows: AnchorRow, valid: jax.Array) -> RowLosses:
     """Applies `loss` to rows `[n, m]` and adds the stats that every loss reports."""
     if hasattr(loss, "of_rows"):
         outcome = loss.of_rows(rows)
@@ -258,12 +272,8 @@ def summed(rows: RowLosses, weight: jax.Array) -> Sums:
     stats = {}
     for name, value in rows.stats.items():
         stats[name] = jnp.sum(jnp.where(some, lax.stop_gradient(value).astype(rows.loss.dtype), 0))
-    return Sums(
-        jnp.sum(rows.loss * weight),
-        jnp.sum(rows.terms * weight),
-        jnp.sum(some.astype(rows.loss.dtype)),
-        stats,
-    )
+    count = jnp.sum(some.astype(rows.loss.dtype))
+    return Sums(jnp.sum(rows.loss * weight), jnp.sum(rows.terms * weight), count, stats)
 
 
 def reduced(result: RowLosses | Sums, weight: jax.Array, options: Options) -> Result:

@@ -1,9 +1,10 @@
 """Losses of distances that the caller has formed."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +12,18 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from hap2s_jax.distances import COMPUTED_IN, FLOAT32
-from hap2s_jax.losses.engine import apply_rows, reduced
+from hap2s_jax.losses.engine import apply_rows, check_options, reduced
 from hap2s_jax.losses.hap2s import Hap2s
 from hap2s_jax.losses.pytrees import as_pytree
 from hap2s_jax.losses.rows import (
     AnchorLoss,
     AnchorRow,
     Axis,
+    LossTree,
     Options,
     Reduction,
     Result,
     Stats,
-    check_options,
 )
 from hap2s_jax.losses.weightings import LogWeights, Scalar, Weighting, as_weighting, check_range, exponential
 
@@ -49,7 +50,7 @@ def mean_over_rows(
 
 @functools.partial(jax.jit, static_argnames="options")
 def _evaluate_rows(
-    loss: Any,  # any callable, see `as_pytree`
+    loss: LossTree,
     distances: jax.Array,
     is_positive: jax.Array,
     is_negative: jax.Array,
@@ -81,7 +82,7 @@ class GivenArguments(TypedDict, total=False):
 
 
 @overload
-def hap2s_from_distances(
+def hap2s_from_distances(  # pyright: ignore[reportOverlappingOverload] - a bool may be either
     distances: ArrayLike,
     is_positive: ArrayLike,
     is_negative: ArrayLike,

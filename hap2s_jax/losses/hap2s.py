@@ -1,6 +1,7 @@
 """The HAP2S loss: hard-aware point-to-set triplets (Yu et al., "Hard-Aware Point-to-Set Deep Metric for
 Person Re-identification", ECCV 2018), and the losses that differ from it in their weights alone."""
 
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,8 @@ from hap2s_jax.losses.weightings import (
     ranked,
     uniform,
 )
+
+_HAP2S_E = exponential()
 
 
 @register_dataclass
@@ -114,7 +117,7 @@ class RelativeCall(PenaltyArguments, total=False):
 
 
 @overload
-def hap2s_loss(
+def hap2s_loss(  # pyright: ignore[reportOverlappingOverload] - a bool may be either
     embeddings: ArrayLike,
     labels: ArrayLike,
     *,
@@ -174,7 +177,7 @@ def hap2s_loss(
         0.9319
     """
     check_range("margin", margin, positive=None)
-    weighting = exponential() if weighting is None else as_weighting(weighting)
+    weighting = _HAP2S_E if weighting is None else as_weighting(weighting)
     if with_anchor:  # of which the search for the one deciding pair knows nothing
         weighting = replace(weighting, extremes=None)
     loss = Hap2s(weighting, margin, bool(soft_margin), bool(with_anchor))

@@ -7,13 +7,15 @@
 A pytree of arrays, so it lives in the training state, in checkpoints, and inside jit.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 
 from hap2s_jax.losses.rows import Axis
 
@@ -34,7 +36,7 @@ class Memory(NamedTuple):
     cursor: jax.Array
 
 
-def create(size: int, embedding_dim: int, dtype: Any = jnp.float32) -> Memory:
+def create(size: int, embedding_dim: int, dtype: DTypeLike = jnp.float32) -> Memory:
     """An empty memory of `size` embeddings of width `embedding_dim`.
 
     Raises:
@@ -46,7 +48,7 @@ def create(size: int, embedding_dim: int, dtype: Any = jnp.float32) -> Memory:
     return Memory(jnp.zeros((size, embedding_dim), dtype), labels, jnp.zeros((), jnp.int32))
 
 
-def push(memory: Memory, embeddings: Any, labels: Any, *, axis_name: Axis = None) -> Memory:
+def push(memory: Memory, embeddings: ArrayLike, labels: ArrayLike, *, axis_name: Axis = None) -> Memory:
     """The memory with a batch in place of its oldest entries; the global batch under `axis_name`.
 
     Args:
@@ -58,17 +60,17 @@ def push(memory: Memory, embeddings: Any, labels: Any, *, axis_name: Axis = None
     Raises:
         ValueError: the (global) batch is larger than the memory.
     """
-    embeddings, labels = jnp.asarray(embeddings), jnp.asarray(labels)
+    new, new_labels = jnp.asarray(embeddings), jnp.asarray(labels)
     if axis_name is not None:
-        embeddings = lax.all_gather(embeddings, axis_name, tiled=True)
-        labels = lax.all_gather(labels, axis_name, tiled=True)
-    size, count = memory.labels.shape[0], labels.shape[0]
+        new = lax.all_gather(new, axis_name, tiled=True)
+        new_labels = lax.all_gather(new_labels, axis_name, tiled=True)
+    size, count = memory.labels.shape[0], new_labels.shape[0]
     if count > size:
         raise ValueError(f"a batch of {count} does not fit a memory of {size}; make the memory larger")
     places = (memory.cursor + jnp.arange(count)) % size
-    stored = lax.stop_gradient(embeddings).astype(memory.embeddings.dtype)
+    stored = lax.stop_gradient(new).astype(memory.embeddings.dtype)
     return Memory(
         memory.embeddings.at[places].set(stored),
-        memory.labels.at[places].set(labels.astype(memory.labels.dtype)),
+        memory.labels.at[places].set(new_labels.astype(memory.labels.dtype)),
         (memory.cursor + count) % size,
     )

@@ -1,5 +1,6 @@
 """Losses and weightings as pytrees whose structure says which function they are."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import dataclasses
@@ -10,6 +11,7 @@ import jax
 from jax.tree_util import Partial
 
 C = TypeVar("C", bound=type)
+Function = Callable[..., Any]  # a loss or a weighting of any signature
 
 TOLD_APART: set[type] = set()
 
@@ -27,6 +29,7 @@ def register_dataclass(cls: C) -> C:
     data = [f.name for f in fields if not f.metadata.get("static")]
     kind = ("kind", type, dataclasses.field(default=cls, repr=False, kw_only=True, metadata={"static": True}))
     names = {name: getattr(cls, name) for name in ("__doc__", "__module__", "__qualname__")}
+    # A class made here has no type to type checkers.
     made: Any = dataclasses.make_dataclass(cls.__name__, [kind], bases=(cls,), namespace=names, frozen=True)
     made.__init__.__kwdefaults__["kind"] = made  # not `cls`, which pickle does not find under its name
     jax.tree_util.register_dataclass(made, data, [*static, "kind"])
@@ -40,11 +43,11 @@ class _Call:
 
     kinds: tuple[type, ...]
 
-    def __call__(self, function: Callable, *arguments: Any) -> Any:
+    def __call__(self, function: Function, *arguments: Any) -> Any:  # the function's own types
         return function(*arguments)
 
 
-def as_pytree(function: Callable) -> Callable:
+def as_pytree(function: Function) -> Function:
     """`function` as a pytree with its parameters as leaves, and with a structure like no other function's.
 
     Raises:
@@ -67,7 +70,7 @@ def as_pytree(function: Callable) -> Callable:
     return function
 
 
-def _kinds(structure: Any) -> Iterator[type]:
+def _kinds(structure: Any) -> Iterator[type]:  # JAX's class is unknown to type checkers
     """The classes of a tree's inner nodes."""
     node = structure.node_data()
     if node is not None:

@@ -4,6 +4,7 @@ Both need, for every positive, how many keys stand before it. These are sums ove
 time grows with the number of positives an anchor, memory is that of the rows.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -17,10 +18,11 @@ from jax.typing import ArrayLike
 
 from hap2s_jax.losses.engine import mean_over_anchors
 from hap2s_jax.losses.pytrees import register_dataclass
-from hap2s_jax.losses.rows import AnchorRow, EngineCall, Result
+from hap2s_jax.losses.rows import AnchorRow, EngineCall, LossTree, Result
 from hap2s_jax.losses.weightings import Scalar, check_range
 
 # (number of the positive, its score [n], where it stands [n, m], what was carried) -> what is carried on
+# Any: the arrays that a loop carries, and what its backward pass is given.
 Body = Callable[[jax.Array, jax.Array, jax.Array, Any], Any]
 
 
@@ -137,7 +139,7 @@ def smooth_ap_loss(
         **arguments: the engine's, see `mean_over_anchors`.
     """
     check_range("temperature", temperature)
-    loss: Any = SmoothAP(temperature, bool(with_anchor))
+    loss: LossTree = SmoothAP(temperature, bool(with_anchor))
     return mean_over_anchors(loss, embeddings, labels, distance="cosine", **arguments)
 
 
@@ -203,5 +205,5 @@ def recall_at_k_surrogate_loss(
         numbers = ()
     if not numbers or min(numbers) < 1:
         raise ValueError(f"ks is {ks!r}; it should be whole numbers of at least 1, such as '1,2,4'")
-    loss: Any = RecallAtK(temperature, rank_temperature, numbers, bool(with_anchor))
+    loss: LossTree = RecallAtK(temperature, rank_temperature, numbers, bool(with_anchor))
     return mean_over_anchors(loss, embeddings, labels, distance="cosine", **arguments)

@@ -1,5 +1,6 @@
 """Losses by name, for configs: `create("hap2s_p", alpha=10.0)` is a function of embeddings and labels."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import inspect
@@ -18,7 +19,7 @@ from hap2s_jax.losses.rows import EngineCall, Result, Stats
 # config's.
 _CALL = {"params", "key", *EngineCall.__annotations__}
 
-InitParams = Callable[..., Any]
+InitParams = Callable[..., Any]  # makes a tree of arrays
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ class Loss:
     """
 
     name: str
-    hyperparameters: dict[str, Any]
+    hyperparameters: dict[str, Any]  # of any argument's type
     _entry: _Entry = field(repr=False)
 
     @overload
-    def __call__(
+    def __call__(  # pyright: ignore[reportOverlappingOverload] - a bool may be either
         self,
         embeddings: ArrayLike,
         labels: ArrayLike,
@@ -74,7 +75,7 @@ class Loss:
 
     def __call__(
         self, embeddings: ArrayLike, labels: ArrayLike, *, with_stats: bool = False, **arguments: Any
-    ) -> Result:
+    ) -> Result:  # of any argument's type
         """The loss of embeddings `[n, d]` under labels `[n]`: its value, or `(value, stats)`.
 
         Args:
@@ -131,7 +132,7 @@ class Loss:
 
         jax.eval_shape(call, jax.random.key(0), jnp.zeros((2, 2)), jnp.zeros(2, int))
 
-    def init_params(self, key: jax.Array, num_classes: int, embedding_dim: int) -> Any:
+    def init_params(self, key: jax.Array, num_classes: int, embedding_dim: int) -> Any:  # a tree of arrays
         """The loss's own learnable arrays (a pytree), or None if it has none.
 
         Args:
@@ -190,7 +191,7 @@ def hyperparameters(name: str) -> dict[str, str | float | bool]:
     return {k: v for k, v in defaults.items() if isinstance(v, str | int | float) and k not in entry.fixed}
 
 
-def create(name: str, **overrides: Any) -> Loss:
+def create(name: str, **overrides: Any) -> Loss:  # of any argument's type
     """The loss called `name` with hyperparameters other than its defaults.
 
     Raises:
@@ -216,7 +217,7 @@ def _entry(name: str) -> _Entry:
     return _ENTRIES[name]
 
 
-def _converted(what: str, value: Any, default: Any) -> Any:
+def _converted(what: str, value: Any, default: Any) -> Any:  # of any argument's type
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, type(default)) or (isinstance(value, bool) and not isinstance(default, bool)):

@@ -1,16 +1,15 @@
 """The words of the engine: what a loss is given, what it gives back, and what a call may say."""
 
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
-from hap2s_jax.distances import Distance, whole
+from hap2s_jax.distances import Distance
 
 Reduction = Literal["mean", "sum", "none"]
 BlockSize = int | Literal["never"] | None
@@ -74,13 +73,16 @@ class AnchorRow(NamedTuple):
     is_negative: jax.Array
     label: jax.Array
     key_labels: jax.Array
-    index: jax.Array
+    index: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] - nobody asks a tuple for it
 
 
 # (row) -> (loss, is_valid) or (loss, is_valid, stats), all scalars; in place of is_valid, the number of terms
 # summed. An anchor that is not valid counts neither in the sum nor in the mean; stats (a dict or a named tuple) are
 # averaged over valid anchors.
 AnchorLoss = Callable[[AnchorRow], tuple[Any, ...]]
+# The same as a pytree, see `as_pytree`. Any, since the engine asks what more it has by its attributes: `of_rows`,
+# `of_batch`, `weighting`, `with_anchor`.
+LossTree = Any
 
 
 class PairStats(NamedTuple):
@@ -108,7 +110,7 @@ class Anchors(NamedTuple):
 
     origins: jax.Array | None  # [n, d]
     labels: jax.Array  # [n]
-    index: jax.Array  # [n]
+    index: jax.Array  # [n]  # pyright: ignore[reportIncompatibleMethodOverride]
     weight: jax.Array  # [n]
     valid: jax.Array  # [n]
 
@@ -143,7 +145,7 @@ class Sums(NamedTuple):
 
     loss: jax.Array
     weight: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     stats: Stats
 
 
@@ -156,22 +158,3 @@ class Options(NamedTuple):
     block_size: BlockSize = None
     reduction: str = "mean"
     with_stats: bool = False
-
-
-def check_options(
-    reduction: str, block_size: BlockSize, sample_weights: ArrayLike | None, count: int
-) -> jax.Array | None:
-    """The weights as an array without gradient; raises ValueError for what no loss understands."""
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction is {reduction!r}; it should be 'mean', 'sum' or 'none'")
-    is_number = isinstance(block_size, int) and not isinstance(block_size, bool) and block_size >= 1
-    if not (is_number or block_size is None or block_size == "never"):
-        raise ValueError(
-            f"block_size is {block_size!r}; it should be a number of anchors, 'never', or None for automatic"
-        )
-    if sample_weights is None:
-        return None
-    weights = jnp.asarray(sample_weights)
-    if weights.shape != (count,):
-        raise ValueError(f"sample_weights are {weights.shape}; they should be ({count},), one per label")
-    return lax.stop_gradient(whole(weights))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 
 from hap2s_jax.losses.rows import Anchors
-from hap2s_jax.losses.weightings import Weighting
+from hap2s_jax.losses.weightings import Structure, Weighting
 
 
 class PointToSet(Protocol):
@@ -67,7 +67,7 @@ class SortedBatch(NamedTuple):
 class Static(NamedTuple):
     """Static arguments: they decide the compiled program."""
 
-    structure: Any  # of the loss
+    structure: Structure  # of the loss
     distance: str
     tile: int
     with_stats: bool

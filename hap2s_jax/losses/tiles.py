@@ -38,11 +38,11 @@ sum over its sets (log sum exp, say, is L + log Z, and its slope by l_i is w_i),
 written from these equations.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
 import functools
 from operator import itemgetter
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,8 @@ from hap2s_jax.losses.weightings import LogWeights, Weighting, merge, separate, 
 
 _TILE = 512
 _MANY = 16384
+Two = tuple[jax.Array, jax.Array]  # of positives and of negatives; of excess and validity
+Pulled = tuple[Weighting, jax.Array]  # gradients of the weighting and of distances or vectors
 TilePair = tuple[jax.Array, jax.Array, jax.Array]  # the two tiles' numbers, whether all pairs are negative
 # Stands for the logarithm of no weight. Finite, so that differences of two of them are 0 and not NaN.
 _EMPTY = -1e30
@@ -182,7 +184,7 @@ def _first_sweep(sweep: _Sweep, weighting: Weighting, with_stats: bool) -> Sets:
     return lax.scan(step, Sets(empty, empty), sweep.pairs)[0]
 
 
-def _total(loss: PointToSet, batch: SortedBatch, near: jax.Array, far: jax.Array) -> tuple[jax.Array, Any]:
+def _total(loss: PointToSet, batch: SortedBatch, near: jax.Array, far: jax.Array) -> tuple[jax.Array, Two]:
     """T of (3) from D+ and D- `[k, t]`, and per anchor the excess and validity."""
     valid = batch.valid & (batch.positives > 0) & (batch.negatives > 0)
     value, excess = loss.penalty(near, far)
@@ -211,15 +213,13 @@ def _sums(loss: PointToSet, batch: SortedBatch, sets: Sets) -> Sums:
     return Sums(value, jnp.sum(counted * batch.weight), jnp.sum(counted), stats)
 
 
-def _second_sweep(
-    sweep: _Sweep, weighting: Weighting, sets: Sets, slopes: tuple[jax.Array, jax.Array]
-) -> tuple[Weighting, jax.Array]:
+def _second_sweep(sweep: _Sweep, weighting: Weighting, sets: Sets, slopes: Two) -> Pulled:
     """Gradients of the weighting's numbers and of the vectors `[k, t, d]`, from the slopes s+ and s- `[k, t]`."""
     vectors = sweep.batch.vectors
     means = [s.M / s.Z for s in sets]
     scales = [jnp.where(s.Z > 0, slope / s.Z, 0) for s, slope in zip(sets, slopes, strict=True)]
 
-    def pull(which: int, i: Any, j: Any, distances: Any, mask: Any) -> tuple[Weighting, jax.Array]:
+    def pull(which: int, i: jax.Array, j: jax.Array, distances: jax.Array, mask: jax.Array | None) -> Pulled:
         """Equations (5) and (6) of one tile and one of the sets."""
 
         def logs_of(weighting: Weighting, distances: jax.Array) -> jax.Array:
@@ -233,7 +233,7 @@ def _second_sweep(
         of_weighting, of_distances = transposed(q)
         return of_weighting, by_rows + by_columns + of_distances
 
-    def tile_gradient(i: Any, j: Any, pure: bool) -> tuple[Weighting, jax.Array, jax.Array]:
+    def tile_gradient(i: jax.Array, j: jax.Array, pure: bool) -> tuple[Weighting, jax.Array, jax.Array]:
         positive, negative = (None, None) if pure else sweep.masks(i, j)
         a, b = jax.tree.map(itemgetter(i), sweep.points), jax.tree.map(itemgetter(j), sweep.points)
 
@@ -246,7 +246,7 @@ def _second_sweep(
             found = jax.tree.map(jnp.add, found, pull(0, i, j, distances, positive))
         return (found[0], *transposed(found[1]))
 
-    def step(carry: tuple[Weighting, jax.Array], pair: TilePair) -> tuple[tuple[Weighting, jax.Array], None]:
+    def step(carry: Pulled, pair: TilePair) -> tuple[Pulled, None]:
         i, j, is_pure = pair
         total, gradient = carry
         branches = (lambda: tile_gradient(i, j, True), lambda: tile_gradient(i, j, False))
@@ -288,7 +288,9 @@ def _forward(
     return _sums(loss, batch, sets), Gradients(of_smooth, jnp.zeros_like(vectors).at[order].set(flat))
 
 
-def _backward(static: Static, gradients: Gradients, cotangent: Sums) -> tuple[Any, ...]:
+def _backward(
+    static: Static, gradients: Gradients, cotangent: Sums
+) -> tuple[list[jax.Array] | jax.Array | None, ...]:
     del static
     return *jax.tree.map(lambda g: g * cotangent.loss.astype(g.dtype), gradients), None
 

@@ -5,6 +5,7 @@ place. Draws are made from (key, the anchor's number in the global batch), so th
 blocks.
 """
 
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -6,6 +6,7 @@ parameters are leaves of a pytree, so they can be traced, annealed, mapped over 
 weightings made with equal structure share one compilation.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import math
@@ -21,6 +22,8 @@ from jax.tree_util import Partial
 
 from hap2s_jax.losses.pytrees import as_pytree, register_dataclass
 
+Tree = Any  # of arrays, in any structure
+Structure = Any  # of a tree; to type checkers, JAX's class is unknown
 LogWeights = Callable[[jax.Array, jax.Array], jax.Array]
 Scalar = float | jax.Array
 
@@ -49,7 +52,7 @@ class Weighting:
 def check_range(name: str, value: Any, *, positive: bool | None = True, below: float = math.inf) -> None:
     """Raises an error unless `value` is one number, positive (False: at least 0; None: of any sign), less than `below`.
 
-    What is traced has no value yet and passes.
+    `value` is whatever a caller passes, hence Any. What is traced has no value yet and passes.
 
     Raises:
         TypeError: not a number.
@@ -111,7 +114,8 @@ def hardest(count: int = 1) -> Weighting:
     Raises:
         ValueError: `count` is not a whole number of at least 1.
     """
-    if isinstance(count, bool) or not isinstance(count, int | np.integer):
+    # A caller may pass anything.
+    if isinstance(count, bool) or not isinstance(count, int | np.integer):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"count is {count!r}; it should be a whole number, such as 3")
     if count < 1:
         raise ValueError(f"count is {count}; it should be at least 1")
@@ -152,6 +156,8 @@ def detached(weighting: Weighting) -> Weighting:
 
 def as_weighting(weighting: Any) -> Weighting:
     """A Weighting from a Weighting or a pair of functions; plain functions become pytrees without leaves.
+
+    `weighting` is whatever a caller passes, hence Any.
 
     Raises:
         TypeError: neither.
@@ -237,7 +243,7 @@ def _detached(inner: LogWeights, distances: jax.Array, mask: jax.Array) -> jax.A
     return lax.stop_gradient(inner(lax.stop_gradient(distances), mask))
 
 
-def separate(loss: Any, like: jax.Array) -> tuple[Any, list[jax.Array], list[jax.Array | None]]:
+def separate(loss: Tree, like: jax.Array) -> tuple[Structure, list[jax.Array], list[jax.Array | None]]:
     """A loss's structure, its differentiable leaves, and the others (None in the differentiable ones' places)."""
     leaves, structure = jax.tree_util.tree_flatten(loss)
     # Every leaf must vary over the same mesh axes as the vectors: under shard_map's check_vma a loop's carry
@@ -252,7 +258,7 @@ def separate(loss: Any, like: jax.Array) -> tuple[Any, list[jax.Array], list[jax
     return structure, smooth, rough
 
 
-def merge(structure: Any, smooth: list[jax.Array], rough: list[jax.Array | None]) -> Any:
+def merge(structure: Structure, smooth: list[jax.Array], rough: list[jax.Array | None]) -> Tree:
     """The loss again, from what `separate` returned."""
     rest = iter(smooth)
     leaves = []
@@ -261,7 +267,7 @@ def merge(structure: Any, smooth: list[jax.Array], rough: list[jax.Array | None]
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 
-def split(tree: Any, block: int) -> Any:
+def split(tree: Tree, block: int) -> Tree:
     """Arrays `[n, ...]` as `[blocks, block, ...]`, the last one filled up with zeros."""
     leaves, structure = jax.tree.flatten(tree)
     parts = []
