@@ -35,6 +35,7 @@ BY_HAND_ON_AXES = {
     "nt_xent": ({"temperature": 1.0}, np.log((np.e + 2) / np.e)),
     "n_pair": ({}, np.log(1 + 2 * np.exp(-1))),
     "margin": ({"alpha": 0.5}, 1.2 - np.sqrt(2) + 0.5),
+    "random_triplet": ({"margin": 2.0}, 0 - np.sqrt(2) + 2),  # whichever pair is drawn
     "softmax": (
         {},
         np.log(1 + np.exp(-1)) + 0.05,
