@@ -1,5 +1,6 @@
 """The margin loss, with negatives drawn evenly over their distances."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from hap2s_jax.distances import COMPUTED_IN, FLOAT32, check_embeddings, clean_ro
 from hap2s_jax.losses.draws import drawn, key_data, uniforms
 from hap2s_jax.losses.engine import counted, mean_over_anchors
 from hap2s_jax.losses.pytrees import register_dataclass
-from hap2s_jax.losses.rows import AnchorRow, EngineCall, Result
+from hap2s_jax.losses.rows import AnchorRow, EngineCall, LossTree, Result
 from hap2s_jax.losses.weightings import Scalar, check_range
 
 _DRAWS = 16  # of an anchor at a time
@@ -127,7 +128,7 @@ def margin_loss(
     if given is not None or given_labels is not None:
         keys, key_labels = check_embeddings("keys", given, "key_labels", given_labels)
         arguments["keys"] = _unit_rows(keys, key_labels, ignore_label)
-    loss = Margin(beta, alpha, nu, cutoff, key_data(key), vectors.shape[-1])
+    loss: LossTree = Margin(beta, alpha, nu, cutoff, key_data(key), vectors.shape[-1])
     return mean_over_anchors(loss, _unit_rows(vectors, labels, ignore_label), labels, **arguments)
 
 

@@ -5,7 +5,7 @@ place. Draws are made from (key, the anchor's number in the global batch), so th
 blocks.
 """
 
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from hap2s_jax.losses.by_positives import by_positives
 from hap2s_jax.losses.draws import drawn, key_data, uniforms
 from hap2s_jax.losses.engine import mean_over_anchors
 from hap2s_jax.losses.pytrees import register_dataclass
-from hap2s_jax.losses.rows import AnchorRow, EngineCall, Result
+from hap2s_jax.losses.rows import AnchorRow, EngineCall, LossTree, Result
 from hap2s_jax.losses.selection import first_largest
 from hap2s_jax.losses.weightings import Scalar, check_range
 
@@ -194,5 +194,5 @@ def random_triplet_loss(
         **arguments: the engine's, see `mean_over_anchors`.
     """
     check_range("margin", margin, positive=None)
-    loss = RandomTriplet(margin, key_data(key))
+    loss: LossTree = RandomTriplet(margin, key_data(key))
     return mean_over_anchors(loss, embeddings, labels, distance=distance, **arguments)
