@@ -15,7 +15,7 @@ from hap2s_jax.errors import unknown_name
 
 COMMANDS = (
     *("main", "evaluate", "embed", "search", "demo", "gallery"),
-    *("export", "check_data", "rehearse", "convert"),
+    *("export", "check_data", "pack", "rehearse", "convert"),
 )
 
 

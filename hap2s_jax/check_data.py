@@ -80,27 +80,6 @@ def list_all(data_dir: str | None) -> Iterator[str]:
             yield f"{'':12}           get it from {entry.url} ({entry.licence})"
 
 
-def parse_options(texts: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """KEY=VALUE texts as values of the types of the defaults.
-
-    Raises:
-      UserError: a text is malformed or its value of the wrong type; an unknown key is left to the data set.
-    """
-    options: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        kind = type(defaults.get(key, ""))
-        try:
-            if not equals:
-                raise ValueError
-            options[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-        except (KeyError, ValueError):
-            raise UserError(
-                f"--option: expected {key or 'KEY'}={kind.__name__.upper()}, found {text!r}"
-            ) from None
-    return options
-
-
 def view_of(entry: registry.Entry) -> View:
     """The part of an image that the encoder sees by the shipped config of a data set."""
     if entry.name == "emoji":
@@ -213,7 +192,7 @@ def _run(options: argparse.Namespace) -> None:
         print(*list_all(options.data_dir), sep="\n")
         return
     extras.require("check_data", "train")
-    settings = parse_options(options.option, registry.entry(options.name).options)
+    settings = registry.parse_options(options.option, registry.entry(options.name).options)
     run(options.name, options.data_dir, settings, options.decode, options.sheet, options.duplicates)
 
 

@@ -55,7 +55,10 @@ def _from_1(config: Record | None, record: Record) -> None:
 def _from_2(config: Record | None, record: Record) -> None:
     """Keys were added."""
     del record
-    added: dict[str, Record] = {"encoder": {"drop_path": 0.0}}
+    added: dict[str, Record] = {
+        "encoder": {"drop_path": 0.0},
+        "data": {"cache_dir": None, "cache_gb": 20.0},
+    }
     _add(config, added)
 
 

@@ -88,11 +88,11 @@ def new_bucket(address):
 
 def use(patch, address):
     """Makes this process use the server at `address`; `patch` is pytest's MonkeyPatch."""
-    from hap2s_jax.data import places
+    from hap2s_jax.data import bucket
 
     for name, value in settings(address).items():
         patch.setenv(name, value)
-    places._client.cache_clear()
+    bucket._client.cache_clear()
     with contextlib.suppress(ImportError):
         import gcsfs
 

@@ -238,6 +238,7 @@ _BASE = {
     "gallery": (["gallery", "list", "x"], "gallery"),
     "export": (["export", "--workdir=x", "--output=x"], "use"),
     "check_data": (["check_data", "--name=cub"], "train"),
+    "pack": (["pack", "--data_dir=x", "--output=y"], "train"),
     "rehearse": (["rehearse", "--config=emoji"], "train,tpu"),
 }
 

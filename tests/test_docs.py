@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from hap2s_jax import main
-from hap2s_jax.data import places
+from hap2s_jax.data import bucket
 from hap2s_jax.run import config_file
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -137,7 +137,7 @@ def test_the_recipes_for_pods_name_flags_keys_and_extras_that_exist(capsys, monk
         config_file.read([flag for flag in flags if flag.startswith("--config")])
         for flag in flags:
             if "gs://" in flag:
-                places.BucketPath(flag.partition("=")[2])
+                bucket.BucketPath(flag.partition("=")[2])
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (image,) = _blocks(page, "dockerfile")
     for text in (image, "\n".join(_blocks(page, "console"))):

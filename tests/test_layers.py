@@ -67,7 +67,8 @@ INSIDE_FUNCTIONS = {
         "rich",
         "sklearn",
     },
-    "hap2s_jax.data.places": {"etils", "fsspec", "google"},
+    "hap2s_jax.data.places": {"etils", "fsspec"},
+    "hap2s_jax.data.bucket": {"google", "requests"},
     "hap2s_jax.data.opencv": {"cv2"},
     "hap2s_jax.data.headers": {"PIL"},
     "hap2s_jax.data.emoji": {"PIL"},  # for the pixel baseline

@@ -20,6 +20,7 @@ import numpy as np
 
 from hap2s_jax.data.augment import DRAWS, Augmentation, centre_part, resize
 from hap2s_jax.data.draws import uniforms
+from hap2s_jax.data.fetching import Ahead
 from hap2s_jax.data.images import CACHE_BYTES, DecodedImages
 from hap2s_jax.data.pixels import DEFAULT, Decoding
 from hap2s_jax.data.reading import Reader
@@ -130,7 +131,10 @@ def train_batches(
     reader = reading.reader(source)
     size = (int(reading.image_size[0]), int(reading.image_size[1]))
 
+    ahead = Ahead(source, lambda step: plan.batch(step)[slots], start_step, _FOREVER)
+
     def load(step: int, each: _Each) -> tuple[np.ndarray, np.ndarray]:
+        ahead.reach(step)
         indices = plan.batch(step)[slots]
         draws = uniforms(seed, step, slots, DRAWS)
         out = np.empty((share, *size, 3), np.uint8)
@@ -185,9 +189,15 @@ def eval_batches(
     def choose(height: int, width: int) -> tuple[int, int, int, int]:
         return centre_part(height, width, size, enlarge=enlarge, keep_aspect=keep_aspect)
 
-    def load(step: int, each: _Each) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def rows(step: int) -> np.ndarray:
         start = first + step * batch_size
-        indices = np.arange(start, min(start + batch_size, last), dtype=np.int32)
+        return np.arange(start, min(start + batch_size, last), dtype=np.int32)
+
+    ahead = Ahead(source, rows, 0, -(-share // batch_size))
+
+    def load(step: int, each: _Each) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        ahead.reach(step)
+        indices = rows(step)
         out = np.zeros((batch_size, *size, 3), np.uint8)
         mask = np.zeros(batch_size, bool)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from hap2s_jax.data import noise, registry
+from hap2s_jax.data import noise, packed, registry
+from hap2s_jax.data.fetching import Cache
 from hap2s_jax.data.readers.files import Parts
 from hap2s_jax.data.source import Dataset
 from hap2s_jax.data.splits import split_by_class
@@ -27,6 +28,7 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     validation_fraction: float = 0.1,
     seed: int = 0,
+    cache: Cache = Cache(),  # noqa: B008 - never changed
     **options: Any,
 ) -> Dataset:
     """Find a data set and take validation classes out of its training classes.
@@ -34,11 +36,12 @@ def load(
     Args:
       name: as in `hap2s_jax.data.registry`.
       data_dir: where to look; by default $TFDS_DATA_DIR or ~/tensorflow_datasets, then ./data. For "folder", the
-        folder of class folders or the CSV itself; for "hf", see `hap2s_jax.data.readers.hf`. Data prepared with TFDS
-        may lie in a bucket (gs://bucket/folder).
+        folder of class folders or the CSV itself; for "hf", see `hap2s_jax.data.readers.hf`. What
+        `hap2s_jax.pack` packed may lie in a bucket (gs://bucket/folder), as may data prepared with TFDS.
       validation_fraction: share of the training classes to validate on, 0 for none; of no effect where the data
         itself names validation images.
       seed: which classes those are. (Test classes, where the data names none, never depend on it.)
+      cache: where packed images out of a bucket are kept.
       **options: of the data set, see `registry.Entry.options`.
 
     Raises:
@@ -52,7 +55,7 @@ def load(
 
         return emoji.load()
     # Test classes are the same in every run: only validation classes, chosen among the others, follow the seed.
-    parts = _parts(found, data_dir, _TEST_SEED, options)
+    parts = find_parts(found, data_dir, options, cache)
     train, validation = parts.train, parts.validation
     if validation is None:
         train, validation = split_by_class(train, validation_fraction, seed)
@@ -63,10 +66,12 @@ def load(
         trained = {*parts.train.class_names, *(parts.validation.class_names if parts.validation else ())}
         # The gallery of a closed split holds classes that nobody asks for.
         asked = parts.test.labels if parts.query is None else parts.test.labels[parts.query]
-        seen = trained & {parts.test.class_names[label] for label in np.unique(asked[asked >= 0])}
+        seen = (
+            set()
+            if parts.only_tested
+            else trained & {parts.test.class_names[label] for label in np.unique(asked[asked >= 0])}
+        )
     protocols = parts.protocols or found.protocols
-    if options.get("test_fraction") == 1:  # nothing is trained on these
-        seen = set()
     if seen and "closed_set" not in protocols:
         remarks.append(
             f"{len(seen):,} of the {len(parts.test.class_names):,} test classes have training or validation images "
@@ -95,6 +100,7 @@ def with_noise(
     foreign: str,
     foreign_dir: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    cache: Cache = Cache(),  # noqa: B008 - never changed
 ) -> tuple[Dataset, noise.NoiseRecord | None]:
     """Make a share of the training images wrong on purpose; validation and test stay as they are.
 
@@ -106,6 +112,7 @@ def with_noise(
       foreign: the data set whose training images are the foreign ones of "images".
       foreign_dir: where that one lies; None for `data_dir`.
       data_dir: where `dataset` lies.
+      cache: where packed images out of a bucket are kept.
 
     Returns:
       The data set, and what was done, None where nothing was.
@@ -129,18 +136,39 @@ def with_noise(
                 f"data.noise.foreign: must be another data set than the one trained on, found {foreign}; name "
                 "another, such as folder with data.noise.foreign_dir"
             )
-        others = load(foreign, data_dir=foreign_dir or data_dir, validation_fraction=0.0).train
+        others = load(foreign, data_dir=foreign_dir or data_dir, validation_fraction=0.0, cache=cache).train
         train, record = noise.swap_images(dataset.train, others, fraction, seed)
     else:
         raise unknown_name("kind of noise (data.noise.kind)", kind, noise.KINDS)
     return dataclasses.replace(dataset, train=train), record
 
 
-def _parts(
+def find_parts(
+    found: registry.Entry,
+    data_dir: str | os.PathLike[str] | None,
+    options: dict[str, Any],
+    cache: Cache = Cache(),  # noqa: B008 - never changed
+) -> Parts:
+    """A data set as its reader returns it, from wherever it lies; arguments and errors are `load`'s."""
+    remote = os.fspath(data_dir) if data_dir is not None and is_remote(data_dir) else ""
+    for base in [remote] if remote else registry.search_directories(data_dir):
+        try:
+            root = packed.find(base, found.name)
+        except UserError:  # TensorFlow reads what TFDS prepared, without the extra "gcs"
+            if found.tfds is None or not has_tensorflow():
+                raise
+            root = None
+        if root is not None:
+            _LOG.info("reading %s, packed, from %s", found.title, root)
+            return packed.read(root, found.name, options, cache)
+    if remote:
+        return _remote_parts(found, remote, options)
+    return _local_parts(found, data_dir, _TEST_SEED, options)
+
+
+def _local_parts(
     found: registry.Entry, data_dir: str | os.PathLike[str] | None, seed: int, options: dict[str, Any]
 ) -> Parts:
-    if data_dir is not None and is_remote(data_dir):
-        return _remote_parts(found, os.fspath(data_dir), options)
     bases = registry.search_directories(data_dir)
     if found.name == "hf" and data_dir is None and options.get("path"):
         return registry.read_parts(found, None, options, seed)
@@ -178,7 +206,8 @@ def _remote_parts(found: registry.Entry, data_dir: str, options: dict[str, Any])
     """From a bucket come data sets that TFDS prepared; folders of small files would be read far too slowly."""
     if found.tfds is None:
         raise UserError(
-            f"data.data_dir: {data_dir} is not on a disk, and {found.name} cannot be prepared with TFDS; copy it to one"
+            f"data.data_dir: {data_dir} is not on a disk, and holds no packed data set {found.name}; pack it first: "
+            f"python -m hap2s_jax.pack --name={found.name} --data_dir=... --output={data_dir}"
         )
     if not has_tensorflow():
         raise UserError(

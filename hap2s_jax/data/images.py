@@ -107,6 +107,8 @@ _of_source: weakref.WeakKeyDictionary[Source, _Kept] = weakref.WeakKeyDictionary
 
 
 def _kept_images(source: Source, cache_bytes: int, decoding: Decoding) -> _Kept | None:
+    if not cache_bytes:  # nor is any image read to find out
+        return None
     try:
         kept = _of_source.get(source)
         if kept is not None and kept.settings == (cache_bytes, decoding):

@@ -97,19 +97,20 @@ class NoisySource:
         """The number of images."""
         return len(self.source)
 
-    def _place(self, index: int) -> tuple[Source, int]:
+    def origin(self, index: int) -> tuple[Source, int]:
+        """The source of image number `index`, and its number there."""
         if self._foreign is not None and index in self._swapped:
             return self._foreign, self._swapped[index]
         return self.source, index
 
     def read(self, index: int) -> bytes:
         """The encoded image number `index`, own or foreign."""
-        source, place = self._place(index)
+        source, place = self.origin(index)
         return source.read(place)
 
     def describe(self, index: int) -> str:
         """The origin of image number `index`."""
-        source, place = self._place(index)
+        source, place = self.origin(index)
         return source.describe(place)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = [
     "known_names",
     "names",
     "num_classes",
+    "parse_options",
     "part_counts",
     "read_parts",
     "search_directories",
@@ -106,3 +107,24 @@ def part_counts(parts: Parts | Dataset) -> dict[str, int]:
 def num_classes(source: Source) -> int:
     """Classes that have an image."""
     return len(np.unique(source.labels[source.labels >= 0]))
+
+
+def parse_options(texts: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """KEY=VALUE texts as values of the types of the defaults.
+
+    Raises:
+      UserError: a text is malformed or its value of the wrong type; an unknown key is left to the data set.
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        kind = type(defaults.get(key, ""))
+        try:
+            if not equals:
+                raise ValueError
+            options[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (KeyError, ValueError):
+            raise UserError(
+                f"--option: expected {key or 'KEY'}={kind.__name__.upper()}, found {text!r}"
+            ) from None
+    return options

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterable
 from typing import IO, Any
 
-from hap2s_jax.data.places import BucketPath
+from hap2s_jax.data.bucket import BucketPath
 
 # Of an encoded image, 256 MiB, and of a JSON file of ours.
 MAX_IMAGE = 2**28

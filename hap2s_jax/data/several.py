@@ -65,18 +65,19 @@ class Joined:
         """The number of images of all sources."""
         return int(self._starts[-1])
 
-    def _of(self, index: int) -> tuple[Source, int]:
+    def origin(self, index: int) -> tuple[Source, int]:
+        """The source of image number `index`, and its number there."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self.parts[number], int(index - self._starts[number])
 
     def read(self, index: int) -> bytes:
         """The encoded image number `index`."""
-        source, place = self._of(index)
+        source, place = self.origin(index)
         return source.read(place)
 
     def describe(self, index: int) -> str:
         """The origin of image number `index`."""
-        source, place = self._of(index)
+        source, place = self.origin(index)
         return source.describe(place)
 
 

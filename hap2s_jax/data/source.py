@@ -108,6 +108,10 @@ class Subset:
         """The number of images in the subset."""
         return len(self.indices)
 
+    def origin(self, index: int) -> tuple[Source, int]:
+        """The source of image number `index`, and its number there."""
+        return self.source, int(self.indices[index])
+
     def read(self, index: int) -> bytes:
         """The encoded image number `index` of the subset."""
         return self.source.read(int(self.indices[index]))

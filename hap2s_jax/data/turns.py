@@ -51,6 +51,10 @@ class QuarterTurns:
         """Four times the images of the source."""
         return TURNS * len(self.source)
 
+    def origin(self, index: int) -> tuple[Source, int]:
+        """The source of image number `index`, and its number there."""
+        return self.source, int(index) % len(self.source)
+
     def read(self, index: int) -> bytes:
         """The encoded image number `index`."""
         turn, upright = divmod(int(index), len(self.source))

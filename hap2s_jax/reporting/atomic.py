@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from hap2s_jax.data.places import BucketPath, is_bucket, local_folder, place
+from hap2s_jax.data.bucket import BucketPath
+from hap2s_jax.data.places import is_bucket, local_folder, place
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting import lease
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from hap2s_jax.data.places import BucketPath, answering, patient
+from hap2s_jax.data.bucket import BucketPath, answering, patient
 from hap2s_jax.errors import Unreachable, UserError
 
 # How long a lease holds without being renewed. Several renewals may fail before, of which each takes a while.

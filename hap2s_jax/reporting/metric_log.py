@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from hap2s_jax.data.places import BucketPath, local_file, place
+from hap2s_jax.data.bucket import BucketPath
+from hap2s_jax.data.places import local_file, place
 from hap2s_jax.data.regular_files import read_bytes
 from hap2s_jax.errors import Unreachable, UserError
 from hap2s_jax.reporting.atomic import cannot_write, replacing

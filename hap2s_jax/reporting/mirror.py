@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from hap2s_jax.data import places
+from hap2s_jax.data import bucket
 from hap2s_jax.errors import Unreachable
 from hap2s_jax.reporting import lease
 
@@ -33,7 +33,7 @@ class Mirror:
       folder: the folder on this machine; removed by `close`.
     """
 
-    def __init__(self, there: places.BucketPath, patterns: Sequence[str]):
+    def __init__(self, there: bucket.BucketPath, patterns: Sequence[str]):
         self._there, self._patterns = there, patterns
         self._temporary = tempfile.TemporaryDirectory(prefix="hap2s_jax_")
         self.folder = Path(self._temporary.name)
@@ -54,14 +54,14 @@ class Mirror:
         """Waits until all that is in the folder is in the bucket.
 
         Raises:
-          Unreachable: the bucket has not answered for `places.PATIENCE` seconds.
+          Unreachable: the bucket has not answered for `bucket.PATIENCE` seconds.
           OSError: it refuses.
         """
         try:
-            self._copy(places.PATIENCE / 8)
+            self._copy(bucket.PATIENCE / 8)
         except Unreachable as error:
             self._say(f"{error.where} does not answer; the run waits for it before it saves")
-            self._copy(places.PATIENCE)
+            self._copy(bucket.PATIENCE)
 
     def close(self, *, flush: bool = True) -> None:
         """Flushes, unless that was in vain already, and takes the folder away."""
@@ -82,7 +82,7 @@ class Mirror:
             self._changed.clear()
             began = time.monotonic()
             try:
-                self._copy(places.PATIENCE / 8)
+                self._copy(bucket.PATIENCE / 8)
                 pause = min(max(PAUSE, 9 * (time.monotonic() - began)), _LONGEST_PAUSE)
             except Exception as error:  # `flush` meets it too, where it matters
                 if not self._failing:

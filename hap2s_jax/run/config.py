@@ -36,6 +36,8 @@ CHANGEABLE = (
     "checkpoint.keep_best",
     "data.data_dir",
     "data.cache_bytes",
+    "data.cache_dir",
+    "data.cache_gb",
     "data.max_pixels",
     "data.noise.foreign_dir",
     "data.num_workers",
@@ -45,7 +47,7 @@ CHANGEABLE = (
 )
 
 # Keys that may differ between the hosts of a job.
-OF_ONE_HOST = ("compilation_cache", "data.data_dir", "data.num_workers")
+OF_ONE_HOST = ("compilation_cache", "data.data_dir", "data.num_workers", "data.cache_dir", "data.cache_gb")
 
 
 def flatten(config: Config) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import protocols, raw_pixels, test_time
 from hap2s_jax.evaluation.embed import embed_dataset
 from hap2s_jax.run.config import Config
-from hap2s_jax.run.sets import load_dataset
+from hap2s_jax.run.sets import cache_of, load_dataset
 from hap2s_jax.training import step
 
 if TYPE_CHECKING:
@@ -213,7 +213,9 @@ def with_noise(config: Config, dataset: Dataset) -> tuple[Dataset, NoiseRecord |
     """
     from hap2s_jax.data import datasets
 
-    dataset, noise = datasets.with_noise(dataset, data_dir=config.data.data_dir, **config.data.noise)
+    dataset, noise = datasets.with_noise(
+        dataset, data_dir=config.data.data_dir, cache=cache_of(config), **config.data.noise
+    )
     if config.data.quarter_turns:
         sets = None if dataset.class_sets is None else np.tile(dataset.class_sets, TURNS)
         train = QuarterTurns(dataset.train, decoding(config))

@@ -52,7 +52,9 @@ KEYS = (
 PLACES = ("data.data_dir", "data.noise.foreign_dir")
 
 
-def load(workdir: str | os.PathLike[str], *, data_dir: str | None = None) -> configs.Config:
+def load(
+    workdir: str | os.PathLike[str], *, data_dir: str | None = None, with_data: bool = True
+) -> configs.Config:
     """Reads the keys that count from the config of a run, whoever made it.
 
     A key that is not there stays away; `config.written_by` makes a line of it where it is needed.
@@ -60,6 +62,7 @@ def load(workdir: str | os.PathLike[str], *, data_dir: str | None = None) -> con
     Args:
       workdir: of the run.
       data_dir: where its data lie on this machine, if elsewhere than `data.data_dir` says.
+      with_data: whether the data will be read; else places that are not on this machine are left out.
 
     Raises:
       UserError: there is no config, it cannot be read, or a key is of a wrong type or out of range.
@@ -80,12 +83,18 @@ def load(workdir: str | os.PathLike[str], *, data_dir: str | None = None) -> con
     for key in PLACES:
         value = configs.flatten(config).get(key)
         if "://" in (value or "") and value != data_dir:
+            if not with_data:
+                config.update_from_flattened_dict({key: None})
+                continue
             raise UserError(
                 f"{workdir}: {key} is {value}, which is not on this machine; if you trust the run, name the place "
                 "with --data_dir"
             )
     for entry in [*config.data.get("sources", {}).values(), *config.evaluate.get("on", {}).values()]:
         if "://" in str(entry.get("data_dir")):
+            if not with_data:
+                entry.data_dir = None
+                continue
             raise UserError(
                 f"{workdir}: a data set's data_dir is {entry['data_dir']}, which is not on this machine; copy it to one"
             )

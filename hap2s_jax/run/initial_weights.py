@@ -72,7 +72,7 @@ def from_run(
     `pretrained.from_variables`.
     """
     path = place(workdir)
-    config = foreign.load(path)
+    config = foreign.load(path, with_data=False)
     if not (path / FOLDER).is_dir():
         raise UserError(f"pretrained {path} holds a run without a checkpoint yet")
     checkpointer = Checkpointer(path / FOLDER, read_only=True)

@@ -91,6 +91,12 @@ class Data(Settings):
         "Decoded images are kept in memory when all of a part fit into this many bytes; 0 keeps none.",
         at_least(0),
     ] = 512 * 2**20
+    cache_dir: Annotated[
+        str | None, "Folder for packed images out of a bucket; None for the system's temporary one."
+    ] = None
+    cache_gb: Annotated[
+        float, "How many GB of each packed data set, at most, lie there during a run.", at_least(0.1)
+    ] = 20.0
     cached_views: Annotated[
         int,
         "Views of each training image that a frozen encoder makes features of: 1 is the centre, as in evaluation; more "

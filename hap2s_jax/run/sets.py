@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from hap2s_jax.data.fetching import Cache
+from hap2s_jax.data.places import place
 from hap2s_jax.data.source import Dataset
 from hap2s_jax.errors import UserError, unknown_name
 from hap2s_jax.run.config import Config
@@ -28,21 +30,21 @@ class _Wanted(NamedTuple):
         folder = None if self.data_dir is None else os.path.realpath(os.path.expanduser(self.data_dir))
         return registry.entry(self.name).name, folder
 
-    def to_train_on(self, fraction: float, seed: int) -> Dataset:
+    def to_train_on(self, fraction: float, seed: int, cache: Cache) -> Dataset:
         from hap2s_jax.data import datasets
 
         if self.options.get("test_fraction") == 1:
             raise UserError("data.options.test_fraction: is 1, which leaves no class to train on")
-        place = {"data_dir": self.data_dir, "validation_fraction": fraction, "seed": seed}
-        return datasets.load(self.name, **place, **self.options)
+        where = {"data_dir": self.data_dir, "validation_fraction": fraction, "seed": seed, "cache": cache}
+        return datasets.load(self.name, **where, **self.options)
 
-    def to_test_on(self, seed: int) -> Dataset:
+    def to_test_on(self, seed: int, cache: Cache = Cache()) -> Dataset:  # noqa: B008 - never changed
         """The same, where images without a split are all for testing."""
         from hap2s_jax.data import datasets, registry
 
         whole = {"test_fraction": 1.0} if registry.entry(self.name).is_own else {}
-        place = {"data_dir": self.data_dir, "validation_fraction": 0.0, "seed": seed}
-        return datasets.load(self.name, **place, **{**whole, **self.options})
+        where = {"data_dir": self.data_dir, "validation_fraction": 0.0, "seed": seed, "cache": cache}
+        return datasets.load(self.name, **where, **{**whole, **self.options})
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -54,13 +56,16 @@ def load_dataset(config: Config) -> Dataset:
     data, targets = config.data, _section(config.evaluate.get("on"), "evaluate.on", config.data.data_dir)
     sources = _sources(data)
     parts = _parts(data.get("parts", ("train",)), sources, targets)
+    cache = cache_of(config)
     if len(sources) == 1 and not targets and parts == ("train",):
-        return next(iter(sources.values())).to_train_on(data.validation_fraction, config.seed)
+        return next(iter(sources.values())).to_train_on(data.validation_fraction, config.seed, cache)
     from hap2s_jax.data import several
 
     fraction, seed = data.validation_fraction, config.seed
-    loaded = {name: _named(name, lambda w=w: w.to_train_on(fraction, seed)) for name, w in sources.items()}
-    tested = {name: _named(name, lambda w=w: w.to_test_on(seed)) for name, w in targets.items()}
+    loaded = {
+        name: _named(name, lambda w=w: w.to_train_on(fraction, seed, cache)) for name, w in sources.items()
+    }
+    tested = {name: _named(name, lambda w=w: w.to_test_on(seed, cache)) for name, w in targets.items()}
     return several.combine(loaded, tested or loaded, parts)
 
 
@@ -72,18 +77,22 @@ def _named(name: str, load: Callable[[], Dataset]) -> Dataset:
         raise UserError(f"{name}: {error}") from None
 
 
+def cache_of(config: Config) -> Cache:
+    """Where packed images out of a bucket are kept; by default, where the config is of before there were such."""
+    keys = {"folder": "cache_dir", "gigabytes": "cache_gb"}
+    return Cache(**{name: config.data[key] for name, key in keys.items() if key in config.data})
+
+
 def target(text: str, seed: int) -> tuple[str, Dataset]:
     """A data set to test on out of NAME:DIR, a name alone, a folder or a CSV, and what to call it.
 
     Raises:
       UserError: there is no such data set, or not there.
     """
-    import pathlib
-
     from hap2s_jax.data import registry
 
     name, colon, folder = text.partition(":")
-    if pathlib.Path(text).exists():
+    if place(text).exists():
         wanted = _Wanted("folder", text, {})
     elif colon and name.lower() in registry.known_names():
         wanted = _Wanted(name, folder, {})

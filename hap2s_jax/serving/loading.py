@@ -59,7 +59,7 @@ def load(
     if not isinstance(workdir, str | os.PathLike):
         raise UserError(f"workdir is {workdir!r}; it should be the path of a run's working directory")
     path = hub.fetch(str(workdir)) if hub.is_hub(workdir) else place(workdir).absolute()
-    config: Any = foreign.load(path)
+    config: Any = foreign.load(path, with_data=False)
     with configs.written_by(path):
         if ":" in config.encoder.name and not own_code:
             own.check_consent(config.encoder.name)

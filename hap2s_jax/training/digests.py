@@ -22,7 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from hap2s_jax.data.places import BucketPath, is_bucket
+from hap2s_jax.data.bucket import BucketPath
+from hap2s_jax.data.places import is_bucket
 from hap2s_jax.data.regular_files import open_regular, read_json
 from hap2s_jax.distributed import experimental
 from hap2s_jax.errors import UserError, reason

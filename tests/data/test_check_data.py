@@ -85,12 +85,12 @@ def test_people_seen_by_one_camera_and_queries_without_an_answer(tmp_path, capsy
 
 
 def test_options_take_the_type_of_their_defaults():
-    options = check_data.parse_options(
+    options = registry.parse_options(
         ["detection=labeled", "split=3"], registry.entry("cuhk03").options
-    ) | check_data.parse_options(["with_val=true"], registry.entry("msmt17").options)
+    ) | registry.parse_options(["with_val=true"], registry.entry("msmt17").options)
     assert options == {"detection": "labeled", "split": 3, "with_val": True}
     with pytest.raises(UserError, match="--option: expected split=INT, found 'split=x'"):
-        check_data.parse_options(["split=x"], registry.entry("cuhk03").options)
+        registry.parse_options(["split=x"], registry.entry("cuhk03").options)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hap2s_jax import cli
-from hap2s_jax.data import places
+from hap2s_jax.data import bucket, places
 from hap2s_jax.errors import Unreachable, UserError
 from hap2s_jax.reporting import mirror
 from hap2s_jax.reporting.atomic import replacing
@@ -66,7 +66,7 @@ def test_what_passes_is_survived_and_the_object_is_whole(failing, fault):
 
 def test_a_bucket_that_does_not_answer_stops_no_step_and_is_said_before_a_save(failing, capsys, monkeypatch):
     there, proxy = failing
-    monkeypatch.setattr(places, "PATIENCE", 8.0)
+    monkeypatch.setattr(bucket, "PATIENCE", 8.0)
     answer = threading.Event()
     with MetricLog(there / "run") as log:
         log.write(1, {"loss": 1.0})
@@ -84,7 +84,7 @@ def test_a_bucket_that_does_not_answer_stops_no_step_and_is_said_before_a_save(f
         log.flush()
         assert [record["step"] for record in read_metrics(there / "run")] == list(range(1, 50))
 
-        monkeypatch.setattr(places, "PATIENCE", 1.0)
+        monkeypatch.setattr(bucket, "PATIENCE", 1.0)
         _fails(proxy, 503, 10**6)
         log.write(50, {"loss": 0.0})
         with pytest.raises(Unreachable, match=r"/run/.*503 Service Unavailable.*the same command goes on"):

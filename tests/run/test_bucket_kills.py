@@ -13,7 +13,9 @@ import sys
 import time
 
 import buckets
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import peers
 import pytest
 from PIL import Image
@@ -24,7 +26,7 @@ from hap2s_jax.reporting.metric_log import read_metrics
 
 KILLS = int(os.environ.get("HAP2S_TEST_KILLS", 0))
 STEPS = 12 + 10 * KILLS
-LONG = 900
+LONG = 3000
 LEASE = 4.0
 SETTINGS = {
     "steps": STEPS,
@@ -59,16 +61,19 @@ def images(tmp_path_factory):
 
 def _start(images, workdir, address, folder):
     settings = [f"--config.{k}={v}" for k, v in {**SETTINGS, "data.data_dir": images}.items()]
-    joint = [f"--workdir={workdir}", f"--coordinator={address}", "--num_processes=2", "--peer_timeout=60"]
+    joint = [f"--workdir={workdir}", f"--coordinator={address}", "--num_processes=2", "--peer_timeout=600"]
     command = [sys.executable, "-c", _MAIN, "--config=configs/folder.py:tiny,scratch", *joint, *settings]
     return peers.start([[*command, f"--process_id={number}"] for number in range(2)], folder, devices=2)
 
 
 def _finish(images, workdir, folder):
+    """Runs it to its end, or to where the two lose each other, as where the machine stands still; the exit codes."""
     with peers.free_address() as address:
         workers = _start(images, workdir, address, folder)
         peers.wait(workers, LONG)
-    assert [worker.code for worker in workers] == [0, 0], "\n".join(worker.err[-3000:] for worker in workers)
+    codes = [worker.code for worker in workers]
+    assert {*codes} <= {0, 75, 76, -6}, "\n".join(worker.err[-3000:] for worker in workers)
+    return codes
 
 
 def _lines(workdir):
@@ -79,6 +84,15 @@ def _lines(workdir):
 def _begun(workdir):
     """The steps of all checkpoints, whole or not."""
     return {int(p.name) for p in (place(workdir) / "checkpoints").iterdir() if p.name.isdigit()}
+
+
+def _state(workdir):
+    """Every array of the last checkpoint: weights, statistics, the optimiser's."""
+    found = f"{workdir}/checkpoints/{STEPS}/state"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(found).item_metadata.tree
+        as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return jax.tree.leaves(reader.restore(found, args=ocp.args.PyTreeRestore(restore_args=as_arrays)))
 
 
 def _has_begun(workdir, before, more):
@@ -92,8 +106,9 @@ def test_whoever_is_killed_whenever_the_run_ends_bit_for_bit_as_if_never(images,
     with buckets.serving(tmp_path / "server") as address:
         buckets.use(monkeypatch, address)
         bucket = buckets.new_bucket(address)
-        there, untouched = f"{bucket}/killed", f"{bucket}/untouched"
-        _finish(images, untouched, tmp_path)
+        there = f"{bucket}/killed"
+        tries = (f"{bucket}/untouched{number}" for number in range(9))
+        untouched = next(workdir for workdir in tries if _finish(images, workdir, tmp_path) == [0, 0])
         for number in range(KILLS):
             with peers.free_address() as coordinator:
                 workers = _start(images, there, coordinator, tmp_path)
@@ -114,9 +129,13 @@ def test_whoever_is_killed_whenever_the_run_ends_bit_for_bit_as_if_never(images,
                     f"{sorted(_begun(there))}",
                     flush=True,
                 )
-        _finish(images, there, tmp_path)
+        while _finish(images, there, tmp_path) != [0, 0]:
+            pass
         assert _lines(there) == _lines(untouched)
         assert [r["step"] for r in _lines(there) if "train/loss" in r] == list(range(1, STEPS + 1))
         ours, theirs = (hap2s_jax.load(w, own_code=True) for w in (there, untouched))
         assert ours.fingerprint == theirs.fingerprint
+        pairs = list(zip(_state(there), _state(untouched), strict=True))
+        assert len(pairs) > 10
+        assert all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in pairs)
         assert not (place(there) / ".lock").exists()

@@ -5,18 +5,20 @@ from __future__ import annotations
 import importlib
 import json
 import pathlib
+import sys
 
 import buckets
 import drawings
 import numpy as np
+import peers
 import pytest
 
 import hap2s_jax
-from hap2s_jax import embed, evaluate, export, extras, main, search
+from hap2s_jax import check_data, embed, evaluate, export, extras, main, pack, search
 from hap2s_jax.data.places import place
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.event_files import EVENT_FILES, read_events
-from hap2s_jax.reporting.metric_log import read_metrics
+from hap2s_jax.reporting.metric_log import MetricLog, read_metrics
 from hap2s_jax.run import initial_weights
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -144,6 +146,71 @@ def test_it_is_loaded_embedded_searched_evaluated_and_exported_there(runs, image
     # Where a file of somebody else's says that it was made, nobody goes by himself.
     assert search.main([f"--gallery={vectors}", f"--query={some[0]}", "--own_code"]) == 1
     assert "give --workdir" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def packed(images, bucket):
+    assert pack.main([f"--data_dir={images}", f"--output={bucket}/packed/photos"]) == 0
+    return f"{bucket}/packed/photos"
+
+
+def test_packed_images_in_the_bucket_train_the_same_run(runs, packed, bucket, tmp_path, capsys):
+    local, there, on_disk, _ = runs
+    workdir = f"{bucket}/runs/packed"
+    found = train(packed, workdir, **{"data.cache_dir": str(tmp_path)})
+    assert found["test"] == on_disk["test"]
+    assert (
+        hap2s_jax.load(workdir, own_code=True).fingerprint == hap2s_jax.load(local, own_code=True).fingerprint
+    )
+    assert place(f"{workdir}/data.json").read_text() == (local / "data.json").read_text()
+    # The same images to resume with, to measure on, and to look through.
+    train(packed, local)
+    assert "warning" not in capsys.readouterr().err
+    assert evaluate.main([f"--workdir={there}", "--own_code", f"--data_dir={packed}", "--no_cluster"]) == 0
+    assert check_data.main(["--name=folder", f"--data_dir={packed}"]) == 0
+    assert "verdict: ready to train" in capsys.readouterr().out
+    assert check_data.main(["--name=folder", f"--data_dir={bucket}/nothing"]) == 1
+    assert "holds no packed data set folder; pack it first" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_packed_images_in_the_bucket(runs, packed, tmp_path):
+    local = runs[0]
+    changes = {**OVERRIDES, "num_devices": 4, "data.data_dir": packed}
+    settings = [f"--config.{key}={value}" for key, value in changes.items()]
+    with peers.free_address() as address:
+        joint = [f"--workdir={tmp_path}/run", f"--coordinator={address}", "--num_processes=2"]
+        command = [
+            sys.executable,
+            "-m",
+            "hap2s_jax.main",
+            "--config=configs/folder.py:tiny,scratch",
+            *joint,
+            *settings,
+        ]
+        workers = peers.start([[*command, f"--process_id={n}"] for n in range(2)], tmp_path, devices=2)
+        peers.wait(workers, 600)
+    assert [worker.code for worker in workers] == [0, 0], workers[0].err[-3000:]
+    ours, theirs = (
+        next(r["train/loss"] for r in read_metrics(w) if "train/loss" in r) for w in (tmp_path / "run", local)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_tensorflow_reads_the_events_in_the_bucket_while_the_run_goes_on(bucket, tmp_path):
+    import tensorflow as tf
+
+    there, seen = place(f"{bucket}/runs/going"), []
+    with MetricLog(there, tensorboard=True) as log:
+        for step in (1, 2):
+            log.write(step, {"train/loss": 0.5 * step})
+            log.flush()
+            (events,) = there.glob(EVENT_FILES)
+            # What `tensorboard --logdir` would fetch now; TensorFlow's own client knows no other server than Google's.
+            (tmp_path / events.name).write_bytes(events.read_bytes())
+            found = tf.compat.v1.train.summary_iterator(str(tmp_path / events.name))
+            seen.append([v.simple_value or v.tensor.float_val[0] for e in found for v in e.summary.value])
+    assert seen == [[0.5], [0.5, 1.0]]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Parts:
       protocols: how this variant of the data set is judged, where it differs from the usual.
       is_usual: whether the published numbers of images are of this variant.
       remarks: lines for whoever uses it, such as what was left out.
+      only_tested: whether `train` is there for its form alone, and holds what `test` does.
     """
 
     train: Source
@@ -46,6 +47,7 @@ class Parts:
     protocols: tuple[str, ...] | None = None
     is_usual: bool = True
     remarks: tuple[str, ...] = ()
+    only_tested: bool = False
 
 
 class FileSource:
@@ -59,6 +61,7 @@ class FileSource:
         (integers by value).
       cameras: `[N]` integers from 0, or None.
       boxes: `[N, 4]` left, top, right, bottom in pixels, the last two exclusive; None for whole images.
+      attributes: further columns of a CSV, `[N]` texts by name, which are packed with the images.
     """
 
     def __init__(
@@ -69,8 +72,10 @@ class FileSource:
         identities: Sequence[int] | Sequence[str],
         cameras: Sequence[int] | None = None,
         boxes: np.ndarray | None = None,
+        attributes: Mapping[str, list[str]] | None = None,
     ):
         self.name = name
+        self.attributes = dict(attributes or {})
         self.root = os.fspath(root)
         self.paths = list(paths)
         self.labels, self.class_names = number_identities(identities)

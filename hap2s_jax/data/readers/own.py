@@ -43,14 +43,19 @@ def read_folder(
     """
     if columns and not root.is_file():
         raise UserError(f"data.options.columns: {columns!r} is for a CSV file, and {root} is a folder")
+    others: dict[str, list[str]] = {}
     if root.is_file():
-        parts, remarks = rows_of_table(read_table(root, columns), root)
+        table = read_table(root, columns)
+        parts, remarks = rows_of_table(table, root)
+        others = table.others
     else:
         parts, remarks = _folder_rows(root)
     base = root.parent if root.is_file() else root
 
     def source(rows: Rows, part: str) -> FileSource:
-        return rows.source(f"own {part}", base)
+        found = rows.source(f"own {part}", base)
+        found.attributes = {column: [texts[n] for n in rows.numbers] for column, texts in others.items()}
+        return found
 
     return arrange(
         parts, remarks, root, source, test_fraction=test_fraction, split=split, unknown=unknown, seed=seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class Rows:
         self.classes: list[str] = []
         self.cameras: list[int] = []
         self.boxes: list[np.ndarray] = []
+        self.numbers: list[int] = []  # of rows of a table
 
     def source(self, name: str, root: Path | str, make: Callable[..., FileSource] = FileSource) -> FileSource:
         """The images, by a class with `FileSource`'s arguments."""
@@ -67,6 +69,7 @@ def rows_of_table(table: Table, where: Path | str) -> tuple[dict[str, Rows], tup
         rows = parts.setdefault(name, Rows())
         rows.paths.append(table.paths[n])
         rows.classes.append(table.labels[n])
+        rows.numbers.append(n)
         if table.cameras is not None:
             rows.cameras.append(int(table.cameras[n]))
         if table.boxes is not None:
@@ -103,8 +106,9 @@ def arrange(
     parts, strangers, more = _take_out_unknown(parts, unknown)
     remarks += more
     whole = parts.get("all", parts.get("test"))
-    if whole is not None and "train" not in parts and test_fraction == 1:
-        parts, split = {"train": whole, "test": whole}, "disjoint"
+    only_tested = whole is not None and "train" not in parts and test_fraction == 1
+    if only_tested:
+        parts, split = dict.fromkeys(("train", "test"), whole or Rows()), "disjoint"
     elif "all" in parts:
         parts = _split(parts["all"], root, test_fraction, seed)
     if "train" not in parts and {"query", "gallery"} <= parts.keys():
@@ -138,7 +142,8 @@ def arrange(
     if database is not None:
         query, gallery = np.split(np.arange(len(asking.paths) + len(database.paths)), [len(asking.paths)])
         asking = asking.join(database)
-    return _judged(train, validation, source(asking, "test"), query, gallery, protocols, remarks)
+    judged = _judged(train, validation, source(asking, "test"), query, gallery, protocols, remarks)
+    return dataclasses.replace(judged, only_tested=only_tested)
 
 
 def _take_out_unknown(parts: dict[str, Rows], unknown: str) -> tuple[dict[str, Rows], Rows, tuple[str, ...]]:
