@@ -143,7 +143,8 @@ def _run(inputs: Inputs, options: argparse.Namespace) -> Mapping[str, float]:
     settings = {"protocols": chosen, "distance": distance, "ties": options.ties}
     settings |= {} if inputs.step is None else {"weights of step": inputs.step}
     _report(shown, settings, options.json)
-    for remark in matches.describe(inputs.labels, inputs.cameras, protocols=chosen, **rows):
+    unanswered = matches.describe(inputs.labels, inputs.cameras, protocols=chosen, **rows)
+    for remark in dict.fromkeys((*inputs.remarks, *unanswered)):  # one's own images say both
         print(f"note: {remark}")
     return shown["figures"]
 

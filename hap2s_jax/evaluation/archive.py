@@ -27,6 +27,7 @@ class Inputs:
       step: the checkpoint that the embeddings are of, where it is one.
       name: of the data set.
       others: further data sets that the same encoder is judged on.
+      remarks: lines on the data set, such as which split it is and what was left out.
     """
 
     embeddings: np.ndarray
@@ -41,6 +42,7 @@ class Inputs:
     step: int | None = None
     name: str = ""
     others: tuple[Inputs, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def from_npz(path: str) -> Inputs:

@@ -65,12 +65,11 @@ def from_workdir(
         devices.use_cores(config.evaluate.batch_size)
         encoder = loading.load(workdir, checkpoint=step, own_code=own_code, strict=strict)
         given: dict[str, Dataset] = {}
+        if data and len({*data}) < len(data):
+            raise UserError(f"--data: a data set is given twice in {', '.join(data)}")
         for text in data or ():
             name, found = sets.target(text, config.seed)
-            name = text if name in given else name  # one that is at hand twice
-            if name in given:
-                raise UserError(f"--data: a data set is given twice in {', '.join(data or ())}")
-            given[name] = found
+            given[text if name in given else name] = found  # market1501:HERE and market1501:THERE are two
         evaluator = Evaluator.of_run(config, encoder.module, next(iter(given.values()), None))
         if given:
             evaluator = dataclasses.replace(evaluator, dataset=_judging(given))
@@ -102,4 +101,5 @@ def _embedded(evaluator: Evaluator, variables: Any, step: int) -> Inputs:
         functools.partial(evaluator.images, test),
         step,
         evaluator.dataset.name,
+        remarks=evaluator.dataset.remarks,
     )

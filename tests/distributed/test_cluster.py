@@ -16,10 +16,12 @@ import numpy as np
 import peers
 import pytest
 
+import hap2s_jax
 from hap2s_jax import main
 from hap2s_jax.distributed import processes
 from hap2s_jax.errors import Preempted
 from hap2s_jax.reporting.metric_log import read_metrics
+from hap2s_jax.run import config_file
 from hap2s_jax.run import facts as run_facts
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -231,3 +233,52 @@ def test_facts_name_what_differs():
     once, again = run_facts.data_facts(dataset), run_facts.data_facts(dataset)
     assert once == again
     assert once["the train part of emoji"] != once["the test part of emoji"]
+
+
+SEVERAL = """
+import ml_collections
+from configs import folder
+def get_config(arg=None):
+    config = folder.get_config(arg)
+    config.data.sources = ml_collections.ConfigDict(
+        {name: {"name": "folder", "data_dir": f"IMAGES/{name}"} for name in ("here", "there")}
+    )
+    config.batch.sets, config.batch.mixing = "one", "here=2,there=1"
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_a_run_of_several_sets_goes_on_bit_for_bit_after_a_kill(tmp_path):
+    """Three steps are saved, a process goes on and is killed, its steps are made again; last on four devices."""
+    for name in ("here", "there"):
+        drawings.noisy(tmp_path / name)
+    file = tmp_path / "both.py"
+    file.write_text(SEVERAL.replace("IMAGES", str(tmp_path)))
+
+    def flags(**changes):
+        of_all = {**OVERRIDES, "checkpoint.every_steps": 100_000, "num_devices": 8, **changes}
+        return [f"--config={file}:{CONFIG}", *(f"--config.{key}={value}" for key, value in of_all.items())]
+
+    def alone(workdir, **changes):
+        return main.run(config_file.read(flags(**changes)), workdir)
+
+    workdir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    alone(workdir)
+    command = [sys.executable, "-m", "hap2s_jax.main", f"--workdir={workdir}", *flags(steps=100_000)]
+    (worker,) = peers.start([command], tmp_path, devices=8)
+    peers.wait_until(_reached(workdir, 5), [worker], LONG)
+    worker.process.kill()
+    peers.wait([worker], LONG)
+    killed = _losses(workdir)
+    assert _newest(workdir) == 3
+    shutil.copytree(workdir, elsewhere)
+    alone(workdir, steps=5)
+    assert [_losses(workdir)[step] for step in (4, 5)] == [killed[step] for step in (4, 5)]
+    results = alone(elsewhere, steps=5, num_devices=4)
+    np.testing.assert_allclose(
+        [_losses(elsewhere)[step] for step in (4, 5)], [killed[4], killed[5]], rtol=1e-3
+    )
+    assert {*results["tests"]} == {"here", "there", "average"}
+    assert "here, there: train" in (elsewhere / "model_card.md").read_text()
+    assert hap2s_jax.load(elsewhere, own_code=True).trained_on == ["here", "there"]

@@ -67,6 +67,24 @@ def test_figures_are_those_of_the_run(run, tmp_path, capfd):
     assert "WARNING" not in said.err
 
 
+def test_other_sets_are_told_by_their_split_and_two_of_one_name_are_two(run, capfd):
+    root, workdir, *_ = run
+    for name, parts in (("closed", ("train", "train", "test")), ("apart", ("train", "test", "test"))):
+        rows = [
+            f"class {n % 8}/{n}.png,{n % 8},{parts[n // 8]}"
+            for n in range(24)
+            if name == "closed" or n % 8 < 4
+        ]
+        (root / f"{name}.csv").write_text("\n".join(["path,label,split", *rows]))
+    sets = [f"--data=folder:{root / name}.csv" for name in ("closed", "apart")]
+    assert command.main([f"--workdir={workdir}", *sets]) == 0
+    said = capfd.readouterr().out
+    assert "8 of the 8 test classes have training or validation images too: a closed split" in said
+    assert "All data sets" in said
+    assert command.main([f"--workdir={workdir}", *sets[:1] * 2]) == 1
+    assert "a data set is given twice" in capfd.readouterr().err
+
+
 def test_views_and_feature_are_chosen_at_the_command_line(run):
     _, workdir, job, state = run
     plain = command.from_workdir(str(workdir)).embeddings
