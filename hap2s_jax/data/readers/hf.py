@@ -18,7 +18,7 @@ from hap2s_jax.data.readers.files import FileSource, Parts
 from hap2s_jax.data.readers.rows import SPLITS, Rows, arrange, rows_of_table
 from hap2s_jax.data.readers.table import named_columns, table_of
 from hap2s_jax.data.regular_files import read_bytes
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, reason
 
 FORMATS = ("imagefolder", "parquet", "arrow", "cache")  # the last is how one of the hub is found offline
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves
@@ -132,8 +132,7 @@ def _load(root: Path | None, path: str, subset: str, revision: str) -> Mapping[s
             builder.download_and_prepare()
             found = builder.as_dataset()
     except (OSError, ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
-        reason = str(error.__cause__ or error).strip() or type(error).__name__
-        raise UserError(f"hf: cannot read {path or root}: {reason.splitlines()[0]}") from None
+        raise UserError(f"hf: cannot read {path or root}: {reason(error.__cause__ or error)}") from None
     return found if isinstance(found, dict) else {str(found.split or "train"): found}
 
 
