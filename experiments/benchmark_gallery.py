@@ -101,7 +101,7 @@ def _search(
     folder: pathlib.Path, file: pathlib.Path, kind: str, count: int
 ) -> tuple[dict[str, str], list[set[int]]]:
     """Figures of one kind of index, and the rows that it finds for each query."""
-    tables.pyarrow(), importlib.import_module("lancedb")  # which takes a second by itself
+    importlib.import_module("lancedb")  # which takes a second by itself
     start = time.perf_counter()
     store = Store(folder)
     figures = {"loaded cold, s": f"{time.perf_counter() - start:.2f}"}
@@ -126,6 +126,35 @@ def _flat(folder: pathlib.Path, file: pathlib.Path, count: int) -> dict[str, str
     flat.add(embeddings)
     turns = iter(queries)
     return {"one query, 10 images, ms": _median(lambda: flat.search(next(turns)[None], 10), min(count, 10))}
+
+
+def _group(
+    folder: pathlib.Path, file: pathlib.Path, individuals: int = 10_000, images: int = 5
+) -> dict[str, str]:
+    """Groups of images without labels: each individual is a row of `_rows`, each image one with half of its noise."""
+    rng, centres = np.random.default_rng(0), np.load(file)
+    true = np.repeat(np.arange(individuals), images)
+    apart = np.median(np.linalg.norm(centres[:100, None] - centres[None, 100:200], axis=2))
+    noise = rng.standard_normal((len(true), centres.shape[1]), np.float32)
+    embeddings = _rows(centres, 1, individuals)[true] + np.float32(0.25 * apart / 16) * noise
+    encoder: Any = types.SimpleNamespace(describe=lambda: _ENCODER, dim=centres.shape[1])
+    store = Store.create(folder, encoder)
+    numbers = {"id": np.arange(len(true)), "size": [1] * len(true)}
+    store.tables.add_images(
+        "benchmark", {**numbers, **{n: [""] * len(true) for n in tables.TEXTS}}, embeddings
+    )
+    store.refresh()
+    start = time.perf_counter()
+    groups = Finder(store, kind="exact").group(0.4)
+    seconds, several = time.perf_counter() - start, [g for g in groups if len(g.rows) > 1]
+    pure = np.mean([len(set(true[group.rows])) == 1 for group in several])
+    return {
+        "taken, s": f"{seconds:.1f}",
+        "groups": f"{len(groups):,}",
+        "of one individual": f"{pure:.1%}",
+        "pairs within the threshold": f"{np.mean([group.sure for group in several]):.1%}",
+        "memory, GB": _memory(),
+    }
 
 
 def main() -> None:
@@ -158,6 +187,7 @@ def main() -> None:
         recall = np.mean([len(a & b) / len(a) for a, b in zip(truth, found, strict=True)])
         told("faiss's index", {**approximate, "recall@10": f"{recall:.3f}"})
         told("faiss itself, flat", alone(_flat, store, file, options.queries))
+        told("group of 50,000 images", alone(_group, pathlib.Path(name) / "group", file))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from hap2s_jax import cli, extras
 from hap2s_jax.data.places import local_folder, place
 from hap2s_jax.errors import UserError, unknown_name
-from hap2s_jax.serving import commands, exports, hub
+from hap2s_jax.serving import commands, exports
 from hap2s_jax.serving.trained import TrainedEncoder
 
 
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     extras.require("export", "use")
+    from hap2s_jax.serving import hub  # not above: the command's help needs the base install only
+
     asked = [name.strip() for name in (options.formats or "").split(",") if name.strip()]
     for name in asked:
         if name not in exports.FORMATS:

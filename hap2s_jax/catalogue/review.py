@@ -36,7 +36,7 @@ _SHOWN = 12
 _EVERY = 2.0
 _CSS = """
 .images { display: grid; grid-template-columns: 320px repeat(auto-fill, 150px); gap: 12px }
-.images figure { margin: 0 } .images figure:first-child { grid-row: span 2 }
+.images figure { margin: 0 } .images figure:first-child { grid-row: span 4 }
 .images img { width: 100%; object-fit: contain }
 .images .beyond { opacity: 0.55 } .images figcaption { overflow-wrap: anywhere; font-size: 14px }
 .log td { padding: 0 12px 0 0; overflow-wrap: anywhere }

@@ -34,7 +34,7 @@ _TOLD = ("mAP", "rank-1", "recall@1")
 class _Weights(NamedTuple):
     """As much of a training state as a checkpoint needs to be loaded."""
 
-    step: np.ndarray
+    step: np.int32
     params: Any
     batch_stats: Any
     ema_params: Any = None
