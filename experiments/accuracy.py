@@ -121,11 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shown[next(iter(_TABLES))] += [untrained] if untrained.outcomes else []
         return {title: (found, rows.get(BASELINE)) for title, found in shown.items() if found}
 
-    def figure(tables: report.Tables) -> Any:
+    def drawn(tables: report.Tables) -> dict[str, Any]:
         rows = [row for found, _ in tables.values() for row in found]
-        return figures.dots({"Equal budgets": rows}, steps=study.plain.steps)
+        return {"": figures.dots({"Equal budgets": rows}, steps=study.plain.steps)}
 
-    report.carry_out(study, "accuracy" + suffix(study), [tables], figure)
+    report.carry_out(study, "accuracy" + suffix(study), [tables], drawn)
 
 
 _TABLES = {"The losses that the paper names": HEADLINE, "Other losses": OTHERS}

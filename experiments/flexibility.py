@@ -190,10 +190,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         return {title: (rows, rows[0]) for title, rows in found.items()}
 
-    def figure(tables: report.Tables) -> Any:
-        return figures.dots({title: rows for title, (rows, _) in tables.items()}, steps=study.plain.steps)
+    def drawn(tables: report.Tables) -> dict[str, Any]:
+        shown = {title: rows for title, (rows, _) in tables.items()}
+        made = {"": figures.dots(shown, steps=study.plain.steps)}
+        if "Sigma" in tables and "Alpha" in tables:
+            lines = {
+                name: {loss: {float(row.label.split()[-1]): row for row in tables[name.title()][0][1:]}}
+                for name, loss in (("sigma", "hap2s_e"), ("alpha", "hap2s_p"))
+            }
+            made["_parameters"] = figures.curves(lines, steps=study.plain.steps, log=True)
+        return made
 
-    report.carry_out(study, "flexibility" + suffix(study), [tables], figure)
+    report.carry_out(study, "flexibility" + suffix(study), [tables], drawn)
 
 
 if __name__ == "__main__":

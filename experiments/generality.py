@@ -77,13 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 found[title] = (made, made[0])
         return found
 
-    def figure(tables: report.Tables) -> Any:
-        return figures.dots({title: found for title, (found, _) in tables.items()}, steps=steps)
+    def drawn(tables: report.Tables) -> dict[str, Any]:
+        return {"": figures.dots({title: found for title, (found, _) in tables.items()}, steps=steps)}
 
     def remarks() -> list[str]:
         return [f"{title} was left out by this call: {why}" for title, why in left_out.items()]
 
-    report.carry_out(study, "generality" + suffix(study), [tables], figure, remarks)
+    report.carry_out(study, "generality" + suffix(study), [tables], drawn, remarks)
 
 
 def _changes(study: Study, overrides: Mapping[str, Any]) -> bool:

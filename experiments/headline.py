@@ -19,9 +19,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -34,6 +31,7 @@ from study.cells import Setting, Study, parser, start
 from study.estimate import Estimate
 from study.rows import BASELINE, Row, collect
 from study.search import Axis, Budget, staged
+from study.workers import workers
 
 from hap2s_jax.errors import UserError
 
@@ -236,30 +234,6 @@ def _some(study: Study, names: Any) -> list[str]:
     return list(names)[: 2 if study.options.tiny else None]
 
 
-def workers(study: Study, arguments: Sequence[str]) -> None:
-    """A process for each core, at low priority; ends when all have.
-
-    Raises:
-      UserError: one of them has failed.
-    """
-    cores = sorted(os.sched_getaffinity(0))[: study.options.cores]
-
-    def confined(core: int) -> Callable[[], None]:
-        return lambda: (os.sched_setaffinity(0, {core}), os.nice(19), None)[2]
-
-    command = [sys.executable, __file__, *arguments, "--worker"]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    running = [subprocess.Popen(command, preexec_fn=confined(core)) for core in cores]
-    try:
-        codes = [process.wait() for process in running]
-    finally:
-        for process in running:
-            process.terminate()
-            process.wait()
-    if any(codes):
-        raise UserError(f"{sum(map(bool, codes))} of {len(codes)} processes have failed; see above")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, packs and writes the tables."""
     options = parser(__doc__, "0,1,2,3,4")
@@ -284,14 +258,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if study.options.worker:
         return report.run(study, parts)
     if not study.options.report_only:
-        workers(study, arguments) if study.options.cores > 1 else report.run(study, parts)
+        workers(__file__, arguments, study.options.cores) if study.options.cores > 1 else report.run(
+            study, parts
+        )
         study.kept.pack()
         study.options.report_only = True
 
-    def figure(tables: report.Tables) -> Any:
-        return figures.dots({title: rows for title, (rows, _) in tables.items()}, steps=study.plain.steps)
+    def drawn(tables: report.Tables) -> dict[str, Any]:
+        return {
+            "": figures.dots({title: rows for title, (rows, _) in tables.items()}, steps=study.plain.steps)
+        }
 
-    return report.carry_out(study, "headline" + suffix(study), parts, figure)
+    return report.carry_out(study, "headline" + suffix(study), parts, drawn)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         study,
         "robustness" + suffix(study),
         [tables],
-        lambda _: figures.curves(lines, steps=study.plain.steps),
+        lambda _: {"": figures.curves(lines, steps=study.plain.steps)},
     )
 
 

@@ -32,6 +32,7 @@ ARGUMENTS = {
     ("cars196", "cuhk03", "dukemtmc", "folder", "hf", "inshop", "msmt17", "sop", "veri776"), ("",)
 )
 ARGUMENTS["folder"] = ("", "dinov2")
+ARGUMENTS["nyala"] = ("", "lion")
 NAMES = [f"{name}:{argument}".rstrip(":") for name, every in ARGUMENTS.items() for argument in every]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 import shlex
 import statistics
 import sys
@@ -29,7 +30,7 @@ def carry_out(
     study: Study,
     name: str,
     parts: Sequence[Callable[[Sequence[int]], Tables]],
-    figure: Callable[[Tables], Any],
+    figures: Callable[[Tables], Mapping[str, Any]],
     remarks: Callable[[], Sequence[str]] = list,
 ) -> None:
     """Runs a study as far as its time goes, and writes its report.
@@ -38,7 +39,7 @@ def carry_out(
       study: runs the cells.
       name: of the study's files.
       parts: each takes seeds and makes tables, whose cells it runs where the study may run any; the first comes first.
-      figure: the tables -> a figure of matplotlib.
+      figures: the tables -> figures of matplotlib by what their names end with.
       remarks: lines below the tables.
 
     Raises:
@@ -48,7 +49,7 @@ def carry_out(
         run(study, parts)
     study.options.report_only = True
     found = {title: made for part in parts for title, made in part(study.shown_seeds).items()}
-    write(study, name, found, figure(found), shlex.join(["python", *sys.argv]), remarks())
+    write(study, name, found, lambda: figures(found), shlex.join(["python", *sys.argv]), remarks())
 
 
 def run(study: Study, parts: Sequence[Callable[[Sequence[int]], Tables]]) -> None:
@@ -100,7 +101,12 @@ def spread(values: Sequence[float]) -> str:
 
 
 def write(
-    study: Study, name: str, tables: Tables, figure: Any, command: str, remarks: Sequence[str] = ()
+    study: Study,
+    name: str,
+    tables: Tables,
+    figures: Callable[[], Mapping[str, Any]],
+    command: str,
+    remarks: Sequence[str] = (),
 ) -> None:
     """Writes ``results/<name>.json``, ``.md`` and ``.png``; for the arguments and errors see `carry_out`."""
     folder = study.folder
@@ -119,8 +125,7 @@ def write(
     with replacing(folder / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1, default=list) + "\n")
     (folder / f"{name}.md").write_text("\n".join(text) + "\n")
-    # Without the version of matplotlib, that the same cells make the same file.
-    figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+    save_figures(folder / name, figures)
     print(
         f"written: {folder / name}.json, .md and .png; {missing} cells have not run, {len(failures)} failed"
     )
@@ -128,6 +133,13 @@ def write(
         raise UserError(
             f"{len(failures)} cells have crashed; the same command runs them again:\n" + "\n".join(failures)
         )
+
+
+def save_figures(path: pathlib.Path, figures: Callable[[], Mapping[str, Any]]) -> None:
+    """Draws the figures and writes them as ``<path><suffix>.png``."""
+    for suffix, figure in figures().items():
+        # Without the version of matplotlib: the same cells make the same file.
+        figure.savefig(f"{path}{suffix}.png", dpi=120, bbox_inches="tight", metadata={"Software": None})
 
 
 def _peers(tables: Tables, title: str) -> list[Row]:

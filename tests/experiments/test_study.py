@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ sys.path[:0] = [str(ROOT / "experiments"), str(ROOT)]
 
 import accuracy  # noqa: E402 - scripts, which lie on no path but their own
 import cells as cells_script  # noqa: E402
+import findings  # noqa: E402
 import flexibility  # noqa: E402
 import generality  # noqa: E402
 import headline  # noqa: E402
@@ -88,7 +90,7 @@ def test_a_crash_is_reported_and_run_again(tmp_path, monkeypatch, capsys):
     reporting, _ = new_study(tmp_path, monkeypatch, None, "--report-only")
     rows = [collect(reporting, "hap2s_e", SETTING, [0, 1])]
     with pytest.raises(UserError, match=r"1 cells have crashed.*\n.*MemoryError: full"):
-        report.write(reporting, "x", {"t": (rows, None)}, dots({"t": rows}, steps=600), "")
+        report.write(reporting, "x", {"t": (rows, None)}, lambda: {"": dots({"t": rows}, steps=600)}, "")
     assert "MemoryError: full" in (tmp_path / "x.md").read_text()
     again, ran = new_study(tmp_path, monkeypatch, scored(0.7))
     row = collect(again, "hap2s_e", SETTING, [0, 1])
@@ -118,7 +120,9 @@ def test_tables_say_what_made_their_cells(tmp_path, monkeypatch):
     rows = [
         collect(found, name, SETTING.but(label=name, loss=name), [0, 1]) for name in ("hap2s_e", "hap2s_p")
     ]
-    report.write(found, "x", {"t": (rows, rows[0])}, dots({"t": rows}, steps=600), "", ["More."])
+    report.write(
+        found, "x", {"t": (rows, rows[0])}, lambda: {"": dots({"t": rows}, steps=600)}, "", ["More."]
+    )
     text, summary = (tmp_path / "x.md").read_text(), json.loads((tmp_path / "x.json").read_text())
     assert "More." in text
     assert "1 commits (in the .json), jax 0.9.1, Some CPU." in text
@@ -512,6 +516,35 @@ def test_packed_cells_are_the_same_cells(tmp_path, monkeypatch):
         new_study(tmp_path, monkeypatch, None)[0].run(SETTING, 0)
 
 
+def test_pages_say_what_the_tables_say():
+    """Every number of the studies on the two pages comes out of experiments/findings.py."""
+    made = findings.parts(ROOT / cells.RESULTS)
+    used = set()
+    for name in findings.PAGES:
+        page = (ROOT / name).read_text()
+        assert findings.written(page, made) == page, f"{name}: python experiments/findings.py"
+        used |= set(re.findall(r"<!-- study: (\w+) -->", page))
+        rest = re.sub(r"<!-- study: .*?<!-- /study -->", "", page, flags=re.DOTALL)
+        assert not re.findall(r"\b0\.\d{3}\b", rest), f"{name} has figures that no script makes"
+    assert used == set(made)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [(accuracy, ["--losses=all"]), (robustness, []), (flexibility, []), (generality, [])],
+)
+def test_the_tables_are_those_of_the_kept_cells(script, arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    name = script.__name__
+    monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *arguments, "--report-only"])
+    (tmp_path / "cells").symlink_to(ROOT / cells.RESULTS / "cells")
+    monkeypatch.setattr(report, "save_figures", lambda *_: None)
+    script.main([*arguments, "--report-only", f"--results={tmp_path}"])
+    assert (tmp_path / f"{name}.md").read_text() == (ROOT / cells.RESULTS / f"{name}.md").read_text()
+    kept, made = (json.loads((f / f"{name}.json").read_text()) for f in (ROOT / cells.RESULTS, tmp_path))
+    assert made == kept
+
+
 def test_shipped_cells_are_whole():
     for name in ("emoji", "glyphs"):
         assert packed.check(ROOT / cells.RESULTS / "cells" / name) == []
@@ -665,8 +698,7 @@ def test_data_without_cameras_are_compared_by_what_their_settings_are_chosen_by(
     rows = [collect(found, name, cells.Setting(name, name), [0]) for name in ("batch_hard", "hap2s_e")]
     assert first_metric(rows) == "map@r"
     assert "map@r over batch_hard" in report.table(rows, rows[0])
-    figure = dots({"": rows}, steps=600)
-    report.write(found, "x", {"table": (rows, rows[0])}, figure, "")
+    report.write(found, "x", {"table": (rows, rows[0])}, lambda: {"": dots({"": rows}, steps=600)}, "")
     summary = json.loads((tmp_path / "x.json").read_text())
     assert summary["tables"]["table"]["hap2s_e"]["over_baseline"]["mean"] == 0.0
 
