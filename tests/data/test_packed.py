@@ -16,7 +16,7 @@ from PIL import Image
 from hap2s_jax import pack
 from hap2s_jax.data import datasets, packed, pixels
 from hap2s_jax.data.augment import Augmentation
-from hap2s_jax.data.batches import eval_batches, train_batches
+from hap2s_jax.data.batches import Reading, eval_batches, train_batches
 from hap2s_jax.data.bucket import BucketPath
 from hap2s_jax.data.fetching import Cache, Fetched
 from hap2s_jax.data.pk import PKPlan
@@ -119,12 +119,12 @@ def test_any_set_comes_out_as_it_went_in_and_tfds_reads_it(kind, tmp_path, capsy
 def test_batches_are_those_of_the_loose_files_bit_for_bit(tmp_path, capsys):
     source, output = csv(tmp_path / "data"), tmp_path / "packed"
     assert pack.main([f"--data_dir={source}", f"--output={output}"]) == 0, capsys.readouterr().err
-    settings = {"augmentation": Augmentation(crop="resized", flip=True), "image_size": (24, 24), "seed": 3}
+    settings = {"augmentation": Augmentation(crop="resized", flip=True), "seed": 3}
 
     def batches(place):
         train = datasets.load("folder", data_dir=place).train
         plan = PKPlan(train.labels, classes_per_batch=2, images_per_class=2, seed=1)
-        made = train_batches(train, plan, on_unreadable="skip", **settings)
+        made = train_batches(train, plan, Reading((24, 24), on_unreadable="skip"), **settings)
         return [next(made) for _ in range(6)]
 
     for ours, theirs in zip(batches(output), batches(source), strict=True):
@@ -330,8 +330,7 @@ def test_each_of_two_hosts_fetches_its_share(whole, bucket, tmp_path, monkeypatc
         asked.clear()
         test = datasets.load("folder", data_dir=f"{bucket}/shares", cache=Cache(str(tmp_path), 0.5)).test
         asked.clear()
-        settings = {"image_size": (40, 40), "batch_size": 8, "cache_bytes": 0}
-        list(eval_batches(test, host_index=host, host_count=2, **settings))
+        list(eval_batches(test, Reading((40, 40), host, 2, cache_bytes=0), batch_size=8))
         shares.append(sum(asked))
     size = (whole / "test.tfrecord-00000").stat().st_size
     assert max(shares) <= size / 2 + 2 * 10_000
