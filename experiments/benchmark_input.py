@@ -2,8 +2,9 @@
 
     python experiments/benchmark_input.py                 # a few minutes; writes results/benchmark_input.json
     python experiments/benchmark_input.py --tiny          # seconds, for tests
+    python experiments/benchmark_input.py --only=packed   # one of its parts; the file's others stay
 
-Three questions, each on generated JPEG files:
+Four questions, each on generated JPEG files:
 
 - Throughput: images per second of the whole pipeline (read, decode, augment, batch) against reading and bare
   `tf.io.decode_jpeg` of the same files on the same cores; at 224x224 from CUB-sized files, at 256x128 from
@@ -12,6 +13,8 @@ Three questions, each on generated JPEG files:
 - Profile: microseconds of processor time per image of each stage, on one thread.
 - Scale: memory and time to the first batch of a source like Stanford Online Products and of a million images, at
   step 0 and at step 1,000,000.
+- Packed: a million images of 96 x 96, packed, against the same as loose files: from the disk, and from a server of a
+  bucket on this machine that answers 20 ms late (`bench/packed.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from bench import packed
 
 from hap2s_jax.data.augment import DRAWS, Augmentation
 from hap2s_jax.data.batches import Reading, train_batches
@@ -216,7 +220,32 @@ def to_tables(results: dict[str, Any]) -> str:
     text += f"Whole pipeline and bare decoding:\n\n{to_markdown(rates)}\n"
     stages = {name: results[name]["microseconds_per_image"] for name in SETTINGS}
     text += f"Microseconds of processor time per image, by stage:\n\n{to_markdown(stages)}\n"
-    return text + f"Scale:\n\n{to_markdown({name: results[name] for name in ('sop', 'million')})}"
+    text += f"Scale:\n\n{to_markdown({name: results[name] for name in ('sop', 'million')})}"
+    if "packed" in results:
+        rows = {name: row for name, row in results["packed"].items() if isinstance(row, dict)}
+        told = f"{results['packed']['images']:,} images of 96 x 96 (`{results['packed']['command']}`)"
+        text += f"\nPacked, {told}:\n\n{to_markdown(rows)}"
+    return text
+
+
+def _loose_files(temporary: Path, files: int, turns: int, count: int, shrink: int) -> dict[str, Any]:
+    """All but the packed part."""
+    results: dict[str, Any] = {}
+    for name, setting in SETTINGS.items():
+        folder = temporary / name
+        names = write_files(folder, setting["files"], files)
+        source = source_of(folder, names, max(setting["images"] // shrink, 800), setting["classes"])
+        results[name] = {
+            "throughput": throughput(source, setting, turns, count),
+            "microseconds_per_image": profile(source, setting, len(names)),
+        }
+        print(name, json.dumps(results[name]))
+    folder = temporary / "cub"
+    for name, images, classes in (("sop", 59_551, 11_318), ("million", 1_000_000, 100_000)):
+        paths = sorted(p.name for p in folder.iterdir())
+        results[name] = scale(folder, paths, images // shrink, classes // shrink)
+        print(name, json.dumps(results[name]))
+    return results
 
 
 def main() -> None:
@@ -226,28 +255,24 @@ def main() -> None:
     )
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes, for tests")
     results_file = Path(__file__).parent / "results" / "benchmark_input.json"
+    parser.add_argument(
+        "--only", choices=["packed"], help="measure this part alone, and keep the others' figures"
+    )
     parser.add_argument("--output", default=str(results_file), help="JSON file; tables go beside it")
     args = parser.parse_args()
     files, turns, count, shrink = (16, 1, 1, 50) if args.tiny else (512, 5, 20, 1)
     command = " ".join(["python experiments/benchmark_input.py", *sys.argv[1:]])
-    results: dict[str, Any] = {"command": command, "environment": environment.describe()}
-    with tempfile.TemporaryDirectory() as temporary:
-        for name, setting in SETTINGS.items():
-            folder = Path(temporary) / name
-            names = write_files(folder, setting["files"], files)
-            source = source_of(folder, names, max(setting["images"] // shrink, 800), setting["classes"])
-            results[name] = {
-                "throughput": throughput(source, setting, turns, count),
-                "microseconds_per_image": profile(source, setting, len(names)),
-            }
-            print(name, json.dumps(results[name]))
-        folder = Path(temporary) / "cub"
-        for name, images, classes in (("sop", 59_551, 11_318), ("million", 1_000_000, 100_000)):
-            results[name] = scale(
-                folder, sorted(p.name for p in folder.iterdir()), images // shrink, classes // shrink
-            )
-            print(name, json.dumps(results[name]))
     output = Path(args.output)
+    with tempfile.TemporaryDirectory() as temporary:
+        if args.only == "packed":
+            results = json.loads(output.read_text())
+        else:
+            results = {"command": command, "environment": environment.describe()}
+            results |= _loose_files(Path(temporary), files, turns, count, shrink)
+        images = 2_000 if args.tiny else 1_000_000
+        figures = packed.measure(Path(temporary), images, turns, 10 * count)
+        results["packed"] = {"command": command, "images": images, **figures}
+        print("packed", json.dumps(results["packed"]))
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=2) + "\n")
     output.with_suffix(".md").write_text(to_tables(results))

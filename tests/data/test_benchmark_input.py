@@ -21,4 +21,6 @@ def test_the_tiny_benchmark_runs(tmp_path):
     assert results["cub"]["throughput"]["decoding"]["images per processor second"] > 0
     assert set(results["market"]["throughput"]) == {"decoding", "kept"}
     assert "first_batch_seconds_at_step_1000000" in results["million"]
+    assert results["packed"]["bucket"]["ratio to loose files"] > 0
+    assert "| bucket, first |" in (tmp_path / "results.md").read_text()
     assert "| market, kept |" in (tmp_path / "results.md").read_text()
