@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 from absl import app, flags
 
@@ -30,7 +31,7 @@ _OUTPUT = flags.DEFINE_string("output", "experiments/results/emoji_seeds.json", 
 COLUMNS = ("mAP", "rank-1", "recall@1", "map@r", "nmi")
 
 
-def run_seed(config: str, seed: int, workdir: pathlib.Path) -> dict:
+def run_seed(config: str, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
     """Runs one seed, unless it is finished, and returns its results with ``seconds`` of wall-clock time.
 
     The time is that of all calls that the run has taken, those that were interrupted too.

@@ -8,7 +8,6 @@ rows are centred first, pairs below the rounding error count as coincident, and 
 be taken again from a Gram matrix about a point of their class.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
 import math

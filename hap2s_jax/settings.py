@@ -78,6 +78,7 @@ def fields(cls: type) -> tuple[Field, ...]:
             kind, *extras = typing.get_args(kind)
             meaning = " ".join(extra for extra in extras if isinstance(extra, str))
             rules = tuple(extra for extra in extras if isinstance(extra, Rule | OneOf))
+        kind = dict if typing.get_origin(kind) is dict else kind
         missing = field.default is dataclasses.MISSING
         made = (
             field.default_factory() if missing and field.default_factory is not dataclasses.MISSING else None

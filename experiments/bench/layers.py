@@ -30,9 +30,9 @@ def layers(name: str, batch: int, size: tuple[int, int]) -> dict[str, tuple[Run,
     from hap2s_jax.models.pooling import max_pool
     from hap2s_jax.models.resnet import STEMS
 
-    seen: collections.Counter[tuple] = collections.Counter()
+    seen: collections.Counter[tuple[Any, ...]] = collections.Counter()
 
-    def note(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    def note(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
         module, shape = context.module, args[0].shape if args else ()
         if isinstance(module, Conv):
             seen[("conv", shape, module.features, module.kernel, module.stride, module.groups)] += 1
@@ -76,7 +76,9 @@ def layers(name: str, batch: int, size: tuple[int, int]) -> dict[str, tuple[Run,
     return found
 
 
-def _pair(layer: Callable, shape: tuple[int, ...], params: Any, torch_layer: Any) -> tuple[Run, Run | None]:
+def _pair(
+    layer: Callable[..., Any], shape: tuple[int, ...], params: Any, torch_layer: Any
+) -> tuple[Run, Run | None]:
     """Value and gradient of a layer of ours and of torch's."""
     import jax
 

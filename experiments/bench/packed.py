@@ -24,7 +24,7 @@ import numpy as np
 
 from hap2s_jax.data import packed
 from hap2s_jax.data.augment import Augmentation
-from hap2s_jax.data.batches import train_batches
+from hap2s_jax.data.batches import Reading, train_batches
 from hap2s_jax.data.bucket import BucketPath
 from hap2s_jax.data.fetching import Cache
 from hap2s_jax.data.pk import PKPlan
@@ -32,7 +32,7 @@ from hap2s_jax.data.readers.files import FileSource, Parts
 from hap2s_jax.data.resized import Change
 from hap2s_jax.data.source import Source
 
-_SETTING = {"augmentation": Augmentation(crop="resized", flip=True), "image_size": (96, 96), "seed": 0}
+_AUGMENTATION = Augmentation(crop="resized", flip=True)
 
 
 def measure(folder: Path, images: int, turns: int, batches: int) -> dict[str, Any]:
@@ -121,7 +121,8 @@ def _read(place: str, folder: Path) -> Source:
 
 def _batches(source: Source, start: int) -> Iterator[Any]:
     plan = PKPlan(source.labels, classes_per_batch=16, images_per_class=4, seed=0)
-    return train_batches(source, plan, **_SETTING, start_step=start, cache_bytes=0)
+    reading = Reading((96, 96), cache_bytes=0)
+    return train_batches(source, plan, reading, augmentation=_AUGMENTATION, seed=0, start_step=start)
 
 
 def _rate(source: Source, count: int, start: int) -> float:

@@ -105,6 +105,7 @@ def training(folder: pathlib.Path, name: str, random: np.random.Generator) -> No
     """One run, killed one to three times, until it is done."""
     expected, seconds = undisturbed()
     workdir, errors = folder / "run", folder / "err"
+    process = None
     for _ in range(int(random.integers(1, 4))):
         process = started(command(workdir), errors)
         try:
@@ -113,7 +114,7 @@ def training(folder: pathlib.Path, name: str, random: np.random.Generator) -> No
         except subprocess.TimeoutExpired:
             strike(process, name, random)
         process.wait(SECONDS)
-    if process.returncode or not (workdir / "results.json").exists():
+    if process is None or process.returncode or not (workdir / "results.json").exists():
         code = started(command(workdir), errors).wait(SECONDS)
         if code:
             raise WrongError(f"ended with {code}: {errors.read_text()[-2000:]}")

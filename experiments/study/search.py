@@ -89,6 +89,7 @@ Tried = list[tuple[float, Setting]]
 def along(study: Study, base: Setting, axis: Axis, budget: Budget, *, beyond: int = BEYOND) -> Tried | None:
     """What was tried along an axis, with its score; None while cells are missing."""
     values = sorted({*axis.values, axis.of(base)})
+    settings, scores = [], []
     for left in range(beyond, -1, -1):
         settings = [axis.put(base, value) for value in values]
         scores = budget.scores(study, settings)

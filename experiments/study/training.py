@@ -159,11 +159,11 @@ def classes_that_fit(batch: Config, labels: np.ndarray, shares: int) -> int:
 
 def measure(
     job: Trainer, embeddings: np.ndarray, present: np.ndarray, source: Source
-) -> dict[str, dict[str, list]]:
+) -> dict[str, dict[str, list[Any]]]:
     """Figures by class: name -> ``sums`` and ``counts`` over the class's queries, in the order of the labels."""
     labels = np.where(present, source.labels, -1)
     distance = job.config.evaluate.distance
-    values: dict[str, dict[str, list]] = {}
+    values: dict[str, dict[str, list[Any]]] = {}
 
     def add(rows: np.ndarray, figures: Mapping[str, np.ndarray]) -> None:
         for name in METRICS:

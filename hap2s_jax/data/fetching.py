@@ -54,9 +54,9 @@ class Fetched:
         self._ring = _Ring(cache.folder, min(room, whole + _LARGE))
         # Where in the ring each block is, if it is there still; below 0 never yet.
         self._places = np.full(self._first[-1], -1, np.int64)
-        self._coming: dict[int, Future] = {}
+        self._coming: dict[int, Future[Any]] = {}
         self._lock = threading.Lock()
-        self._work: queue.SimpleQueue = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(CONNECTIONS):
             # No pool: what waits in one at the end is waited for.
             threading.Thread(target=_work_off, args=(self._work,), daemon=True).start()
@@ -103,16 +103,16 @@ class Fetched:
         begin, end = max(offset - at, 0), min(offset + length - at, self._side)
         return self._ring.read(int(self._places[block]), begin, end - begin)
 
-    def _request(self, file: int, first: int, last: int) -> list[Future]:
+    def _request(self, file: int, first: int, last: int) -> list[Future[Any]]:
         """Sees to it that blocks come; those that lie side by side by one request."""
-        futures: list[Future] = []
+        futures: list[Future[Any]] = []
         with self._lock:
             missing = [b for b in range(first, last + 1) if not self._ring.holds(int(self._places[b]))]
             futures += {id(f): f for b in missing if (f := self._coming.get(b)) is not None}.values()
             asked = [b for b in missing if b not in self._coming]
             runs = np.split(asked, np.flatnonzero(np.diff(asked) > 1) + 1) if asked else []
             for run in runs:
-                future: Future = Future()
+                future: Future[Any] = Future()
                 self._coming.update(dict.fromkeys(run.tolist(), future))
                 self._work.put((future, self._fetch, file, int(run[0]), int(run[-1])))
                 futures.append(future)
@@ -190,7 +190,7 @@ class _Ring:
         return data if self.holds(place) else None
 
 
-def _work_off(work: queue.SimpleQueue) -> None:
+def _work_off(work: queue.SimpleQueue[Any]) -> None:
     while (item := work.get()) is not None:
         future, call, *arguments = item
         try:
@@ -200,7 +200,7 @@ def _work_off(work: queue.SimpleQueue) -> None:
         del item, future, call  # or what they belong to would live as long as the thread waits
 
 
-def _end(work: queue.SimpleQueue) -> None:
+def _end(work: queue.SimpleQueue[Any]) -> None:
     for _ in range(CONNECTIONS):
         work.put(None)
 

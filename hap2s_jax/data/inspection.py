@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class View(NamedTuple):
         return for_evaluation(source.read(index), self.size, box=box, **self.options)
 
     @property
-    def options(self) -> dict:
+    def options(self) -> dict[str, Any]:
         """Arguments of `for_evaluation`."""
         return {"enlarge": self.enlarge, "keep_aspect": self.keep_aspect}
 

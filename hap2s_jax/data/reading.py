@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ class Reader:
         self._warned: set[int] = set()
         self._labels = np.asarray(images.source.labels)
 
-    def get(self, index: int, choose: Callable, size: tuple[int, int]) -> np.ndarray | None:
+    def get(self, index: int, choose: Callable[..., Any], size: tuple[int, int]) -> np.ndarray | None:
         """The part of an image, or None where it cannot be read and may be skipped."""
         try:
             return self.images.get(index, choose, size)
@@ -41,7 +42,7 @@ class Reader:
             return None
 
     def get_or_substitute(
-        self, index: int, choose: Callable, size: tuple[int, int]
+        self, index: int, choose: Callable[..., Any], size: tuple[int, int]
     ) -> tuple[np.ndarray, int]:
         """The part of an image, or of the next readable one of its class, or of any class; and that one's number."""
         part = self.get(index, choose, size)

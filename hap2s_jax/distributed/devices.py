@@ -115,7 +115,7 @@ class DataParallel:
         split = jax.tree.map(lambda x: x.reshape(n, x.shape[0] // n, *x.shape[1:]), batch)
         return jax.device_put(split, self._local_sharding(PartitionSpec(AXIS)))
 
-    def compile_step(self, step: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]) -> Callable:
+    def compile_step(self, step: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]) -> Callable[..., Any]:
         """Compiles ``step(state, batch) -> (state, metrics)``, the batch split over `AXIS` by `split`.
 
         The state is donated; state and metrics come out equal on all devices, which `step` must ensure by

@@ -149,7 +149,7 @@ class DoesNotFitError(UserError):
         self.needed = needed
 
 
-def compile_for(slice_: Topology, program: Callable, *arguments: PyTree, effort: float = 0.0) -> Compiled:
+def compile_for(slice_: Topology, program: Any, *arguments: PyTree, effort: float = 0.0) -> Compiled:
     """Compiles what `DataParallel.compile_step` or `map_program` returned, for arguments of these shapes.
 
     Args:

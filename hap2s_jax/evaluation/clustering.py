@@ -1,6 +1,5 @@
 """Clustering quality of embeddings: k-means on the device, then NMI, AMI and F1 against the classes."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
 import functools

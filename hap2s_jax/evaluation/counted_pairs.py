@@ -1,6 +1,5 @@
 """All pairs of many images, counted by distance: products in square blocks, distances in steps of equal width."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import functools

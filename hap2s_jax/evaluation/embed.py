@@ -1,6 +1,5 @@
 """Embedding a data set: every image exactly once, on all devices and hosts."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping

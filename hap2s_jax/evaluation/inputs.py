@@ -1,6 +1,5 @@
 """Checks of what a user hands in, and the one preparation that every distance needs."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import contextlib

@@ -1,6 +1,5 @@
 """Nearest neighbours among all embeddings, a block of rows at a time: where re-ranking and expansion start."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import functools

@@ -14,7 +14,6 @@ distances of one step count as tied, and the counts at every reported threshold 
 distances that float32 products give. A step is about as wide as the rounding of these products.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import dataclasses

@@ -5,7 +5,6 @@ order lie in a few tiles. Only there must right keys be told from wrong ones. El
 scores that are still in the processor's cache, which costs little beside the products that they are made of.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import functools

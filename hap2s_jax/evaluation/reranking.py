@@ -7,7 +7,6 @@ mixed with the old one. The published code holds several dense `[n, n]` matrices
 neighbours.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import numpy as np

@@ -10,7 +10,6 @@ and an encoder that maps all images to one point scores the worst, not the luck 
 puts the right one first; the two bracket every other rule.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections import deque

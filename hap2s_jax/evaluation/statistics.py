@@ -1,6 +1,5 @@
 """Statistics behind a mean: confidence intervals, tables by class or camera, the worst queries."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping

@@ -4,7 +4,6 @@ Rows lie sorted by class and are taken in tiles. A strip of tiles, from the diag
 over, for its columns. Counts are whole numbers, so that it does not matter which device has counted which strip.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import functools

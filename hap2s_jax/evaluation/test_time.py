@@ -1,6 +1,5 @@
 """Test-time augmentation: an image's embedding as the mean over several views of it."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import functools

@@ -18,7 +18,6 @@ rejects. For false accepts they err in twos, since each is what the other finds:
 97 %.)
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import dataclasses

@@ -5,7 +5,6 @@ A query is answered when its nearest gallery image lies within a threshold. *Kno
 threshold for the balanced accuracies from the queries that it judges.
 """
 
-# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import numpy as np

@@ -3,7 +3,6 @@
 They need one or two pairs of each anchor, which `selection` finds a block of anchors at a time.
 """
 
-# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 from typing import Unpack

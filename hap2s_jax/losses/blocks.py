@@ -13,7 +13,6 @@ the embeddings' own size; the backward pass multiplies by one number. Nothing is
 ever exists. Reverse mode may be nested (the forward pass is ordinary JAX), forward mode is for the plain path.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
 import functools

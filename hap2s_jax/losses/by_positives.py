@@ -1,6 +1,5 @@
 """Sums over an anchor's triplets, one positive at a time."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,6 +1,5 @@
 """Losses of the batch's classes as wholes: AdaSP and the centroid triplet."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from typing import Literal, Unpack, get_args

@@ -5,7 +5,6 @@ They are not functions of an anchor's row, but have the engine's calling convent
 label is not ignored counts, and the mean over them is global under `axis_name`. Large batches go in blocks of samples.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
 import functools

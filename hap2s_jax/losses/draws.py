@@ -3,7 +3,6 @@
 Draws are made from (key, the anchor's number in the global batch), so they do not depend on devices or blocks.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
 import jax

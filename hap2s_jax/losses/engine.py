@@ -4,7 +4,6 @@ It is the only place that knows where keys come from, so every loss that is a fu
 gets global batches, memories, ignored labels, sample weights and blocks of anchors without a line of its own.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import functools

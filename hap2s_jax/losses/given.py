@@ -1,6 +1,5 @@
 """Losses of distances that the caller has formed."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import functools

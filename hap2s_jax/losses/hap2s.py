@@ -1,7 +1,6 @@
 """The HAP2S loss: hard-aware point-to-set triplets (Yu et al., "Hard-Aware Point-to-Set Deep Metric for
 Person Re-identification", ECCV 2018), and the losses that differ from it in their weights alone."""
 
-# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace

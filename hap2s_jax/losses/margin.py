@@ -1,6 +1,5 @@
 """The margin loss, with negatives drawn evenly over their distances."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
 from collections.abc import Mapping

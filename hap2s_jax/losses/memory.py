@@ -7,7 +7,6 @@
 A pytree of arrays, so it lives in the training state, in checkpoints, and inside jit.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from typing import NamedTuple

@@ -4,7 +4,6 @@ Each is a function of one anchor's row; `mean_over_anchors` does the rest. Simil
 distance.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
 from dataclasses import dataclass, field

@@ -1,6 +1,5 @@
 """Losses against one learnt point of each class: Proxy-NCA, Proxy-Anchor, centre loss."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import functools

@@ -1,6 +1,5 @@
 """Losses and weightings as pytrees whose structure says which function they are."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import dataclasses

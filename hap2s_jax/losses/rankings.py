@@ -4,7 +4,6 @@ Both need, for every positive, how many keys stand before it. These are sums ove
 time grows with the number of positives an anchor, memory is that of the rows.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Callable

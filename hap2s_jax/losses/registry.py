@@ -1,6 +1,5 @@
 """Losses by name, for configs: `create("hap2s_p", alpha=10.0)` is a function of embeddings and labels."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import inspect

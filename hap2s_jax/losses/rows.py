@@ -1,6 +1,5 @@
 """The words of the engine: what a loss is given, what it gives back, and what a call may say."""
 
-# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

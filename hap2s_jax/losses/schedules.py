@@ -3,7 +3,6 @@
 A schedule's value is an array computed from the step inside the compiled update, so nothing compiles again.
 """
 
-# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 import math

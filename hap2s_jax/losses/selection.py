@@ -6,7 +6,6 @@ Memory is linear in the batch. Of pairs that tie, the first key in the batch is 
 size and on any number of devices.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
 from typing import NamedTuple

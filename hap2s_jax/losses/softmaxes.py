@@ -1,6 +1,5 @@
 """Softmax losses over the classes: by a linear classifier, with margins on the sphere, with several centres a class."""
 
-# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 import math

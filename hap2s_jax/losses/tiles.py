@@ -38,7 +38,6 @@ sum over its sets (log sum exp, say, is L + log Z, and its slope by l_i is w_i),
 written from these equations.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
 import functools

@@ -5,7 +5,6 @@ place. Draws are made from (key, the anchor's number in the global batch), so th
 blocks.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -6,7 +6,6 @@ parameters are leaves of a pytree, so they can be traced, annealed, mapped over 
 weightings made with equal structure share one compilation.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import math

@@ -158,7 +158,7 @@ class Learner:
     def _beside_encoder(self, num_classes: int) -> tuple[jax.Array, dict[str, Any]]:
         """The key of the encoder's weights, and what else the state begins with: arguments of `create_state`."""
         encoder_key, loss_key = jax.random.split(jax.random.key(self.config.seed))
-        loss_params, size = {}, self.config.loss.get("memory_size", 0)
+        loss_params, size, embedding = {}, self.config.loss.get("memory_size", 0), self._examples
         if size or any(loss.has_params for loss in self.losses.values()):
             init = functools.partial(self.encoder.init_with_output, train=False)
             embedding = jax.eval_shape(init, encoder_key, self._examples)[0].embedding

@@ -60,13 +60,14 @@ class Run(Settings):
     encoder: Encoder = dataclasses.field(default_factory=Encoder)
     pretrained: Pretrained = dataclasses.field(default_factory=Pretrained)
     loss: Annotated[
-        dict,
+        dict[str, Any],
         "Name and hyperparameters of the loss, which `recipes.common.set_loss` sets, and memory_size: how many of the "
         "latest embeddings are further keys (cross-batch memory, Wang et al. 2020); 0 for none.",
     ] = dataclasses.field(default_factory=dict)
     loss_schedule: LossSchedule = dataclasses.field(default_factory=LossSchedule)
     auxiliary: Annotated[
-        dict, 'A second loss that is added, most often "softmax", with its weight; `set_auxiliary` sets it.'
+        dict[str, Any],
+        'A second loss that is added, most often "softmax", with its weight; `set_auxiliary` sets it.',
     ] = dataclasses.field(default_factory=lambda: {"name": "", "weight": 1.0})
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     schedule: Schedule = dataclasses.field(default_factory=Schedule)

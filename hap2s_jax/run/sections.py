@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 from hap2s_jax.evaluation.inputs import DISTANCES
 from hap2s_jax.settings import Rule, Settings, at_least, below, between, one_of
@@ -54,11 +54,11 @@ class Data(Settings):
     validation_fraction: Annotated[
         float, "Part of the training classes set aside to choose the best checkpoint by.", below(0, 1)
     ] = 0.1
-    options: Annotated[dict, 'Only some data sets have any, such as "detection" of CUHK03.'] = (
+    options: Annotated[dict[str, Any], 'Only some data sets have any, such as "detection" of CUHK03.'] = (
         dataclasses.field(default_factory=dict)
     )
     sources: Annotated[
-        dict,
+        dict[str, Any],
         "Several data sets to train on, in place of data.name: a set's name -> its data_dir and options, and name "
         "where it is called otherwise. Short for sets in one directory: data.name=market1501,dukemtmc.",
         _SETS,
@@ -241,7 +241,9 @@ class Evaluate(Settings):
     ] = False
     crop: Annotated[float, "Side of those crops, as a share of the image's."] = 0.875
     on: Annotated[
-        dict, "Other data sets to test on, as in data.sources; none for those that are trained on.", _SETS
+        dict[str, Any],
+        "Other data sets to test on, as in data.sources; none for those that are trained on.",
+        _SETS,
     ] = dataclasses.field(default_factory=dict)
     untrained: Annotated[bool, "Whether to measure the untrained encoder too."] = True
     weights: Annotated[

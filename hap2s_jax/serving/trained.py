@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import functools
 import hashlib
 import io
@@ -11,6 +10,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
@@ -186,10 +186,10 @@ class TrainedEncoder:
         require(wanted >= 1, "batch_size", wanted, "at least 1")
         size = self._round_up(wanted)
         read = read or self.preprocess
-        with concurrent.futures.ThreadPoolExecutor(workers or usable_cores()) as pool:
+        with ThreadPoolExecutor(workers or usable_cores()) as pool:
             source = iter(images)
-            waiting: collections.deque[list[concurrent.futures.Future]] = collections.deque()
-            queued: tuple[Any, list] | None = None
+            waiting: collections.deque[list[Future[np.ndarray]]] = collections.deque()
+            queued: tuple[Any, list[Exception | None]] | None = None
             compiled = 0
             while True:
                 while len(waiting) < _CHUNKS_AHEAD and (chunk := list(itertools.islice(source, size))):
@@ -209,7 +209,7 @@ class TrainedEncoder:
             if queued is not None:
                 yield _fetch(*queued)
 
-    def _collect(self, futures: list[concurrent.futures.Future]) -> tuple[np.ndarray, list[Exception | None]]:
+    def _collect(self, futures: list[Future[np.ndarray]]) -> tuple[np.ndarray, list[Exception | None]]:
         """The images of a chunk, black where one could not be read, and why it could not."""
         out = np.zeros((len(futures), *self.image_size, 3), np.uint8)
         failures: list[Exception | None] = []

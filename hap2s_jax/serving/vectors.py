@@ -57,7 +57,7 @@ class Vectors:
 class Outcome(NamedTuple):
     """The result of writing: the number of embeddings, and (path, reason) of each image that could not be read."""
 
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride] - a tuple's method, which nobody asks here
     unreadable: list[tuple[str, str]]
 
 

@@ -109,7 +109,7 @@ def gradients(
     The mean of the parts over devices is the gradient of the global batch. The arguments are `train_step`'s.
     """
 
-    def loss_function(params):
+    def loss_function(params: PyTree) -> Any:
         output, batch_stats = _encode(encoder, params["encoder"], state.batch_stats, _inputs(batch))
         loss, stats = objective(output, batch["label"], params["loss"], axis_name, state.step, state.memory)
         return loss, (stats, batch_stats, output.embedding)
@@ -152,7 +152,7 @@ def gradients_in_pieces(
     )
     output = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
 
-    def loss_function(output, loss_params):
+    def loss_function(output: Any, loss_params: PyTree) -> Any:
         return objective(output, batch["label"], loss_params, axis_name, state.step, state.memory)
 
     (loss, stats), (by_output, by_loss_params) = jax.value_and_grad(

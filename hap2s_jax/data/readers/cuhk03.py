@@ -78,7 +78,7 @@ class MatSource:
 
     boxes = None
 
-    def __init__(self, name: str, cells: _Cells, keys: list[_Key], identities: list, cameras: list):
+    def __init__(self, name: str, cells: _Cells, keys: list[_Key], identities: list[Any], cameras: list[int]):
         self.name = name
         self.labels, self.class_names = number_identities(identities)
         self.cameras = np.asarray(cameras, np.int32)
@@ -126,7 +126,7 @@ class _Cells:
                 ]
         return found
 
-    def source(self, part: str, keys: list[_Key], identities: list, cameras: list) -> Source:
+    def source(self, part: str, keys: list[_Key], identities: list[Any], cameras: list[int]) -> Source:
         return MatSource(f"cuhk03 {self.detection} {part}", self, keys, identities, cameras)
 
     def image(self, pair: int, person: int, cell: int) -> np.ndarray:
@@ -164,7 +164,7 @@ class _Images:
             )
         return {key[:2] for key in _split(path, number)["query"]}
 
-    def source(self, part: str, keys: list[_Key], identities: list, cameras: list) -> Source:
+    def source(self, part: str, keys: list[_Key], identities: list[Any], cameras: list[int]) -> Source:
         if lacking := [key for key in keys if key not in self._names]:
             pair, person, cell = lacking[0]
             raise UserError(

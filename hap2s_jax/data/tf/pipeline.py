@@ -6,7 +6,7 @@ import atexit
 import contextlib
 import weakref
 from collections.abc import Callable, Generator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from hap2s_jax.data.tf import AHEAD
 from hap2s_jax.data.tf.quiet import tf
 
 _Batch = TypeVar("_Batch")
-_RUNNING: weakref.WeakSet[Generator] = weakref.WeakSet()
+_RUNNING: weakref.WeakSet[Generator[Any]] = weakref.WeakSet()
 
 
 def made_ahead(
