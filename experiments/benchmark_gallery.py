@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 import hap2s_jax
-from hap2s_jax.catalogue import tables
+from hap2s_jax.catalogue import columns
 from hap2s_jax.catalogue.searching import Finder
 from hap2s_jax.catalogue.store import Store
 from hap2s_jax.data import emoji
@@ -141,7 +141,7 @@ def _group(
     store = Store.create(folder, encoder)
     numbers = {"id": np.arange(len(true)), "size": [1] * len(true)}
     store.tables.add_images(
-        "benchmark", {**numbers, **{n: [""] * len(true) for n in tables.TEXTS}}, embeddings
+        "benchmark", {**numbers, **{n: [""] * len(true) for n in columns.TEXTS}}, embeddings
     )
     store.refresh()
     start = time.perf_counter()

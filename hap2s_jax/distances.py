@@ -2,10 +2,9 @@
 
 No other module multiplies embeddings, so that the precision of products is decided in one place.
 
-A Gram matrix gives all pairs at the price of one matrix product, but |a|^2 + |b|^2 - 2ab cancels: its error
-is relative to the distance from the origin, not to the distance of the pair. Three measures keep it small:
-rows are centred first, pairs below the rounding error count as coincident, and close pairs of one class can
-be taken again from a Gram matrix about a point of their class.
+A Gram matrix gives all pairs at the price of one matrix product, but |a|^2 + |b|^2 - 2ab cancels: its error is relative
+to the distance from the origin, not to that of the pair. Three measures keep it small: rows are centred first, pairs
+below the rounding error count as coincident, and close pairs of one class can be taken again about a point of it.
 """
 
 from __future__ import annotations
@@ -160,11 +159,9 @@ def check_embeddings(
 def whole(array: jax.Array) -> jax.Array:
     """The same on every device, where it is split over a mesh's explicit axes: they know no split sort or gather."""
     sharding = jax.typeof(array).sharding
-    return (
-        jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
-        if any(sharding.spec)
-        else array
-    )
+    if not any(sharding.spec):
+        return array
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 def safe_sqrt(x: jax.Array) -> jax.Array:
@@ -208,10 +205,9 @@ def pair_distances(
     Args:
         rows: the anchors, from `clean_rows`.
         keys: the keys, from `clean_rows` with the same centre.
-        distance: "euclidean", "squared_euclidean", "cosine" (1 - cosine similarity) or "negative_dot" (minus
-            the inner product).
-        candidates: bool `[n, m]`, pairs to be measured again about their origins if close. Needs `origins`.
-            Both ends of such a pair must have the same origin.
+        distance: "euclidean", "squared_euclidean", "cosine" (1 - similarity) or "negative_dot" (minus the product).
+        candidates: bool `[n, m]`, pairs to be measured again about their origins if close. Needs `origins`, the same of
+            both ends of such a pair.
     """
     if distance in ("cosine", "negative_dot"):
         inner = products(rows.vectors, keys.vectors)
@@ -246,8 +242,8 @@ def class_origins(
 ) -> tuple[jax.Array, jax.Array]:
     """For rows and for keys, the first valid key of their class: `[n, d]` and `[m, d]`, without gradient.
 
-    Differences from a member of the class are exact where the class is small, which is where the Gram matrix
-    about the batch's centre fails.
+    Differences from a member of a class are exact where it is small, which is where the Gram matrix about the centre of
+    the batch fails.
     """
     # Invalid keys must not be found as anybody's origin: two stable sorts put them last within their label.
     order = jnp.argsort(~key_valid, stable=True)

@@ -21,11 +21,11 @@ import numpy as np
 
 from hap2s_jax import cli, extras
 from hap2s_jax.catalogue import adding, exporting, moving, review, reviewed
+from hap2s_jax.catalogue.columns import shown_id
 from hap2s_jax.catalogue.flags import FLAGS
 from hap2s_jax.catalogue.searching import Finder
 from hap2s_jax.catalogue.state import Decision
 from hap2s_jax.catalogue.store import Store
-from hap2s_jax.catalogue.tables import shown_id
 from hap2s_jax.errors import UserError, shown, unknown_name
 from hap2s_jax.serving import commands, gate, index
 from hap2s_jax.serving.trained import TrainedEncoder

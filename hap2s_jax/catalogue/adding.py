@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hap2s_jax.catalogue.columns import TEXTS, image_id, storable
 from hap2s_jax.catalogue.state import OWN_COLUMNS, STATUSES
 from hap2s_jax.catalogue.store import Store
-from hap2s_jax.catalogue.tables import TEXTS, image_id, storable
 from hap2s_jax.data.pixels import UnreadableImageError
 from hap2s_jax.data.regular_files import below, read_bytes
 from hap2s_jax.errors import UserError, reason

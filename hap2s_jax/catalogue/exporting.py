@@ -10,8 +10,8 @@ import pathlib
 import numpy as np
 
 from hap2s_jax.catalogue.adding import box_of
+from hap2s_jax.catalogue.columns import more_of
 from hap2s_jax.catalogue.state import State
-from hap2s_jax.catalogue.tables import more_of
 from hap2s_jax.data.regular_files import below
 from hap2s_jax.errors import UserError, require
 from hap2s_jax.reporting.atomic import replacing

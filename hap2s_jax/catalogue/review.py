@@ -20,9 +20,9 @@ import numpy as np
 
 from hap2s_jax import extras
 from hap2s_jax.catalogue.adding import box_of
+from hap2s_jax.catalogue.columns import shown_id
 from hap2s_jax.catalogue.searching import Finder, Match
 from hap2s_jax.catalogue.store import Store
-from hap2s_jax.catalogue.tables import shown_id
 from hap2s_jax.data import pixels
 from hap2s_jax.data.opencv import opencv
 from hap2s_jax.data.regular_files import below, read_bytes

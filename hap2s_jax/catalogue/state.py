@@ -13,7 +13,8 @@ import numpy as np
 
 from hap2s_jax import extras
 from hap2s_jax.catalogue import filters
-from hap2s_jax.catalogue.tables import Images, Tables, give_back, more_of, pyarrow, shown_id, storable
+from hap2s_jax.catalogue.columns import Images, more_of, pyarrow, shown_id, storable
+from hap2s_jax.catalogue.tables import Tables, give_back
 from hap2s_jax.errors import UserError, did_you_mean
 from hap2s_jax.serving.listing import claimed_folder
 

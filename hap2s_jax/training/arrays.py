@@ -16,6 +16,22 @@ from hap2s_jax.training.parts import name_of
 PyTree = Any
 
 
+class Manager(ocp.CheckpointManager):
+    """Opens a directory of checkpoints whatever is damaged in it, and returns once what was left unfinished there is gone."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        # Or it might take a frozen trunk that is just being written for such a rest. Remove when orbax waits by itself.
+        getattr(self, "_maybe_await_cleanup_tmp_directory", lambda: None)()
+
+    def metrics(self, step: int) -> PyTree | None:
+        """Figures of a checkpoint, None if they cannot be read."""
+        try:
+            return super().metrics(step)
+        except (OSError, ValueError):
+            return None
+
+
 def write(path: pathlib.Path, tree: PyTree) -> None:
     """Writes a tree of arrays into the folder `path`, with its digests, in the place of what lies there."""
     host = jax.tree.map(np.asarray, tree)

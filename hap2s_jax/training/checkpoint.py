@@ -1,7 +1,7 @@
 """Checkpoints of the training state; with `arrays` the only module that imports orbax.
 
-A checkpoint is named by the number of completed updates and holds the state, as NumPy arrays, and a small
-JSON record. Everything else (which batch comes next, every random draw) follows from the step.
+A checkpoint is named by the number of completed updates and holds the state, as NumPy arrays, and a small JSON record.
+Everything else (which batch comes next, every random draw) follows from the step.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import operator
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -30,17 +31,6 @@ FOLDER = "checkpoints"  # in a working directory
 FROZEN = "frozen"  # in that one, the arrays that no update changes
 
 
-class _Manager(ocp.CheckpointManager):
-    """Opens a directory whatever is damaged in it."""
-
-    def metrics(self, step: int) -> PyTree | None:
-        """Figures of a checkpoint, None if they cannot be read."""
-        try:
-            return super().metrics(step)
-        except (OSError, ValueError):
-            return None
-
-
 class Checkpointer:
     """Saves states asynchronously and keeps the last few and the best.
 
@@ -48,8 +38,7 @@ class Checkpointer:
       directory: where the checkpoints live, one folder a step.
       keep_last: how many of the newest to keep.
       keep_best: how many of the best to keep in addition.
-      best_metric: name of the metric that says which is best (larger is better); only checkpoints that were
-        saved with it compete.
+      best_metric: the metric that says which is best (larger is better); only checkpoints saved with it compete.
       read_only: open for restoring only.
       strict: whether a damaged checkpoint is an error. Otherwise it is set aside, or if `read_only` left out, with a
         warning, and the newest whole one counts.
@@ -72,11 +61,9 @@ class Checkpointer:
     ):
         self._directory = place(directory).absolute()  # orbax takes no relative paths
 
-        def quality(metrics: Mapping[str, float]) -> float:
-            return metrics["quality"]
-
-        # Not best_fn with max_to_keep: that would delete the newest checkpoint when it is not among the best,
-        # and with it the point to resume from.
+        quality = operator.itemgetter("quality")
+        # Not best_fn with max_to_keep: that would delete the newest checkpoint when it is not among the best, and with
+        # it the point to resume from.
         best = preservation_policy.BestN(
             get_metric_fn=quality, n=keep_best, keep_checkpoints_without_metrics=False
         )
@@ -93,7 +80,7 @@ class Checkpointer:
             )
             handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
             try:
-                return _Manager(self._directory, options=options, item_handlers=handlers)
+                return arrays.Manager(self._directory, options=options, item_handlers=handlers)
             except Exception as e:
                 if isinstance(e, OSError) or not is_bucket(self._directory):
                     raise
@@ -125,7 +112,7 @@ class Checkpointer:
     def evaluated_step(self, weights: str) -> int | None:
         """The step whose figures a run reports by its `config.evaluate.weights`, "best" or "last"; None without any.
 
-        In place of a best one that is damaged it is the newest.
+        The newest stands in for a best one that is damaged.
         """
         best = self.best_step if weights == "best" else None
         return best if best in self.steps else self.latest_step
@@ -141,8 +128,7 @@ class Checkpointer:
         Every process must call it. A step that exists already is left as it is.
 
         Raises:
-          UserError: if this save or the one before could not be written (disk full, for example). Earlier
-            checkpoints stay whole.
+          UserError: this save or the one before could not be written, as on a full disk; earlier ones stay whole.
           Unreachable: the same, since a bucket does not answer.
         """
         step = int(state.step)
@@ -158,10 +144,9 @@ class Checkpointer:
             if math.isfinite(value):
                 quality = {"quality": value}
             else:
-                said = "checkpoint.best_metric: %s is %s at step %d, so this checkpoint can never be the best"
+                said = "checkpoint.best_metric: %s is %s at step %d; this checkpoint can never be the best"
                 _LOG.warning(said, self._best_metric, value, step)
-        # Copied to the host, since the device's buffers are donated to the next step, and since several
-        # processes can save host values whatever the sharding.
+        # Copied: the device's buffers are donated to the next step, and several processes save what hosts hold.
         host_state = jax.tree.map(lambda x: np.array(x, copy=True), state)
         self._wait()  # for the one before, whose digests are of `_saving`
         self._saving = step
@@ -197,17 +182,16 @@ class Checkpointer:
             tree = self._manager.item_metadata(step)["state"].tree
             arrays.check_fits(tree, template, self._directory / str(step))
             abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            )
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            restored = self._manager.restore(step, args=args)
         return restored["state"]
 
     def restore_weights(self, step: int) -> dict[str, PyTree]:
         """Reads what embedding needs from `step`, as NumPy arrays, without the run's loss, optimiser or data.
 
         Returns:
-          ``{"params", "batch_stats", "ema_params"}`` as in a state, nested dicts of arrays; the last is None
-          where the run kept no average. And ``"frozen"``, see `restore_frozen`.
+          ``{"params", "batch_stats", "ema_params"}`` as in a state (the last is None where the run kept no average),
+          and ``"frozen"``, see `restore_frozen`.
 
         Raises:
           DamagedError: it is damaged.
@@ -256,8 +240,7 @@ class Checkpointer:
         self._checks.begin(step)
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
-            written = found["record"].get("format")
-            if written != FORMAT:
+            if (written := found["record"].get("format")) != FORMAT:
                 raise UserError(
                     f"checkpoint {where} has format {written}, this version reads format {FORMAT}; "
                     "use the version of hap2s_jax that wrote it"
@@ -298,9 +281,9 @@ class Checkpointer:
     def _save_error(self, error: Exception) -> Exception:
         if is_bucket(self._directory) and not patience.is_refusal(error):
             return Unreachable(f"saving a checkpoint to {self._directory} failed", reason(error))
-        good = self._manager.latest_step()
+        step = self._manager.latest_step()
+        good = "there is no other yet" if step is None else f"the last good one is of step {step}"
         return UserError(
-            f"saving a checkpoint to {self._directory} failed: {reason(error)}; "
-            + ("there is no other yet" if good is None else f"the last good one is of step {good}")
-            + "; free space or permissions there and run again to go on"
+            f"saving a checkpoint to {self._directory} failed: {reason(error)}; {good}; free space or permissions "
+            "there and run again to go on"
         )

@@ -13,9 +13,10 @@ from pixel_encoder import PixelEncoder, draw
 
 from hap2s_jax import formats
 from hap2s_jax.catalogue import adding, exporting, filters, moving, reviewed
+from hap2s_jax.catalogue.columns import TEXTS, shown_id
 from hap2s_jax.catalogue.searching import Finder
 from hap2s_jax.catalogue.store import Store
-from hap2s_jax.catalogue.tables import TEXTS, Tables, shown_id
+from hap2s_jax.catalogue.tables import Tables
 from hap2s_jax.data.readers import own
 from hap2s_jax.errors import UserError
 from hap2s_jax.serving import vectors

@@ -276,6 +276,15 @@ def test_the_weights_alone_are_read_without_a_template(tmp_path):
         Checkpointer(tmp_path, read_only=True).restore_weights(9)
 
 
+def test_what_was_left_unfinished_is_gone_once_a_directory_is_open(tmp_path):
+    rest = tmp_path / "frozen.orbax-checkpoint-tmp" / "d"
+    rest.mkdir(parents=True)
+    for number in range(2000):
+        (rest / str(number)).touch()
+    Checkpointer(tmp_path).close()
+    assert not rest.parent.exists()
+
+
 def test_a_frozen_trunk_has_digests_too(tmp_path):
     checkpointer = Checkpointer(tmp_path)
     variables = {
