@@ -17,7 +17,7 @@ PyTree = Any
 
 
 class Manager(ocp.CheckpointManager):
-    """Opens a directory of checkpoints whatever is damaged in it, and returns once what was left unfinished there is gone."""
+    """Opens a directory of checkpoints whatever is damaged in it; what was left unfinished there is gone then."""
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
