@@ -7,6 +7,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from hap2s_jax.data.source import Dataset
 
@@ -61,6 +62,7 @@ def find(dataset: Dataset, at_most_bytes: int | None = None) -> Duplicates:
     """
     # A file and the box in it, and where it stands: (part, label).
     places: dict[tuple[str, tuple[int, ...]], list[tuple[str, str]]] = defaultdict(list)
+    known: dict[str, Any] = {}  # a packed data set has digests of its images
     for part, source in (
         ("train", dataset.train),
         ("validation", dataset.validation),
@@ -68,21 +70,25 @@ def find(dataset: Dataset, at_most_bytes: int | None = None) -> Duplicates:
     ):
         if source is None:
             continue
-        boxes = getattr(source, "boxes", None)
+        boxes, digests = getattr(source, "boxes", None), getattr(source, "digests", None)
         # The database of a closed split is the training images, or may be.
         closed = part == "test" and "closed_set" in dataset.protocols
         for n in dataset.query.tolist() if closed and dataset.query is not None else range(len(source)):
             box = () if boxes is None else tuple(boxes[n].tolist())
             label = source.class_names[source.labels[n]] if source.labels[n] >= 0 else ""
-            places[os.path.normpath(source.describe(n)), box].append((part, label))
-    digests, compared = digests_of({path for path, _ in places}, at_most_bytes)
+            path = os.path.normpath(source.describe(n))
+            places[path, box].append((part, label))
+            if digests is not None:
+                known[path] = tuple(digests[n].tolist())
+    made, compared = digests_of({path for path, _ in places} - known.keys(), at_most_bytes)
+    known |= made
     repeated = []
-    groups: dict[tuple[str, tuple[int, ...]], list[tuple[str, str, str]]] = defaultdict(list)
+    groups: dict[tuple[Any, tuple[int, ...]], list[tuple[str, str, str]]] = defaultdict(list)
     for (path, box), where in places.items():
         most = max(Counter(where).values())
         if most > 1:
             repeated.append((path, most))
-        groups[digests.get(path, path), box] += [(path, *place) for place in where]
+        groups[known.get(path, path), box] += [(path, *place) for place in where]
     two_labels, shared = [], []
     for group in groups.values():
         paths = list(dict.fromkeys(path for path, _, _ in group))

@@ -174,9 +174,9 @@ class PackedSource:
         return f"{self._files.root}: {self._names[index]}"
 
     @property
-    def digests(self) -> list[tuple[int, int]]:
-        """Bytes and CRC-32 of each image."""
-        return list(zip(self._length.tolist(), self._crc32.tolist(), strict=True))
+    def digests(self) -> np.ndarray:
+        """Bytes and CRC-32 of each image `[N, 2]`."""
+        return np.stack([self._length, self._crc32], axis=1)
 
 
 class _Files:

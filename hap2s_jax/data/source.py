@@ -70,6 +70,7 @@ class Subset:
 
     Attributes:
       boxes: int `[n, 4]`, those of `source` (left, top, right, bottom; see `FileSource`), None where it has none.
+      digests: `[n, 2]`, those of `source` (see `PackedSource`), None where it has none.
 
     Raises:
       ValueError: an index lies outside the source.
@@ -94,6 +95,8 @@ class Subset:
         self.cameras = None if source.cameras is None else source.cameras[indices].astype(np.int32)
         boxes: np.ndarray | None = getattr(source, "boxes", None)
         self.boxes = None if boxes is None else boxes[indices]
+        digests: np.ndarray | None = getattr(source, "digests", None)
+        self.digests = None if digests is None else digests[indices]
         labels = np.asarray(source.labels)[indices]
         if relabel:
             kept = np.unique(labels[labels >= 0])

@@ -14,7 +14,7 @@ import trees
 from PIL import Image
 
 from hap2s_jax import pack
-from hap2s_jax.data import datasets, packed, pixels
+from hap2s_jax.data import datasets, duplicates, packed, pixels
 from hap2s_jax.data.augment import Augmentation
 from hap2s_jax.data.batches import Reading, eval_batches, train_batches
 from hap2s_jax.data.bucket import BucketPath
@@ -114,6 +114,20 @@ def test_any_set_comes_out_as_it_went_in_and_tfds_reads_it(kind, tmp_path, capsy
     if kind == "market1501":  # -1 and 0 are names of classes there as well
         found, wanted = ({crc for crc, _ in pairs} for pairs in (found, wanted))
     assert found == wanted
+
+
+def test_packed_images_that_stand_twice_are_found(tmp_path, capsys):
+    drawings.noisy(tmp_path / "data")
+    first, second = sorted((tmp_path / "data").iterdir())[:2]
+    shutil.copy(sorted(first.iterdir())[0], second / "again.png")
+    arguments = ["--name=folder", f"--data_dir={tmp_path / 'data'}", f"--output={tmp_path / 'packed'}"]
+    assert pack.main(arguments) == 0, capsys.readouterr().err
+    counts = []
+    for place_of in (tmp_path / "data", tmp_path / "packed"):
+        found = duplicates.find(datasets.load("folder", data_dir=place_of))
+        counts.append((len(found.repeated), len(found.two_labels), len(found.shared), found.compared))
+    assert counts[0] == counts[1]
+    assert counts[0][1] == 1
 
 
 def test_batches_are_those_of_the_loose_files_bit_for_bit(tmp_path, capsys):
