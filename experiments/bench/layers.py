@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,12 @@ def layers(name: str, batch: int, size: tuple[int, int]) -> dict[str, tuple[Run,
     Returns:
       By what it is and how many of it the encoder has.
     """
+    from hap2s_jax.models.vit_families import VITS
+
+    return _of_transformer(VITS[name], batch, size) if name in VITS else _of_resnet(name, batch, size)
+
+
+def _of_resnet(name: str, batch: int, size: tuple[int, int]) -> dict[str, tuple[Run, Run | None]]:
     import jax
     import jax.numpy as jnp
     from flax import linen as nn
@@ -76,10 +83,51 @@ def layers(name: str, batch: int, size: tuple[int, int]) -> dict[str, tuple[Run,
     return found
 
 
+def _of_transformer(
+    architecture: Any, batch: int, size: tuple[int, int]
+) -> dict[str, tuple[Run, Run | None]]:
+    """The layers of the blocks; attention is without the linear layers around it."""
+    import jax.numpy as jnp
+    from flax import linen as nn
+
+    from hap2s_jax.models.attention import Dense, attend
+    from hap2s_jax.models.vit import ACTIVATIONS
+
+    dim, depth, heads = architecture.dim, architecture.depth, architecture.heads
+    tokens = architecture.prefix + (size[0] // architecture.patch) * (size[1] // architecture.patch)
+    flat, activation = batch * tokens, architecture.family.activation
+    found = {}
+
+    def add(count: int, what: str, layer: Any, shape: tuple[int, ...], params: Any, *theirs: Any) -> None:
+        label = f"{count} of {what}, {' x '.join(map(str, shape))}"
+        found[label] = _pair(layer, shape, params, _torch_token_layer(*theirs), channels_first=False)
+
+    for count, width, features in ((4, dim, dim), (1, dim, 4 * dim), (1, 4 * dim, dim)):
+        params = {"kernel": jnp.ones((width, features)) / width, "bias": jnp.zeros(features)}
+        linear = functools.partial(_applied, Dense(features, jnp.float32))
+        add(count * depth, f"linear to {features}", linear, (flat, width), params, "Linear", width, features)
+    norm = functools.partial(_applied, nn.LayerNorm(architecture.family.epsilon, use_fast_variance=False))
+    params = {"scale": jnp.ones(dim), "bias": jnp.zeros(dim)}
+    add(2 * depth, "normalisation", norm, (flat, dim), params, "LayerNorm", dim)
+    add(depth, activation, lambda x, _: ACTIVATIONS[activation](x), (flat, 4 * dim), {}, "GELU")
+    heads_of_three = (batch, tokens, 3 * heads, dim // heads)
+    add(depth, "attention", lambda x, _: attend(*jnp.split(x, 3, axis=2)), heads_of_three, {}, "attention")
+    return found
+
+
+def _applied(module: Any, x: Any, params: Any) -> Any:
+    return module.apply({"params": params}, x)
+
+
 def _pair(
-    layer: Callable[..., Any], shape: tuple[int, ...], params: Any, torch_layer: Any
+    layer: Callable[..., Any],
+    shape: tuple[int, ...],
+    params: Any,
+    torch_layer: Any,
+    *,
+    channels_first: bool = True,
 ) -> tuple[Run, Run | None]:
-    """Value and gradient of a layer of ours and of torch's."""
+    """Value and gradient of a layer of ours and of torch's, whose images have the channels first."""
     import jax
 
     x = jax.random.normal(jax.random.key(1), shape)
@@ -97,7 +145,8 @@ def _pair(
         return run, None
     import torch
 
-    as_torch = [torch.from_numpy(jax.device_get(a).copy()).permute(0, 3, 1, 2) for a in (x, cotangent)]
+    as_torch = [torch.from_numpy(jax.device_get(a).copy()) for a in (x, cotangent)]
+    as_torch = [a.permute(0, 3, 1, 2) for a in as_torch] if channels_first else as_torch
     inputs = as_torch[0].requires_grad_()
 
     def theirs() -> None:
@@ -121,3 +170,18 @@ def _torch_layer(kind: str, shape: tuple[int, ...], numbers: list[int]) -> Any:
     made = conv(shape[-1], *numbers)
     made.weight.data = made.weight.data.contiguous(memory_format=channels_last)
     return made
+
+
+def _torch_token_layer(kind: str, *numbers: int) -> Any:
+    try:
+        from torch import nn
+    except ImportError:
+        return None
+    if kind != "attention":
+        return getattr(nn, kind)(*numbers)
+
+    def attention(x: Any) -> Any:
+        by_head = (part.transpose(1, 2) for part in x.chunk(3, dim=2))
+        return nn.functional.scaled_dot_product_attention(*by_head).transpose(1, 2)
+
+    return attention

@@ -32,7 +32,7 @@ def _quick_gelu(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": _gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": _quick_gelu,
@@ -197,7 +197,7 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
         """Maps `[n, t, dim]` to the same shape, times `scale` `[dim]`."""
         hidden = Dense(4 * x.shape[-1], self.dtype, name="fc1")(x)
-        return Dense(x.shape[-1], self.dtype, name="fc2")(_ACTIVATIONS[self.activation](hidden), scale)
+        return Dense(x.shape[-1], self.dtype, name="fc2")(ACTIVATIONS[self.activation](hidden), scale)
 
 
 class TokenPooling(nn.Module):
