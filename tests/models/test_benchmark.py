@@ -28,6 +28,7 @@ def test_layers_and_instructions_are_listed():
     layers = printed("--names=emoji --batch=2 --size=32 --parts")[2:]
     assert [line for line in layers if "| 2 of 3 x 3 / 1 to 32, 2 x 8 x 8 x 32 |" in line]
     assert len(layers) == 17
+    assert len(printed("--names=dinov2_vits14 --batch=1 --size=28 --parts")[2:]) == 6
     profile = printed("--names=emoji --batch=2 --size=32 --profile")
     assert profile[0].startswith("emoji: ")
     assert any("conv_general_dilated" in line for line in profile[4:])
