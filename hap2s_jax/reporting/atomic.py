@@ -144,8 +144,9 @@ def _lock(target: Path) -> tuple[IO[str], bool]:
 
 def _open_lock(target: Path) -> IO[str]:
     """Opens a file to be held, or makes it; neither through a link nor anything else than a file."""
-    if target.is_symlink() or (target.exists() and not target.is_file()):
-        raise OSError(errno.EINVAL, "it is a link, or no regular file")
+    with contextlib.suppress(FileNotFoundError):  # whoever held it may be taking it away
+        if not stat.S_ISREG(target.lstat().st_mode):
+            raise OSError(errno.EINVAL, "it is a link, or no regular file")
     handle = os.fdopen(os.open(target, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_LINK, 0o666), "a")
     if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):  # put there meanwhile
         handle.close()

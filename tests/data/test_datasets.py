@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 import trees
 from etils import epath
 
-from hap2s_jax.data import datasets
+from hap2s_jax.data import datasets, packed
 from hap2s_jax.data.pixels import decode_whole
 from hap2s_jax.data.tf import tfds_source
 from hap2s_jax.data.tf.quiet import tf
@@ -246,10 +246,13 @@ def test_records_are_read_from_a_file_system_that_is_no_disk(prepared, monkeypat
 def test_a_bucket_is_asked_for_prepared_data_alone(monkeypatch):
     asked = []
     monkeypatch.setattr(tfds_source, "read_tfds", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(packed, "find", lambda *_: None)
     with pytest.raises(UserError, match=r"gs://bucket/data holds no CUHK03 prepared with TFDS; prepare it"):
         datasets.load("cuhk03", data_dir="gs://bucket/data", detection="labeled")
     assert asked == [("cuhk03/labeled", "gs://bucket/data")]
-    with pytest.raises(UserError, match="is not on a disk, and folder cannot be prepared"):
+    with pytest.raises(
+        UserError, match="is not on a disk, and holds no packed data set folder; pack it first"
+    ):
         datasets.load("folder", data_dir="gs://bucket/mine")
     monkeypatch.undo()
     with pytest.raises(UserError, match="xy://bucket cannot be read"):
@@ -258,6 +261,7 @@ def test_a_bucket_is_asked_for_prepared_data_alone(monkeypatch):
 
 def test_without_tensorflow_folders_are_read_and_what_needs_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
+    monkeypatch.setattr(packed, "find", lambda *_: None)
     trees.cub(tmp_path / "CUB_200_2011", classes=4)
     assert len(datasets.load("cub", data_dir=tmp_path, validation_fraction=0).train)
     for where in (tmp_path / "elsewhere", "gs://bucket/data"):

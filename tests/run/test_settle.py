@@ -93,7 +93,7 @@ def test_without_data_it_is_what_large_data_would_get():
 @pytest.mark.parametrize("name", [name for name in SHIPPED if name not in ("common", "fine_grained", "reid")])
 def test_every_shipped_config_takes_few_steps(name):
     module = importlib.import_module(f"configs.{name}")
-    arguments = [None, "bot"] if "reid" in pathlib.Path(module.__file__).read_text() else [None]
+    arguments = [None, "bot"] if "import reid" in pathlib.Path(module.__file__).read_text() else [None]
     for argument in arguments:
         for steps in (1, 90, 400):
             config = module.get_config(argument)
@@ -105,13 +105,13 @@ def test_every_shipped_config_takes_few_steps(name):
             assert config.evaluate.every_steps <= steps
             assert config.checkpoint.every_steps <= steps
             usual = module.get_config(argument)
-            if name != "folder" and usual.schedule.warmup_steps > steps:
+            if name not in ("folder", "hf") and usual.schedule.warmup_steps > steps:
                 assert (
                     f"schedule.warmup_steps from {usual.schedule.warmup_steps} to {steps // 10}" in notes[0]
                 )
         # And is otherwise as it was.
         config, usual = module.get_config(argument), module.get_config(argument)
-        if name != "folder":
+        if name not in ("folder", "hf"):  # which leave it to the data
             assert settle(config) == []
             assert configs.flatten(config) == configs.flatten(usual)
 
