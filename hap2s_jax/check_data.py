@@ -169,14 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("check_data", __doc__)
     parser.add_argument("--name", help="data set to check; without it, all are listed")
-    parser.add_argument("--data_dir", help="where data sets lie; the folder or CSV itself for --name=folder")
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="option of the data set; may be repeated",
-    )
+    parser.add_data_set()
     parser.add_switch("decode", default=True, help="whether to decode every image, which finds damaged ones")
     parser.add_switch("duplicates", default=False, help="list those of your own images that stand twice")
     parser.add_argument(

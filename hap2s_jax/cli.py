@@ -69,6 +69,19 @@ class Parser(argparse.ArgumentParser):
         """Adds ``--name`` and ``--no_name``, also written ``--name=true`` and ``--name=false``."""
         self.add_argument(f"--{name}", action=_Switch, default=default, help=help)
 
+    def add_data_set(self) -> None:
+        """Adds the flags that say where a data set lies, and what it is read with."""
+        self.add_argument(
+            "--data_dir", help="where data sets lie; the folder or CSV itself for --name=folder"
+        )
+        self.add_argument(
+            "--option",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="option of the data set; may be repeated",
+        )
+
     def add_strict(self) -> None:
         """Adds ``--strict``, of commands that read checkpoints."""
         self.add_switch(

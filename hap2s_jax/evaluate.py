@@ -57,22 +57,26 @@ def _measure(options: argparse.Namespace) -> None:
     found = {}
     try:
         first = _inputs(options)
-        names = [one.name for one in (first, *first.others)]
+        words = _words([one.name for one in (first, *first.others)])
         for one in (first, *first.others):
             if first.others:
                 print(f"\n{one.name}")
-            found[one.name] = _run(one, _of_set(options, one.name, names) if first.others else options)
+            found[one.name] = _run(one, _of_set(options, words[one.name]) if first.others else options)
     except (ValueError, TypeError) as error:  # what embeddings from anywhere do not fit
         raise UserError(str(error)) from error
     if len(found) > 1:
         _compare(found)
 
 
-def _of_set(options: argparse.Namespace, name: str, names: Sequence[str]) -> argparse.Namespace:
-    """The options with the data set's name, one of `names`, in the names of all files that are written."""
-    words = [re.sub(r"[^\w.-]+", "_", one).strip("_") for one in names]
-    word = words[names.index(name)]
-    word += f"_{names.index(name) + 1}" if words.count(word) > 1 else ""
+def _words(names: Sequence[str]) -> dict[str, str]:
+    """A word for each data set that may stand in a file's name; numbered where two have the same."""
+    words = [re.sub(r"[^\w.-]+", "_", name).strip("_") for name in names]
+    numbered = (f"{word}_{n}" if words.count(word) > 1 else word for n, word in enumerate(words, 1))
+    return dict(zip(names, numbered, strict=True))
+
+
+def _of_set(options: argparse.Namespace, word: str) -> argparse.Namespace:
+    """The options with the data set's word in the names of all files that are written."""
     own = {key: getattr(options, key) for key in ("json", "per_query", "worst", "roc")}
     paths = {key: place(path) for key, path in own.items() if path}
     return argparse.Namespace(

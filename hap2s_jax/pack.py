@@ -27,16 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--name", default="folder", help="the data set, as check_data lists them; your own by default"
     )
-    parser.add_argument("--data_dir", help="where data sets lie; the folder or CSV itself for --name=folder")
+    parser.add_data_set()
     parser.add_argument(
         "--output", metavar="PLACE", help="a new folder, here or in a bucket (gs://BUCKET/FOLDER)"
-    )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="option of the data set; may be repeated",
     )
     parser.add_argument(
         "--longest_side",

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from hap2s_jax.distributed.devices import expect_no_tpu
 from hap2s_jax.errors import UserError
@@ -33,11 +33,22 @@ FIRST_METRICS = ("mAP", "map@r")
 RESULTS, TINY_RESULTS = "experiments/results", "runs/tiny_studies"
 # Stands for a data set's config where no loss is asked about.
 PLAIN = Setting("hap2s_e", "hap2s_e")
-__all__ = ["METRICS", "PLAIN", "Setting", "Study", "parser", "primary", "start"]
+__all__ = ["METRICS", "PLAIN", "Setting", "Study", "Wanted", "parser", "primary", "start"]
 
 
 class OutOfTime(Exception):
     """The study's minutes are over."""
+
+
+class Wanted(NamedTuple):
+    """A cell that is asked for: what is trained, on which config's data and which part of them, and its file."""
+
+    setting: Setting
+    seed: int
+    dataset: str
+    part: str
+    leaves: Mapping[str, Any]  # of the config, see `of_the_outcome`
+    path: pathlib.Path
 
 
 class Study:
@@ -97,18 +108,11 @@ class Study:
         path = self.kept.path(begin, chosen, part, leaves)
         if found := self.kept.find(chosen, part, leaves, path):
             return found
-        return self._make(path, setting, seed, chosen, part, leaves)
+        return self._make(Wanted(setting, seed, chosen, part, leaves, path))
 
-    def _make(
-        self,
-        path: pathlib.Path,
-        setting: Setting,
-        seed: int,
-        chosen: str,
-        part: str,
-        leaves: Mapping[str, Any],
-    ) -> packed.Record | None:
+    def _make(self, wanted: Wanted) -> packed.Record | None:
         """Trains a cell that is not there, where that is this process's to do."""
+        setting, seed, chosen, part, leaves, path = wanted
         crashed = path.with_suffix(".failed")
         if self.options.report_only and crashed.is_file():
             self.failed[path.name] = crashed.read_text().strip()
@@ -129,13 +133,12 @@ class Study:
                 cell |= {**dataclasses.asdict(setting), "seed": seed, "part": part}
                 command = shlex.join(["python", *sys.argv])
                 record = {"cell": cell, "command": command, "config": leaves}
-                self._finish(path, setting, seed, chosen, part, record)
+                self._finish(wanted, record)
         return self.kept.find(chosen, part, leaves, path)
 
-    def _finish(
-        self, path: pathlib.Path, setting: Setting, seed: int, dataset: str, part: str, record: dict[str, Any]
-    ) -> None:
+    def _finish(self, wanted: Wanted, record: dict[str, Any]) -> None:
         """Trains a cell and writes its file, or remembers that it crashed."""
+        setting, seed, dataset, part, _, path = wanted
         crashed = path.with_suffix(".failed")
         try:
             outcome: dict[str, Any] = self._train(setting, seed, dataset, part)

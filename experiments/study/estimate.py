@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from study import packed
-from study.cells import Setting, Study
+from study.cells import Study, Wanted
 
 
 class Estimate(Study):
@@ -20,17 +19,9 @@ class Estimate(Study):
     different. Seconds are those of finished cells of the same encoder, by the step, medians, on one core.
     """
 
-    def _make(
-        self,
-        path: pathlib.Path,
-        setting: Setting,
-        seed: int,
-        chosen: str,
-        part: str,
-        leaves: Mapping[str, Any],
-    ) -> packed.Record:
+    def _make(self, wanted: Wanted) -> packed.Record:
         self.trained += 1
-        self._seconds += leaves["steps"] * self._pace
+        self._seconds += wanted.leaves["steps"] * self._pace
         figure = float(np.random.default_rng(self.trained).uniform())
         return {"metrics": {"mAP": figure, "map@r": figure}}
 

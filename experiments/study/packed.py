@@ -134,11 +134,8 @@ def check(folder: pathlib.Path) -> list[str]:
     if [*cells] != sorted(cells):
         wrong.append(f"{folder / LINES} is not sorted; pack it again")
     for name, cell in cells.items():
-        if (
-            lacking := {"cell", "config"} - set(cell) or set()
-            if "diverged" in cell
-            else {"metrics"} - set(cell)
-        ):
+        needed = {"cell", "config"} | ({"metrics"} if "diverged" not in cell else set())
+        if lacking := needed - set(cell):
             wrong.append(f"{name}: has no {', '.join(sorted(lacking))}")
         for metric, values in cell.get("by_class", {}).items():
             mean = values["sums"].sum() / values["counts"].sum()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hap2s_jax.data import noise, packed, registry
-from hap2s_jax.data.fetching import Cache
+from hap2s_jax.data.fetching import DEFAULT, Cache
 from hap2s_jax.data.readers.files import Parts
 from hap2s_jax.data.source import Dataset
 from hap2s_jax.data.splits import split_by_class
@@ -28,7 +28,7 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     validation_fraction: float = 0.1,
     seed: int = 0,
-    cache: Cache = Cache(),  # noqa: B008 - never changed
+    cache: Cache = DEFAULT,
     **options: Any,
 ) -> Dataset:
     """Find a data set and take validation classes out of its training classes.
@@ -100,7 +100,7 @@ def with_noise(
     foreign: str,
     foreign_dir: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
-    cache: Cache = Cache(),  # noqa: B008 - never changed
+    cache: Cache = DEFAULT,
 ) -> tuple[Dataset, noise.NoiseRecord | None]:
     """Make a share of the training images wrong on purpose; validation and test stay as they are.
 
@@ -147,7 +147,7 @@ def find_parts(
     found: registry.Entry,
     data_dir: str | os.PathLike[str] | None,
     options: dict[str, Any],
-    cache: Cache = Cache(),  # noqa: B008 - never changed
+    cache: Cache = DEFAULT,
 ) -> Parts:
     """A data set as its reader returns it, from wherever it lies; arguments and errors are `load`'s."""
     remote = os.fspath(data_dir) if data_dir is not None and is_remote(data_dir) else ""

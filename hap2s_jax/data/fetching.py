@@ -32,6 +32,9 @@ class Cache(NamedTuple):
     gigabytes: float = 20.0
 
 
+DEFAULT = Cache()
+
+
 class Fetched:
     """Files in a bucket, read in parts.
 

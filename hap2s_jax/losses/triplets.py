@@ -1,8 +1,7 @@
 """Triplet losses over all, chosen or drawn triplets of an anchor.
 
 All take O(m log m) per anchor and no [m, m] matrix: negatives are sorted once, and a positive finds its
-place. Draws are made from (key, the anchor's number in the global batch), so they do not depend on devices or
-blocks.
+place.
 """
 
 from __future__ import annotations

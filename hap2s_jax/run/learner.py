@@ -158,16 +158,19 @@ class Learner:
     def _beside_encoder(self, num_classes: int) -> tuple[jax.Array, dict[str, Any]]:
         """The key of the encoder's weights, and what else the state begins with: arguments of `create_state`."""
         encoder_key, loss_key = jax.random.split(jax.random.key(self.config.seed))
-        loss_params, size, embedding = {}, self.config.loss.get("memory_size", 0), self._examples
-        if size or any(loss.has_params for loss in self.losses.values()):
+        loss_params, size = {}, self.config.loss.get("memory_size", 0)
+
+        @functools.cache
+        def embedding() -> jax.ShapeDtypeStruct:
             init = functools.partial(self.encoder.init_with_output, train=False)
-            embedding = jax.eval_shape(init, encoder_key, self._examples)[0].embedding
+            return jax.eval_shape(init, encoder_key, self._examples)[0].embedding
+
         for name, loss in self.losses.items():
             if loss.has_params:
                 # Two losses that draw arrays of the same shape must not draw the same values.
                 key = jax.random.fold_in(loss_key, len(loss_params)) if loss_params else loss_key
-                loss_params[name] = loss.init_params(key, num_classes, embedding.shape[-1])
-        past = losses.memory.create(size, embedding.shape[-1], embedding.dtype) if size else None
+                loss_params[name] = loss.init_params(key, num_classes, embedding().shape[-1])
+        past = losses.memory.create(size, embedding().shape[-1], embedding().dtype) if size else None
         return encoder_key, {
             "loss_params": loss_params,
             "use_ema": bool(self.config.ema_decay),

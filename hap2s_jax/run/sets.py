@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from hap2s_jax.data.fetching import Cache
+from hap2s_jax.data.fetching import DEFAULT, Cache
 from hap2s_jax.data.places import place
 from hap2s_jax.data.source import Dataset
 from hap2s_jax.errors import UserError, unknown_name
@@ -38,7 +38,7 @@ class _Wanted(NamedTuple):
         where = {"data_dir": self.data_dir, "validation_fraction": fraction, "seed": seed, "cache": cache}
         return datasets.load(self.name, **where, **self.options)
 
-    def to_test_on(self, seed: int, cache: Cache = Cache()) -> Dataset:  # noqa: B008 - never changed
+    def to_test_on(self, seed: int, cache: Cache = DEFAULT) -> Dataset:
         """The same, where images without a split are all for testing."""
         from hap2s_jax.data import datasets, registry
 

@@ -11,7 +11,7 @@ import json
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,7 +101,7 @@ def write(encoder: TrainedEncoder, name: str, folder: pathlib.Path) -> None:
     Raises:
       UserError: the run has no card, or one of other weights.
     """
-    text = _card(encoder)
+    text, results = _card(encoder)
     config = foreign.without_places(encoder.config)
     configs.save(config, folder)
     variables = encoder.variables
@@ -115,10 +115,13 @@ def write(encoder: TrainedEncoder, name: str, folder: pathlib.Path) -> None:
     shown = json.dumps(config.to_dict(), indent=2, default=list)
     text = re.sub(r"```json\n.*?\n```", lambda _: f"```json\n{shown}\n```", text, flags=re.DOTALL)
     text = text.replace("hap2s_jax.load(WORKDIR)", f'hap2s_jax.load("{HUB}{name}")')
-    (folder / "README.md").write_text(f"---\n{_header(encoder, name)}\n---\n\n{text}", encoding="utf-8")
+    (folder / "README.md").write_text(
+        f"---\n{_header(encoder, name, results)}\n---\n\n{text}", encoding="utf-8"
+    )
 
 
-def _card(encoder: TrainedEncoder) -> str:
+def _card(encoder: TrainedEncoder) -> tuple[str, Mapping[str, Any]]:
+    """The run's card, and its results, which must be of these weights."""
     path = encoder.workdir / card.FILE_NAME
     if not path.is_file():
         raise UserError(
@@ -130,13 +133,12 @@ def _card(encoder: TrainedEncoder) -> str:
             f"--push: the card of {encoder.workdir} is of step {results.get('weights_of_step')}, and these are the "
             f"weights of step {encoder.step}; leave out --checkpoint"
         )
-    return path.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8"), results
 
 
-def _header(encoder: TrainedEncoder, name: str) -> str:
+def _header(encoder: TrainedEncoder, name: str, results: Mapping[str, Any]) -> str:
     """The part of a README that the hub itself reads, as YAML."""
     library = extras.load("--push", "huggingface_hub", "hub")
-    results = read_json(encoder.workdir / "results.json")
     data = str(encoder.config.data.name)
     told = [
         library.EvalResult("image-retrieval", data, f"{data}, test classes", metric, round(float(value), 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from hap2s_jax.data.readers.files import FileSource, Parts, list_folders, name_others, walk_files
@@ -53,9 +54,8 @@ def read_folder(
     base = root.parent if root.is_file() else root
 
     def source(rows: Rows, part: str) -> FileSource:
-        found = rows.source(f"own {part}", base)
-        found.attributes = {column: [texts[n] for n in rows.numbers] for column, texts in others.items()}
-        return found
+        attributes = {column: [texts[n] for n in rows.numbers] for column, texts in others.items()}
+        return rows.source(f"own {part}", base, functools.partial(FileSource, attributes=attributes))
 
     return arrange(
         parts, remarks, root, source, test_fraction=test_fraction, split=split, unknown=unknown, seed=seed

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hap2s_jax.data import matches
 from hap2s_jax.data.readers.files import FileSource, Parts, list_images, read_lines
+from hap2s_jax.data.readers.rows import judged
 from hap2s_jax.errors import UserError
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
@@ -55,16 +55,7 @@ def read_market_layout(root: Path) -> Parts:
     Raises:
       UserError: a folder has no file of the usual name pattern.
     """
-    parts = read_market(root, "market_layout")
-    protocols = ("class", "query_gallery")
-    for source in (parts.train, parts.test):
-        if isinstance(source, FileSource) and matches.one_camera(source.cameras, source.labels):
-            source.cameras = None
-    lines = matches.describe(
-        parts.test.labels, parts.test.cameras, query=parts.query, gallery=parts.gallery, protocols=protocols
-    )
-    lines += (matches.ONE_CAMERA,) if parts.test.cameras is None else ()
-    return dataclasses.replace(parts, protocols=protocols, remarks=(*parts.remarks, *lines))
+    return judged(read_market(root, "market_layout"))
 
 
 def read_market(

@@ -142,8 +142,9 @@ def arrange(
     if database is not None:
         query, gallery = np.split(np.arange(len(asking.paths) + len(database.paths)), [len(asking.paths)])
         asking = asking.join(database)
-    judged = _judged(train, validation, source(asking, "test"), query, gallery, protocols, remarks)
-    return dataclasses.replace(judged, only_tested=only_tested)
+    test = source(asking, "test")
+    more = {"protocols": protocols, "remarks": remarks, "only_tested": only_tested}
+    return judged(Parts(train, test, query, gallery, validation, **more))
 
 
 def _take_out_unknown(parts: dict[str, Rows], unknown: str) -> tuple[dict[str, Rows], Rows, tuple[str, ...]]:
@@ -193,29 +194,23 @@ def _known_only(asking: Rows, database: Rows, unknown: str, *, given: bool) -> t
     )
 
 
-def _judged(
-    train: FileSource,
-    validation: FileSource | None,
-    test: FileSource,
-    query: np.ndarray | None,
-    gallery: np.ndarray | None,
-    protocols: tuple[str, ...] | None,
-    remarks: tuple[str, ...],
-) -> Parts:
-    """The parts with how they can be judged, and remarks on what cannot."""
-    for source in (train, validation, test):
-        if source is not None and matches.one_camera(source.cameras, source.labels):
+def judged(parts: Parts) -> Parts:
+    """Own images with how they can be judged, and remarks on what cannot."""
+    remarks = parts.remarks
+    for source in (parts.train, parts.validation, parts.test):
+        if isinstance(source, FileSource) and matches.one_camera(source.cameras, source.labels):
             source.cameras = None
-            remarks += (matches.ONE_CAMERA,) if source is test else ()
-    if np.bincount(train.labels).max() == 1:
+            remarks += (matches.ONE_CAMERA,) if source is parts.test else ()
+    if np.bincount(parts.train.labels).max() == 1:
         remarks += (
             "no training class has two images: a batch repeats one, and only the random changes differ",
         )
     # Own images with queries or cameras are judged in both ways; validation classes have no queries.
-    paired = query is not None or test.cameras is not None
-    protocols = protocols or (("class", "query_gallery") if paired else ("class",))
-    remarks += matches.describe(test.labels, test.cameras, query=query, gallery=gallery, protocols=protocols)
-    return Parts(train, test, query, gallery, validation, protocols=protocols, remarks=remarks)
+    test, asked = parts.test, {"query": parts.query, "gallery": parts.gallery}
+    paired = parts.query is not None or test.cameras is not None
+    protocols = parts.protocols or (("class", "query_gallery") if paired else ("class",))
+    remarks += matches.describe(test.labels, test.cameras, **asked, protocols=protocols)
+    return dataclasses.replace(parts, protocols=protocols, remarks=remarks)
 
 
 def _split(rows: Rows, root: Path | str, test_fraction: float, seed: int) -> dict[str, Rows]:

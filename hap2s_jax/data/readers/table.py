@@ -1,6 +1,6 @@
 """Tables as people have them: names of columns, cameras and boxes.
 
-Training (`own`, `hub`) and embedding (`hap2s_jax.serving.listing`) read the same tables in the same way.
+Training (`own`, `hf`) and embedding (`hap2s_jax.serving.listing`) read the same tables in the same way.
 """
 
 from __future__ import annotations

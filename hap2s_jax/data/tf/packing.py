@@ -18,7 +18,7 @@ import numpy as np
 
 from hap2s_jax import formats
 from hap2s_jax.data import packing_plan
-from hap2s_jax.data.fetching import Cache
+from hap2s_jax.data.fetching import DEFAULT
 from hap2s_jax.data.packed import FILE_NAME, PARTS, ROWS, read, texts
 from hap2s_jax.data.packing_plan import Part
 from hap2s_jax.data.places import place
@@ -127,7 +127,7 @@ def _finish(
 
 def _check(root: pathlib.Path, parts: Parts, name: str, *, changed: bool) -> str:
     """Opens what was packed and compares it with the data set it was packed from; a line on it."""
-    copy, digest, images = read(root, name, {}, Cache()), hashlib.sha256(), 0
+    copy, digest, images = read(root, name, {}, DEFAULT), hashlib.sha256(), 0
     for part in PARTS:
         ours, theirs = getattr(copy, part), getattr(parts, part)
         if (ours is None) != (theirs is None) or (ours is not None and not _alike(ours, theirs, changed)):
