@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import fnmatch
 import json
 import os
 import pathlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hap2s_jax import formats
@@ -23,7 +24,7 @@ Config = Any
 FILE_NAME = "config.json"
 
 # Keys that may differ when a run is resumed. All others decide the batches or what is computed from them, so a
-# resumed run would be neither the old one nor the new.
+# resumed run would be neither the old one nor the new. A star stands for the name of a data set.
 CHANGEABLE = (
     "steps",
     "num_devices",
@@ -42,12 +43,27 @@ CHANGEABLE = (
     "data.noise.foreign_dir",
     "data.num_workers",
     "data.on_unreadable",
+    "data.sources.*.data_dir",
+    "evaluate.on.*.data_dir",
     "pretrained.offline",
     "pretrained.cache_dir",
 )
 
 # Keys that may differ between the hosts of a job.
-OF_ONE_HOST = ("compilation_cache", "data.data_dir", "data.num_workers", "data.cache_dir", "data.cache_gb")
+OF_ONE_HOST = (
+    "compilation_cache",
+    "data.data_dir",
+    "data.num_workers",
+    "data.cache_dir",
+    "data.cache_gb",
+    "data.sources.*.data_dir",
+    "evaluate.on.*.data_dir",
+)
+
+
+def among(key: str, names: Sequence[str]) -> bool:
+    """Whether one of `names` is the dotted `key`, or a section that holds it."""
+    return any(fnmatch.fnmatchcase(key, name) or fnmatch.fnmatchcase(key, f"{name}.*") for name in names)
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -121,13 +137,10 @@ def check_resumable(config: Config, workdir: pathlib.Path) -> None:
     ours = json.loads(json.dumps(flatten(config), default=list))
     theirs = flatten(load(workdir))
 
-    def may_change(key: str) -> bool:
-        return any(key == name or key.startswith(name + ".") for name in CHANGEABLE)
-
     differing = [
         f"{key} was {theirs.get(key, 'absent')!r}, is {ours.get(key, 'absent')!r}"
         for key in sorted(ours.keys() | theirs.keys())
-        if not may_change(key) and ours.get(key, "absent") != theirs.get(key, "absent")
+        if not among(key, CHANGEABLE) and ours.get(key, "absent") != theirs.get(key, "absent")
     ]
     if differing:
         raise UserError(

@@ -114,7 +114,7 @@ def source_fact(source: Source) -> str:
 
 def of_config(config: Config) -> dict[str, str]:
     """Facts that must be the same on all processes before any data are read: the config and the code."""
-    shared = {k: v for k, v in configs.flatten(config).items() if k not in configs.OF_ONE_HOST}
+    shared = {k: v for k, v in configs.flatten(config).items() if not configs.among(k, configs.OF_ONE_HOST)}
     return {**{f"config.{key}": repr(value) for key, value in shared.items()}, **code_facts()}
 
 

@@ -229,7 +229,7 @@ class _Maker:
         settings = {
             key: value
             for key, value in configs.flatten(config).items()
-            if key.startswith(keys) and key not in configs.CHANGEABLE
+            if key.startswith(keys) and not configs.among(key, configs.CHANGEABLE)
         }
         found = [self._weights, facts.source_fact(source), count, self._width, settings]
         return hashlib.sha256(json.dumps(found, default=list).encode()).hexdigest()[:16]

@@ -8,6 +8,7 @@ import pytest
 from hap2s_jax import formats
 from hap2s_jax.errors import UserError
 from hap2s_jax.run import config as configs
+from hap2s_jax.run import facts
 
 DECODING = {"exif": True, "background": (255, 255, 255), "max_pixels": 1000}
 
@@ -39,6 +40,22 @@ def test_named_keys_may_change_between_runs(tmp_path):
     configs.check_resumable(
         _config(**{"steps": 99, "log.every_steps": 1, "data.data_dir": "/elsewhere"}), tmp_path
     )
+
+
+@pytest.mark.parametrize("section", ["data.sources", "evaluate.on"])
+def test_each_data_set_may_have_moved_but_is_the_same_one(tmp_path, section):
+    def of(place, **options):
+        entry = {"name": "folder", "data_dir": place, "options": options}
+        parent, _, name = section.rpartition(".")
+        values = _config().to_dict()
+        values.setdefault(parent, {})[name] = {"own": entry}
+        return ml_collections.ConfigDict(values).lock()
+
+    configs.save(of("/here"), tmp_path)
+    configs.check_resumable(of("/there"), tmp_path)
+    assert facts.of_config(of("/here")) == facts.of_config(of("/there"))
+    with pytest.raises(UserError, match=rf"{section}.own.options.split was 'absent', is 'open'"):
+        configs.check_resumable(of("/there", split="open"), tmp_path)
 
 
 def test_other_changes_are_refused_with_both_values(tmp_path):
