@@ -7,7 +7,7 @@ nothing but the image.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -96,9 +96,10 @@ def decode_whole(
     if header.has_alpha and decoding.background is not None:
         image = _composite(data, header.kind, decoding.background)
     elif (image := imdecode(data, _imread_flags(ratio if header.kind == "jpeg" else 1))) is not None:
-        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+        for band in _bands(*image.shape[:2]):  # OpenCV copies what it converts in place
+            cv2.cvtColor(image[band], cv2.COLOR_BGR2RGB, dst=image[band])
     elif header.kind in ("tiff", "other"):  # what OpenCV does not know
-        image = _from_pillow(data, "RGB")
+        image = _from_pillow(data, "RGB", np.asarray)
     if image is None:
         raise UnreadableImageError("the image is damaged or cut off")
     if header.orientation > 1 and decoding.exif:
@@ -114,40 +115,58 @@ def _imread_flags(ratio: int) -> int:
     return size | cv2.IMREAD_IGNORE_ORIENTATION
 
 
+def _bands(height: int, width: int) -> Iterator[slice]:
+    """Rows of some 250,000 pixels at a time: what is made of a band stays in the cache, and needs no second image."""
+    step = max(1, 2**18 // max(width, 1))
+    return (slice(top, min(top + step, height)) for top in range(0, height, step))
+
+
 def _composite(data: bytes, kind: str, background: tuple[int, int, int]) -> np.ndarray | None:
     """A transparent image on a background, as stored; None where it is damaged."""
     cv2, image = opencv(), None
-    if kind in (
-        "png",
-        "webp",
-    ):  # OpenCV drops the alpha of the others, and of grey images, or multiplies by it
+
+    def mixed(rgba: np.ndarray) -> np.ndarray:
+        alpha = rgba[..., 3:].astype(np.uint16)
+        if alpha.min(initial=255) == 255:
+            return rgba[..., :3]
+        mixture = rgba[..., :3] * alpha + (255 - alpha) * np.array(background, np.uint16)
+        return ((mixture + 127) // 255).astype(np.uint8)
+
+    # OpenCV drops the alpha of other formats, and of grey images, or multiplies by it.
+    if kind in ("png", "webp"):
         image = imdecode(data, cv2.IMREAD_UNCHANGED)
         if image is None:
             return None
-    if image is not None and image.ndim == 3 and image.shape[2] == 4:
-        image = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
-        image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)
-    else:
-        image = _from_pillow(data, "RGBA")
-    colours, alpha = np.ascontiguousarray(image[..., :3]), image[..., 3:]
-    if alpha.min(initial=255) == 255:
-        return colours
-    alpha = alpha.astype(np.uint16)
-    mixed = colours * alpha + (255 - alpha) * np.array(background, np.uint16)
-    return ((mixed + 127) // 255).astype(np.uint8)
+    if image is None or image.ndim != 3 or image.shape[2] != 4:
+        return _from_pillow(data, "RGBA", mixed)
+    height, width = image.shape[:2]
+    # Three bytes a pixel go where four were, behind what is still to be read.
+    made = image.reshape(-1).view(np.uint8)[: height * width * 3].reshape(height, width, 3)
+    for band in _bands(height, width):
+        part = image[band] if image.dtype == np.uint8 else (image[band] >> 8).astype(np.uint8)
+        made[band] = mixed(cv2.cvtColor(part, cv2.COLOR_BGRA2RGBA))
+    return made
 
 
-def _from_pillow(data: bytes, mode: str) -> np.ndarray:
-    """An image as Pillow decodes it, RGB or RGBA."""
+def _from_pillow(data: bytes, mode: str, to_rgb: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """An image as Pillow decodes it, RGB or RGBA, and `to_rgb` makes it RGB."""
     image = open_pillow(data)
-    try:
+
+    def pixels(band: slice) -> np.ndarray:
+        part = image.crop((0, band.start, image.width, band.stop))
         if not image.mode.startswith("I;16"):
-            return np.array(image.convert(mode))
-        levels, key = np.asarray(image), image.info.get("transparency")
+            return np.asarray(part.convert(mode))
+        levels, key = np.asarray(part), image.info.get("transparency")
         grey = np.repeat((levels >> 8).astype(np.uint8)[..., None], len(mode), axis=2)
         if mode == "RGBA":
             grey[..., 3] = np.where(levels == key, 0, 255)
         return grey
+
+    try:
+        made = np.empty((image.height, image.width, 3), np.uint8)
+        for band in _bands(image.height, image.width):
+            made[band] = to_rgb(pixels(band))
+        return made
     except Exception:  # whatever Pillow may raise of a damaged file
         raise UnreadableImageError("the image is damaged or cut off") from None
 

@@ -164,3 +164,19 @@ def test_the_preprocessing_that_the_page_shows_is_exact(tmp_path, monkeypatch, h
             image.resize(size, Image.Resampling.BICUBIC).save(name, **options)
             expected = pixels.for_evaluation(pathlib.Path(name).read_bytes(), (64, 48), **settings)
             np.testing.assert_array_equal(scope["preprocess"](name), expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("RGBA", "png"), ("LA", "png"), ("RGBA", "webp"), ("RGBA", "tiff")]
+)
+def test_every_row_of_a_transparent_image_lies_on_the_background(mode, kind):
+    random = np.random.default_rng(0)  # more rows than are mixed at a time
+    stored = random.integers(0, 256, (700, 600, len(mode)), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(stored, mode).save(
+        file, kind, **({"lossless": True, "exact": True} if kind == "webp" else {})
+    )
+    alpha = stored[..., -1:] / 255
+    mixed = np.broadcast_to(stored[..., :-1], (700, 600, 3)) * alpha + np.array([0, 100, 255]) * (1 - alpha)
+    found = pixels.decode_whole(file.getvalue(), decoding=pixels.DEFAULT._replace(background=(0, 100, 255)))
+    assert np.abs(found - mixed).max() <= 0.5 + 1e-6

@@ -356,7 +356,7 @@ def test_a_visitor_s_picture_of_too_many_pixels_is_not_decoded(tmp_path):
     )
     searcher: Any = None  # is not asked
     verdict, seen, _ = demo.answer(searcher, path, 3)
-    assert "8000 x 8000 pixels, more than the 50,000,000 allowed" in verdict
+    assert "8000 x 8000 pixels, more than the 25,000,000 allowed" in verdict
     assert seen is None
 
 
