@@ -127,12 +127,13 @@ def run(
     if sheet:
         draw_sheet(dataset, sheet, view)
         print(f"contact sheet: {sheet}")
-    if entry.name == "folder":
+    if entry.is_own:
         found = duplicates.find(dataset, None if list_duplicates else duplicates.QUICK_BYTES)
         lines = [*found.lines(_MANY if list_duplicates else 1)]
         if lines or list_duplicates:
             print(*(lines or ["no image stands twice"]), sep="\n")
-        print(*verdict(dataset, reports, found, data_dir or "", options), sep="\n")
+        if entry.name == "folder":
+            print(*verdict(dataset, reports, found, data_dir or "", options), sep="\n")
     if unreadable := sum(len(report.unreadable) for report in reports):
         raise UserError(
             f"{unreadable:,} images cannot be read; mend or remove them, or train with data.on_unreadable=skip"

@@ -1,15 +1,17 @@
-"""Images that stand twice in a data set of files: listed again, under two labels, or in training and test."""
+"""Images that stand twice in a data set: listed again, under two labels, or in training and test."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hap2s_jax.data.source import Dataset
+from hap2s_jax.data.source import Dataset, Source
+from hap2s_jax.errors import UserError
 
 # Reading more than this before a run would be noticed; `hap2s_jax.check_data --duplicates` reads whatever there is.
 QUICK_BYTES = 512 * 2**20
@@ -53,16 +55,16 @@ class Duplicates:
 
 
 def find(dataset: Dataset, at_most_bytes: int | None = None) -> Duplicates:
-    """Looks for duplicates among the files of a data set that was read from files.
+    """Looks for duplicates among the images of a data set.
 
     Args:
       dataset: the data set.
-      at_most_bytes: names alone are compared where files of equal sizes, which have to be read, take more; None for no
-        limit.
+      at_most_bytes: names alone are compared where images of equal sizes, which have to be read, take more; None for
+        no limit.
     """
     # A file and the box in it, and where it stands: (part, label).
     places: dict[tuple[str, tuple[int, ...]], list[tuple[str, str]]] = defaultdict(list)
-    known: dict[str, Any] = {}  # a packed data set has digests of its images
+    images: dict[str, tuple[Source, int]] = {}
     for part, source in (
         ("train", dataset.train),
         ("validation", dataset.validation),
@@ -70,7 +72,7 @@ def find(dataset: Dataset, at_most_bytes: int | None = None) -> Duplicates:
     ):
         if source is None:
             continue
-        boxes, digests = getattr(source, "boxes", None), getattr(source, "digests", None)
+        boxes = getattr(source, "boxes", None)
         # The database of a closed split is the training images, or may be.
         closed = part == "test" and "closed_set" in dataset.protocols
         for n in dataset.query.tolist() if closed and dataset.query is not None else range(len(source)):
@@ -78,10 +80,8 @@ def find(dataset: Dataset, at_most_bytes: int | None = None) -> Duplicates:
             label = source.class_names[source.labels[n]] if source.labels[n] >= 0 else ""
             path = os.path.normpath(source.describe(n))
             places[path, box].append((part, label))
-            if digests is not None:
-                known[path] = tuple(digests[n].tolist())
-    made, compared = digests_of({path for path, _ in places} - known.keys(), at_most_bytes)
-    known |= made
+            images[path] = source, n
+    known, compared = digests_of(images, at_most_bytes)
     repeated = []
     groups: dict[tuple[Any, tuple[int, ...]], list[tuple[str, str, str]]] = defaultdict(list)
     for (path, box), where in places.items():
@@ -100,22 +100,32 @@ def find(dataset: Dataset, at_most_bytes: int | None = None) -> Duplicates:
     return Duplicates(repeated, two_labels, shared, compared)
 
 
-def digests_of(paths: set[str], at_most_bytes: int | None) -> tuple[dict[str, str], bool]:
-    """A digest of every file that another one equals in size; and whether they were made."""
+def digests_of(
+    images: Mapping[str, tuple[Source, int]], at_most_bytes: int | None
+) -> tuple[dict[str, Any], bool]:
+    """Digests of all images that may equal another one, by name; and whether they were made.
+
+    Those of packed images are there already. Of others, images are read that another one equals in size.
+
+    Args:
+      images: (source, number there) by name; those of a source that can tell no sizes are left out.
+      at_most_bytes: see `find`.
+    """
+    digests: dict[str, Any] = {}
     by_size: dict[int, list[str]] = defaultdict(list)
-    for path in paths:
-        try:
-            by_size[os.stat(path).st_size].append(path)
-        except OSError:  # reported where images are read
-            continue
+    for name, (source, n) in images.items():
+        while (origin := getattr(source, "origin", None)) is not None:
+            source, n = origin(n)
+        if (packed := getattr(source, "digests", None)) is not None:
+            digests[name] = tuple(packed[n].tolist())
+        elif (size := getattr(source, "size", None)) is not None:
+            with contextlib.suppress(OSError):  # reported where images are read
+                by_size[size(n)].append(name)
     alike = {size: found for size, found in by_size.items() if len(found) > 1}
     if at_most_bytes is not None and sum(size * len(found) for size, found in alike.items()) > at_most_bytes:
-        return {}, False
-    digests = {}
-    for path in (path for found in alike.values() for path in found):
-        try:
-            with open(path, "rb") as file:
-                digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
-            continue
+        return digests, False
+    for name in (name for found in alike.values() for name in found):
+        source, n = images[name]
+        with contextlib.suppress(OSError, UserError):
+            digests[name] = hashlib.sha256(source.read(n)).hexdigest()
     return digests, True

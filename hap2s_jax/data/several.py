@@ -136,11 +136,14 @@ def _training_part(data: Dataset, parts: Sequence[str]) -> Source:
 def _shared(trained: Mapping[str, Source], tested: Mapping[str, Source]) -> Iterator[str]:
     """Lines on images that are in two sets to train on, or in one to train on and one to test on."""
     seen: dict[str, set[tuple[str, str]]] = {}
+    images: dict[str, tuple[Source, int]] = {}
     for use, sources in (("train", trained), ("test", tested)):
         for name, source in sources.items():
             for index in range(len(source)):
-                seen.setdefault(source.describe(index), set()).add((use, name))
-    digests, _ = duplicates.digests_of(set(seen), duplicates.QUICK_BYTES)
+                path = source.describe(index)
+                seen.setdefault(path, set()).add((use, name))
+                images[path] = source, index
+    digests, _ = duplicates.digests_of(images, duplicates.QUICK_BYTES)
     groups: dict[str, list[tuple[str, str, str]]] = {}
     for path, places in seen.items():
         groups.setdefault(digests.get(path, path), []).extend(

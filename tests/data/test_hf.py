@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import trees
 
-from hap2s_jax.data import datasets
+from hap2s_jax.data import datasets, duplicates
 from hap2s_jax.errors import UserError
 
 library = pytest.importorskip("datasets")
@@ -142,3 +142,22 @@ def test_nothing_is_run_unpickled_or_looked_for_elsewhere(tmp_path, monkeypatch)
         older.setattr(library, "__version__", "3.6.0")
         with pytest.raises(UserError, match="needs datasets 4 or later"):
             load(tmp_path)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_images_that_stand_twice_are_found(tmp_path, inside):
+    """In the file, or beside it in a folder of images."""
+    root = tmp_path / "photos"
+    pictures = {"train": {"a": [1, 2], "b": [3, 1]}, "test": {"c": [4, 2], "d": [5, 6]}}
+    for part, classes in pictures.items():
+        rows = [(c, seed) for c, seeds in classes.items() for seed in seeds]
+        if inside:
+            held = [{"bytes": image(seed), "path": None} for _, seed in rows]
+            parquet(root / f"{part}.parquet", {"image": held, "label": [c for c, _ in rows]})
+        for n, (c, seed) in enumerate([] if inside else rows):
+            trees.put(root / part / c / f"{n}.png", image(seed))
+    found = duplicates.find(load(root))
+    assert found.compared
+    assert [labels for _, labels in found.two_labels] == [["a", "b"], ["a", "c"]]
+    assert [len(paths) for paths in found.shared] == [2]
+    assert not duplicates.find(load(root), at_most_bytes=1).compared

@@ -95,6 +95,10 @@ class FileSource:
         """The bytes of file number `index`."""
         return read_bytes(self.describe(index))
 
+    def size(self, index: int) -> int:
+        """The bytes that file number `index` has, without reading it."""
+        return os.stat(self.describe(index)).st_size
+
     def describe(self, index: int) -> str:
         """The path of file number `index`."""
         return os.path.join(self.root, self.paths[index])

@@ -7,6 +7,7 @@ that hold images as bytes or files are read here.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import re
 from collections.abc import Mapping
@@ -37,6 +38,27 @@ class HubSource(FileSource):
     def __init__(self, splits: Mapping[str, Any], column: str, *args: Any):
         super().__init__(*args)
         self._splits, self._column = splits, column
+
+    def size(self, index: int) -> int:
+        """The bytes of the encoded image number `index`, without reading it."""
+        split, _, row = self.paths[index].rpartition("/")
+        held, path = self._stored[split]
+        return held[int(row)] or os.stat(path[int(row)] or self.describe(index)).st_size
+
+    @functools.cached_property
+    def _stored(self) -> dict[str, tuple[list[int | None], list[str | None]]]:
+        """Of each split the lengths of the images that it holds, and the files of others."""
+        import pyarrow as arrow
+
+        compute: Any = importlib.import_module("pyarrow.compute")  # whose functions have no types
+        found = {}
+        for split, data in self._splits.items():
+            column = data.with_format("arrow")[:][self._column]
+            parts = arrow.types.is_struct(column.type)
+            held = compute.binary_length(compute.struct_field(column, "bytes") if parts else column)
+            paths = compute.struct_field(column, "path").to_pylist() if parts else [None] * len(column)
+            found[split] = held.to_pylist(), paths
+        return found
 
     def read(self, index: int) -> bytes:
         """The encoded image number `index`."""
