@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+from hap2s_jax.data import bucket
 from hap2s_jax.distributed import signals
 from hap2s_jax.distributed.devices import expect_no_tpu
 from hap2s_jax.errors import Preempted, Unreachable, UserError, did_you_mean, shown
@@ -205,6 +206,8 @@ def ended(work: Callable[[], object], interrupted: str = "interrupted") -> int:
     try:
         work()
         sys.stdout.flush()
+        if failed := bucket.failed():
+            print(f"note: {failed:,} requests to a bucket failed, and were sent again", file=sys.stderr)
     except BrokenPipeError:
         # Whoever read the output, as `head`, has enough; nor may Python complain when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

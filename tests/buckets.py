@@ -107,8 +107,9 @@ class Proxy:
 
     Attributes:
       address: its own.
-      fault: (method, path) -> None, a status such as 503, "cut" (in the middle of the request's body), or seconds of
-        silence before the request is passed on.
+      fault: (method, path) -> None, a status such as 503, "cut" (in the middle of the request's body), "half" or
+        "stalled" (in the middle of the answer's: cut, or silent from then on), or seconds of silence before the
+        request is passed on.
       failed: how many requests `fault` has failed.
     """
 
@@ -128,17 +129,17 @@ class Proxy:
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
                 body = self._body()
-                if fault is not None and fault >= 400:
+                if isinstance(fault, int) and fault >= 400:
                     self._answer(fault, {}, b'{"error": {"code": %d, "message": "as told"}}' % fault)
                     return
-                time.sleep(fault or 0)
+                time.sleep(fault if isinstance(fault, float) else 0)
                 there = http.client.HTTPConnection(address, timeout=60)
                 headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
                 there.request(self.command, self.path, body, headers | {"Content-Length": str(len(body))})
                 answer = there.getresponse()
                 text = answer.read().replace(address.encode(), proxy.address.encode())
                 found = {k: v for k, v in answer.getheaders() if k.lower() not in _HOP}
-                self._answer(answer.status, found, text)
+                self._answer(answer.status, found, text, fault)
 
             def _body(self):
                 if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
@@ -150,15 +151,20 @@ class Proxy:
                 self.rfile.readline()
                 return b"".join(parts)
 
-            def _answer(self, status, headers, text):
+            def _answer(self, status, headers, text, fault=None):
                 self.send_response_only(status)
                 for name, value in headers.items():
                     self.send_header(name, value.replace(address, proxy.address))
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
                 if self.command != "HEAD" and status != 204:
-                    with contextlib.suppress(OSError):  # a client that has given up
-                        self.wfile.write(text)
+                    half = fault in ("half", "stalled")
+                    self.close_connection |= half
+                    with contextlib.suppress(OSError):
+                        self.wfile.write(text[: len(text) // 2] if half else text)
+                        if fault == "stalled":
+                            self.connection.settimeout(60)
+                            self.connection.recv(1)  # until the client closes
 
             do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _pass
 
@@ -167,6 +173,7 @@ class Proxy:
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # a client that has given up
         self.address = f"127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 

@@ -22,6 +22,8 @@ SCHEME = "gs://"
 # Seconds without a byte after which a request is sent again, and how long that goes on, with growing pauses.
 SILENCE, PATIENCE = 20.0, 120.0
 CONNECTIONS = 32
+# For each request that failed and was sent again, the kind of error; a list, since threads append to it as one.
+_failed: list[type[Exception]] = []
 
 
 @functools.cache
@@ -190,7 +192,16 @@ def patient(silence: float | None = None, patience: float | None = None) -> dict
     """The client's arguments for a request that is sent again while the bucket does not answer, or is busy."""
     from google.cloud.storage.retry import DEFAULT_RETRY
 
-    return {"timeout": silence or SILENCE, "retry": DEFAULT_RETRY.with_timeout(patience or PATIENCE)}
+    plain = DEFAULT_RETRY.with_timeout(patience or PATIENCE)
+    retry = functools.partial(plain, on_error=lambda error: _failed.append(type(error)))
+    return {"timeout": silence or SILENCE, "retry": retry}
+
+
+def failed() -> int:
+    """How often a request has failed for a while, and was sent again, since this was asked last."""
+    number = len(_failed)
+    del _failed[:number]
+    return number
 
 
 @contextlib.contextmanager

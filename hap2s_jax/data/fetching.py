@@ -9,6 +9,7 @@ import queue
 import shutil
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from hap2s_jax.data.bucket import CONNECTIONS, BucketPath
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import Unreachable, UserError
 
 # A file comes in blocks: large ones where all of the set fits into the cache, since each is then fetched once, else
 # small ones, so that little is fetched beside the images that are wanted.
@@ -58,6 +59,8 @@ class Fetched:
         # Where in the ring each block is, if it is there still; below 0 never yet.
         self._places = np.full(self._first[-1], -1, np.int64)
         self._coming: dict[int, Future[Any]] = {}
+        # When the bucket was given up last, and what was said then.
+        self._silence: tuple[float, Unreachable | None] = (0.0, None)
         self._lock = threading.Lock()
         self._work: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(CONNECTIONS):
@@ -117,16 +120,23 @@ class Fetched:
             for run in runs:
                 future: Future[Any] = Future()
                 self._coming.update(dict.fromkeys(run.tolist(), future))
-                self._work.put((future, self._fetch, file, int(run[0]), int(run[-1])))
+                self._work.put((future, self._fetch, file, int(run[0]), int(run[-1]), time.monotonic()))
                 futures.append(future)
         return futures
 
-    def _fetch(self, file: int, first: int, last: int) -> None:
+    def _fetch(self, file: int, first: int, last: int, asked: float) -> None:
         try:
+            since, error = self._silence
+            if error is not None and asked < since:  # what waited meanwhile does not wait as long again
+                raise error
             begin = (first - self._first[file]) * self._side
             end = min(begin + (last + 1 - first) * self._side, int(self._sizes[file]))
             place = self._ring.write(self._get(file, begin, end))
             self._places[first : last + 1] = place + self._side * np.arange(last + 1 - first)
+        except Unreachable as error:
+            if error is not self._silence[1]:
+                self._silence = time.monotonic(), error
+            raise
         finally:
             with self._lock:
                 for block in range(first, last + 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import zlib
 
 import buckets
@@ -13,16 +14,17 @@ import pytest
 import trees
 from PIL import Image
 
-from hap2s_jax import pack
-from hap2s_jax.data import datasets, duplicates, packed, pixels
+from hap2s_jax import cli, pack
+from hap2s_jax.data import bucket as bucket_module
+from hap2s_jax.data import datasets, duplicates, fetching, packed, pixels
 from hap2s_jax.data.augment import Augmentation
 from hap2s_jax.data.batches import Reading, eval_batches, train_batches
 from hap2s_jax.data.bucket import BucketPath
-from hap2s_jax.data.fetching import Cache, Fetched
+from hap2s_jax.data.fetching import Ahead, Cache, Fetched
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.places import place
 from hap2s_jax.data.tf import shards
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import Unreachable, UserError
 
 _PARTS = ("train", "validation", "test")
 
@@ -277,10 +279,16 @@ def test_an_image_whose_bytes_have_changed_is_named_and_other_options_are_refuse
 
 
 @pytest.fixture(scope="module")
-def bucket():
-    with buckets.serving() as address, pytest.MonkeyPatch.context() as patch:
-        buckets.use(patch, address)
-        yield buckets.new_bucket(address)
+def server():
+    with buckets.serving() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def bucket(server):
+    with pytest.MonkeyPatch.context() as patch:
+        buckets.use(patch, server)
+        yield buckets.new_bucket(server)
 
 
 def test_out_of_a_bucket_come_the_same_batches_by_few_requests(whole, bucket, tmp_path, monkeypatch, capsys):
@@ -300,6 +308,88 @@ def test_out_of_a_bucket_come_the_same_batches_by_few_requests(whole, bucket, tm
     same(ours, theirs)
     assert len(asked) == len({*asked}) == 2  # each file is one block, fetched once
     assert not list((tmp_path / "cache").iterdir())  # a file without a name, which nobody has to take away
+
+
+@pytest.fixture
+def failing(server, whole, monkeypatch, tmp_path):
+    """A packed data set in a bucket, opened through a proxy, in blocks that hold an image or two."""
+    monkeypatch.setattr("hap2s_jax.data.fetching._LARGE", 4_000)
+    with buckets.Proxy(server) as proxy:
+        buckets.use(monkeypatch, proxy.address)
+        there = buckets.new_bucket(server)
+        for path in whole.iterdir():
+            place(f"{there}/photos/{path.name}").upload(path)
+        yield proxy, f"{there}/photos", Cache(str(tmp_path / "cache"), 0.5)
+        buckets.use(monkeypatch, server)
+
+
+def test_reading_survives_what_passes_and_counts_it(failing, whole, monkeypatch, capsys):
+    proxy, there, cache = failing
+    monkeypatch.setattr(bucket_module, "SILENCE", 0.5)
+    faults, asked = [503, 429, "cut", "half", "stalled", 1.0], []
+
+    def every_third(method, path):
+        asked.append(path)
+        return faults.pop() if faults and len(asked) % 3 == 0 else None
+
+    proxy.fault = every_third
+    same(datasets.load("folder", data_dir=there, cache=cache), datasets.load("folder", data_dir=whole))
+    assert faults == []
+    assert cli.ended(lambda: None) == 0
+    assert capsys.readouterr().err == "note: 6 requests to a bucket failed, and were sent again\n"
+
+
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "code", "says"),
+    [
+        (503, 75, "the bucket does not answer (503 Service Unavailable)"),
+        (60.0, 75, "the bucket does not answer (ReadTimeout)"),
+        ("stalled", 75, "the bucket does not answer ("),
+        (403, 1, "this account may not (403 Forbidden)"),
+        (404, 1, "it is not there, or there is no bucket"),
+    ],
+)
+def test_reading_what_stays_away_ends_with_one_line(failing, fault, code, says, opened, monkeypatch, capsys):
+    proxy, there, cache = failing
+    monkeypatch.setattr(bucket_module, "SILENCE", 0.5)
+    monkeypatch.setattr(bucket_module, "PATIENCE", 1.0)
+
+    def fail():
+        proxy.fault = lambda method, path: fault
+
+    def work():
+        if not opened:
+            fail()
+        images = datasets.load("folder", data_dir=there, cache=cache).train
+        fail()
+        Ahead(images, lambda _: np.arange(len(images)), 0, 1).reach(0)  # far more than are fetched at a time
+        list(eval_batches(images, Reading((40, 40), on_unreadable="skip"), batch_size=8))
+
+    assert cli.ended(work) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert says in line or (fault == 404 and not opened and "holds no packed data set" in line)
+    bucket_module.failed()
+
+
+def test_who_waits_behind_a_bucket_that_is_given_up_does_not_wait_as_long_again(
+    bucket, tmp_path, monkeypatch
+):
+    asked = []
+
+    def silent(path, start, stop):
+        asked.append(start)
+        time.sleep(0.2)
+        raise Unreachable(str(path), "503")
+
+    monkeypatch.setattr(BucketPath, "read_range", silent)
+    side = fetching._LARGE
+    fetched = Fetched([place(f"{bucket}/files/x")], np.array([300 * side]), Cache(str(tmp_path), 0.5))
+    fetched.prefetch(np.zeros(300, int), side * np.arange(300), np.ones(300, int))
+    with pytest.raises(Unreachable):
+        fetched.read(0, 299 * side, 1)
+    assert len(asked) <= 2 * bucket_module.CONNECTIONS
 
 
 def test_a_host_fetches_what_its_slice_needs_and_a_small_cache_stays_small(bucket, tmp_path, monkeypatch):
