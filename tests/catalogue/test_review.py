@@ -159,19 +159,21 @@ def test_keys_alone_in_a_real_browser(page, store):
     _, address, _ = review.launch(blocks, block=False)
     try:
         with browsers.opened(address, height=1000) as (window, outside):
-            for keys, path, kind, label in (
+            decisions = (
                 ("n", "0-08.png", "new", "individual-0001"),
                 ("u", "0-09.png", "unusable", ""),
                 ("l", "0-10.png", "later", ""),
                 ("1", "0-11.png", "same", None),
                 ("a", "1-00.png", "same", "animal 3"),
-            ):
+            )
+            for number, (keys, path, kind, label) in enumerate(decisions, 1):
                 window.locator("#images figcaption", has_text=path).wait_for()
                 window.keyboard.press(keys)
                 if keys == "a":
                     window.keyboard.type("animal 3\n")  # with an n and an l, which decide nothing there
                     window.keyboard.press("Escape")
                 row = window.locator("#log tr").first
+                row.locator("td").first.get_by_text(str(number), exact=True).wait_for()
                 row.get_by_text(kind, exact=True).wait_for()
                 assert label is None or label in row.inner_text()
             window.locator("#images figcaption", has_text="1-01.png").wait_for()
