@@ -270,6 +270,8 @@ class Checkpointer:
 
     def _try_again(self, error: Exception) -> None:
         """Does the last save again, which failed, as often as that may help."""
+        if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+            raise error  # another process is gone; nothing is wrong with the place
         for again in patience.tries(self._again, error, self._directory):
             try:
                 patience.bounded(again, self._directory)

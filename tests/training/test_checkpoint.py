@@ -238,6 +238,14 @@ def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(tmp_path):
     assert not list((tmp_path / "c").glob("*tmp*")), "a torn checkpoint must not be left lying about"
 
 
+def test_a_process_that_is_gone_is_no_fault_of_the_disk(tmp_path, monkeypatch):
+    checkpointer = Checkpointer(tmp_path / "c")
+    lost = jax.errors.JaxRuntimeError("INTERNAL: Barrier failed because: Task 1 heartbeat timeout.")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Barrier failed"):
+        checkpointer._try_again(lost)
+
+
 def test_no_folder_can_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot open the checkpoints"):
