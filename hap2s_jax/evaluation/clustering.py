@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,8 +71,22 @@ def _lloyd(
         more = -clusters % _LANES
         of_centres = jnp.pad(squares(centres), (0, more), constant_values=jnp.inf)
         centres = jnp.pad(centres, ((0, more), (0, 0)))
-        parts = padded.reshape(-1, block, padded.shape[1])
-        nearest, gaps = lax.map(lambda part: _lowest(scores(products(part, centres), of_centres)), parts)
+        width = len(centres) // _LANES
+
+        def lowest(part: jax.Array) -> tuple[jax.Array, jax.Array]:
+            # XLA's CPU code walks a row in a scalar loop; slice against slice is vectorised, and leaves a short row.
+            score = scores(products(part, centres), of_centres)
+            value, lane = score[:, :width], jnp.zeros((block, width), jnp.int32)
+            for number in range(1, _LANES):
+                other = score[:, number * width : (number + 1) * width]
+                lane = jnp.where(other < value, number, lane)
+                value = jnp.minimum(other, value)
+            value, lane = lax.optimization_barrier((value, lane))
+            place = jnp.argmin(value, axis=1)[:, None]
+            found = jnp.take_along_axis(lane, place, axis=1) * width + place
+            return found[:, 0].astype(jnp.int32), jnp.take_along_axis(value, place, axis=1)[:, 0]
+
+        nearest, gaps = lax.map(lowest, padded.reshape(-1, block, padded.shape[1]))
         return nearest.reshape(-1)[:count], jnp.maximum(gaps.reshape(-1)[:count] + lengths, 0)
 
     def step(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -90,21 +103,6 @@ def _lloyd(
     start = (jnp.zeros((), jnp.int32), *first, jnp.array(True))
     _, nearest, gaps, _ = lax.while_loop(lambda carry: carry[3] & (carry[0] < iterations), step, start)
     return nearest, jnp.sum(gaps)
-
-
-def _lowest(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Place int32 `[b]` and value `[b]` of the lowest in each row of `[b, k]`, k a multiple of `_LANES`."""
-    # XLA's CPU code walks a row in a scalar loop; slice against slice is vectorised, and leaves a short row.
-    width = scores.shape[1] // _LANES
-    value, lane = scores[:, :width], jnp.zeros((scores.shape[0], width), jnp.int32)
-    for number in range(1, _LANES):
-        part = scores[:, number * width : (number + 1) * width]
-        lane = jnp.where(part < value, number, lane)
-        value = jnp.minimum(part, value)
-    value, lane = lax.optimization_barrier((value, lane))
-    place = jnp.argmin(value, axis=1)[:, None]
-    found = jnp.take_along_axis(lane, place, axis=1) * width + place
-    return found[:, 0].astype(jnp.int32), jnp.take_along_axis(value, place, axis=1)[:, 0]
 
 
 def _seed_centres(key: jax.Array, points: jax.Array, lengths: jax.Array, clusters: int) -> jax.Array:
@@ -130,18 +128,25 @@ def _seed_centres(key: jax.Array, points: jax.Array, lengths: jax.Array, cluster
 
 def measures(labels: ArrayLike, assignment: ArrayLike) -> tuple[float, float, float]:
     """nmi, ami and f1 of clusters against classes, integers `[n]` each; see there."""
-    table = _contingency(labels, assignment)
-    together = np.sum(table.cells * (table.cells - 1.0))
-    sums = np.concatenate([table.row_sums, table.column_sums])
-    pairs = np.sum(sums * (sums - 1.0))
+    assigned = np.asarray(assignment)
+    classes = np.unique(check_integers(labels, len(assigned), "labels"), return_inverse=True)[1]
+    clusters = np.unique(check_integers(assigned, len(classes), "assignment"), return_inverse=True)[1]
+    rows, columns = np.bincount(classes), np.bincount(clusters)
+    # Images by class and cluster, the nonzero cells only.
+    cell, cells = np.unique(classes * len(columns) + clusters, return_counts=True)
+    sums = np.concatenate([rows, columns]).astype(np.float64)
+    together, pairs = np.sum(cells * (cells - 1.0)), np.sum(sums * (sums - 1.0))
     pairwise = float(2 * together / pairs) if pairs > 0 else 1.0
     # Among these is the one case in which chance leaves no gap to the maximum, so that ami were 0 / 0 up to rounding:
     # classes of one image each in clusters of one.
-    if len(table.cells) == len(table.row_sums) == len(table.column_sums):
+    if len(cells) == len(rows) == len(columns):
         return 1.0, 1.0, pairwise
-    expected = _expected_mutual_information(table)
-    adjusted = (table.mutual_information - expected) / (table.entropy - expected)
-    return float(max(0.0, table.mutual_information / table.entropy)), float(adjusted), pairwise
+    total, cells = len(classes), cells.astype(np.float64)
+    outer = sums[cell // len(columns)] * columns[cell % len(columns)]
+    mutual = float(np.sum(cells / total * np.log(cells * total / outer)))
+    entropy = float(-np.sum(sums / total * np.log(sums / total)) / 2)  # mean of those of classes and clusters
+    expected = _expected_mutual_information(rows, columns)
+    return float(max(0.0, mutual / entropy)), float((mutual - expected) / (entropy - expected)), pairwise
 
 
 def nmi(labels: ArrayLike, assignment: ArrayLike) -> float:
@@ -159,40 +164,12 @@ def f1(labels: ArrayLike, assignment: ArrayLike) -> float:
     return measures(labels, assignment)[2]
 
 
-class _Contingency(NamedTuple):
-    """Counts of images by class and cluster, the nonzero cells only, in float64."""
-
-    cells: np.ndarray
-    row_sums: np.ndarray
-    column_sums: np.ndarray
-    mutual_information: float
-    entropy: float  # mean of those of classes and clusters
-
-
-def _contingency(labels: ArrayLike, assignment: ArrayLike) -> _Contingency:
-    assigned = np.asarray(assignment)
-    classes = np.unique(check_integers(labels, len(assigned), "labels"), return_inverse=True)[1]
-    clusters = np.unique(check_integers(assigned, len(classes), "assignment"), return_inverse=True)[1]
-    rows, columns = np.bincount(classes).astype(np.float64), np.bincount(clusters).astype(np.float64)
-    pairs, cells = np.unique(classes * len(columns) + clusters, return_counts=True)
-    total, cells = len(classes), cells.astype(np.float64)
-    outer = rows[pairs // len(columns)] * columns[pairs % len(columns)]
-    shares = np.concatenate([rows, columns]) / total
-    return _Contingency(
-        cells,
-        rows,
-        columns,
-        float(np.sum(cells / total * np.log(cells * total / outer))),
-        float(-np.sum(shares * np.log(shares)) / 2),
-    )
-
-
-def _expected_mutual_information(table: _Contingency) -> float:
+def _expected_mutual_information(classes: np.ndarray, clusters: np.ndarray) -> float:
     """Mean mutual information of random partitions with these class and cluster sizes."""
-    n = int(table.row_sums.sum())
+    n = int(classes.sum())
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
-    rows, row_times = np.unique(table.row_sums.astype(np.int64), return_counts=True)
-    columns, column_times = np.unique(table.column_sums.astype(np.int64), return_counts=True)
+    rows, row_times = np.unique(classes, return_counts=True)
+    columns, column_times = np.unique(clusters, return_counts=True)
     expected = 0.0
     # Sizes repeat: a few dozen distinct ones stand for thousands of classes.
     for a, a_times in zip(rows, row_times, strict=True):

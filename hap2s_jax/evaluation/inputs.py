@@ -180,8 +180,10 @@ class Space:
         float32, or float64 for float64 embeddings under `jax_enable_x64`. In an array aligned as XLA likes
         it, so that a CPU device takes it over without a copy.
         """
-        dim = embeddings.shape[1]
-        out = _aligned_empty(len(rows) if count is None else count, dim, self.dtype)
+        shape = (len(rows) if count is None else count), embeddings.shape[1]
+        size = shape[0] * shape[1] * self.dtype.itemsize
+        memory = np.empty(size + 64, np.uint8)
+        out = memory[-memory.ctypes.data % 64 :][:size].view(self.dtype).reshape(shape)
         out[len(rows) :] = 0
         # A few rows at a time stay in the processor's cache from one operation to the next.
         for begin in range(0, len(rows), _ROWS_AT_ONCE):
@@ -196,12 +198,6 @@ class Space:
                     part *= self.scale
             out[begin : begin + len(part)] = part
         return out
-
-
-def _aligned_empty(rows: int, columns: int, dtype: np.dtype) -> np.ndarray:
-    memory = np.empty(rows * columns * dtype.itemsize + 64, np.uint8)
-    skip = -memory.ctypes.data % 64
-    return memory[skip : skip + rows * columns * dtype.itemsize].view(dtype).reshape(rows, columns)
 
 
 def space(embeddings: np.ndarray, distance: str) -> Space:

@@ -18,7 +18,7 @@ the figures.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import TypedDict
 
 import numpy as np
@@ -36,8 +36,7 @@ from hap2s_jax.evaluation.inputs import (
 from hap2s_jax.evaluation.pairs import verification
 from hap2s_jax.evaluation.retrieval import QueryResults, rank_matches
 from hap2s_jax.evaluation.special import rank_multi_query, rank_single_gallery_shot
-from hap2s_jax.evaluation.statistics import by_group, means
-from hap2s_jax.evaluation.unknowns import open_set
+from hap2s_jax.evaluation.unknowns import mean_over_classes, open_set
 
 RECALL_AT = (1, 2, 4, 8)
 RANKS = (1, 5, 10)
@@ -53,7 +52,7 @@ Metric = Callable[[QueryResults], np.ndarray]
 
 def recall(k: int) -> Metric:
     """Whether a match stands among the first `k`; a query without any possible match is a miss."""
-    return lambda results: results.hit(k).astype(float)
+    return methodcaller("hit", k)
 
 
 def rank(k: int) -> Metric:
@@ -91,9 +90,18 @@ def closed_set_metrics(ks: Sequence[int] = CLOSED_SET_AT) -> dict[str, Metric]:
     return {**dict(by_k), "closed_set_mAP": attrgetter("average_precision"), ACCURACY: rank(1)}
 
 
+def means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Mean of each figure, given by name, over the queries that count (not NaN); NaN if none does."""
+    out = {}
+    for name, column in values.items():
+        known = column[~np.isnan(column)]
+        out[name] = float(known.mean()) if known.size else float("nan")
+    return out
+
+
 def figures(results: QueryResults, metrics: Mapping[str, Metric], protocol: str) -> dict[str, float]:
     """Means of the metrics, queries asked, and those that no key could answer."""
-    return means(zip(metrics, (metric(results) for metric in metrics.values()), strict=True)) | {
+    return means({name: metric(results) for name, metric in metrics.items()}) | {
         f"{protocol}_queries": float(len(results.query)),
         f"{protocol}_queries_without_match": float(np.sum(~results.answerable)),
     }
@@ -200,10 +208,9 @@ def evaluate(
     if "closed_set" in protocols:
         results = rank_matches(embeddings, labels, devices=devices, **rows)
         found |= figures(results, closed_set_metrics(closed_at), "closed_set")
-        by_class = by_group({ACCURACY: rank(1)(results)}, np.asarray(labels)[results.query]).values()
-        found["closed_set_balanced_accuracy"] = float(
-            np.nanmean([row[ACCURACY] for row in by_class] or [np.nan])
-        )
+        classes = np.asarray(labels)[results.query[results.answerable]]
+        balanced = mean_over_classes(classes, results.hit(1)[results.answerable])
+        found["closed_set_balanced_accuracy"] = balanced
     if "open_set" in protocols:
         found |= open_set(
             embeddings, labels, cameras, threshold=threshold, distance=distance, query=query, gallery=gallery
@@ -239,7 +246,7 @@ def single_gallery_shot_figures(ranks: np.ndarray, ks: Sequence[int] = SINGLE_SH
     values = {
         f"single_gallery_shot_rank-{k}": np.where(answerable, (ranks <= k).mean(axis=0), np.nan) for k in ks
     }
-    return means(values.items()) | {
+    return means(values) | {
         "single_gallery_shot_queries": float(len(answerable)),
         "single_gallery_shot_queries_without_match": float(np.sum(~answerable)),
     }

@@ -137,9 +137,9 @@ def rank_block(
         begin = number * tiles.size
         if tiles.given:
             return lax.dynamic_slice_in_dim(source, begin, tiles.size, axis=1)
-        part = (lax.dynamic_slice_in_dim(array, begin, tiles.size) for array in (keys.vectors, keys.squares))
-        vectors, squares = part
-        return scores(products(source, vectors), squares)
+        vectors = lax.dynamic_slice_in_dim(keys.vectors, begin, tiles.size)
+        lengths = lax.dynamic_slice_in_dim(keys.squares, begin, tiles.size)
+        return scores(products(source, vectors), lengths)
 
     def gather(number: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         own, held = carry
@@ -217,12 +217,13 @@ def _from_ranks(before: jax.Array, matches: jax.Array, dtype: jnp.dtype) -> tupl
     precision = right.astype(dtype) / rank.astype(dtype)
     # The trapezoid also looks at the precision just before the match, which by convention is 1 at rank 1.
     earlier = jnp.where(rank == 1, 1, (right - 1).astype(dtype) / jnp.maximum(rank - 1, 1).astype(dtype))
-    shares = [precision, (precision + earlier) / 2, precision, jnp.ones_like(precision)]
-    used = [counted, counted, within, within]
-    totals = jnp.stack(
-        [jnp.sum(jnp.where(w, s, 0), axis=1) for s, w in zip(shares, used, strict=True)], axis=1
-    )
-    averages = totals / jnp.maximum(matches, 1).astype(dtype)[:, None]
+    totals = [
+        jnp.sum(jnp.where(counted, precision, 0), axis=1),
+        jnp.sum(jnp.where(counted, (precision + earlier) / 2, 0), axis=1),
+        jnp.sum(jnp.where(within, precision, 0), axis=1),
+        jnp.sum(within, axis=1, dtype=dtype),
+    ]
+    averages = jnp.stack(totals, axis=1) / jnp.maximum(matches, 1).astype(dtype)[:, None]
     last = jnp.take_along_axis(rank, jnp.maximum(matches - 1, 0)[:, None], axis=1)[:, 0]
     counts = jnp.stack([matches, jnp.where(found, rank[:, 0], 0), jnp.where(found, last, 0)], axis=1)
     return counts, jnp.where(found[:, None], averages, jnp.nan)

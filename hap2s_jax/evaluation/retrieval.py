@@ -12,9 +12,9 @@ puts the right one first; the two bracket every other rule.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import jax
 import numpy as np
@@ -141,7 +141,9 @@ def rank_matches(
     if devices is not None and not len(devices):
         raise ValueError("devices must hold at least one device, or be None, but is empty.")
     problem = check_problem(embeddings, labels, cameras, query, gallery)
-    pool = list(devices) if devices is not None else _default_devices()
+    local = jax.local_devices()
+    usual = local[:1] if local[0].platform == "cpu" else local
+    pool = usual if devices is None else list(devices)
     strict = ties == "optimistic"
     measure = distance if callable(distance) else space(problem.embeddings, distance)
     # Ties need equal pairs to get equal products in two programs, which is tested on CPUs alone.
@@ -176,41 +178,34 @@ def _rank_blocks(
     keys = build_keys(problem.embeddings, to_space, cameras, kept, tile)
     copies = [Keys(*jax.device_put(keys, device)) for device in devices]
     order = np.argsort(starts, kind="stable")
-    parts = [order[begin : begin + block] for begin in range(0, len(asked), block)]
+    begins = np.arange(0, len(asked), block)
     # The tiles with keys of a block's classes; queries without any come last, and add none.
-    first = [int(starts[part[0]]) // tile for part in parts]
-    last = [-(-int(ends[part].max()) // tile) for part in parts]
-    spans = [(begin, max(begin, end)) for begin, end in zip(first, last, strict=True)]
-    held = max(last - first for first, last in spans)
+    first = starts[order[begins]] // tile
+    last = np.maximum(first, -(-np.maximum.reduceat(ends[order], begins) // tile))
+    held = int(np.max(last - first))
     held = bucket(held, 1, 2) if held <= _HELD else 0
     counts = np.full((len(asked), len(COUNTS)), -1, np.int64)
     averages = np.full((len(asked), len(AVERAGES)), np.nan)
-    pending: deque[tuple[np.ndarray, tuple[jax.Array, jax.Array]]] = deque()
-
-    def collect() -> None:
-        places, values = pending.popleft()
-        counts[places], averages[places] = (np.asarray(value)[: len(places)] for value in values)
-
-    for turn, number in enumerate(range(len(parts))[jax.process_index() :: jax.process_count()]):
-        part, device = parts[number], devices[turn % len(devices)]
+    found: list[tuple[np.ndarray, tuple[jax.Array, jax.Array]]] = []
+    for turn, number in enumerate(range(len(begins))[jax.process_index() :: jax.process_count()]):
+        part, device = order[begins[number] :][:block], devices[turn % len(devices)]
         largest = int(sizes[part].max())
         if to_space is not None:
             source = to_space(problem.embeddings, asked[part], block)
         else:
             source = _given(measure, asked[part], kept, (block, len(keys[0])))
-        queries = [pad(x, block) for x in (cameras[asked[part]], starts[part], sizes[part])]
+        queries = pad(cameras[asked[part]], block), pad(starts[part], block), pad(sizes[part], block)
         source, *queries = jax.device_put((source, *queries), device)
         one = source, Asked(*queries), copies[turn % len(devices)]
         tiles = Tiles(tile, bucket(largest), held, strict, first_only, to_space is None)
         if sorts and largest > MANY:
             values = rank_block_by_sorting(*one, tiles=tiles)
         else:
-            values = rank_block(*one, *(np.int32(end) for end in spans[number]), tiles=tiles)
-        pending.append((part, values))
-        if len(pending) > 2 * len(devices):
-            collect()
-    while pending:
-        collect()
+            values = rank_block(*one, np.int32(first[number]), np.int32(last[number]), tiles=tiles)
+        found.append((part, values))
+        jax.block_until_ready(found[: -2 * len(devices)][-1:])  # only so many blocks are in memory at a time
+    for part, (ranks, shares) in found:
+        counts[part], averages[part] = np.asarray(ranks)[: len(part)], np.asarray(shares)[: len(part)]
     return counts, averages
 
 
@@ -262,9 +257,4 @@ def nearest(
 
 
 def _all_cpus(devices: list[Device]) -> bool:
-    return all(device.platform == "cpu" for device in devices)
-
-
-def _default_devices() -> list[Device]:
-    local = jax.local_devices()
-    return local[:1] if local[0].platform == "cpu" else local
+    return {*map(attrgetter("platform"), devices)} == {"cpu"}

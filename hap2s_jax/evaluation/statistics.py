@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from jax.typing import ArrayLike
 
+from hap2s_jax.evaluation.protocols import means
+
 _RESAMPLES_AT_ONCE = 64
-
-
-def means(values: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]) -> dict[str, float]:
-    """Mean of each figure, given by name, over the queries that count (not NaN); NaN if none does."""
-    out = {}
-    for name, column in dict(values).items():
-        known = column[~np.isnan(column)]
-        out[name] = float(known.mean()) if known.size else float("nan")
-    return out
 
 
 def confidence_intervals(

@@ -68,8 +68,8 @@ def open_set(
             found[f"dir@{rate:.0e}"] = float(np.mean(identified < limit))
     if threshold is not None:
         answered = np.minimum(right, wrong) <= threshold
-        baks = _mean_over_classes(classes[known], identified <= threshold)
-        baus = _mean_over_classes(classes[unknown], ~answered[unknown])
+        baks = mean_over_classes(classes[known], identified <= threshold)
+        baus = mean_over_classes(classes[unknown], ~answered[unknown])
         found |= {"baks": baks, "baus": baus, "geometric_mean": float(np.sqrt(baks * baus))}
         shares = bounds = (float("nan"), float("nan"))
         if known.any() and unknown.any():
@@ -85,7 +85,8 @@ def open_set(
     }
 
 
-def _mean_over_classes(classes: np.ndarray, right: np.ndarray) -> float:
+def mean_over_classes(classes: np.ndarray, right: np.ndarray) -> float:
+    """The mean over classes `[q]` of the share of queries answered right, bool `[q]`; NaN without queries."""
     if not len(classes):
         return float("nan")
     number = np.unique(classes, return_inverse=True)[1]
