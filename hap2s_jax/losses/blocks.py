@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hap2s_jax.losses.engine import batch_rows, summed
+from hap2s_jax.losses.engine import anchor_rows, apply_rows, summed
 from hap2s_jax.losses.rows import Anchors, Batch, Keys, LossTree, Sums
 from hap2s_jax.losses.weightings import Structure, merge, separate, split
 
@@ -48,7 +48,7 @@ class Gradients(NamedTuple):
 
 
 def blocked_sums(loss: LossTree, batch: Batch, distance: str, block: int) -> Sums:
-    """The sums of `summed(batch_rows(...))`, `block` anchors at a time."""
+    """The sums of all anchors' losses, `block` anchors at a time."""
     structure, smooth, rough = separate(loss, batch.vectors)
     key_vectors = batch.key_vectors + jnp.zeros_like(batch.vectors).sum()
     fixed = Fixed(rough, batch.anchors, batch.keys)
@@ -60,7 +60,11 @@ def _block_sums(
 ) -> Sums:
     structure, distance, _ = static
     batch = Batch(vectors, anchors, key_vectors, fixed.keys)
-    return summed(batch_rows(merge(structure, smooth, fixed.rough), batch, distance), anchors.weight)
+    loss: LossTree = merge(structure, smooth, fixed.rough)
+    if hasattr(loss, "of_batch"):
+        return summed(loss.of_batch(batch), anchors.weight)
+    rows = anchor_rows(batch, distance, with_anchor=getattr(loss, "with_anchor", False))
+    return summed(apply_rows(loss, rows, anchors.valid), anchors.weight)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

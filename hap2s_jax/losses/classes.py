@@ -25,7 +25,7 @@ from hap2s_jax.distances import (
     unit,
 )
 from hap2s_jax.losses.blocks import blocked_sums
-from hap2s_jax.losses.engine import batch_rows, check_options, counted, reduced
+from hap2s_jax.losses.engine import check_options, counted, reduced
 from hap2s_jax.losses.pytrees import register_dataclass
 from hap2s_jax.losses.rows import (
     Anchors,
@@ -128,7 +128,7 @@ def _evaluate(loss: AgainstPoints, batch: Batch, options: Options) -> Result:
         batch = batch._replace(vectors=unit(batch.vectors), key_vectors=unit(batch.key_vectors, loss.unit))
     most = _CACHED_LOGITS if jax.default_backend() == "cpu" else _LOGITS
     if options.reduction == "none" or count * logits <= most:
-        result = batch_rows(loss, batch, options.distance)
+        result = loss.of_batch(batch)
     else:
         result = blocked_sums(loss, batch, options.distance, min(max(16, most // logits), count))
     return reduced(result, batch.anchors.weight, options)

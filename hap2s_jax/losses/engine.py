@@ -163,7 +163,8 @@ def _evaluate(
     if weighting is not None and weighting.extremes:
         result = loss.chosen_losses(batch, options)
     elif size == "never" or options.reduction == "none" or (size is None and count * width <= _PLAIN_PAIRS):
-        result = batch_rows(loss, batch, options.distance)
+        rows = anchor_rows(batch, options.distance, with_anchor=getattr(loss, "with_anchor", False))
+        result = apply_rows(loss, rows, batch.anchors.valid)
     elif options.axis_name is None and further is None and weighting is not None and weighting.elementwise:
         result = loss.tiled_sums(batch, options)
     else:
@@ -220,14 +221,6 @@ def prepare(
 def counted(labels: jax.Array, ignore_label: int | None) -> jax.Array:
     """The rule of ignored labels: which samples `[n]` count."""
     return jnp.ones(labels.shape, bool) if ignore_label is None else labels != ignore_label
-
-
-def batch_rows(loss: LossTree, batch: Batch, distance: str) -> RowLosses:
-    """The losses of a batch's anchors, each by its whole row."""
-    if hasattr(loss, "of_batch"):
-        return loss.of_batch(batch)
-    rows = anchor_rows(batch, distance, with_anchor=getattr(loss, "with_anchor", False))
-    return apply_rows(loss, rows, batch.anchors.valid)
 
 
 def anchor_rows(batch: Batch, distance: str, *, with_anchor: bool = False) -> AnchorRow:

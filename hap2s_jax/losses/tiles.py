@@ -66,7 +66,7 @@ _SILENT = -1e29
 
 
 def tiled_sums(loss: PointToSet, samples: Batch, options: Options) -> Sums:
-    """The sums of `summed(batch_rows(...))` for a batch that is its own keys, a square of pairs at a time."""
+    """The sums of all anchors' losses for a batch that is its own keys, a square of pairs at a time."""
     structure, smooth, rough = separate(loss, samples.vectors)
     count = len(samples.vectors)
     size = options.block_size if isinstance(options.block_size, int) else None

@@ -57,28 +57,14 @@ def objective(
     """
     scheduled = {} if schedule is None else schedule(step)
     further = {} if past is None else {"keys": past.embeddings, "key_labels": past.labels}
-    value, stats = _call(
-        loss,
-        output.embedding,
-        labels,
-        loss_params.get("metric"),
-        axis_name,
-        step,
-        {**scheduled, **further},
-    )
+    arguments = {**_arguments(loss, loss_params.get("metric"), axis_name, step), **scheduled, **further}
+    value, stats = loss(output.embedding, labels, **arguments)
     stats = {**stats, **{f"loss_{name}": current for name, current in scheduled.items()}}
     if auxiliary is None:
         return value, stats
     neck = getattr(output, "neck", None)
-    second, second_stats = _call(
-        auxiliary,
-        output.embedding if neck is None else neck,
-        labels,
-        loss_params.get("auxiliary"),
-        axis_name,
-        step,
-        {},
-    )
+    arguments = _arguments(auxiliary, loss_params.get("auxiliary"), axis_name, step)
+    second, second_stats = auxiliary(output.embedding if neck is None else neck, labels, **arguments)
     renamed = {f"auxiliary_{name}": s for name, s in second_stats.items()}
     return value + auxiliary_weight * second, {
         **stats,
@@ -88,17 +74,12 @@ def objective(
     }
 
 
-def _call(
-    loss: Loss,
-    embeddings: jax.Array,
-    labels: jax.Array,
-    params: PyTree,
-    axis_name: str,
-    step: jax.Array | int,
-    further: Mapping[str, jax.Array],
-) -> Any:
-    arguments: dict[str, Any] = {} if params is None else {"params": params}
+def _arguments(loss: Loss, params: PyTree, axis_name: str, step: jax.Array | int) -> dict[str, Any]:
+    """What every loss is called with here, and what this one asks for."""
+    arguments: dict[str, Any] = {"axis_name": axis_name, "with_stats": True}
+    if params is not None:
+        arguments["params"] = params
     if getattr(loss, "draws", False):
         # Equal on all devices and after a restart; the draws of two losses of one step need not differ.
         arguments["key"] = jax.random.fold_in(jax.random.key(0), step)
-    return loss(embeddings, labels, axis_name=axis_name, with_stats=True, **arguments, **further)
+    return arguments
