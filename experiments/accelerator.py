@@ -15,7 +15,25 @@ measurement, so that an interruption loses the running one at most:
     job         configs/emoji.py:gpu to its end, seed by seed
     study       cells of the studies at GPU size
 
-A part gets the minutes that stand beside it in PARTS, or what is left. The last lines compare figures with their goals.
+A part gets the minutes beside it in PARTS, or what is left. The last lines compare figures with their goals.
+
+The machine needs Python 3.11 or later with JAX for its card, flax, optax, orbax-checkpoint, OpenCV (headless),
+matplotlib, scikit-learn, safetensors, rich, pytest, pytest-xdist and hypothesis; to compare, torch and transformers.
+Bring pure-Python packages that it lacks as wheels, 0.2 MB, for its version of Python:
+
+    python -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d runs/wheels \\
+      ml-collections==1.1.0 pytorch-metric-learning==2.9.0
+    python -m pip install -q --no-index --no-deps --target /tmp/site runs/wheels/*.whl       # on the machine
+    export PYTHONPATH=/tmp/site
+
+Run there with --output=OUT/accelerator.jsonl, a file that comes back, and --commit=`git rev-parse HEAD` of here. Then:
+
+    cat OUT/*.jsonl >> experiments/results/accelerator.jsonl
+    tar -C experiments/results -xf OUT/accelerator_cells.tar      # the study's cells, where it ran
+    python experiments/accelerator.py --report                    # writes results/accelerator.md
+
+Commit all lines, those that failed or missed a goal too. Then update README.md ("What has not been run"),
+docs/measurements.md, and the tolerances in tests/device_tolerances.py for what the suite found.
 """
 
 from __future__ import annotations
