@@ -9,10 +9,10 @@ TARGET = pathlib.Path(__file__).parent / "config.md"
 HEAD = """# Every key of a config
 
 Change any key on the command line, as in `--config.optimizer.learning_rate=1e-3`, or in a config file of your own. A
-misspelt key, a value of the wrong type or out of range ends the command with one line that names the key.
+misspelt key, or a value of the wrong type or out of range, gives a one-line error that names the key.
 
-The hyperparameters of `loss` and `auxiliary` are those of the loss that they name: see [losses](losses.md). An encoder
-of your own takes the options of its class: see [encoders](encoders.md).
+`loss` and `auxiliary` take the hyperparameters of the loss that they name: see [losses](losses.md). An encoder of your
+own takes the fields of its class: see [encoders](encoders.md#your-own-encoder).
 
 This page is generated from the code.
 """
@@ -21,7 +21,8 @@ This page is generated from the code.
 def page() -> str:
     """The page's text."""
     lines, shown = [HEAD], None
-    for name, default, meaning in reference(Run):
+    keys = sorted(reference(Run), key=lambda key: "." in key[0])  # those without a section first
+    for name, default, meaning in keys:
         section = name.rpartition(".")[0]
         if section != shown:
             shown = section

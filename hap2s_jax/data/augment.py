@@ -82,10 +82,10 @@ class Augmentation(Settings):
     ] = "none"
     keep_aspect: Annotated[
         bool,
-        'Whether the part has the aspect ratio of the encoder\'s input ("none", "pad", "random"), so that nothing is '
-        "squeezed but margins are lost.",
+        'Give the part the aspect ratio of the encoder\'s input ("none", "pad", "random"): nothing is squeezed, but'
+        " margins are lost.",
     ] = False
-    enlarge: Annotated[float, 'See "random".', between(1, 16)] = 1.0
+    enlarge: Annotated[float, 'See crop, "random".', between(1, 16)] = 1.0
     pad: Annotated[int, 'Largest shift of "pad", pixels of the encoder\'s input.', between(0, 180)] = 10
     crop_area: Annotated[Pair, 'Smallest and largest share of the image\'s area ("resized").', _within(1)] = (
         0.16,
@@ -93,15 +93,15 @@ class Augmentation(Settings):
     )
     crop_ratio: Annotated[
         Pair,
-        'Smallest and largest width / height ("resized"); where it does not fit, it is cut to the image.',
+        'Smallest and largest width / height ("resized"), limited to what fits the image.',
         _within(),
     ] = (0.75, 1.3333)
-    flip: Annotated[
-        bool, "Whether half of the images are mirrored. Off by default: an arrow is not its mirror image."
-    ] = False
+    flip: Annotated[bool, "Mirror half of the images. Off by default: an arrow is not its mirror image."] = (
+        False
+    )
     scale: Annotated[Pair, "Smallest and largest zoom factor about the centre.", _within()] = (1.0, 1.0)
     shift: Annotated[float, "Largest shift as a share of the side.", _SHARE] = 0.0
-    rotate: Annotated[float, "Largest angle, degrees.", between(0, 180)] = 0.0
+    rotate: Annotated[float, "Largest rotation, degrees.", between(0, 180)] = 0.0
     brightness: Annotated[float, "Largest change, as a share of full scale.", _SHARE] = 0.0
     contrast: Annotated[float, "Largest relative change, about mid-grey.", _SHARE] = 0.0
     color_mix: Annotated[
@@ -109,13 +109,13 @@ class Augmentation(Settings):
     ] = 0.0
     auto_augment: Annotated[
         float,
-        "Share of the images that AutoAugment's policy for ImageNet changes besides (Cubuk et al. 2019).",
+        "Share of the images to which a policy of AutoAugment for ImageNet is applied (Cubuk et al. 2019).",
         _SHARE,
     ] = 0.0
     erase_probability: Annotated[
         float, "Share of the images in which a random rectangle is erased (Zhong et al. 2017).", _SHARE
     ] = 0.0
-    erase_area: Annotated[Pair, "Smallest and largest share of the area that is erased.", _within(1)] = (
+    erase_area: Annotated[Pair, "Smallest and largest share of the area to erase.", _within(1)] = (
         0.02,
         0.4,
     )
@@ -125,7 +125,7 @@ class Augmentation(Settings):
     )
     erase_color: Annotated[Color, "Red, green, blue of the erased rectangle.", _COLOR] = IMAGENET_MEAN
     fill: Annotated[
-        Color, "Red, green, blue outside the image, where shift, scale, rotation or padding show it.", _COLOR
+        Color, "Red, green, blue of what shift, scale, rotation or padding show outside the image.", _COLOR
     ] = IMAGENET_MEAN
 
     def part(

@@ -40,19 +40,19 @@ class Run(Settings):
     name: Annotated[str, "Names the default working directory, runs/<name>."] = "common"
     seed: Annotated[
         int,
-        "Decides the initial weights, the order of the classes and every random draw of the augmentation.",
+        "Seed of the initial weights, the order of the classes and all augmentation.",
         at_least(0),
     ] = 0
-    steps: Annotated[int, "Updates of the weights in the whole run.", at_least(0)] = 20_000
+    steps: Annotated[int, "Number of updates in the whole run.", at_least(0)] = 20_000
     num_devices: Annotated[
         int | None,
-        "Number of devices; None uses all. The batch size must be divisible by it. On CPU that many virtual devices "
-        "are created, by default one per core.",
+        "Number of devices, which must divide the batch size; None uses all. On CPU that many virtual devices are "
+        "created, by default one per core.",
         at_least(1),
     ] = None
     compilation_cache: Annotated[
         str | None,
-        'Folder of compiled programs that later runs reuse; None for ~/.cache/hap2s_jax, "" for none.',
+        'Folder in which compiled programs are kept for later runs; None for ~/.cache/hap2s_jax, "" for none.',
     ] = None
     data: Data = dataclasses.field(default_factory=Data)
     batch: Batch = dataclasses.field(default_factory=Batch)
@@ -61,19 +61,19 @@ class Run(Settings):
     pretrained: Pretrained = dataclasses.field(default_factory=Pretrained)
     loss: Annotated[
         dict[str, Any],
-        "Name and hyperparameters of the loss, which `recipes.common.set_loss` sets, and memory_size: how many of the "
-        "latest embeddings are further keys (cross-batch memory, Wang et al. 2020); 0 for none.",
+        "Name and hyperparameters of the loss, set by `recipes.common.set_loss`. memory_size is the number of "
+        "latest embeddings to use as further keys (cross-batch memory, Wang et al. 2020); 0 for none.",
     ] = dataclasses.field(default_factory=dict)
     loss_schedule: LossSchedule = dataclasses.field(default_factory=LossSchedule)
     auxiliary: Annotated[
         dict[str, Any],
-        'A second loss that is added, most often "softmax", with its weight; `set_auxiliary` sets it.',
+        'A second loss to add, usually "softmax", with its weight; set by `set_auxiliary`.',
     ] = dataclasses.field(default_factory=lambda: {"name": "", "weight": 1.0})
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     ema_decay: Annotated[
         float,
-        "Decay of the moving average of the weights, with which evaluation is then done; 0 for none.",
+        "Decay of a moving average of the weights, which evaluation then uses; 0 for none.",
         below(0, 1),
     ] = 0.0
     evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)

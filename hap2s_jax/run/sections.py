@@ -28,14 +28,16 @@ class Noise(Settings):
 
     section = "data.noise"
     kind: Annotated[
-        str, 'labels (flipped to another class) or images (swapped for foreign ones); "" for none.'
+        str, '"labels" flips labels to another class, "images" swaps images for foreign ones; "" for none.'
     ] = ""
     fraction: Annotated[
-        float, "Share of the training images. Validation and test stay clean.", between(0, 1)
+        float, "Share of the training images to change. Validation and test stay clean.", between(0, 1)
     ] = 0.0
-    seed: Annotated[int, "Which images; a larger fraction touches the same ones and more.", at_least(0)] = 0
-    foreign: Annotated[str, "The data set whose training images are the foreign ones."] = "emoji"
-    foreign_dir: Annotated[str | None, "Where that one lies; None for data.data_dir."] = None
+    seed: Annotated[
+        int, "Chooses the images; a larger fraction includes those of a smaller one.", at_least(0)
+    ] = 0
+    foreign: Annotated[str, "The data set that foreign images are taken from."] = "emoji"
+    foreign_dir: Annotated[str | None, "The folder of that data set; None for data.data_dir."] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,36 +45,38 @@ class Data(Settings):
     """The data set, and how its images become inputs."""
 
     section = "data"
-    name: Annotated[str, "Which data set; `python -m hap2s_jax.check_data` lists them."] = ""
+    name: Annotated[str, "The data set; `python -m hap2s_jax.check_data` lists them."] = ""
     data_dir: Annotated[
-        str | None, "Where it lies; None for ~/tensorflow_datasets or $TFDS_DATA_DIR, then ./data."
+        str | None,
+        "The folder of the data set; None for ~/tensorflow_datasets or $TFDS_DATA_DIR, then ./data.",
     ] = None
-    image_size: Annotated[tuple[int, int], "Height and width that the encoder sees, pixels.", _SIDES] = (
+    image_size: Annotated[tuple[int, int], "Height and width of the encoder's input, pixels.", _SIDES] = (
         256,
         128,
     )
     validation_fraction: Annotated[
-        float, "Part of the training classes set aside to choose the best checkpoint by.", below(0, 1)
+        float, "Share of the training classes held out to choose the best checkpoint.", below(0, 1)
     ] = 0.1
-    options: Annotated[dict[str, Any], 'Only some data sets have any, such as "detection" of CUHK03.'] = (
-        dataclasses.field(default_factory=dict)
-    )
+    options: Annotated[
+        dict[str, Any], 'Options of the data set, if it has any, such as "detection" of CUHK03.'
+    ] = dataclasses.field(default_factory=dict)
     sources: Annotated[
         dict[str, Any],
-        "Several data sets to train on, in place of data.name: a set's name -> its data_dir and options, and name "
-        "where it is called otherwise. Short for sets in one directory: data.name=market1501,dukemtmc.",
+        "Several data sets to train on, in place of data.name: maps a name to its data_dir and options, and to the"
+        " data set's name if that differs. For data sets in one directory, write data.name=market1501,dukemtmc.",
         _SETS,
     ] = dataclasses.field(default_factory=dict)
     parts: Annotated[
         tuple[str, ...],
-        "Which parts are trained on; train,query,gallery takes all images, and evaluate.on must name other sets.",
+        "The parts to train on; train,query,gallery takes all images, and then evaluate.on must name other data "
+        "sets.",
     ] = ("train",)
     on_unreadable: Annotated[
-        str, "For an image that cannot be decoded: error names it and ends, skip names it and goes on."
+        str, 'If an image cannot be decoded: "error" names it and stops, "skip" names it and continues.'
     ] = "error"
-    exif: Annotated[bool, "Turn images upright as EXIF says; boxes are then those of the upright image."] = (
-        True
-    )
+    exif: Annotated[
+        bool, "Turn images upright by their EXIF orientation; boxes are then in pixels of the upright image."
+    ] = True
     background: Annotated[
         tuple[int, int, int] | None,
         "Colour on which transparent images are laid; None drops the transparency.",
@@ -80,32 +84,32 @@ class Data(Settings):
     ] = (255, 255, 255)
     max_pixels: Annotated[
         int,
-        "An image whose header promises more is not decoded and counts as one that cannot be.",
+        "An image whose header claims more pixels counts as unreadable and is not decoded.",
         at_least(1),
     ] = 2**28
     num_workers: Annotated[
-        int | None, "Threads that read and decode; None for as many as there are cores.", at_least(1)
+        int | None, "Threads that read and decode images; None for one per core.", at_least(1)
     ] = None
     cache_bytes: Annotated[
         int,
-        "Decoded images are kept in memory when all of a part fit into this many bytes; 0 keeps none.",
+        "Keep the decoded images of a part in memory if all of them fit into this many bytes; 0 keeps none.",
         at_least(0),
     ] = 512 * 2**20
     cache_dir: Annotated[
-        str | None, "Folder for packed images out of a bucket; None for the system's temporary one."
+        str | None, "Folder that caches images fetched from a bucket; None for the system's temporary folder."
     ] = None
     cache_gb: Annotated[
-        float, "How many GB of each packed data set, at most, lie there during a run.", at_least(0.1)
+        float, "Largest size of that cache in GB, for each packed data set.", at_least(0.1)
     ] = 20.0
     cached_views: Annotated[
         int,
-        "Views of each training image that a frozen encoder makes features of: 1 is the centre, as in evaluation; more "
-        "are random ones by `augment`, fixed once and for all.",
+        "Views of each training image for which a frozen encoder keeps features: 1 is the centre, as in "
+        "evaluation; more are random views by `augment`, chosen once.",
         at_least(1),
     ] = 1
     quarter_turns: Annotated[
         bool,
-        "Training images turned by 90, 180 and 270 degrees too, as classes of their own: four times as many.",
+        "Add training images turned by 90, 180 and 270 degrees as further classes: four times as many.",
     ] = False
     noise: Noise = dataclasses.field(default_factory=Noise)
 
@@ -115,21 +119,22 @@ class Batch(Settings):
     """A batch is P classes with K images each."""
 
     section = "batch"
-    classes: Annotated[int, "P.", at_least(1)] = 16
-    images_per_class: Annotated[int, "K.", at_least(1)] = 4
+    classes: Annotated[int, "Number of classes in a batch (P).", at_least(1)] = 16
+    images_per_class: Annotated[int, "Images of each class in a batch (K).", at_least(1)] = 4
     pieces: Annotated[
         int,
-        "Pieces in which a device's share goes through the encoder one after another, with the gradient of the whole "
-        "batch and the memory of one piece, for one forward pass more. Unfrozen BN takes its statistics from a piece.",
+        "Encode a device's share of the batch in this many pieces, one after another. The gradient is that of the "
+        "whole batch, in the memory of one piece, for one more forward pass. Unfrozen BN takes its statistics from"
+        " a piece.",
         at_least(1),
     ] = 1
     mixing: Annotated[
         str,
-        "Shares of several data sets in a batch: classes (every class alike), sets (every set alike), or weights such "
-        "as market1501=2,dukemtmc=1.",
+        'How several data sets share a batch: "classes" draws every class equally often, "sets" every data set; or'
+        " weights such as market1501=2,dukemtmc=1.",
     ] = "classes"
     sets: Annotated[
-        str, "Whether a batch holds classes of several sets, or is of one at a time.", one_of("mixed", "one")
+        str, "Whether a batch mixes several data sets or comes from one.", one_of("mixed", "one")
     ] = "mixed"
 
 
@@ -142,47 +147,54 @@ class Encoder(Settings):
     width: Annotated[int | None, "Channels of the first stage; None for the published 64."] = None
     frozen: Annotated[
         bool,
-        "Whether the trunk is kept as it is: each image goes through it once, and the head is trained on the features "
-        "that are kept in the working directory.",
+        "Keep the trunk fixed: each image goes through it once, and the head is trained on features kept in the "
+        "working directory.",
     ] = False
     frozen_blocks: Annotated[
-        int, "First blocks of a transformer, and all before them, that are kept from training.", at_least(0)
+        int, "Keep this many first blocks of a transformer fixed, and all before them.", at_least(0)
     ] = 0
-    remat: Annotated[
-        bool, "Whether a transformer's blocks recompute their insides instead of keeping them."
-    ] = False
+    remat: Annotated[bool, "Recompute a transformer's blocks in the backward pass, to save memory."] = False
     drop_path: Annotated[
         float,
-        "Rate at which a transformer's last block leaves out its branches in training, image by image; it rises from 0 "
-        "at the first block (stochastic depth, Huang et al. 2016).",
+        "Rate at which training skips a transformer's last block, image by image; it rises from 0 at the first "
+        "block (stochastic depth, Huang et al. 2016).",
         below(0, 1),
     ] = 0.0
-    stem: Annotated[str, "imagenet, small64 or small32: how soon the stem shrinks the image."] = "imagenet"
+    stem: Annotated[str, "imagenet, small64 or small32: how soon the stem reduces the image."] = "imagenet"
     last_stride: Annotated[
-        int, "1 keeps the last stage's map as large as the one before, as re-identification has it."
+        int,
+        "Stride of the last stage; 1 keeps its map as large as the one before, as is usual in re-identification.",
     ] = 2
     pooling: Annotated[
-        str, "gap, gem, gap+gmp or grid2; of a transformer cls, gap, cls+gap or, for SigLIP, attention."
+        str, "gap, gem, gap+gmp or grid2; for transformers cls, gap, cls+gap, or attention for SigLIP."
     ] = "gap"
-    hidden_dim: Annotated[int, "Hidden layer with BN and ReLU before the embedding; 0 for none."] = 0
-    embedding_dim: Annotated[int, "Dimensions of an embedding; 0 for the pooled features themselves."] = 128
-    embedding_bn: Annotated[bool, "Batch normalisation of the embedding before it is scaled to length 1."] = (
-        False
-    )
-    normalize: Annotated[bool, "Embeddings of length 1."] = False
+    hidden_dim: Annotated[
+        int, "Width of a hidden layer with BN and ReLU before the embedding; 0 for none."
+    ] = 0
+    embedding_dim: Annotated[
+        int, "Dimensions of the embedding; 0 takes the pooled features as the embedding."
+    ] = 128
+    embedding_bn: Annotated[
+        bool, "Apply batch normalisation to the embedding before it is scaled to length 1."
+    ] = False
+    normalize: Annotated[bool, "Scale embeddings to length 1."] = False
     bnneck: Annotated[
         bool,
-        "Batch normalisation after the embedding, for the second loss and for retrieval (Luo et al. 2019).",
+        "Apply batch normalisation after the embedding, for the second loss and for retrieval (Luo et al. 2019).",
     ] = False
-    freeze_bn_stats: Annotated[bool, "Keep the running statistics of batch normalisation as they are."] = (
-        False
-    )
-    freeze_bn_affine: Annotated[bool, "Keep the scale and bias of batch normalisation as they are."] = False
+    freeze_bn_stats: Annotated[
+        bool,
+        "Keep the running statistics of the trunk's batch normalisation fixed, and use them in training.",
+    ] = False
+    freeze_bn_affine: Annotated[
+        bool, "Keep the scales and biases of the trunk's batch normalisation fixed."
+    ] = False
     remat_stages: Annotated[
-        tuple[int, ...], "Stages (1 to 4) that recompute instead of keeping activations."
+        tuple[int, ...], "Stages (1 to 4) to recompute in the backward pass, to save memory."
     ] = ()
     dtype: Annotated[
-        str, "float32, bfloat16 or float16; parameters, statistics and distances stay float32."
+        str,
+        "Type of the computation: float32, bfloat16 or float16. Parameters, statistics and distances stay float32.",
     ] = "float32"
 
 
@@ -194,10 +206,10 @@ class Pretrained(Settings):
     source: Annotated[
         str,
         "A .safetensors or .pth file, a hub name such as hf://timm/resnet50.tv_in1k, or the working directory of "
-        'another run; "" starts at random.',
+        'another run; "" for random weights.',
     ] = ""
-    offline: Annotated[bool, "Take hub files from this machine's cache alone."] = False
-    cache_dir: Annotated[str | None, "That cache; None for huggingface_hub's own."] = None
+    offline: Annotated[bool, "Use only files of the hub that are in this machine's cache."] = False
+    cache_dir: Annotated[str | None, "Folder of that cache; None for huggingface_hub's own."] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,11 +217,11 @@ class LossSchedule(Settings):
     """Anneals one number of the loss, such as sigma, from its configured value to `final`."""
 
     section = "loss_schedule"
-    hyperparameter: Annotated[str, 'Which number; "" for none.'] = ""
+    hyperparameter: Annotated[str, 'The hyperparameter to change, such as sigma; "" for none.'] = ""
     name: Annotated[str, "constant, linear, cosine or exponential (equal ratios)."] = "linear"
-    final: Annotated[float, "The last value."] = 1.0
-    begin: Annotated[float, "Part of the run after which it begins to change."] = 0.0
-    end: Annotated[float, "Part of the run after which it has its last value."] = 1.0
+    final: Annotated[float, "Its last value."] = 1.0
+    begin: Annotated[float, "Share of the run after which it starts to change."] = 0.0
+    end: Annotated[float, "Share of the run after which it keeps its last value."] = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,32 +235,32 @@ class Evaluate(Settings):
     batch_size: Annotated[int, "Images embedded at a time.", at_least(1)] = 128
     enlarge: Annotated[
         float,
-        'The size to which images are resized, over the centre crop that is taken; 256 / 224 for "256, crop 224".',
+        'Resize images to this many times the centre crop that is taken; 256 / 224 for "256, crop 224".',
         between(1, 16),
     ] = 1.0
-    keep_aspect: Annotated[bool, "Whether margins are cut rather than the image squeezed."] = False
+    keep_aspect: Annotated[bool, "Cut margins off rather than squeeze the image."] = False
     distance: Annotated[str, "How embeddings are compared.", one_of(*DISTANCES)] = "euclidean"
     feature: Annotated[
         str,
-        "The vector that is compared: retrieval (after BNNeck where there is one), embedding (before it) or features "
+        "The vector to compare: retrieval (after BNNeck if there is one), embedding (before it) or features "
         "(pooled, before the head).",
         one_of(*FEATURES),
     ] = "retrieval"
-    flip: Annotated[bool, "Average an image's embedding with its mirror image's."] = False
-    five_crops: Annotated[bool, "Average over the centre and the four corners."] = False
+    flip: Annotated[bool, "Average the embeddings of an image and its mirror image."] = False
+    five_crops: Annotated[bool, "Average the embeddings of the centre and the four corners."] = False
     zooms: Annotated[
         bool, "Average over further sizes of the image (see hap2s_jax.evaluation.test_time)."
     ] = False
-    crop: Annotated[float, "Side of those crops, as a share of the image's."] = 0.875
+    crop: Annotated[float, "Side of those crops, as a share of the image's side."] = 0.875
     on: Annotated[
         dict[str, Any],
-        "Other data sets to test on, as in data.sources; none for those that are trained on.",
+        "Data sets to test on instead of those trained on, as in data.sources.",
         _SETS,
     ] = dataclasses.field(default_factory=dict)
-    untrained: Annotated[bool, "Whether to measure the untrained encoder too."] = True
+    untrained: Annotated[bool, "Also measure the untrained encoder."] = True
     weights: Annotated[
         str,
-        "Whose weights' figures are reported: the best on validation, or the last.",
+        "Which weights are reported: the best on the validation classes, or the last.",
         one_of("best", "last"),
     ] = "best"
 
@@ -259,10 +271,10 @@ class Checkpoint(Settings):
 
     section = "checkpoint"
     every_steps: Annotated[int, "Updates between two checkpoints.", at_least(1)] = 1000
-    keep_last: Annotated[int, "How many of the newest to keep.", at_least(1)] = 2
-    keep_best: Annotated[int, "How many of the best to keep.", at_least(0)] = 1
+    keep_last: Annotated[int, "How many of the newest checkpoints to keep.", at_least(1)] = 2
+    keep_best: Annotated[int, "How many of the best checkpoints to keep.", at_least(0)] = 1
     best_metric: Annotated[
-        str, "Larger is better. Always of the validation classes, never of test classes."
+        str, "The metric of the validation classes that decides which is best; larger is better."
     ] = "mAP"
 
 
@@ -272,15 +284,15 @@ class Log(Settings):
 
     section = "log"
     every_steps: Annotated[int, "Updates between two lines of metrics.jsonl.", at_least(1)] = 50
-    tensorboard: Annotated[bool, "Whether to write TensorBoard's event files."] = True
+    tensorboard: Annotated[bool, "Write TensorBoard's event files."] = True
     profile_steps: Annotated[
         tuple[int, int] | None,
-        "First and last update of a trace by jax.profiler, written to profile/ in the working directory.",
+        "First and last update to trace with jax.profiler, into profile/ of the working directory.",
         Rule(lambda steps: 1 <= steps[0] <= steps[1], "two steps, 1 or more, in order"),
     ] = None
     wandb: Annotated[
-        str, 'Project of Weights & Biases to log to as well; "" for none. WANDB_MODE=offline keeps it here.'
+        str, 'Project of Weights & Biases to log to; "" for none. WANDB_MODE=offline keeps the log here.'
     ] = ""
     mlflow: Annotated[
-        str, 'Experiment of MLflow to log to as well; "" for none. MLFLOW_TRACKING_URI says where.'
+        str, 'Experiment of MLflow to log to; "" for none. MLFLOW_TRACKING_URI names a server.'
     ] = ""

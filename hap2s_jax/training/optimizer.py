@@ -67,22 +67,22 @@ class Schedule(Settings):
     name: Annotated[str, one_of(*SCHEDULES)] = "cosine"
     warmup_steps: Annotated[
         int,
-        "Updates over which the rate rises in a line to its peak; the first has 1 / (warmup_steps + 1) of it.",
+        "Updates over which the rate rises linearly to its peak, starting at 1 / (warmup_steps + 1) of it.",
         at_least(0),
     ] = 0
-    final_factor: Annotated[float, "Last rate over peak (cosine, exponential, polynomial).", at_least(0)] = (
-        0.001
-    )
+    final_factor: Annotated[
+        float, "Last rate over the peak (cosine, exponential, polynomial).", at_least(0)
+    ] = 0.001
     decay_from: Annotated[
-        float, "Where the exponential decay begins, as a part of the steps after the warm-up.", between(0, 1)
+        float, "Share of the steps after the warm-up at which the exponential decay begins.", between(0, 1)
     ] = 0.6
     boundaries: Annotated[
         tuple[float, ...],
-        "Where the rate is multiplied by step_factor (step), as parts of the steps after the warm-up: with a tenth of "
-        "the run for warm-up, 30% and 60% of the run are (2/9, 5/9).",
+        "Shares of the steps after the warm-up at which the rate is multiplied by step_factor (step). If a tenth "
+        "of the run is warm-up, (2/9, 5/9) are at 30% and 60% of the run.",
     ] = (0.33, 0.58)
     step_factor: Annotated[float, "The factor at each boundary (step).", at_least(0)] = 0.1
-    power: Annotated[float, "Of the polynomial; 1 is a straight line.", at_least(0)] = 1.0
+    power: Annotated[float, "Exponent of the polynomial schedule; 1 is linear.", at_least(0)] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -178,45 +178,45 @@ class Optimizer(Settings):
 
     section = "optimizer"
     name: Annotated[str, one_of(*OPTIMIZERS)] = "adam"
-    learning_rate: Annotated[float, "The peak of the schedule.", at_least(0)] = 3e-4
+    learning_rate: Annotated[float, "Peak learning rate of the head.", at_least(0)] = 3e-4
     weight_decay: Annotated[
         float,
         "Decoupled for adamw, nadamw, lamb and lion, within the trust ratio for lars, an L2 penalty for the others.",
         at_least(0),
     ] = 0.0
-    decay_biases: Annotated[bool, "Whether it holds for biases and normalisation layers too."] = False
-    clip_norm: Annotated[float, "Largest global norm of the gradient; 0 does not clip.", at_least(0)] = 0.0
+    decay_biases: Annotated[bool, "Apply weight decay to biases and normalisation layers too."] = False
+    clip_norm: Annotated[float, "Largest global norm of the gradient; 0 for no clipping.", at_least(0)] = 0.0
     b1: Annotated[float, "Decay of the first moment (Adam and the like).", below(0, 1)] = 0.9
     b2: Annotated[float, "Decay of the second moment (Adam and the like).", below(0, 1)] = 0.999
-    momentum: Annotated[float, "Of sgd, rmsprop and lars.", below(0, 1)] = 0.9
-    nesterov: Annotated[bool, "Whether that momentum is Nesterov's."] = False
+    momentum: Annotated[float, "Momentum of sgd, rmsprop and lars.", below(0, 1)] = 0.9
+    nesterov: Annotated[bool, "Use Nesterov momentum."] = False
     trunk_factor: Annotated[
         float,
-        "Learning rate of the trunk over that of the head, such as 0.1 where the trunk has been trained; 0 keeps the "
-        "trunk (but for its batch statistics, unless encoder.freeze_bn_stats).",
+        "Learning rate of the trunk over that of the head, such as 0.1 for a pretrained trunk. 0 keeps the trunk "
+        "fixed (its batch statistics too with encoder.freeze_bn_stats).",
         at_least(0),
     ] = 1.0
     layer_decay: Annotated[
         float,
-        "Learning rate of a transformer's block over that of the block after it; what stands before the first block "
-        "counts as one more, and the final normalisation has the trunk's own rate (Bao et al., BEiT, 2022).",
+        "Learning rate of a transformer's block over that of the next block. All before the first block counts as "
+        "one more; the final normalisation has the trunk's rate (Bao et al., BEiT, 2022).",
         Rule(lambda value: 0 < value <= 1, "above 0 and up to 1"),
     ] = 1.0
     head_steps: Annotated[
         int,
-        "Updates at the beginning that the trunk is kept from, so that a head at random does not spoil it.",
+        "Updates at the start that train the head alone, so that a random head does not spoil the trunk.",
         at_least(0),
     ] = 0
     loss_factor: Annotated[
         float,
-        "Learning rate of the loss's own arrays (a classifier, proxies) over that of the head, beside what its paper "
-        "has: those of proxy_anchor and soft_triple learn 100 times as fast at a factor of 1.",
+        "Multiplies the learning rate of the loss's own parameters (a classifier, proxies). At 1, those of "
+        "proxy_anchor and soft_triple already learn 100 times as fast as the head, as in their papers.",
         at_least(0),
     ] = 1.0
     frozen: Annotated[
         tuple[str, ...],
-        "Parameters that stay as they are, bit for bit: regular expressions of whole paths or of their beginnings, "
-        'such as "encoder/trunk/stem_.*" or "encoder/trunk/stage1.*".',
+        "Regular expressions of parameters to keep fixed, bit for bit, matched from the start of their paths: "
+        '"encoder/trunk/stem_.*" or "encoder/trunk/stage1.*".',
     ] = ()
 
 
