@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from hap2s_jax import cli, extras, search
 from hap2s_jax.data import pixels
 from hap2s_jax.data.headers import UnreadableImageError, read_header
 from hap2s_jax.data.regular_files import read_bytes
+from hap2s_jax.distributed import signals
 from hap2s_jax.errors import UserError, reason, shown
 from hap2s_jax.serving import commands, gate, index
 
@@ -127,7 +127,7 @@ def _run(options: argparse.Namespace) -> None:
         )
     searcher, words = search.open_searcher(options)
     # Visitors' pictures and answers lie there; gradio alone would leave them behind.
-    with tempfile.TemporaryDirectory(prefix="hap2s_jax_") as folder:
+    with signals.temporary_folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build(searcher, words, options.k)
         gate.launch(page, css=_CSS, host=options.host, port=options.port)

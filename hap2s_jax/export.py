@@ -18,11 +18,11 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
-import tempfile
 from collections.abc import Sequence
 
 from hap2s_jax import cli, extras
 from hap2s_jax.data.places import local_folder, place
+from hap2s_jax.distributed import signals
 from hap2s_jax.errors import UserError, unknown_name
 from hap2s_jax.serving import commands, exports
 from hap2s_jax.serving.trained import TrainedEncoder
@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> None:
         with local_folder(place(options.output)) as folder:
             _write(encoder, folder, asked, options)
     if options.push:
-        with tempfile.TemporaryDirectory() as name:
+        with signals.temporary_folder() as name:
             hub.write(encoder, options.push, pathlib.Path(name))
             print(
                 f"{hub.push(encoder, options.push, pathlib.Path(name), private=options.private)}: load it by this"

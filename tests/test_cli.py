@@ -341,44 +341,53 @@ sys.argv[0] = "hap2s"
 import time
 from hap2s_jax import cli
 def work():
-    print("working", flush=True)
-    for _ in range(60):
-        try:
-            time.sleep(1)
-        except KeyboardInterrupt:
-            if sys.argv[1] == "lingers":
-                cli.signals.notice()
-                print("closing", flush=True)
-                time.sleep(60)
-            if sys.argv[1] != "swallows":
-                raise
+    with cli.signals.temporary_folder(), cli.signals.quiet():
+        print("working", flush=True)
+        for _ in range(60):
+            try:
+                time.sleep(1)
+            except KeyboardInterrupt:
+                if sys.argv[1] == "lingers":
+                    cli.signals.notice()
+                    print("closing", flush=True)
+                    time.sleep(60)
+                if sys.argv[1] != "swallows":
+                    raise
 sys.exit(cli.ended(work, "interrupted; the same command goes on"))
 """
 
 
+def _stubborn(kind, temporary):
+    """Work that is silenced, has a temporary folder, and takes a signal as `kind` says."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _STUBBORN, kind],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+
+
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("kind", ["raises", "swallows"])
-def test_a_signal_ends_the_work_with_one_line_even_where_it_is_swallowed(number, expected, kind):
-    command = [sys.executable, "-c", _STUBBORN, kind]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    ) as child:
+def test_a_signal_ends_the_work_with_one_line_even_where_it_is_swallowed(number, expected, kind, tmp_path):
+    with _stubborn(kind, tmp_path) as child:
         assert child.stdout.readline() == "working\n"
         child.send_signal(number)
         _, errors = child.communicate(timeout=50)  # the work alone would take longer
     assert (child.returncode, errors) == (expected, "error: interrupted; the same command goes on\n")
+    assert not [*tmp_path.iterdir()]
 
 
-def test_who_asks_twice_gets_one_line_and_waits_no_longer():
-    command = [sys.executable, "-c", _STUBBORN, "lingers"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    ) as child:
+def test_who_asks_twice_gets_one_line_and_waits_no_longer(tmp_path):
+    with _stubborn("lingers", tmp_path) as child:
         for _ in ("working", "closing"):
             child.stdout.readline()
             child.send_signal(signal.SIGINT)
         _, errors = child.communicate(timeout=50)
     assert (child.returncode, errors) == (130, "error: interrupted; the same command goes on\n")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_signal_ends_a_command_while_it_loads():
@@ -388,6 +397,22 @@ def test_a_signal_ends_a_command_while_it_loads():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
     )
     assert (done.returncode, done.stderr) == (143, "error: interrupted\n")
+
+
+def test_a_signal_at_the_very_end_changes_nothing():
+    """When all is done, and Python has dropped the handlers of signals."""
+    code = """
+import sys; sys.argv[0] = "hap2s"
+import hap2s_jax.distributed.signals, os
+class Late:
+    def __del__(self, kill=os.kill, me=os.getpid()):
+        kill(me, 2), kill(me, 15)
+late = Late()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_closed_pipe_is_silent():

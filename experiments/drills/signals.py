@@ -47,9 +47,11 @@ def commands(folder: pathlib.Path) -> list[Command]:
         Command("export", (f"--workdir={run}", f"--output={folder / 'exported'}"), "exported"),
         Command("convert", (str(folder / "resnet.safetensors"), str(folder / "x.safetensors"))),
         Command("gallery", ("create", str(folder / "store"), f"--workdir={run}"), "store"),
+        Command("gallery", ("add", str(folder / "kept"), f"--images={photos}")),
+        Command("pack", ("--name=folder", f"--data_dir={photos}", f"--output={folder / 'packed'}"), "packed"),
         Command("check_data", ("--name=folder", f"--data_dir={photos}", f"--sheet={folder / 'sheet.png'}")),
         Command("demo", (f"--gallery={gallery}",)),
-        Command("rehearse", ("--config=emoji:tiny", "--topology=v5e:2x2")),
+        Command("rehearse", ("--config=emoji:tiny", "--topology=v5e:2x2", "--no_largest")),
     ]
 
 
@@ -69,6 +71,7 @@ def prepare(folder: pathlib.Path) -> None:
     lines = {
         "main": (*main.arguments[:-2], run, "--config.steps=2"),
         "embed": (run, photos, f"--output={folder / 'gallery.npz'}"),
+        "gallery": ("create", str(folder / "kept"), run),
     }
     for name, arguments in lines.items():
         subprocess.run(_line(name, arguments), cwd=ROOT, check=True, capture_output=True, timeout=SECONDS)

@@ -19,12 +19,12 @@ import pathlib
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import cast
 
 from hap2s_jax import extras
 from hap2s_jax.data.bucket import BucketPath
+from hap2s_jax.distributed import signals
 from hap2s_jax.errors import UserError
 
 
@@ -97,7 +97,7 @@ def local_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     if not isinstance(path, BucketPath):
         yield path
         return
-    with tempfile.TemporaryDirectory() as folder, cast(BucketPath, path).open() as source:
+    with signals.temporary_folder() as folder, cast(BucketPath, path).open() as source:
         copy = pathlib.Path(folder) / path.name
         with copy.open("wb") as target:
             shutil.copyfileobj(source, target)
@@ -110,7 +110,7 @@ def local_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     if not isinstance(path, BucketPath):
         yield path
         return
-    with tempfile.TemporaryDirectory() as name:
+    with signals.temporary_folder() as name:
         folder = pathlib.Path(name)
         yield folder
         for file in sorted(f for f in folder.rglob("*") if f.is_file()):

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hap2s_jax.distributed import experimental, joining
+from hap2s_jax.distributed import experimental, joining, signals
 from hap2s_jax.errors import UserError, reason
 from hap2s_jax.reporting.environment import usable_cores
 
@@ -286,4 +286,4 @@ def _give_up(
         what = f"no coordinator answered at {coordinator or 'the address that JAX found'}"
         remedy = "see that process 0 runs there and that its port can be reached from this host"
     print(f"error: after {seconds:g} s {what}; {remedy}", file=sys.stderr, flush=True)
-    os._exit(1)
+    signals.end(1)

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hap2s_jax.distributed import experimental
+from hap2s_jax.distributed import experimental, signals
 from hap2s_jax.errors import Preempted, Unreachable, UserError, reason
 from hap2s_jax.reporting import lease
 from hap2s_jax.reporting.atomic import claiming
@@ -208,4 +208,4 @@ def _leave(message: str, code: int) -> None:
         # The coordinator lives in this process. When it goes, JAX aborts the others with a stack trace; give
         # processes with the same error a moment to report it themselves.
         time.sleep(5)
-    os._exit(code)
+    signals.end(code)

@@ -8,6 +8,7 @@ alone.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -16,6 +17,8 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # loading `typing` takes longer than all of this, and nobody watches yet
+    import tempfile
+    from collections.abc import Iterator
     from typing import Any, NoReturn
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -26,6 +29,8 @@ _speaking = threading.RLock()  # a handler may come while its own thread speaks
 _spoken: list[str] = []
 _asked: list[int] = []
 _line: list[str] = []  # what to say, while there is work that can be interrupted
+_folders: list[str] = []
+_terminal = [2]  # the file descriptor of standard error
 
 
 def watch() -> None:
@@ -35,6 +40,7 @@ def watch() -> None:
         return
     for number in ours:
         signal.signal(number, _on_signal)
+    atexit.register(_ignore)
     sys.unraisablehook = _on_lost_exception
     if os.name != "posix":
         return
@@ -50,6 +56,30 @@ def working(line: str | None) -> None:
     _spoken.clear()
 
 
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder that is removed too when the process ends by `end`."""
+    import tempfile
+
+    made = tempfile.TemporaryDirectory(prefix="hap2s_jax_")
+    _folders.append(made.name)
+    return made
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what libraries in C++ write straight to standard error away from it; `say` is heard."""
+    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    _terminal.append(saved)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        _terminal.remove(saved)
+        os.close(saved)
+        os.close(nothing)
+
+
 def notice() -> int:
     """Says that the signal has arrived where it ends the work, however long that takes; returns the exit code."""
     with _speaking:
@@ -62,9 +92,8 @@ def say(line: str) -> None:
     with _speaking, contextlib.suppress(OSError):
         if not _spoken:
             _spoken.append(line)
-            os.write(
-                2, f"error: {line}\n".encode()
-            )  # not by sys.stderr, which another thread may be writing to
+            # Not by sys.stderr, which another thread may be writing to.
+            os.write(_terminal[-1], f"error: {line}\n".encode())
 
 
 def leave(code: int, *, anyway: bool = False) -> None:
@@ -72,7 +101,16 @@ def leave(code: int, *, anyway: bool = False) -> None:
     if _asked or anyway:
         with contextlib.suppress(OSError, ValueError):  # a pipe whose reader is gone
             sys.stdout.flush()
-        os._exit(code)
+        end(code)
+
+
+def end(code: int) -> NoReturn:
+    """Ends the process at once, but for its temporary folders, which are removed."""
+    import shutil
+
+    for folder in _folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(code)
 
 
 def _on_signal(number: int, frame: Any) -> None:
@@ -97,6 +135,13 @@ def _wait(reader: int) -> None:
                 _say_and_exit(data[0])
 
 
+def _ignore() -> None:
+    """All is done and the exit code is known: Python, which drops our handlers next, shall end undisturbed."""
+    for number in CODES:
+        if signal.getsignal(number) is _on_signal:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def _on_lost_exception(lost: Any) -> None:
     # What was raised in a callback: the thread above ends the process in a moment, with a line and no traceback.
     if _asked and lost.exc_type is KeyboardInterrupt:
@@ -109,7 +154,7 @@ def _on_lost_exception(lost: Any) -> None:
 
 def _say_and_exit(number: int) -> NoReturn:
     say(_line[0] if _line else "interrupted")
-    os._exit(CODES[signal.Signals(number)])
+    end(CODES[signal.Signals(number)])
 
 
 def _is_command() -> bool:

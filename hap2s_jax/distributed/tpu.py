@@ -5,20 +5,19 @@ It needs libtpu, which the extra ``tpu`` installs, and no TPU, no data and no we
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import SingleDeviceSharding
 
 from hap2s_jax import extras
-from hap2s_jax.distributed import experimental
+from hap2s_jax.distributed import experimental, signals
 from hap2s_jax.distributed.devices import DataParallel, expect_no_tpu
 from hap2s_jax.errors import UserError, did_you_mean, reason
 
@@ -165,7 +164,7 @@ def compile_for(slice_: Topology, program: Any, *arguments: PyTree, effort: floa
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lone), arguments)
     options = {"exec_time_optimization_effort": effort} if effort else None
     try:
-        with _quiet():
+        with signals.quiet():
             compiled = program.lower(*shapes).compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
@@ -272,16 +271,3 @@ def _between(low: int, high: float, wish: float | None) -> int:
     if wish is None:
         wish = (low + high) / 2
     return int(min(max(round(wish), low + 1), high - 1))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the compiler's own lines (C++, straight to the terminal) out of the report."""
-    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nothing)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import fnmatch
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from hap2s_jax.data import bucket
+from hap2s_jax.distributed import signals
 from hap2s_jax.errors import Unreachable
 from hap2s_jax.reporting import lease
 
@@ -35,7 +35,7 @@ class Mirror:
 
     def __init__(self, there: bucket.BucketPath, patterns: Sequence[str]):
         self._there, self._patterns = there, patterns
-        self._temporary = tempfile.TemporaryDirectory(prefix="hap2s_jax_")
+        self._temporary = signals.temporary_folder()
         self.folder = Path(self._temporary.name)
         for file in there.iterdir():
             if self._is_ours(file.name):

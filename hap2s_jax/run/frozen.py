@@ -15,7 +15,6 @@ import json
 import math
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ from hap2s_jax.data.draws import uniforms
 from hap2s_jax.data.places import is_bucket
 from hap2s_jax.data.regular_files import read_json
 from hap2s_jax.data.source import Dataset, Source, Subset
+from hap2s_jax.distributed import signals
 from hap2s_jax.distributed.devices import DataParallel
 from hap2s_jax.errors import Preempted
 from hap2s_jax.evaluation.embed import embed_dataset
@@ -130,7 +130,7 @@ class _Maker:
         self._parallel: DataParallel = trainer.parallel
         self._writes = self._parallel.is_lead
         if is_bucket(folder):  # rows are read at random: each process has a copy while it runs
-            self._writes, self._own = True, tempfile.TemporaryDirectory(prefix="hap2s_jax_")
+            self._writes, self._own = True, signals.temporary_folder()
             self.folder = pathlib.Path(self._own.name)
         self._width = trainer.learner.inputs.shape[-1] + 1
         self._embed = self._parallel.compile_map(functools.partial(_with_label, trainer.encoder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from hap2s_jax.data.packing_plan import Part
 from hap2s_jax.data.readers.files import Parts
 from hap2s_jax.data.source import Source
 from hap2s_jax.data.tf.quiet import tf
+from hap2s_jax.distributed import signals
 from hap2s_jax.errors import shown
 from hap2s_jax.reporting.atomic import replacing
 
@@ -119,7 +119,7 @@ def describe(
     import tensorflow_datasets as tfds
     from etils import epath
 
-    with tempfile.TemporaryDirectory() as folder:
+    with signals.temporary_folder() as folder:
         where, infos = epath.Path(folder), []
         for file in sizes:  # whose names alone it looks at
             (where / file).touch()
