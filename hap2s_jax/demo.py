@@ -52,7 +52,7 @@ def answer(
     except (OSError, UnreadableImageError, MemoryError) as error:
         return f"**This file cannot be used:** {reason(error)}", None, []
     hits = [(_enlarged(searcher.picture_of(hit)), _caption(hit, hit in found.accepted)) for hit in found.hits]
-    return f"### {search.describe(found)}", _enlarged(seen), hits
+    return f"### {search.verdict(next(iter(found.hits), None), found.threshold)}", _enlarged(seen), hits
 
 
 def build(searcher: search.Searcher, words: str, k: int = 10) -> Any:

@@ -27,6 +27,7 @@ from hap2s_jax.catalogue.searching import Finder
 from hap2s_jax.catalogue.state import Decision
 from hap2s_jax.catalogue.store import Store
 from hap2s_jax.errors import UserError, shown, unknown_name
+from hap2s_jax.search import verdict
 from hap2s_jax.serving import commands, gate, index
 from hap2s_jax.serving.trained import TrainedEncoder
 
@@ -143,7 +144,7 @@ def _search(options: argparse.Namespace) -> None:
     answers = finder.search(embeddings, options.k, per=options.per, where=options.where)
     for query, matches in zip(options.query, answers, strict=True):
         fine = [m for m in matches if threshold is None or m.distance <= threshold]
-        print(shown(f"{query}: {f'match, {fine[0].label or fine[0].path}' if fine else 'no match'}"))
+        print(shown(f"{query}: {verdict(next(iter(matches), None), threshold)}"))
         for match in matches:
             mark = " " if match in fine else "x"
             print(shown(f"  {mark} {match.distance:>9.4f}  {match.label or '-'}  {match.path}"))

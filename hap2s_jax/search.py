@@ -23,7 +23,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,6 +34,9 @@ from hap2s_jax.errors import UserError, shown
 from hap2s_jax.serving import calibrating, commands, index, vectors
 from hap2s_jax.serving.listing import claimed_folder, list_images
 from hap2s_jax.serving.trained import Image, TrainedEncoder
+
+if TYPE_CHECKING:
+    from hap2s_jax.catalogue.searching import Match
 
 _MISSING = np.uint8(225)  # grey of a gallery image that is no longer there
 
@@ -65,6 +68,11 @@ class Answer:
     def accepted(self) -> list[Hit]:
         """The hits within the threshold; all of them without one. None: no match."""
         return [hit for hit in self.hits if self.threshold is None or hit.distance <= self.threshold]
+
+    @property
+    def match(self) -> bool | None:
+        """Whether there is a match; None where no threshold can say so."""
+        return None if self.threshold is None else bool(self.accepted)
 
 
 class Searcher:
@@ -205,7 +213,7 @@ def _run(options: argparse.Namespace) -> None:
             if failure is not None
             else {
                 "query": query,
-                "match": bool(answers[query].accepted),
+                "match": answers[query].match,
                 **dataclasses.asdict(answers[query]),
             }
             for query, failure in zip(queries, failures, strict=True)
@@ -232,18 +240,23 @@ def open_searcher(options: argparse.Namespace) -> tuple[Searcher, str]:
     return Searcher(encoder, gallery, threshold=threshold, **more), words
 
 
-def describe(answer: Answer) -> str:
-    """The answer in a few words."""
-    if answer.accepted:
-        return f"match, {answer.accepted[0].label or answer.accepted[0].path}"
-    return "no match" + (f" (the nearest is at {answer.hits[0].distance:.4f})" if answer.hits else "")
+def verdict(nearest: Hit | Match | None, threshold: float | None) -> str:
+    """The answer in a few words. Something is always nearest: without a threshold nothing is called a match."""
+    if nearest is None:
+        return "no match"
+    name = nearest.label or nearest.path
+    if threshold is None:
+        return f"nearest, {name}"
+    if nearest.distance <= threshold:
+        return f"match, {name}"
+    return f"no match (the nearest is at {nearest.distance:.4f})"
 
 
 def _print(query: str, answer: Answer | Exception) -> None:
     if isinstance(answer, Exception):
         print(shown(f"{query}: cannot be read: {answer}"))
         return
-    print(shown(f"{query}: {describe(answer)}"))
+    print(shown(f"{query}: {verdict(next(iter(answer.hits), None), answer.threshold)}"))
     width = max((len(hit.label) for hit in answer.hits), default=0)
     for hit in answer.hits:
         mark = " " if hit in answer.accepted else "x"
@@ -259,12 +272,12 @@ def _draw(searcher: Searcher, queries: Sequence[str], answers: Sequence[Answer],
         raise UserError("--picture: a query found nothing to draw; give --index=exact")
     answers = [dataclasses.replace(answer, hits=answer.hits[:shown]) for answer in answers]
     hits = [answer.hits for answer in answers]
-    within: Any = [[hit in answer.accepted for hit in answer.hits] for answer in answers]
+    within = [[hit in answer.accepted for hit in answer.hits] for answer in answers]
     retrievals(
         path,
         np.stack([searcher.encoder.preprocess(query) for query in queries]),
         np.stack([[searcher.picture_of(hit) for hit in row] for row in hits]),
-        within,
+        None if searcher.threshold is None else within,
         query_captions=[pathlib.Path(query).name for query in queries],
         neighbour_captions=[[f"{hit.distance:.3f} {hit.label}".strip() for hit in row] for row in hits],
         title="Queries and the nearest images of the gallery",

@@ -30,12 +30,12 @@ def retrievals(
     path: str | os.PathLike[str],
     query_images: npt.ArrayLike,
     neighbour_images: npt.ArrayLike,
-    is_correct: npt.ArrayLike,
+    is_correct: npt.ArrayLike | None,
     *,
     query_captions: Sequence[str] | None = None,
     neighbour_captions: Sequence[Sequence[str]] | None = None,
     title: str = "Queries and their nearest neighbours",
-    legend: tuple[str, str] = ("same class", "another class"),
+    legend: Sequence[str] = ("same class", "another class"),
 ) -> None:
     """Draws one row per query: the query on the left, its neighbours by rank, right and wrong ones framed.
 
@@ -46,7 +46,7 @@ def retrievals(
       query_images: `[q, h, w, 3]`, uint8.
       neighbour_images: `[q, k, h, w, 3]`, uint8, nearest first; images that the protocol removes for a
         query (same class, same camera) must be left out by the caller.
-      is_correct: `[q, k]`, bool: the neighbour has the query's class.
+      is_correct: `[q, k]`, bool: the neighbour has the query's class. None where nobody can say so: no frames.
       query_captions: `[q]`, under the queries; neighbour_captions: `[q][k]`, under the neighbours. Shortened
         to the image's width.
       title: the heading; legend: what right and wrong mean.
@@ -55,8 +55,13 @@ def retrievals(
       ValueError: shapes that do not fit one another.
       UserError: the file cannot be written.
     """
-    queries, correct = _checked_images("query_images", query_images, 4), np.asarray(is_correct, dtype=bool)
+    queries = _checked_images("query_images", query_images, 4)
     neighbours = _checked_images("neighbour_images", neighbour_images, 5)
+    correct: Any = np.full(neighbours.shape[:2], None)
+    if is_correct is None:
+        legend = ()
+    else:
+        correct = np.asarray(is_correct, dtype=bool)
     if neighbours.shape[0] != len(queries) or correct.shape != neighbours.shape[:2]:
         raise ValueError(
             f"query_images, neighbour_images, is_correct are {queries.shape}, {neighbours.shape}, {correct.shape}; "
@@ -253,10 +258,10 @@ def _legend_width(legend: Sequence[str]) -> float:
 
 
 def _draw_legend(
-    picture: Image.Image, draw: ImageDraw.ImageDraw, right: float, middle: float, legend: tuple[str, str]
+    picture: Image.Image, draw: ImageDraw.ImageDraw, right: float, middle: float, legend: Sequence[str]
 ) -> None:
     left = right - _legend_width(legend)
-    for text, is_correct in zip(legend, (True, False), strict=True):
+    for text, is_correct in zip(legend, (True, False), strict=False):
         mark = _mark(26, is_correct)
         picture.paste(mark, (round(left + 28), round(middle - mark.height / 2)), mark)
         draw.text((left + 28 + 26 + 8, middle), text, _INK, font(18), anchor="lm")

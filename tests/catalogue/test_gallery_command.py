@@ -71,7 +71,7 @@ def test_every_command_of_the_page(folder, csv_file, capsys, monkeypatch):
     assert served
     assert {line[0] for line in ours} == set(gallery.SUBCOMMANDS)
     assert "48 images are new" in printed["add"]
-    assert "new.png: match, animal 7" in printed["search"]
+    assert "new.png: nearest, animal 7" in printed["search"]
     assert "animal 4  2-04.png" in printed["list"]
     assert (
         "rank-1 on the reviewed images of known individuals, after: 35 of 35 (100.0%)" in printed["re_embed"]
