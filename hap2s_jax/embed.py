@@ -76,6 +76,8 @@ def embed_images(
     if workers is not None and workers < 1:
         raise UserError(f"--workers must be at least 1, but is {workers}; leave it out for all cores")
     found = listing.list_images(images, columns)
+    for remark in found.remarks:
+        print(f"note: {shown(remark)}", file=sys.stderr)
     model = encoder.describe()
     if part is not None:
         if not 1 <= part[0] <= part[1] <= len(found.paths):

@@ -29,6 +29,7 @@ class Listing:
       cameras: int64 `[n]`, or None.
       boxes: `[n, 4]` left, top, right, bottom in pixels, the last two exclusive; None for whole images.
       others: texts `[n]` of the cameras and of the other columns of a CSV, by the columns' names.
+      remarks: lines for whoever uses the CSV.
     """
 
     root: pathlib.Path
@@ -38,6 +39,7 @@ class Listing:
     cameras: np.ndarray | None = None
     boxes: np.ndarray | None = None
     others: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def part(self, number: int, count: int) -> Listing:
         """Part `number`, from 1 on, of `count` parts of equal length, to one image; all know the same classes."""
@@ -95,7 +97,7 @@ def list_images(images: str | os.PathLike[str], columns: str = "") -> Listing:
             raise UserError(f"--images: {error}") from None
         cameras, boxes = (None if v is None else v.astype(np.int64) for v in (table.cameras, table.boxes))
         found = _listing(root.parent, table.paths, table.labels, cameras, boxes)
-        return dataclasses.replace(found, others=table.others)
+        return dataclasses.replace(found, others=table.others, remarks=table.remarks)
     if not root.is_dir():
         raise UserError(f"--images: there is no folder or CSV file {images}")
     found, others = walk_files(root)

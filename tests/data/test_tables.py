@@ -155,6 +155,7 @@ def test_boxes_in_either_form(root, head, columns, cells, expected):
     if head == "x,y,w,h":
         remarks = own.read_folder(path).remarks
         assert "columns=box=x+y+w+h" in remarks[0]
+        assert list_images(path).remarks[0] == remarks[0]
 
 
 @pytest.mark.parametrize("cells", ["10,20,4,7", "5,5,5,9", "0,0,0,0"])
@@ -164,6 +165,20 @@ def test_empty_boxes_are_counted_and_refused_everywhere(root, cells):
     message = r"1 of 32 boxes are empty or turned round, such as line 5: .*columns=box=x\+y\+w\+h"
     for read in (own.read_folder, list_images, lambda p: check_data.run("folder", str(p), {}, False, None)):
         with pytest.raises(UserError, match=message):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("head", "cells", "says"),
+    [
+        ("x1,y1,x2,y2", "0.1,0.2,0.8,1.0", "no box reaches beyond 1, .* they should be in pixels"),
+        ("x1,y1,x2", "1,2,9", "a box has the columns x1, y1, x2, y2, and y2 is not there"),
+    ],
+)
+def test_what_is_no_box_in_pixels_is_refused_everywhere(root, head, cells, says):
+    path = write(root, [[*row, *cells.split(",")] for row in rows()], head=f"path,label,split,{head}")
+    for read in (own.read_folder, list_images):
+        with pytest.raises(UserError, match=says):
             read(path)
 
 

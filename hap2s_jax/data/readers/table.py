@@ -48,7 +48,16 @@ _SYNONYMS = {
     "split": ("set", "subset", "partition", "fold"),
     "camera": ("cam", "camid", "camera_id", "cam_id", "camera_name"),
 }
-_SIZES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height"))
+_BOXES = (
+    ("x", "y", "w", "h"),
+    ("x", "y", "width", "height"),
+    ("left", "top", "width", "height"),
+    ("xmin", "ymin", "xmax", "ymax"),
+    ("x_min", "y_min", "x_max", "y_max"),
+    ("left", "top", "right", "bottom"),
+    ("bbox",),
+    ("bounding_box",),
+)
 
 
 @dataclass
@@ -106,6 +115,7 @@ def table_of(
     """The same of rows that are open already: each with its line, and a text for each column of the head."""
     found = _find_columns(file, head, columns, needed)
     table, cameras, boxes, empty = Table(has_split="split" in found), [], [], []
+    largest = 0.0
     used = [n for places in found.values() for n in (places if isinstance(places, list) else [places])]
     others = {name: place for place, name in enumerate(head) if name and place not in used}
     table.others = {name: [] for name in (*others, *(["camera"] if "camera" in found else []))}
@@ -123,11 +133,17 @@ def table_of(
         for name, texts in table.others.items():
             texts.append(row[others[name]].strip() if name in others else cameras[-1])
         if isinstance(where := found.get("box"), list):
-            boxes.append(_box(file, line, [head[n] for n in where], [row[n] for n in where]))
+            corners = _box(file, line, [head[n] for n in where], [row[n] for n in where])
+            largest = max(largest, *map(abs, corners))
+            boxes.append([round(corner) for corner in corners])
             if boxes[-1][2] <= boxes[-1][0] or boxes[-1][3] <= boxes[-1][1]:
                 empty.append((line, boxes[-1]))
     if not table.paths:
         raise UserError(f"{file}: has no rows")
+    if boxes and largest <= 1:
+        raise UserError(
+            f"{file}: no box reaches beyond 1, as if they were shares of the image; they should be in pixels"
+        )
     if empty:
         raise UserError(
             f"{file}: {len(empty):,} of {len(boxes):,} boxes are empty or turned round, such as line {empty[0][0]}: "
@@ -171,6 +187,11 @@ def _find_columns(
             raise UserError(
                 f"columns: {file} has no column {lacking!r}{did_you_mean(lacking, head)}; it has {', '.join(head)}"
             )
+        if name == "box" and name not in given and name not in found and {*parts[2:]} & {*head}:
+            lacking = next(part for part in parts if part not in head)
+            raise UserError(
+                f"{file}: a box has the columns {', '.join(_CORNERS)}, and {lacking} is not there"
+            )
         if name == "box" and name in found and len(parts) not in (1, 4):
             raise UserError(f"columns: box={given[name]} should be four columns, as in box=x1+y1+x2+y2")
     if lacking := [name for name in needed if name not in found]:
@@ -191,7 +212,7 @@ def _find_columns(
     return found
 
 
-def _box(file: Path | str, line: int, names: list[str], cells: list[str]) -> list[int]:
+def _box(file: Path | str, line: int, names: list[str], cells: list[str]) -> tuple[float, ...]:
     """left, top, right, bottom."""
     sizes = len(names) == 1 or all(
         re.search(rf"(^|[^a-z])({word})$", name)
@@ -202,15 +223,14 @@ def _box(file: Path | str, line: int, names: list[str], cells: list[str]) -> lis
     try:
         left, top, third, fourth = (float(cell) for cell in cells)
         corners = (left, top, left + third, top + fourth) if sizes else (left, top, third, fourth)
-        box = [round(corner) for corner in corners]
-        if not all(-(2**31) <= corner < 2**31 for corner in box):
+        if not all(-(2**31) <= round(corner) < 2**31 for corner in corners):
             raise OverflowError
     except (ValueError, OverflowError):
         raise UserError(
             f"{file}, line {line}: the box ({'+'.join(names)}) must be four numbers of at most 32 bits, found "
             f"{' '.join(cells) or 'nothing'}"
         ) from None
-    return box
+    return corners
 
 
 def _number_cameras(names: list[str]) -> np.ndarray | None:
@@ -251,5 +271,9 @@ def _hints(head: list[str], found: dict[str, int | list[int]]) -> Iterator[str]:
         like = next((s for s in synonyms if s in head), "")
         if like and name not in found and head.index(like) not in found.values():
             yield f"there is no column {name}, and {like} is not used; if that is it: columns={name}={like}"
-    if "box" not in found and (like := next((s for s in _SIZES if {*s} <= {*head}), None)):
-        yield f"the columns {', '.join(like)} are not used; if they are a box: columns=box={'+'.join(like)}"
+    if "box" not in found and (like := next((s for s in _BOXES if {*s} <= {*head}), None)):
+        one = len(like) == 1
+        yield (
+            f"the column{'' if one else 's'} {', '.join(like)} {'is' if one else 'are'} not used; if "
+            f"{'it is' if one else 'they are'} a box: columns=box={'+'.join(like)}"
+        )
