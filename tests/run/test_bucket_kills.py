@@ -61,7 +61,13 @@ def images(tmp_path_factory):
 
 def _start(images, workdir, address, folder):
     settings = [f"--config.{k}={v}" for k, v in {**SETTINGS, "data.data_dir": images}.items()]
-    joint = [f"--workdir={workdir}", f"--coordinator={address}", "--num_processes=2", "--peer_timeout=600"]
+    joint = [
+        f"--workdir={workdir}",
+        f"--coordinator={address}",
+        "--num_processes=2",
+        "--peer_timeout=20",
+        "--join_timeout=90",
+    ]
     command = [sys.executable, "-c", _MAIN, "--config=configs/folder.py:tiny,scratch", *joint, *settings]
     return peers.start([[*command, f"--process_id={number}"] for number in range(2)], folder, devices=2)
 

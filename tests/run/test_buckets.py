@@ -174,12 +174,15 @@ def test_packed_images_in_the_bucket_train_the_same_run(runs, packed, bucket, tm
 
 
 @pytest.mark.slow
-def test_two_processes_train_on_packed_images_in_the_bucket(runs, packed, tmp_path):
-    local = runs[0]
-    changes = {**OVERRIDES, "num_devices": 4, "data.data_dir": packed}
+def test_a_run_in_the_bucket_goes_on_on_other_numbers_of_devices_and_processes(
+    runs, packed, bucket, tmp_path
+):
+    local, workdir = runs[0], f"{bucket}/runs/moved"
+    train(packed, workdir, steps=1)
+    changes = {**OVERRIDES, "num_devices": 4, "data.data_dir": packed, "steps": 3}
     settings = [f"--config.{key}={value}" for key, value in changes.items()]
     with peers.free_address() as address:
-        joint = [f"--workdir={tmp_path}/run", f"--coordinator={address}", "--num_processes=2"]
+        joint = [f"--workdir={workdir}", f"--coordinator={address}", "--num_processes=2"]
         command = [
             sys.executable,
             "-m",
@@ -191,10 +194,14 @@ def test_two_processes_train_on_packed_images_in_the_bucket(runs, packed, tmp_pa
         workers = peers.start([[*command, f"--process_id={n}"] for n in range(2)], tmp_path, devices=2)
         peers.wait(workers, 600)
     assert [worker.code for worker in workers] == [0, 0], workers[0].err[-3000:]
+    assert "resuming at step 1 of 3" in workers[0].err + workers[0].out
+    train(packed, workdir, num_devices=2)
     ours, theirs = (
-        next(r["train/loss"] for r in read_metrics(w) if "train/loss" in r) for w in (tmp_path / "run", local)
+        {r["step"]: r["train/loss"] for r in read_metrics(w) if "train/loss" in r} for w in (workdir, local)
     )
-    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert list(ours) == [1, 2, 3, 4]
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert ours[2] == pytest.approx(theirs[2], rel=1e-5)
 
 
 def test_tensorflow_reads_the_events_in_the_bucket_while_the_run_goes_on(bucket, tmp_path):
