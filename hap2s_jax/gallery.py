@@ -26,7 +26,7 @@ from hap2s_jax.catalogue.flags import FLAGS
 from hap2s_jax.catalogue.searching import Finder
 from hap2s_jax.catalogue.state import Decision
 from hap2s_jax.catalogue.store import Store
-from hap2s_jax.errors import UserError, shown, unknown_name
+from hap2s_jax.errors import UserError, require, shown, unknown_name
 from hap2s_jax.search import verdict
 from hap2s_jax.serving import commands, gate, index
 from hap2s_jax.serving.trained import TrainedEncoder
@@ -282,6 +282,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run(options: argparse.Namespace) -> None:
         extras.require("gallery", "gallery")
+        if "k" in flags:
+            require(options.k > 0, "--k", options.k, "at least 1")
         work(options)
 
     return cli.start(run, parser, rest, interrupted="interrupted; the same command goes on where it stopped")

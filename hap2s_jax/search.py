@@ -30,7 +30,7 @@ import numpy as np
 from hap2s_jax import cli, extras
 from hap2s_jax.data.places import place
 from hap2s_jax.data.regular_files import below
-from hap2s_jax.errors import UserError, shown
+from hap2s_jax.errors import UserError, require, shown
 from hap2s_jax.serving import calibrating, commands, index, vectors
 from hap2s_jax.serving.listing import claimed_folder, list_images
 from hap2s_jax.serving.trained import Image, TrainedEncoder
@@ -199,8 +199,6 @@ def _run(options: argparse.Namespace) -> None:
             queries += [str(found.root / path) for path in found.paths]
         else:
             queries.append(name)
-    if options.k < 1:
-        raise UserError(f"--k must be at least 1, but is {options.k}")
     found, failures = searcher.search_files(queries, options.k)
     readable = [query for query, failure in zip(queries, failures, strict=True) if failure is None]
     answers = dict(zip(readable, found, strict=True))
@@ -230,6 +228,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def open_searcher(options: argparse.Namespace) -> tuple[Searcher, str]:
     """The searcher that the flags of this command (or of the demo) describe, and its threshold in words."""
+    require(options.k > 0, "--k", options.k, "at least 1")
     gallery = calibrating.open_gallery(options)
     encoder = commands.open_encoder(options, calibrating.workdir_of(options, gallery))
     threshold, words = calibrating.choose_threshold(encoder, options.threshold, options.false_accepts)

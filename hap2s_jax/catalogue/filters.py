@@ -56,7 +56,8 @@ def parse(text: str) -> list[Condition]:
         if match is None or (match["end"] and not text[match.end() :].strip()):
             raise UserError(
                 f"--where: {text[place:].strip() or text!r} should be conditions such as camera = 'north' and time > "
-                "'2026-05-01', with one of =, !=, <, <=, >, >=, and texts in single quotes"
+                "'2026-05-01', with one of =, !=, <, <=, >, >=, texts in single quotes, and a column whose name is no "
+                "word in double ones"
             )
         value = match["text"].replace("''", "'") if match["text"] is not None else float(match["number"])
         found.append(Condition(match["quoted"] or match["column"], match["operator"], value))

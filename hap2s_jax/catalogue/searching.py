@@ -71,6 +71,7 @@ class Finder:
         Raises:
           UserError: an unknown `per` or a filter that is none.
         """
+        require(k > 0, "k", k, "at least 1")
         require(per in PER, "per", repr(per), f"one of {', '.join(PER)}")
         allowed = (self.store.known if per == "individual" else self.store.usable) & self.store.where(where)
         if without is not None:

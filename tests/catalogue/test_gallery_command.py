@@ -98,6 +98,8 @@ def test_mistakes_are_one_line(folder, capsys):
         ("search", "animals", "--query", "x.png", "--threshold=far"): (1, "auto, none or a distance"),
         ("export", "animals", "--output=x.txt"): (1, "ends in one of .csv"),
         ("review", "animals", "--host=0.0.0.0"): (1, "shows pictures to others"),
+        ("search", "animals", "--query", "0-03.png", "--k=0"): (1, "--k is 0; it should be at least 1"),
+        ("history", "animals", "--k=-2"): (1, "--k is -2; it should be at least 1"),
     }
     for arguments, (expected, says) in cases.items():
         code, _, err = _says(capsys, *arguments)

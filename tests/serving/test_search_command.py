@@ -281,7 +281,7 @@ def test_mistakes_are_one_line(run, gallery, folder, tmp_path, capsys):
             [f"--gallery={gallery}", f"--query={query}", "--false_accepts=0.1", "--threshold=1"],
             "leave it out beside --threshold=1",
         ),
-        ([f"--gallery={gallery}", f"--query={query}", "--k=0"], "--k must be at least 1"),
+        ([f"--gallery={gallery}", f"--query={query}", "--k=0"], "--k is 0; it should be at least 1"),
     ]
     for arguments, says in cases:
         assert search.main(arguments) == 1
