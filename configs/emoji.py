@@ -77,21 +77,31 @@ def get_config(arg: str | None = None) -> Config:
     config.checkpoint.every_steps = 600
 
     if chosen.gpu:
-        config.name = "emoji-gpu"
-        config.steps = 8000
-        config.batch.classes = 64
-        config.encoder.name = "resnet18"
-        config.encoder.width = 64
-        config.schedule.warmup_steps = 500
-        config.evaluate.every_steps = config.checkpoint.every_steps = 2000
+        _enlarge(config)
     if chosen.tiny:
-        config.name = "emoji-tiny"
-        config.steps = 6
-        config.encoder.width = 8
-        config.batch.classes = 8
-        config.schedule.warmup_steps = 2
-        config.evaluate.every_steps = 4
-        config.evaluate.zooms = False
-        config.checkpoint.every_steps = 3
-        config.log.every_steps = 2
+        _shrink(config)
     return config
+
+
+def _enlarge(config: Config) -> None:
+    """For one GPU."""
+    config.name = "emoji-gpu"
+    config.steps = 8000
+    config.batch.classes = 64
+    config.encoder.name = "resnet18"
+    config.encoder.width = 64
+    config.schedule.warmup_steps = 500
+    config.evaluate.every_steps = config.checkpoint.every_steps = 2000
+
+
+def _shrink(config: Config) -> None:
+    """A few steps of a small encoder."""
+    config.name = "emoji-tiny"
+    config.steps = 6
+    config.encoder.width = 8
+    config.batch.classes = 8
+    config.schedule.warmup_steps = 2
+    config.evaluate.every_steps = 4
+    config.evaluate.zooms = False
+    config.checkpoint.every_steps = 3
+    config.log.every_steps = 2

@@ -175,6 +175,13 @@ def _report(shown: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any],
 
 def _parser() -> cli.Parser:
     parser = cli.Parser("evaluate", __doc__)
+    _add_sources(parser)
+    _add_figures(parser)
+    return parser
+
+
+def _add_sources(parser: cli.Parser) -> None:
+    """What is judged."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--embeddings", help="an .npz file")
     source.add_argument("--workdir", help="the workdir of a run")
@@ -206,6 +213,10 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--feature", help="of --workdir: retrieval, embedding (before BNNeck) or features; as the run had it"
     )
+
+
+def _add_figures(parser: cli.Parser) -> None:
+    """How it is judged, and what is written."""
     parser.add_argument(
         "--protocols", type=_names, help=f"comma-separated: {', '.join(definitions.PROTOCOLS)}"
     )
@@ -243,7 +254,6 @@ def _parser() -> cli.Parser:
     parser.add_switch("cluster", default=True, help="k-means, for nmi, ami and f1")
     parser.add_argument("--repeats", type=int, default=10, help="galleries of single_gallery_shot")
     parser.add_argument("--seed", type=int, default=0, help="of k-means, galleries and the bootstrap")
-    return parser
 
 
 def _names(text: str) -> list[str]:

@@ -121,6 +121,19 @@ def _imports(path: pathlib.Path) -> list[tuple[str, bool]]:
     return found
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_and_functions_stay_short(module):
+    """At most 300 lines, and 60 without its docstring."""
+    text = MODULES[module].read_text()
+    assert text.count("\n") <= 300, f"{module} is too long"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            if ast.get_docstring(node, clean=False) is not None:
+                lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+            assert lines <= 60, f"{module}: {node.name} has {lines} lines"
+
+
 def test_the_table_for_contributors_is_that_of_the_layers():
     text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
     stated = {}

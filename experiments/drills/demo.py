@@ -17,6 +17,28 @@ from drills.files import changed_bytes
 AT_ONCE = 200
 
 
+def asked(host: str, picture: bytes, kind: str, random: np.random.Generator) -> int:
+    """The status of the answer to one request."""
+    connection = http.client.HTTPConnection(host, timeout=100)
+    try:
+        if kind == "page":
+            connection.request("GET", "/")
+        elif kind == "forged host":
+            connection.request("GET", "/", headers={"Host": "evil.example"})
+        elif kind == "nonsense":
+            connection.request("POST", "/" + "x" * int(random.integers(0, 3000)), random.bytes(2000))
+        else:
+            data = picture if kind == "upload" else changed_bytes(picture, random)
+            head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="x.png"\r\n\r\n'
+            headers = {"Content-Type": "multipart/form-data; boundary=b"}
+            connection.request("POST", "/gradio_api/upload", head + data + b"\r\n--b--\r\n", headers)
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+    finally:
+        connection.close()
+
+
 def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
     """Without end: floods of pages, of uploads honest and mutated, of forged hosts and of what is no request."""
     from hap2s_jax import demo, embed, search
@@ -30,38 +52,18 @@ def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
     host = address.split("//")[1].rstrip("/")
     picture = paths[0].read_bytes()
 
-    def asked(kind: str, random: np.random.Generator) -> int:
-        connection = http.client.HTTPConnection(host, timeout=100)
-        try:
-            if kind == "page":
-                connection.request("GET", "/")
-            elif kind == "forged host":
-                connection.request("GET", "/", headers={"Host": "evil.example"})
-            elif kind == "nonsense":
-                connection.request("POST", "/" + "x" * int(random.integers(0, 3000)), random.bytes(2000))
-            else:
-                data = picture if kind == "upload" else changed_bytes(picture, random)
-                head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="x.png"\r\n\r\n'
-                headers = {"Content-Type": "multipart/form-data; boundary=b"}
-                connection.request("POST", "/gradio_api/upload", head + data + b"\r\n--b--\r\n", headers)
-            answer = connection.getresponse()
-            answer.read()
-            return answer.status
-        finally:
-            connection.close()
-
     wanted = {"page": {200}, "upload": {200}, "mutated upload": {200}, "forged host": {403}}
 
     def flood(kind: str, number: int) -> None:
         randoms = [np.random.default_rng((seed, number, n)) for n in range(AT_ONCE)]
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            codes = set(pool.map(lambda random: asked(kind, random), randoms))
+            codes = set(pool.map(lambda random: asked(host, picture, kind, random), randoms))
         if not codes <= wanted.get(kind, {400, 404, 405, 413, 414, 422}):
             raise WrongError(f"answered with {sorted(codes)}")
         if (grown := (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024) > BYTES:
             raise WrongError(f"{grown / 2**20:.0f} MiB more")
-        if asked("page", randoms[0]) != 200:
+        if asked(host, picture, "page", randoms[0]) != 200:
             raise WrongError("it answers no longer")
 
     def found(number: int) -> None:

@@ -57,6 +57,31 @@ def make_read_only(place: pathlib.Path) -> None:
                 path.chmod(0o500)
 
 
+def broken(place: pathlib.Path, fault: str, random: np.random.Generator) -> None:
+    """Brings the fault about."""
+    if fault == "full":
+        with contextlib.suppress(OSError), (place / "ballast").open("wb", 0) as file:
+            while True:
+                file.write(bytes(2 ** int(random.integers(8, 14))))
+    elif fault == "read-only":
+        make_read_only(place)
+    else:
+        (place / "gone").mkdir()
+        for path in list(place.iterdir()):
+            if path.name != "gone":
+                path.rename(place / "gone" / path.name)
+
+
+def mended(place: pathlib.Path, fault: str) -> None:
+    """Takes it away again, but for what is read-only."""
+    if fault == "full":
+        (place / "ballast").unlink(missing_ok=True)
+    elif fault == "gone":
+        for path in (place / "gone").iterdir():
+            shutil.rmtree(place / path.name, ignore_errors=True)
+            path.rename(place / path.name)
+
+
 def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
     """Without end: every fault with every writer. What was whole before must be whole afterwards."""
     from hap2s_jax import embed
@@ -98,26 +123,6 @@ def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
                 metrics.write(step, {"loss": 1.0}, part="train")
                 if fault != "full":
                     break
-
-    def broken(place: pathlib.Path, fault: str, random: np.random.Generator) -> None:
-        if fault == "full":
-            with contextlib.suppress(OSError), (place / "ballast").open("wb", 0) as file:
-                while True:
-                    file.write(bytes(2 ** int(random.integers(8, 14))))
-        elif fault == "read-only":
-            make_read_only(place)
-        else:
-            (place / "gone").mkdir()
-            for path in list(place.iterdir()):
-                if path.name != "gone":
-                    path.rename(place / "gone" / path.name)
-
-    def mended(place: pathlib.Path, fault: str) -> None:
-        (place / "ballast").unlink(missing_ok=True) if fault == "full" else None
-        if fault == "gone":
-            for path in (place / "gone").iterdir():
-                shutil.rmtree(place / path.name, ignore_errors=True)
-                path.rename(place / path.name)
 
     def attempt(writer: object, fault: str, random: np.random.Generator) -> None:
         with disk(folder, 4) as place:

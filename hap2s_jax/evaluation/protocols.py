@@ -112,7 +112,7 @@ class _Compared(TypedDict):
     ties: str
 
 
-class _Rows(_Compared):
+class _Asked(TypedDict):
     query: ArrayLike | None
     gallery: ArrayLike | None
 
@@ -174,16 +174,15 @@ def evaluate(
     """
     if isinstance(protocols, str) or not protocols or not set(protocols) <= set(PROTOCOLS):
         raise ValueError(f"protocols must be a list out of {', '.join(PROTOCOLS)}, but is {protocols!r}.")
-    count = np.size(np.asarray(labels))
-    size = count if gallery is None else np.arange(count)[np.asarray(gallery)].size
+    size = np.arange(np.size(labels))[... if gallery is None else np.asarray(gallery)].size
     at, in_shop_at = RECALL_AT, IN_SHOP_AT
     rank_at, single_at, closed_at = RANKS, SINGLE_SHOT_RANKS, CLOSED_SET_AT
     if recall_at is not None:
-        at = in_shop_at = check_ranks(recall_at, count - 1 if "class" in protocols else size)
+        at = in_shop_at = check_ranks(recall_at, np.size(labels) - 1 if "class" in protocols else size)
     if ranks is not None:
         rank_at = single_at = closed_at = check_ranks(ranks, size)
     common: _Compared = {"distance": distance, "ties": ties}
-    rows: _Rows = {"query": query, "gallery": gallery, **common}
+    rows: _Asked = {"query": query, "gallery": gallery}
     found: dict[str, float] = {}
     if "class" in protocols:
         results = rank_matches(embeddings, labels, devices=devices, **common)
@@ -191,30 +190,24 @@ def evaluate(
         if cluster:
             found |= cluster_figures(embeddings, labels, distance=distance, seed=seed, restarts=restarts)
     if "query_gallery" in protocols:
-        results = rank_matches(embeddings, labels, cameras=cameras, devices=devices, **rows)
+        results = rank_matches(embeddings, labels, cameras=cameras, devices=devices, **rows, **common)
         found |= figures(results, query_gallery_metrics(rank_at), "query_gallery")
     if "in_shop" in protocols:
-        results = rank_matches(embeddings, labels, devices=devices, **rows)
+        results = rank_matches(embeddings, labels, devices=devices, **rows, **common)
         found |= figures(results, in_shop_metrics(in_shop_at), "in_shop")
     if "single_gallery_shot" in protocols:
         places = rank_single_gallery_shot(
-            embeddings, labels, cameras=cameras, repeats=repeats, seed=seed, **rows
+            embeddings, labels, cameras=cameras, repeats=repeats, seed=seed, **rows, **common
         )
         found |= single_gallery_shot_figures(places, single_at)
     if "multi_query" in protocols:
-        results = rank_multi_query(embeddings, labels, cameras, views=views, **rows)
-        metrics = {f"multi_query_{name}": metric for name, metric in query_gallery_metrics(rank_at).items()}
-        found |= figures(results, metrics, "multi_query")
+        results = rank_multi_query(embeddings, labels, cameras, views=views, **rows, **common)
+        found |= multi_query_figures(results, rank_at)
     if "closed_set" in protocols:
-        results = rank_matches(embeddings, labels, devices=devices, **rows)
-        found |= figures(results, closed_set_metrics(closed_at), "closed_set")
-        classes = np.asarray(labels)[results.query[results.answerable]]
-        balanced = mean_over_classes(classes, results.hit(1)[results.answerable])
-        found["closed_set_balanced_accuracy"] = balanced
+        results = rank_matches(embeddings, labels, devices=devices, **rows, **common)
+        found |= closed_set_figures(results, labels, closed_at)
     if "open_set" in protocols:
-        found |= open_set(
-            embeddings, labels, cameras, threshold=threshold, distance=distance, query=query, gallery=gallery
-        )
+        found |= open_set(embeddings, labels, cameras, threshold=threshold, distance=distance, **rows)
     if "verification" in protocols:
         found |= verification(embeddings, labels, pairs, distance=distance)
     return found
@@ -238,6 +231,22 @@ def query_gallery_values(results: QueryResults, ks: Sequence[int] = RANKS) -> di
 def query_gallery_figures(results: QueryResults, ks: Sequence[int] = RANKS) -> dict[str, float]:
     """Means over answerable queries: rank-k (CMC), mAP by either rule, mINP, and the counts."""
     return figures(results, query_gallery_metrics(ks), "query_gallery")
+
+
+def multi_query_figures(results: QueryResults, ks: Sequence[int] = RANKS) -> dict[str, float]:
+    """The figures of query/gallery of pooled queries, under names of their own."""
+    metrics = {f"multi_query_{name}": metric for name, metric in query_gallery_metrics(ks).items()}
+    return figures(results, metrics, "multi_query")
+
+
+def closed_set_figures(
+    results: QueryResults, labels: ArrayLike, ks: Sequence[int] = CLOSED_SET_AT
+) -> dict[str, float]:
+    """Means over answerable queries, of the accuracy over individuals (labels `[n]`) too, and the counts."""
+    answered = results.answerable
+    balanced = mean_over_classes(np.asarray(labels)[results.query[answered]], results.hit(1)[answered])
+    found = figures(results, closed_set_metrics(ks), "closed_set")
+    return found | {"closed_set_balanced_accuracy": balanced}
 
 
 def single_gallery_shot_figures(ranks: np.ndarray, ks: Sequence[int] = SINGLE_SHOT_RANKS) -> dict[str, float]:

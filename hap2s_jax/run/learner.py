@@ -55,18 +55,7 @@ class Learner:
 
         schema.check(config)
         named = {"metric": _loss("loss", _without(config.loss, "memory_size"))}
-        size = config.loss.get("memory_size", 0)
-        if size:
-            least = config.batch.classes * config.batch.images_per_class
-            require(
-                size >= least, "loss.memory_size", size, f"at least a batch of {least}, or 0 for no memory"
-            )
-            require(
-                named["metric"].has_blocks,
-                "loss.memory_size",
-                size,
-                f"0: {config.loss.name} compares a batch with itself, or with points of the classes",
-            )
+        _check_batch(config, named["metric"])
         if config.auxiliary.name:
             require(config.auxiliary.weight >= 0, "auxiliary.weight", config.auxiliary.weight, "at least 0")
             named["auxiliary"] = _loss("auxiliary", _without(config.auxiliary, "weight"))
@@ -77,10 +66,6 @@ class Learner:
             auxiliary=named.get("auxiliary"),
             auxiliary_weight=config.auxiliary.weight,
         )
-        if named["metric"].needs_pairs:
-            for key in ("classes", "images_per_class"):
-                why = f"at least 2: {config.loss.name} compares images of one class, and with those of others"
-                require(config.batch[key] >= 2, f"batch.{key}", config.batch[key], why)
         encoder = models.create(**config.encoder, axis_name=AXIS)
         is_frozen = getattr(encoder, "frozen", False)
         layers = tuple(f"encoder/{path}" for path in getattr(encoder, "layers", ()))
@@ -176,6 +161,20 @@ class Learner:
             "use_ema": bool(self.config.ema_decay),
             "memory": past,
         }
+
+
+def _check_batch(config: Config, loss: losses.Loss) -> None:
+    """Raises UserError where the loss cannot do with batches and a memory of these sizes."""
+    batch, size, name = config.batch, config.loss.get("memory_size", 0), config.loss.name
+    if size:
+        least = batch.classes * batch.images_per_class
+        require(size >= least, "loss.memory_size", size, f"at least a batch of {least}, or 0 for no memory")
+        why = f"0: {name} compares a batch with itself, or with points of the classes"
+        require(loss.has_blocks, "loss.memory_size", size, why)
+    if loss.needs_pairs:
+        for key in ("classes", "images_per_class"):
+            why = f"at least 2: {name} compares images of one class, and with those of others"
+            require(batch[key] >= 2, f"batch.{key}", batch[key], why)
 
 
 def _loss(key: str, settings: Mapping[str, Any]) -> losses.Loss:

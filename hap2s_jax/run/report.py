@@ -144,14 +144,18 @@ def finish(
         raise
     except Exception as error:  # the figures are worth more than their pictures
         say(f"warning: not all pictures could be drawn: {error!r}")
-    # Last, since it is what says that the run is finished.
+    _conclude(workdir, results, log)
+    return results
+
+
+def _conclude(workdir: pathlib.Path, results: Mapping[str, Any], log: MetricLog) -> None:
+    """Writes the results last, since it is they that say that the run is finished, and says how to go on."""
     with replacing(workdir / RESULTS) as temporary:
         temporary.write_text(json.dumps(results, indent=2, default=list, allow_nan=False) + "\n")
     log.attach_files()
     say(f"open model_card.md, retrievals.png and curves.png in {workdir}")
     where = shlex.quote(f"--workdir={workdir}")
     say(f"next: python -m hap2s_jax.embed {where} --images=FOLDER --output=gallery.npz")
-    return results
 
 
 def _write_card(
