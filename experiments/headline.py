@@ -140,12 +140,12 @@ def later(study: Study, seeds: Sequence[int]) -> report.Tables:
 def eight(study: Study, seeds: Sequence[int]) -> report.Tables:
     """Glyphs with eight images of a class in a batch."""
     names = [*FEW, "hap2s_hardest", "point_to_set_mean"]
-    return _own_search(study, "glyphs, K = 8", names, seeds, "glyphs", EIGHT)
+    return _own_search(study, "glyphs, K = 8", names, seeds, EIGHT)
 
 
 def four(study: Study, seeds: Sequence[int]) -> report.Tables:
     """Glyphs with four images of a class in a batch, as everywhere else."""
-    return _own_search(study, "glyphs, K = 4", FEW, seeds, "glyphs", {})
+    return _own_search(study, "glyphs, K = 4", FEW, seeds, {})
 
 
 def outliers(study: Study, seeds: Sequence[int]) -> report.Tables:
@@ -199,14 +199,13 @@ def _own_search(
     title: str,
     names: Sequence[str],
     seeds: Sequence[int],
-    dataset: str,
     overrides: Mapping[str, Any],
 ) -> report.Tables:
     rows = []
     for name in _some(study, names):
-        setting = _searched(study, name, dataset, overrides)
+        setting = _searched(study, name, "glyphs", overrides)
         setting = setting and setting.but(overrides=overrides)
-        rows.append(collect(study, name, setting, seeds[:_FEW_SEEDS], dataset=dataset))
+        rows.append(collect(study, name, setting, seeds[:_FEW_SEEDS], dataset="glyphs"))
     return {title: (rows, rows[0])}
 
 

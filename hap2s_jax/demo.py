@@ -22,7 +22,7 @@ from hap2s_jax.data import pixels
 from hap2s_jax.data.headers import UnreadableImageError, read_header
 from hap2s_jax.data.regular_files import read_bytes
 from hap2s_jax.distributed import signals
-from hap2s_jax.errors import UserError, reason, shown
+from hap2s_jax.errors import reason, shown
 from hap2s_jax.serving import commands, gate, index
 
 _SHOWN_SIDE = 256
@@ -120,11 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     extras.require("demo", "demo")
-    if options.host not in gate.LOCAL and not options.images:
-        raise UserError(
-            f"--host={options.host} shows the gallery's pictures to others: name the folder that holds them, and none "
-            "but them, with --images"
-        )
+    gate.check_shown(options.host, options.images, "--images")
     searcher, words = search.open_searcher(options)
     # Visitors' pictures and answers lie there; gradio alone would leave them behind.
     with signals.temporary_folder() as folder:

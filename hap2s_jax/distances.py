@@ -238,7 +238,7 @@ def _squared(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def class_origins(
-    vectors: jax.Array, labels: jax.Array, key_vectors: jax.Array, key_labels: jax.Array, key_valid: jax.Array
+    labels: jax.Array, key_vectors: jax.Array, key_labels: jax.Array, key_valid: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """For rows and for keys, the first valid key of their class: `[n, d]` and `[m, d]`, without gradient.
 

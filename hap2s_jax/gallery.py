@@ -222,11 +222,7 @@ def _threshold_command(options: argparse.Namespace) -> None:
 def _review(options: argparse.Namespace) -> None:
     """Serves the page on which new images are decided about."""
     extras.require("gallery review", "demo")
-    if options.host not in gate.LOCAL and not options.pictures:
-        raise UserError(
-            f"--host={options.host} shows pictures to others: name the folder that holds them, and none but them, with "
-            "--pictures"
-        )
+    gate.check_shown(options.host, options.pictures, "--pictures")
     store = _open(options)
     threshold, words = reviewed.choose_threshold(store, options.threshold, options.false_accepts)
     page = review.build(review.Review(_finder(options, store), threshold), words)

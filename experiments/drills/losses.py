@@ -84,7 +84,6 @@ ORACLES: dict[str, tuple[dict[str, object], Oracle]] = {
     ),
     "batch_all": ({"margin": 0.3}, _batch_all),
 }
-DISTANCE = {"distance": "euclidean"}
 
 
 def batch(shape: tuple[int, int], random: np.random.Generator, dtype: str) -> tuple[np.ndarray, np.ndarray]:

@@ -96,7 +96,7 @@ def add(
             fresh, failed, doubled = _read(store, part)
             there += doubled
             left_out += failed
-            ids, vectors_, rows, failed = _embedded(store, fresh, encoder, batch_size)
+            ids, vectors_, rows, failed = _embedded(fresh, encoder, batch_size)
             left_out += failed
             there += _append(store, ids, vectors_, rows)
             bar.update(begin + len(part))
@@ -173,7 +173,7 @@ def _check_labels(store: Store, labels: set[str]) -> None:
 
 def _known_keys(store: Store, paths: set[str]) -> dict[tuple[str, str, str], int]:
     """The size in bytes of the images at these paths, by `_Image.key`."""
-    found = [row for rows in store.rows_at("path", sorted(paths)).values() for row in rows]
+    found = [row for rows in store.rows_at(sorted(paths)).values() for row in rows]
     columns = store.rows(
         np.array([row for row in found if STATUSES[store.statuses[row]] != "removed"], np.int64)
     )
@@ -211,7 +211,7 @@ def _read(
 
 
 def _embedded(
-    store: Store, fresh: Sequence[tuple[int, _Image]], encoder: TrainedEncoder | None, batch_size: int | None
+    fresh: Sequence[tuple[int, _Image]], encoder: TrainedEncoder | None, batch_size: int | None
 ) -> tuple[np.ndarray, np.ndarray, list[_Image], list[tuple[str, str]]]:
     """Ids, embeddings and images of those that can be decoded, and (path, reason) of the others."""
     images = [image for _, image in fresh]

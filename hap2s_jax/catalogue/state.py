@@ -198,7 +198,7 @@ class State:
     def rows_of(self, images: Sequence[int | str]) -> np.ndarray:
         """Rows of images that are named by id, as a number or as `shown_id` writes it, or by path."""
         rows = []
-        by_path = self.rows_at("path", [str(image) for image in images if _typed_id(image) < 0])
+        by_path = self.rows_at([str(image) for image in images if _typed_id(image) < 0])
         for image in images:
             places = self.places(np.array([_typed_id(image)]))[0].tolist() or by_path.get(
                 storable(str(image)), []
@@ -211,12 +211,12 @@ class State:
             rows.append(int(places[0]))
         return np.array(rows, np.int64)
 
-    def rows_at(self, name: str, values: Sequence[str]) -> dict[str, list[int]]:
-        """The rows whose column has one of `values`, by these as they are stored."""
-        if not values:
+    def rows_at(self, paths: Sequence[str]) -> dict[str, list[int]]:
+        """The rows of images at `paths`, by these as they are stored."""
+        if not paths:
             return {}
-        compute, column = extras.load("a store", "pyarrow.compute", "gallery"), self._table.column(name)
-        rows = np.flatnonzero(compute.is_in(column, value_set=pyarrow().array([*map(storable, values)])))
+        compute, column = extras.load("a store", "pyarrow.compute", "gallery"), self._table.column("path")
+        rows = np.flatnonzero(compute.is_in(column, value_set=pyarrow().array([*map(storable, paths)])))
         found: dict[str, list[int]] = {}
         for row, value in zip(rows.tolist(), column.take(rows).to_pylist(), strict=True):
             found.setdefault(value, []).append(row)

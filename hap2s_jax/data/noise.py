@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from hap2s_jax.data.draws import hash_words, permutation
-from hap2s_jax.data.source import Source
+from hap2s_jax.data.source import Derived, Source
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.atomic import replacing
 
@@ -62,7 +62,7 @@ class NoiseRecord:
             temporary.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 
 
-class NoisySource:
+class NoisySource(Derived):
     """A source with other labels, or with some images of another source in place of its own.
 
     Args:
@@ -102,16 +102,6 @@ class NoisySource:
         if self._foreign is not None and index in self._swapped:
             return self._foreign, self._swapped[index]
         return self.source, index
-
-    def read(self, index: int) -> bytes:
-        """The encoded image number `index`, own or foreign."""
-        source, place = self.origin(index)
-        return source.read(place)
-
-    def describe(self, index: int) -> str:
-        """The origin of image number `index`."""
-        source, place = self.origin(index)
-        return source.describe(place)
 
 
 def flip_labels(source: Source, fraction: float, seed: int) -> tuple[NoisySource, NoiseRecord]:

@@ -79,9 +79,9 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_IMAGE) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def read_json(path: str | os.PathLike[str], limit: int = MAX_JSON) -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A JSON file whose outermost value is an object; a ValueError for any other, besides `open_regular`'s errors."""
-    return parse_json(read_bytes(path, limit))
+    return parse_json(read_bytes(path, MAX_JSON))
 
 
 def parse_json(text: str | bytes) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from hap2s_jax.data import duplicates
-from hap2s_jax.data.source import Dataset, Source, Subset
+from hap2s_jax.data.source import Dataset, Derived, Source, Subset
 
 PARTS = ("train", "query", "gallery")
 
 
-class Joined:
+class Joined(Derived):
     """The images of several sources one after another. Classes and cameras of two sources are never the same.
 
     Args:
@@ -69,16 +69,6 @@ class Joined:
         """The source of image number `index`, and its number there."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self.parts[number], int(index - self._starts[number])
-
-    def read(self, index: int) -> bytes:
-        """The encoded image number `index`."""
-        source, place = self.origin(index)
-        return source.read(place)
-
-    def describe(self, index: int) -> str:
-        """The origin of image number `index`."""
-        source, place = self.origin(index)
-        return source.describe(place)
 
 
 def source_names(data: Mapping[str, Any]) -> list[str]:

@@ -58,7 +58,25 @@ class Source(Protocol):
         ...
 
 
-class Subset:
+class Derived:
+    """A source whose images are others' images: `origin` says whose."""
+
+    def origin(self, index: int) -> tuple[Source, int]:
+        """The source of image number `index`, and its number there."""
+        raise NotImplementedError
+
+    def read(self, index: int) -> bytes:
+        """The encoded image number `index`."""
+        source, place = self.origin(index)
+        return source.read(place)
+
+    def describe(self, index: int) -> str:
+        """The origin of image number `index`."""
+        source, place = self.origin(index)
+        return source.describe(place)
+
+
+class Subset(Derived):
     """Some images of another source, read lazily from it.
 
     Args:
@@ -114,14 +132,6 @@ class Subset:
     def origin(self, index: int) -> tuple[Source, int]:
         """The source of image number `index`, and its number there."""
         return self.source, int(self.indices[index])
-
-    def read(self, index: int) -> bytes:
-        """The encoded image number `index` of the subset."""
-        return self.source.read(int(self.indices[index]))
-
-    def describe(self, index: int) -> str:
-        """The origin of image number `index` of the subset."""
-        return self.source.describe(int(self.indices[index]))
 
 
 @dataclass(frozen=True)

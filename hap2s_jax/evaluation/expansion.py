@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jax.typing import ArrayLike
 
-from hap2s_jax.evaluation.inputs import check_embeddings, check_rows, space
+from hap2s_jax.evaluation.inputs import check_embeddings, check_members, space
 from hap2s_jax.evaluation.neighbors import all_neighbors
 
 
@@ -34,10 +34,7 @@ def expand(
     """
     array = check_embeddings(embeddings)
     count = len(array)
-    used = np.zeros(count, bool)
-    for rows, name in ((query, "query"), (gallery, "gallery")):
-        used[np.arange(count) if rows is None else check_rows(rows, count, name)] = True
-    members = np.flatnonzero(used)
+    members = check_members(query, gallery, count)
     if not 1 <= k <= len(members):
         raise ValueError(
             f"k must lie between 1 and the {len(members)} images of query and gallery, but is {k}."

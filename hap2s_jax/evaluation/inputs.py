@@ -88,6 +88,14 @@ def check_rows(rows: ArrayLike, count: int, name: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
+def check_members(query: ArrayLike | None, gallery: ArrayLike | None, count: int) -> np.ndarray:
+    """The rows that are in either, ascending; None stands for all."""
+    used = np.zeros(count, bool)
+    for rows, name in ((query, "query"), (gallery, "gallery")):
+        used[np.arange(count) if rows is None else check_rows(rows, count, name)] = True
+    return np.flatnonzero(used)
+
+
 def check_ranks(ks: Sequence[int], size: int) -> tuple[int, ...]:
     """Returns the ranks `ks`, or raises ValueError: each must lie between 1 and the gallery's size."""
     for k in ks:

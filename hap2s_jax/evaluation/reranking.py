@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from jax.typing import ArrayLike
 
-from hap2s_jax.evaluation.inputs import check_embeddings, check_rows, space
+from hap2s_jax.evaluation.inputs import check_embeddings, check_members, space
 from hap2s_jax.evaluation.neighbors import all_neighbors, cross_distances, opposite_distances
 
 _ROWS_AT_ONCE = 2048
@@ -51,10 +51,7 @@ class KReciprocal:
         """
         array = check_embeddings(embeddings)
         count = len(array)
-        used = np.zeros(count, bool)
-        for rows, name in ((query, "query"), (gallery, "gallery")):
-            used[np.arange(count) if rows is None else check_rows(rows, count, name)] = True
-        members = np.flatnonzero(used)
+        members = check_members(query, gallery, count)
         if not 1 <= k2 <= k1 + 1 or k1 < 1:
             raise ValueError(f"k1 and k2 must satisfy 1 <= k2 <= k1 + 1, but are {k1} and {k2}.")
         if k1 + 1 > len(members):

@@ -208,7 +208,7 @@ def prepare(
     key_vectors = clean_rows(key_vectors, key_valid, options.distance, centre)
     origins = key_origins = None
     if euclidean:
-        origins, key_origins = class_origins(vectors, labels, key_vectors, key_labels, key_valid)
+        origins, key_origins = class_origins(labels, key_vectors, key_labels, key_valid)
     weight = valid.astype(dtype) * (1 if weights is None else weights.astype(dtype))
     # What is not finite shows in the value, whatever the loss makes of it: comparisons and, on CPU, XLA's maximum
     # drop NaN.

@@ -108,9 +108,6 @@ def embedding_map(
     path: str | os.PathLike[str],
     *,
     labels: npt.ArrayLike | None = None,
-    title: str | None = None,
-    seed: int = 0,
-    thumbnail: int = 40,
 ) -> None:
     """Draws the embeddings in two dimensions, each image at its place; what lies close was embedded close.
 
@@ -123,8 +120,6 @@ def embedding_map(
       images: `[n, h, w, 3]` uint8, drawn as thumbnails; None: dots, coloured by label.
       path: the PNG file to write.
       labels: `[n]`, the classes; for dots.
-      title: the heading.
-      seed: of t-SNE. thumbnail: side in pixels of an image's place.
 
     Raises:
       ValueError: shapes that do not fit, or embeddings that are not finite.
@@ -138,15 +133,15 @@ def embedding_map(
     for name, values in (("images", images), ("labels", labels)):
         if values is not None and len(np.asarray(values)) != len(points):
             raise ValueError(f"{name} has {len(np.asarray(values))} entries; it should have {len(points)}")
-    plane, method = _plane(points, seed)
-    heading = title or f"{len(points):,} embeddings"
+    plane, method = _plane(points)
+    heading = f"{len(points):,} embeddings"
     caption = f"{method} of {points.shape[1]} dimensions"
     if images is None:
         _draw_dots(plane, labels, path, heading, caption)
     else:
         from hap2s_jax.reporting.pictures import mosaic
 
-        mosaic(np.asarray(images), _cells(plane), path, cell=thumbnail, title=heading, note=caption)
+        mosaic(np.asarray(images), _cells(plane), path, title=heading, note=caption)
 
 
 def _series(records: Sequence[Mapping[str, float]]) -> dict[str, _Line]:
@@ -215,7 +210,7 @@ def _smoothed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _plane(points: npt.NDArray[np.float32], seed: int) -> tuple[npt.NDArray[Any], str]:
+def _plane(points: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], str]:
     centred = points - points.mean(axis=0)
     # Of the small [d, d] matrix: n may be large.
     _, axes = np.linalg.eigh(centred.T @ centred)
@@ -232,7 +227,7 @@ def _plane(points: npt.NDArray[np.float32], seed: int) -> tuple[npt.NDArray[Any]
         return plane, "Principal components"
     start: Any = (plane / spread * 1e-4).astype(np.float32)
     perplexity = min(30.0, (len(points) - 1) / 3)
-    tsne = TSNE(init=start, perplexity=perplexity, max_iter=500, random_state=seed)
+    tsne = TSNE(init=start, perplexity=perplexity, max_iter=500, random_state=0)
     # On cores that others use too, its threads spin waiting for one another: 47 s instead of 6 s seen.
     with threadpool_limits(1):
         return tsne.fit_transform(points / spread), "t-SNE"

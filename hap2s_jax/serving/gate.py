@@ -13,12 +13,22 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from hap2s_jax.errors import UserError
+
 # What this machine calls itself.
 LOCAL = ("127.0.0.1", "localhost", "::1")
 # Of what is uploaded.
 MAX_FILE = 32 * 2**20
 _REFUSED = b"This page answers requests from its own address alone.\n"
 _FAILED = b"This request cannot be answered; the terminal says more.\n"
+
+
+def check_shown(host: str, folder: str | None, option: str) -> None:
+    """Raises UserError unless a page that others can reach is told which folder's pictures it may show."""
+    if host not in LOCAL and not folder:
+        raise UserError(
+            f"--host={host} shows pictures to others: name the folder that holds them, and none but them, with {option}"
+        )
 
 
 class Gate:

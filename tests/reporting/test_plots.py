@@ -82,7 +82,7 @@ def test_classes_that_are_apart_stay_together_on_the_map() -> None:
     points = (generator.normal(size=(10, 32))[labels] * 3 + generator.normal(size=(120, 32)) * 0.1).astype(
         np.float32
     )
-    plane, method = plots._plane(points, seed=0)
+    plane, method = plots._plane(points)
     assert method == "t-SNE"
     distances = np.linalg.norm(plane[:, None] - plane[None], axis=-1) + np.eye(120) * 1e9
     assert (labels[distances.argmin(axis=1)] == labels).all()
@@ -111,7 +111,7 @@ def test_large_sets_take_the_principal_components() -> None:
     points = np.random.default_rng(0).normal(size=(5000, 4)).astype(np.float32) * np.array(
         [1, 9, 5, 1], np.float32
     )
-    plane, method = plots._plane(points, seed=0)
+    plane, method = plots._plane(points)
     assert method == "Principal components"
     assert abs(np.corrcoef(plane[:, 0], points[:, 1])[0, 1]) > 0.99
     assert abs(np.corrcoef(plane[:, 1], points[:, 2])[0, 1]) > 0.99
@@ -120,7 +120,7 @@ def test_large_sets_take_the_principal_components() -> None:
 def test_without_scikit_learn_the_principal_components(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     assert (
-        plots._plane(np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32), 0)[1]
+        plots._plane(np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32))[1]
         == "Principal components"
     )
 
