@@ -115,6 +115,7 @@ def config_of(
     config.evaluate.on = ml_collections.ConfigDict(sets)
     config.evaluate.every_steps = config.checkpoint.every_steps = options.steps
     config.evaluate.zooms = config.evaluate.untrained = False
+    config.checkpoint.best_metric = "map@r"  # which all sets have
     return config
 
 
