@@ -257,9 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if name in ("--help", "-h"):
         return cli.ended(lambda: print(_help()))
-    name = name.replace("-", "_")
+    given, name = name, name.replace("-", "_")
     if name not in SUBCOMMANDS:
-        print(f"error: {shown(str(unknown_name('subcommand', name, SUBCOMMANDS)))}", file=sys.stderr)
+        print(f"error: {shown(str(unknown_name('subcommand', given, SUBCOMMANDS)))}", file=sys.stderr)
         return 2
     work, flags = SUBCOMMANDS[name]
     parser = cli.Parser(f"gallery {name}", work.__doc__)

@@ -102,7 +102,9 @@ class Loss:
     @property
     def needs_pairs(self) -> bool:
         """Whether a batch needs two classes and two images of each; of losses of others nothing is known."""
-        return not self.has_params and self._entry.function.__module__.startswith("hap2s_jax.")
+        # Without blocks, what is learned are points of the classes, which need no other image of the batch.
+        to_points = self.has_params and not self.has_blocks
+        return not to_points and self._entry.function.__module__.startswith("hap2s_jax.")
 
     @property
     def draws(self) -> bool:

@@ -55,10 +55,10 @@ class Learner:
 
         schema.check(config)
         named = {"metric": _loss("loss", _without(config.loss, "memory_size"))}
-        _check_batch(config, named["metric"])
         if config.auxiliary.name:
             require(config.auxiliary.weight >= 0, "auxiliary.weight", config.auxiliary.weight, "at least 0")
             named["auxiliary"] = _loss("auxiliary", _without(config.auxiliary, "weight"))
+        _check_batch(config, named)
         bound = functools.partial(
             objective.objective,
             loss=named["metric"],
@@ -163,17 +163,17 @@ class Learner:
         }
 
 
-def _check_batch(config: Config, loss: losses.Loss) -> None:
-    """Raises UserError where the loss cannot do with batches and a memory of these sizes."""
+def _check_batch(config: Config, named: Mapping[str, losses.Loss]) -> None:
+    """Raises UserError where the losses cannot do with batches and a memory of these sizes."""
     batch, size, name = config.batch, config.loss.get("memory_size", 0), config.loss.name
     if size:
         least = batch.classes * batch.images_per_class
         require(size >= least, "loss.memory_size", size, f"at least a batch of {least}, or 0 for no memory")
         why = f"0: {name} compares a batch with itself, or with points of the classes"
-        require(loss.has_blocks, "loss.memory_size", size, why)
-    if loss.needs_pairs:
+        require(named["metric"].has_blocks, "loss.memory_size", size, why)
+    if pairing := [loss.name for loss in named.values() if loss.needs_pairs]:
         for key in ("classes", "images_per_class"):
-            why = f"at least 2: {name} compares images of one class, and with those of others"
+            why = f"at least 2: {pairing[0]} compares images of one class, and with those of others"
             require(batch[key] >= 2, f"batch.{key}", batch[key], why)
 
 

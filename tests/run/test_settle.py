@@ -166,11 +166,13 @@ def test_three_training_classes_train_and_a_finished_run_says_so(tmp_path, capsy
 def test_batches_without_pairs_are_refused_for_losses_that_need_them(tmp_path):
     from hap2s_jax.run.learner import Learner
 
-    for key in ("classes", "images_per_class"):
-        config = folder("nowhere", "tiny")
-        config.batch[key] = 1
-        with pytest.raises(UserError, match=rf"batch.{key} is 1; it should be at least 2: hap2s_e compares"):
-            Learner.create(config)
+    for loss, pairing in (("hap2s_e", ""), ("margin", ""), ("softmax", "batch_hard")):
+        for key in ("classes", "images_per_class"):
+            config = folder("nowhere", f"tiny,loss={loss}")
+            config.auxiliary.name, config.batch[key] = pairing, 1
+            message = rf"batch.{key} is 1; it should be at least 2: {pairing or loss} compares"
+            with pytest.raises(UserError, match=message):
+                Learner.create(config)
     config = importlib.import_module("configs.folder").get_config("tiny,loss=softmax")
     config.batch.images_per_class = 1
     Learner.create(config)
