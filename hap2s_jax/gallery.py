@@ -47,9 +47,7 @@ def _encoder(options: argparse.Namespace, store: Store) -> TrainedEncoder:
     ours = store.encoder
     if options.checkpoint is None and options.average is None and options.workdir is None:
         options.checkpoint, options.average = ours.get("step"), ours.get("average")
-    workdir = str(options.workdir or ours.get("workdir"))
-    if not commands.is_there(workdir, named=options.workdir is not None):
-        raise UserError(f"{options.store} is of the run in {workdir}, which is not there; give --workdir")
+    workdir = commands.workdir_of(options, options.store, str(ours.get("workdir")))
     encoder = commands.open_encoder(options, workdir)
     adding.check_encoder(store, encoder.describe())
     return encoder

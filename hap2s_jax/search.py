@@ -230,7 +230,8 @@ def open_searcher(options: argparse.Namespace) -> tuple[Searcher, str]:
     """The searcher that the flags of this command (or of the demo) describe, and its threshold in words."""
     require(options.k > 0, "--k", options.k, "at least 1")
     gallery = calibrating.open_gallery(options)
-    encoder = commands.open_encoder(options, calibrating.workdir_of(options, gallery))
+    workdir = commands.workdir_of(options, options.gallery, gallery.model["workdir"])
+    encoder = commands.open_encoder(options, workdir)
     threshold, words = calibrating.choose_threshold(encoder, options.threshold, options.false_accepts)
     cache = index.cache_of(options.gallery)
     more = {"kind": options.index, "cache": cache, "pictures": options.images}

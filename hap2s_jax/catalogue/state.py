@@ -14,7 +14,7 @@ import numpy as np
 from hap2s_jax import extras
 from hap2s_jax.catalogue import filters
 from hap2s_jax.catalogue.columns import Images, more_of, pyarrow, shown_id, storable
-from hap2s_jax.catalogue.tables import Tables, give_back
+from hap2s_jax.catalogue.tables import Tables, give_back, on_disk
 from hap2s_jax.errors import UserError, did_you_mean
 from hap2s_jax.serving.listing import claimed_folder
 
@@ -60,7 +60,7 @@ class State:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, pictures: str | os.PathLike[str] | None = None):
-        self.tables = Tables(pathlib.Path(folder))
+        self.tables = Tables(on_disk(folder))
         self.pictures = None if pictures is None else pathlib.Path(pictures)
         self._versions: tuple[str, int, int] = ("", -1, -1)
         self._images: Images | None = None

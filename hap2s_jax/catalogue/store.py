@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import pathlib
 import re
 import unicodedata
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 import numpy as np
 
 from hap2s_jax.catalogue.state import STATUSES, State
-from hap2s_jax.catalogue.tables import Tables
+from hap2s_jax.catalogue.tables import Tables, on_disk
 from hap2s_jax.errors import UserError, did_you_mean, require
 from hap2s_jax.serving.trained import TrainedEncoder
 
@@ -34,7 +33,7 @@ class Store(State):
         Raises:
           UserError: the folder is there already, or cannot be written.
         """
-        Tables.create(pathlib.Path(folder), encoder.describe(), encoder.dim)
+        Tables.create(on_disk(folder), encoder.describe(), encoder.dim)
         return cls(folder)
 
     def check_labels(self, labels: Sequence[str], *, exists: bool | None = None) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import os
 import pathlib
 import re
 import time
@@ -29,6 +30,17 @@ _DECISIONS = "decisions"
 _PATIENCE = 60.0
 _MAX_DIM = 2**16
 _MOST_CHUNKS = 32
+
+
+def on_disk(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """A store's folder.
+
+    Raises:
+      UserError: it is in a bucket.
+    """
+    if "://" in os.fspath(folder):
+        raise UserError(f"{folder} is on no disk, where a gallery's store has to be; name a folder")
+    return pathlib.Path(folder)
 
 
 class Tables:

@@ -11,6 +11,7 @@ import numpy as np
 
 from hap2s_jax.data import noise, packed, registry
 from hap2s_jax.data.fetching import DEFAULT, Cache
+from hap2s_jax.data.places import place
 from hap2s_jax.data.readers.files import Parts
 from hap2s_jax.data.source import Dataset
 from hap2s_jax.data.splits import split_by_class
@@ -205,6 +206,7 @@ def _local_parts(
 def _remote_parts(found: registry.Entry, data_dir: str, options: dict[str, Any]) -> Parts:
     """From a bucket come data sets that TFDS prepared; folders of small files would be read far too slowly."""
     if found.tfds is None:
+        place(data_dir)  # which says so where it is in no place that is known
         raise UserError(
             f"data.data_dir: {data_dir} is not on a disk, and holds no packed data set {found.name}; pack it first: "
             f"python -m hap2s_jax.pack --name={found.name} --data_dir=... --output={data_dir}"

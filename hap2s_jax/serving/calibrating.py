@@ -23,16 +23,6 @@ def open_gallery(options: argparse.Namespace) -> vectors.Vectors:
     return gallery
 
 
-def workdir_of(options: argparse.Namespace, gallery: vectors.Vectors) -> str:
-    """The working directory of the encoder that the flags mean."""
-    workdir = options.workdir or gallery.model["workdir"]
-    if not commands.is_there(workdir, named=options.workdir is not None):
-        raise UserError(
-            f"{options.gallery} was made by the run in {workdir}, which is not there; give --workdir"
-        )
-    return workdir
-
-
 def check_weights(gallery: vectors.Vectors, encoder: TrainedEncoder) -> None:
     """Raises UserError where the gallery was embedded with other weights."""
     if gallery.model.get("fingerprint") != encoder.fingerprint:
@@ -115,7 +105,9 @@ def calibrate(options: argparse.Namespace) -> None:
 
 def _on_gallery(options: argparse.Namespace) -> tuple[ErrorRates, pathlib.Path]:
     gallery = open_gallery(options)
-    encoder = commands.open_encoder(options, workdir_of(options, gallery))
+    encoder = commands.open_encoder(
+        options, commands.workdir_of(options, options.gallery, gallery.model["workdir"])
+    )
     check_weights(gallery, encoder)
     if not (gallery.labels >= 0).any():
         raise UserError(

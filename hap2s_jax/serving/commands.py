@@ -6,6 +6,7 @@ import argparse
 
 from hap2s_jax.cli import Parser
 from hap2s_jax.data.places import place
+from hap2s_jax.errors import UserError
 from hap2s_jax.models.pretrained import HUB
 from hap2s_jax.serving.trained import TrainedEncoder
 
@@ -36,13 +37,22 @@ def add_own_code(parser: Parser) -> None:
     )
 
 
-def is_there(workdir: str, *, named: bool) -> bool:
-    """Whether a run's working directory is there. One that is not `named` by the user, but by a file that anybody may
-    have made, is not asked for over the network.
+def workdir_of(options: argparse.Namespace, what: str, ours: str) -> str:
+    """The working directory of the run whose encoder is meant: that of the flags, or `ours`, which `what` names.
+
+    What is named by no user, but by a file that anybody may have made, is not asked for over the network.
+
+    Raises:
+      UserError: it is not there, or not to be asked for.
     """
-    if named and workdir.startswith(HUB):
-        return True  # whoever opens it will see
-    return (named or "://" not in workdir) and place(workdir).is_dir()
+    workdir = str(options.workdir or ours)
+    if options.workdir is None and "://" in workdir:
+        raise UserError(
+            f"{what} is of the run in {workdir}, which is on no disk, and opened only where you name it; give --workdir"
+        )
+    if not workdir.startswith(HUB) and not place(workdir).is_dir():
+        raise UserError(f"{what} is of the run in {workdir}, which is not there; give --workdir")
+    return workdir
 
 
 def open_encoder(options: argparse.Namespace, workdir: str | None = None) -> TrainedEncoder:

@@ -87,6 +87,8 @@ def test_mistakes_are_one_line(folder, capsys):
     cases = {
         ("gone", "x"): (2, "unknown subcommand 'gone'"),
         ("list", "nowhere"): (1, "there is no store nowhere"),
+        ("list", "gs://bucket/animals"): (1, "gs://bucket/animals is on no disk"),
+        ("create", "gs://bucket/animals", "--workdir=runs/emoji"): (1, "is on no disk"),
         ("list", "animals", "--where=x"): (1, "should be conditions"),
         ("add", "animals", "--images=photos.csv", "--workdir=runs/animals"): (1, "weights, pre-processing"),
         ("relabel", "animals", "--label=x"): (2, "name images with --image"),

@@ -145,7 +145,7 @@ def test_it_is_loaded_embedded_searched_evaluated_and_exported_there(runs, image
     ]
     # Where a file of somebody else's says that it was made, nobody goes by himself.
     assert search.main([f"--gallery={vectors}", f"--query={some[0]}", "--own_code"]) == 1
-    assert "give --workdir" in capsys.readouterr().err
+    assert "which is on no disk, and opened only where you name it; give --workdir" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
