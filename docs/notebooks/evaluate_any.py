@@ -12,9 +12,9 @@
 # %% [markdown]
 # # Evaluate embeddings of any framework
 #
-# The metrics are functions of arrays. Where the embeddings come from does not matter: PyTorch (`tensor.numpy()`),
+# The metrics are functions of arrays, so the embeddings may come from anywhere: PyTorch (`tensor.numpy()`),
 # TensorFlow, scikit-learn, a file. Here two simple descriptors of the emoji are compared, one of NumPy and one of
-# scikit-learn. Needed: `pip install "hap2s_jax[train,notebooks]"`.
+# scikit-learn. You need `pip install "hap2s_jax[train,notebooks]"`.
 
 # %%
 import cv2
@@ -47,7 +47,7 @@ print(histograms.shape, shapes.shape, len(np.unique(labels)), "classes")
 # %% [markdown]
 # ## All figures at once
 #
-# `class` lets every image ask all others (CUB, Cars196, SOP). `query_gallery` leaves out what the query's own camera
+# In `class` every image queries all others (CUB, Cars196, SOP). `query_gallery` leaves out what the query's own camera
 # saw (Market-1501 and the like); the team that drew an emoji is its camera.
 
 # %%
@@ -102,5 +102,5 @@ with tempfile.TemporaryDirectory() as folder:
     print(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 # %% [markdown]
-# From PyTorch: `evaluate(model(images).detach().cpu().numpy(), labels.numpy())`. How every figure is defined, and which
-# numbers of other libraries equal ours: [evaluation](../evaluation.md).
+# From PyTorch: `evaluate(model(images).detach().cpu().numpy(), labels.numpy())`. [Evaluation](../evaluation.md) defines
+# every figure, and says which numbers of other libraries equal ours.

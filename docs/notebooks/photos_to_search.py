@@ -12,10 +12,10 @@
 # %% [markdown]
 # # From a folder of photos to search with "no match"
 #
-# A folder with a subfolder for each thing is all that is needed: train, embed, search, and be told when nothing in the
-# gallery is what was asked for. Needed: `pip install "hap2s_jax[train,notebooks]"`.
+# From a folder with a subfolder for each thing, train, embed and search, and learn when the gallery has no match. You
+# need `pip install "hap2s_jax[train,notebooks]"`.
 #
-# The package brings drawings of emoji. Here they stand for photos of 180 things, five or six of each. One of each is
+# The package includes drawings of emoji. Here they replace photos of 180 things, five or six of each. One of each is
 # kept as a query, and 20 further things are in no folder at all.
 
 # %%
@@ -44,7 +44,7 @@ print(len(known), "known and", len(unknown), "unknown queries")
 # %% [markdown]
 # ## Look at the data
 #
-# Every command is a function too; in a terminal this is `hap2s check_data --name=folder --data_dir=photos`.
+# Every command is also a function; in a terminal this is `hap2s check_data --name=folder --data_dir=photos`.
 
 # %%
 from hap2s_jax import check_data
@@ -54,8 +54,8 @@ check_data.main(["--name=folder", f"--data_dir={home / 'photos'}", f"--sheet={ho
 # %% [markdown]
 # ## Train
 #
-# Real photos start from published weights and larger images: `--config=configs/folder.py` alone. This encoder is tiny,
-# and so is its training, to be done in a minute on a CPU.
+# For real photos use published weights and larger images: `--config=configs/folder.py` alone. This encoder is tiny and
+# trains for a minute on a CPU.
 
 # %%
 from configs import folder
@@ -92,8 +92,8 @@ embed.main([f"--workdir={home / 'run'}", f"--images={home / 'photos'}", f"--outp
 # %% [markdown]
 # ## Search
 #
-# Training has measured on the validation classes how near a true match lies and how near a wrong one. The threshold
-# between them decides what counts as found; `--false_accepts=0.01` would be stricter.
+# Training has measured on the validation classes how near true and wrong matches are. The threshold between them
+# decides what counts as found; `--false_accepts=0.01` would be stricter.
 
 # %%
 import json
@@ -130,6 +130,6 @@ print(f"known: {sum(right)} of {len(right)} found; unknown: {sum(refused)} of {l
 assert any(right)
 
 # %% [markdown]
-# The first answer is seldom the right one after so short a training; the shares grow with the encoder. What the
-# threshold promises, and for how large a gallery: [use](../use.md#search). The same in a browser:
+# After so little training the first answer is rarely right; a better encoder raises both shares.
+# [Use](../use.md#search) says what the threshold promises. To search in a browser, run
 # `hap2s demo --gallery=gallery.npz`.

@@ -13,13 +13,13 @@
 # # HAP2S in your own training loop
 #
 # A loss of `hap2s_jax` is a pure function of embeddings and labels, so it fits into any training loop of JAX. Here the
-# same small network learns with it in flax linen, in flax nnx and in equinox. Needed:
+# same small network learns with it in flax linen, flax nnx and equinox. You need
 # `pip install "hap2s_jax[train,notebooks]"`.
 
 # %% [markdown]
 # ## The data
 #
-# The package brings drawings of emoji: an emoji is a class, drawn by several teams. They become arrays of 32 x 32
+# The package includes drawings of emoji: an emoji is a class, drawn by several teams. They become arrays of 32 x 32
 # pixels.
 
 # %%
@@ -52,8 +52,8 @@ test_images, test_labels = arrays(data.test, 100)
 print(images.shape, test_images.shape)
 
 # %% [markdown]
-# A batch has P classes with K images each, or most anchors would have no positive. `PKPlan` says which images those
-# are.
+# A batch has P classes with K images each, or most anchors would have no positive. `PKPlan` chooses the
+# images.
 
 # %%
 plan = PKPlan(labels, classes_per_batch=16, images_per_class=4, seed=0)
