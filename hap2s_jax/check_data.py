@@ -1,4 +1,4 @@
-"""Which data sets are there, are they whole, and are one's own images fit to train on?
+"""Which data sets are there, are they whole, and are your own images fit to train on?
 
     python -m hap2s_jax.check_data                                            # all of them: found or not, and where
     python -m hap2s_jax.check_data --name=market1501 --data_dir=DIR           # one of them, every image decoded
@@ -6,7 +6,7 @@
     python -m hap2s_jax.check_data --name=folder --data_dir=photos.csv --option=columns=label=person --duplicates
     python -m hap2s_jax.check_data --name=cuhk03 --option=detection=labeled --decode=false
 
-Ends with code 1 where images cannot be read. Of one's own images it says what to mend, and how to train.
+Ends with code 1 where images cannot be read. For your own images it says what to fix, and how to train.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def run(
     sheet: str | None,
     list_duplicates: bool = False,
 ) -> list[Report]:
-    """Check one data set and print what was found; of one's own images also a verdict.
+    """Check one data set and print what was found; for your own images also a verdict.
 
     Returns:
       A report for each part.
@@ -136,7 +136,7 @@ def run(
             print(*verdict(dataset, reports, found, data_dir or "", options), sep="\n")
     if unreadable := sum(len(report.unreadable) for report in reports):
         raise UserError(
-            f"{unreadable:,} images cannot be read; mend or remove them, or train with data.on_unreadable=skip"
+            f"{unreadable:,} images cannot be read; fix or remove them, or train with data.on_unreadable=skip"
         )
     return reports
 
@@ -148,11 +148,11 @@ def verdict(
     data_dir: str,
     options: Mapping[str, Any],
 ) -> Iterator[str]:
-    """Whether one's own images are ready to train on, what to mend, and the command."""
+    """A verdict on your own images: ready or not, what to fix, and the command."""
     unreadable = sum(len(report.unreadable) for report in reports)
     mend = [f"{unreadable:,} images that cannot be read (or leave them out, as the command below does)"]
     mend = (mend if unreadable else []) + list(dataset.remarks) + list(found.lines())
-    yield f"verdict: {'ready to train' if not mend else 'this can be trained on, but first look at'}"
+    yield f"verdict: {'ready to train' if not mend else 'this can be trained on, but first check'}"
     for line in mend:
         yield f"  - {line}"
     classes = registry.num_classes(dataset.train)
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", help="data set to check; without it, all are listed")
     parser.add_data_set()
     parser.add_switch("decode", default=True, help="whether to decode every image, which finds damaged ones")
-    parser.add_switch("duplicates", default=False, help="list those of your own images that stand twice")
+    parser.add_switch("duplicates", default=False, help="list duplicates among your own images")
     parser.add_argument(
         "--sheet",
         metavar="FILE",

@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
     def add_data_set(self) -> None:
         """Adds the flags that say where a data set lies, and what it is read with."""
         self.add_argument(
-            "--data_dir", help="where data sets lie; the folder or CSV itself for --name=folder"
+            "--data_dir", help="folder of the data sets; the folder or CSV itself for --name=folder"
         )
         self.add_argument(
             "--option",

@@ -108,11 +108,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gallery", required=True, help="a file that hap2s_jax.embed made")
     parser.add_argument("--images", help="where the gallery's images are now")
     parser.add_argument("--threshold", default="auto", help="auto, none or a distance")
-    parser.add_argument("--false_accepts", type=float, metavar="SHARE", help="how many are tolerated, 0 to 1")
+    parser.add_argument(
+        "--false_accepts", type=float, metavar="SHARE", help="largest share of false accepts, 0 to 1"
+    )
     parser.add_argument("--index", choices=index.KINDS, default="auto")
     parser.add_argument("--k", type=int, default=10, help="answers at first")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 lets everybody in who can reach this machine"
+        "--host", default="127.0.0.1", help="0.0.0.0 lets in everyone who can reach this machine"
     )
     parser.add_argument("--port", type=int, help="by default the first free one from 7860 on")
     return cli.start(_run, parser, arguments)

@@ -54,7 +54,7 @@ def embed_images(
     Args:
       encoder: made by `hap2s_jax.load`.
       images: see `listing.list_images`.
-      output: an .npz or .parquet file; unfinished parts lie in a folder beside it.
+      output: an .npz or .parquet file; unfinished parts are kept in a folder beside it.
       batch_size, workers: see `TrainedEncoder.stream`.
       columns: what the columns of a CSV file are called, see `listing.list_images`.
       part: (number, of how many) of the equal parts of the images that is embedded; None for all.
@@ -92,7 +92,7 @@ def embed_images(
         return _finished(output, model)
     with holding(output.with_name(f"{output.name}.lock")) as is_free:
         if not is_free:
-            raise UserError(f"another process is making {output}; wait for its end, or choose another name")
+            raise UserError(f"another process is making {output}; wait until it ends, or choose another name")
         if output.exists() and not overwrite:  # it was just finished by another process
             return _finished(output, model)
         identity = {"weights": encoder.fingerprint, "images": found.digest(), "folder": str(found.root)}
@@ -180,10 +180,10 @@ def _finished(output: pathlib.Path, model: dict[str, Any]) -> vectors.Outcome:
             )
         missing = there.get("unreadable", 0)
         but = f", but for {missing:,} images that could not be read" if missing else ""
-        print(f"{output} holds these embeddings already{but}; --overwrite makes it again")
+        print(f"{output} already holds these embeddings{but}; --overwrite computes them again")
         return vectors.Outcome(there["count"], [])
     raise UserError(
-        f"--output: {output} exists and is of something else; give --overwrite, or choose another name"
+        f"--output: {output} exists and holds something else; give --overwrite, or choose another name"
     )
 
 
@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _part(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal()):
-        raise argparse.ArgumentTypeError(f"a part such as 3/16 is wanted, not {text!r}")
+        raise argparse.ArgumentTypeError(f"{text!r} should be a part such as 3/16")
     return int(number), int(count)
 
 

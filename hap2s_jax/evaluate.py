@@ -185,9 +185,7 @@ def _add_sources(parser: cli.Parser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--embeddings", help="an .npz file")
     source.add_argument("--workdir", help="the workdir of a run")
-    parser.add_argument(
-        "--data_dir", help="where the data of --workdir lie here, if not where the run found them"
-    )
+    parser.add_argument("--data_dir", help="folder of the data of --workdir on this machine, if it has moved")
     parser.add_argument(
         "--data",
         action="append",
@@ -207,11 +205,12 @@ def _add_sources(parser: cli.Parser) -> None:
     parser.add_argument(
         "--views",
         type=_names,
-        help="of each image of --workdir, averaged: flip, five_crops, zooms, several with commas, or none; as the run "
-        "had it",
+        help="views of each image of --workdir to average: flip, five_crops, zooms, several with commas, or none; by "
+        "default the run's",
     )
     parser.add_argument(
-        "--feature", help="of --workdir: retrieval, embedding (before BNNeck) or features; as the run had it"
+        "--feature",
+        help="feature of --workdir to compare: retrieval, embedding (before BNNeck) or features; by default the run's",
     )
 
 
@@ -234,9 +233,9 @@ def _add_figures(parser: cli.Parser) -> None:
         "--confidence", type=float, metavar="LEVEL", help="bootstrap intervals, for example 0.95"
     )
     parser.add_argument(
-        "--resample", choices=("query", "class"), default="query", help="what the bootstrap draws"
+        "--resample", choices=("query", "class"), default="query", help="unit that the bootstrap draws"
     )
-    parser.add_argument("--by", choices=("class", "camera"), help="a table of figures for each")
+    parser.add_argument("--by", choices=("class", "camera"), help="print a table of figures for each")
     parser.add_argument("--per_query", metavar="FILE", help="write every query's results to a CSV file")
     parser.add_argument("--worst", metavar="FILE", help="draw the worst queries of --workdir as a PNG file")
     parser.add_argument(
@@ -253,7 +252,7 @@ def _add_figures(parser: cli.Parser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write all figures to a JSON file")
     parser.add_switch("cluster", default=True, help="k-means, for nmi, ami and f1")
     parser.add_argument("--repeats", type=int, default=10, help="galleries of single_gallery_shot")
-    parser.add_argument("--seed", type=int, default=0, help="of k-means, galleries and the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="seed of k-means, galleries and the bootstrap")
 
 
 def _names(text: str) -> list[str]:
@@ -264,7 +263,7 @@ def _integers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"whole numbers such as 1,5,10 are wanted, not {text!r}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} should be whole numbers such as 1,5,10") from None
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ torchvision's names, for PyTorch. saved_model: TensorFlow. onnx: onnxruntime and
 safetensors take any number of images, or --batch_size alone. Each is loaded and run once before it counts as written.
 
 jax reads StableHLO files for 180 days at least; the same command, which needs the working directory only, writes them
-again with a newer jax. How to run each stands in docs/use.md; preprocessing.json, beside them, says what to do to an
+again with a newer jax. docs/use.md shows how to run each; preprocessing.json, beside them, says what to do to an
 image first.
 """
 
@@ -34,14 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_encoder(parser)
     parser.add_argument("--output", help="the folder to write to")
     parser.add_argument(
-        "--push", metavar="USER/MODEL", help="hand it on as hf://USER/MODEL, with the model card as README"
+        "--push", metavar="USER/MODEL", help="upload it as hf://USER/MODEL, with the model card as README"
     )
     parser.add_switch("private", default=False, help="with --push: a new model for your own eyes")
     parser.add_argument(
-        "--formats", help=f"comma-separated: {', '.join(exports.FORMATS)}; by default all that can be had"
+        "--formats", help=f"comma-separated: {', '.join(exports.FORMATS)}; by default all that are possible"
     )
     parser.add_argument(
-        "--batch_size", type=int, metavar="N", help="this number of images in every call, not any"
+        "--batch_size", type=int, metavar="N", help="fixed number of images in a call; by default any"
     )
     return cli.start(_run, parser, arguments)
 

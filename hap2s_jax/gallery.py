@@ -68,7 +68,7 @@ def _add(options: argparse.Namespace) -> None:
     added = adding.add(store, options.images, encoder, columns=options.columns, batch_size=options.batch_size)
     for path, why in added.left_out[:_LISTED]:
         print(shown(f"left out: {path}: {why}"))
-    print(f"{added.new:,} images are new, {added.known:,} were there, {len(added.left_out):,} left out")
+    print(f"{added.new:,} images are new, {added.known:,} known, {len(added.left_out):,} left out")
     print(f"{len(store.queue()):,} wait for a decision")
 
 

@@ -56,13 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--num_processes", type=int, help="number of processes, where it cannot be detected")
     parser.add_argument("--process_id", type=int, help="this process's number, where it cannot be detected")
     parser.add_argument(
-        "--join_timeout", type=int, default=300, help="seconds in which all processes must have joined"
+        "--join_timeout", type=int, default=300, help="seconds within which all processes must join"
     )
     parser.add_argument(
         "--peer_timeout",
         type=int,
         default=60,
-        help="seconds without a sign of life after which a process, and the job, is given up",
+        help="seconds without a sign of life after which a process counts as dead and the job ends",
     )
     return cli.start(
         _run,

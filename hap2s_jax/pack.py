@@ -35,13 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--longest_side",
         type=int,
         metavar="PIXELS",
-        help="images that are larger are resized to it, once and for all; without it all keep their bytes",
+        help="images that are larger are resized to it, for good; by default all images keep their bytes",
     )
     parser.add_argument(
         "--boxes",
         choices=BOXES,
         default="kept",
-        help="applied: images are cut to their boxes, once and for all",
+        help="applied: images are cropped to their boxes for good",
     )
     return cli.start(_run, parser, arguments)
 
@@ -59,11 +59,11 @@ def _run(options: argparse.Namespace) -> None:
 
     entry = registry.entry(options.name)
     if entry.read is None:
-        raise UserError(f"--name: {entry.name} comes with the package, and needs no packing")
+        raise UserError(f"--name: {entry.name} comes with the package and needs no packing")
     chosen = registry.parse_options(options.option, entry.options)
     parts = datasets.find_parts(entry, options.data_dir, chosen)
     if isinstance(parts.train, PackedSource):
-        raise UserError(f"--data_dir: {options.data_dir} is packed already; copy it as it is")
+        raise UserError(f"--data_dir: {options.data_dir} is already packed; copy it as it is")
     change = resized.change(options.longest_side, options.boxes == "applied")
     print(packing.pack(parts, entry.name, {**entry.options, **chosen}, options.output, change))
     print(f"  --config.data.name={entry.name} --config.data.data_dir={options.output}")

@@ -34,9 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--effort",
         type=float,
         default=-1.0,
-        help="how hard the compiler tries: 0 is what training gets, -1 takes a fraction of the time",
+        help="compiler effort: 0 as in training, -1 for a fraction of the time",
     )
-    parser.add_argument("--classes", type=int, help="training classes, where the registry does not know them")
+    parser.add_argument(
+        "--classes", type=int, help="number of training classes, if the registry does not know it"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
     return cli.start(_run, parser, arguments)
 

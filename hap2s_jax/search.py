@@ -158,7 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--k", type=int, default=10, help="answers per query")
     parser.add_argument("--threshold", default="auto", help="auto, none or a distance")
-    parser.add_argument("--false_accepts", type=float, metavar="SHARE", help="how many are tolerated, 0 to 1")
+    parser.add_argument(
+        "--false_accepts", type=float, metavar="SHARE", help="largest share of false accepts, 0 to 1"
+    )
     parser.add_argument("--index", choices=index.KINDS, default="auto")
     parser.add_argument("--images", help="where the gallery's images are now, for the picture")
     parser.add_argument("--picture", metavar="FILE", help="draw queries and answers as a PNG file")
@@ -173,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=False,
         help="calibrate on the test classes too; the run's test figures are then no longer held out",
     )
-    parser.add_argument("--data_dir", help="where the run's data lie here, for --calibrate")
+    parser.add_argument("--data_dir", help="folder of the run's data on this machine, for --calibrate")
     return cli.start(_run, parser, arguments)
 
 

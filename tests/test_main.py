@@ -226,7 +226,7 @@ def test_a_folder_takes_one_run_at_a_time(finished):
     workdir, results = finished
     with holding(workdir / processes.LOCK) as held:
         assert held
-        with pytest.raises(UserError, match=r"another run is at work in .*choose another --workdir"):
+        with pytest.raises(UserError, match=r"another run is using .*choose another --workdir"):
             main.run(_config(), workdir)
     assert main.run(_config(), workdir)["test"] == results["test"]
     assert not (workdir / processes.LOCK).exists()

@@ -168,7 +168,7 @@ def _check_labels(store: Store, labels: set[str]) -> None:
         if kept != label:
             raise UserError(f"label {label!r} should be {kept!r}, as Unicode composes it")
         if (other := folded.setdefault(label.casefold(), label)) != label:
-            raise UserError(f"label {label!r} stands there with other capitals: {other!r}; write both alike")
+            raise UserError(f"label {label!r} exists with other capitals: {other!r}; write both alike")
 
 
 def _known_keys(store: Store, paths: set[str]) -> dict[tuple[str, str, str], int]:
@@ -272,7 +272,7 @@ def _append(store: Store, ids: np.ndarray, embeddings: np.ndarray, images: Seque
         store.refresh()
         if store.encoder["fingerprint"] != fingerprint:
             raise UserError(
-                f"{store.tables.folder} was moved to another encoder meanwhile; add again with that"
+                f"{store.tables.folder} was moved to another encoder meanwhile; add again with that encoder"
             )
         new = [n for n, number in enumerate(ids.tolist()) if not store.has(number)]
         if new:

@@ -44,8 +44,8 @@ class Condition(NamedTuple):
 def parse(text: str) -> list[Condition]:
     """Reads conditions joined by `and`.
 
-    Texts stand in single quotes, in which two stand for one, and are compared letter by letter, as dates in the form
-    2026-05-01 want it; numbers stand without. A column whose name is no word stands in double quotes.
+    Texts are in single quotes, where two quotes mean one, and are compared letter by letter, as dates in the form
+    2026-05-01 want it; numbers have no quotes. A column whose name is not a word is in double quotes.
 
     Raises:
       UserError: it is no such text.

@@ -33,13 +33,13 @@ def re_embed(
     Images that are of no use or taken out and cannot be read any more get zeros, and are never found.
 
     Raises:
-      UserError: an image in use cannot be read; the store is of this encoder already.
+      UserError: an image in use cannot be read; the store uses this encoder already.
     """
     store.refresh()
     name, done = encoder.fingerprint, 0
     if store.encoder["fingerprint"] == name:
         raise UserError(
-            f"{store.tables.folder} is of this encoder already (step {encoder.step} of {encoder.workdir})"
+            f"{store.tables.folder} uses this encoder already (step {encoder.step} of {encoder.workdir})"
         )
     while True:
         with store.tables.writing():

@@ -31,7 +31,7 @@ class Store(State):
         """A new and empty store for what `encoder` embeds.
 
         Raises:
-          UserError: the folder is there already, or cannot be written.
+          UserError: the folder exists already, or cannot be written.
         """
         Tables.create(on_disk(folder), encoder.describe(), encoder.dim)
         return cls(folder)
@@ -75,7 +75,7 @@ class Store(State):
     def new(
         self, images: Sequence[int | str], label: str = "", *, by: str = "", seen: int | None = None
     ) -> int:
-        """Says that images show an individual that is new; it is numbered where no label is given."""
+        """Records that images show a new individual, which gets a number if no label is given."""
         return self._decide("new", images, label, by=by, seen=seen, exists=False)
 
     def relabel(
@@ -111,7 +111,7 @@ class Store(State):
             return self._append("merge", rows, into, None, by)
 
     def split(self, images: Sequence[int | str], label: str = "", *, by: str = "") -> int:
-        """Makes an individual of its own of some images of one; numbered where no label is given."""
+        """Makes a new individual of some images of another; it gets a number if no label is given."""
         with self._held():
             rows = self.rows_of(images)
             whole = np.flatnonzero(self.known & (self.labels == self.labels[rows[0]])) if len(rows) else rows
@@ -144,7 +144,7 @@ class Store(State):
             require(len(touched) > 0, "undo", number, "the number of a decision; `history` lists them")
             places, _ = self.places(touched)
             rows = places[self.holding[places] == number]
-            require(len(rows) > 0, "undo", number, "a decision that no later one has overtaken or undone")
+            require(len(rows) > 0, "undo", number, "a decision that no later one has replaced or undone")
             before = [self._before(row, number) for row in rows]
             labels, statuses, holds = map(list, zip(*before, strict=True))
             done = self._append("undo", rows, labels, statuses, by, undoes=number, holds=holds)

@@ -63,7 +63,7 @@ class Tables:
     def create(cls, folder: pathlib.Path, encoder: Record, dim: int) -> Tables:
         """A new store for images embedded by `encoder`, as `TrainedEncoder.describe` has it, to `dim` numbers."""
         if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-            raise UserError(f"{folder} is there already; give the store another name, or add to it")
+            raise UserError(f"{folder} already exists; give the store another name, or add to it")
         with replacing(folder / STATE) as temporary, _plainly(folder):
             database = _connect(folder)
             database.create_table(table_name(encoder["fingerprint"]), schema=image_schema(dim))
@@ -110,7 +110,7 @@ class Tables:
                     yield
                     return
             if time.monotonic() > end:
-                raise UserError(f"another process is writing {self.folder}; wait for its end")
+                raise UserError(f"another process is writing {self.folder}; wait until it ends")
             time.sleep(0.01)
 
     def images(self, fingerprint: str) -> Any:
@@ -154,7 +154,7 @@ class Tables:
                 texts.append(_newer(table, kept, schema.names).to_arrow())
         found = arrow.concat_tables(texts)
         if not begin == count == len(found):
-            raise UserError(f"{self.folder} is damaged: it promises {count:,} rows and holds {begin:,}")
+            raise UserError(f"{self.folder} is damaged: it claims {count:,} rows and holds {begin:,}")
         if begin > kept and not np.isfinite([embeddings[kept:].max(), embeddings[kept:].min()]).all():
             raise UserError(f"{self.folder} holds embeddings that are not finite; its encoder has diverged")
         if found.column("id").num_chunks > _MOST_CHUNKS:
@@ -206,11 +206,11 @@ class Tables:
         with _plainly(self.folder):
             if schema is None or not table.schema.equals(schema):
                 raise UserError(
-                    f"{self.folder} is damaged or no store of hap2s_jax: its table has other columns"
+                    f"{self.folder} is damaged or not a store of hap2s_jax: its table has other columns"
                 )
             size = sum(file.stat().st_size for file in self.folder.rglob("*.lance") if file.is_file())
             if table.count_rows() * width > allowed(size):
-                raise UserError(f"{self.folder} is damaged: it promises {table.count_rows():,} rows")
+                raise UserError(f"{self.folder} is damaged: it claims {table.count_rows():,} rows")
 
 
 def _newer(table: Any, after: int, columns: list[str]) -> Any:

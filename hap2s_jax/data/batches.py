@@ -40,7 +40,7 @@ _Each = Callable[[Callable[[int], None], int], None]
 
 
 class Plan(Protocol):
-    """Which images stand in which batch; see `hap2s_jax.data.pk.PKPlan`."""
+    """Chooses the images of each batch; see `hap2s_jax.data.pk.PKPlan`."""
 
     def batch(self, step: int) -> np.ndarray:
         """Indices of the images of the global batch number `step`, int `[B]`."""

@@ -38,7 +38,7 @@ def load(
       name: as in `hap2s_jax.data.registry`.
       data_dir: where to look; by default $TFDS_DATA_DIR or ~/tensorflow_datasets, then ./data. For "folder", the
         folder of class folders or the CSV itself; for "hf", see `hap2s_jax.data.readers.hf`. What
-        `hap2s_jax.pack` packed may lie in a bucket (gs://bucket/folder), as may data prepared with TFDS.
+        `hap2s_jax.pack` packed may be in a bucket (gs://bucket/folder), as may data prepared with TFDS.
       validation_fraction: share of the training classes to validate on, 0 for none; of no effect where the data
         itself names validation images.
       seed: which classes those are. (Test classes, where the data names none, never depend on it.)

@@ -104,7 +104,7 @@ class Fetched:
         return begin + offset // self._side, begin + (offset + length - 1) // self._side
 
     def _part(self, file: int, block: int, offset: int, length: int) -> bytes | None:
-        """What of a part of a file is in one block."""
+        """The share of a part of a file that is in one block."""
         at = (block - self._first[file]) * self._side
         begin, end = max(offset - at, 0), min(offset + length - at, self._side)
         return self._ring.read(int(self._places[block]), begin, end - begin)

@@ -47,7 +47,7 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header:
-    """Reads the header of an encoded image; its kind is told by the bytes, never by a file's name.
+    """Reads the header of an encoded image; its kind is recognised by the bytes, never by a file's name.
 
     Raises:
       UnreadableImageError: this is no image, or its header is damaged or cut off.
@@ -67,7 +67,7 @@ def read_header(data: bytes) -> Header:
             tags = _tags(data)
             if tags.get(_BITS) in (32, 64):
                 raise UnreadableImageError(
-                    f"its pixels are numbers of {tags[_BITS]} bits, of which nobody knows what is white; save it "
+                    f"its pixels are numbers of {tags[_BITS]} bits, whose white level is unknown; save it "
                     "with 8 or 16 bits"
                 )
             # OpenCV and Pillow turn these upright themselves, whatever they are asked for.
@@ -100,7 +100,7 @@ def open_pillow(data: bytes) -> Any:
         try:
             return Image.open(io.BytesIO(data))
         except Exception:  # damaged headers make Pillow raise nearly anything
-            raise UnreadableImageError("this is no image in a known format") from None
+            raise UnreadableImageError("this is not an image in a known format") from None
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 

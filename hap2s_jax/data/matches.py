@@ -1,4 +1,4 @@
-"""Which queries can be answered at all, told from labels and cameras before anything is embedded."""
+"""Finds the queries that can be answered at all, from labels and cameras, before anything is embedded."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def plan(
 
 
 def _weights(mixing: str, names: Sequence[str], classes: Sequence[int]) -> list[float]:
-    """Of "classes", "sets", or text such as "market1501=2,dukemtmc=1"."""
+    """From "classes", "sets", or text such as "market1501=2,dukemtmc=1"."""
     if mixing in ("classes", "sets"):
         found = dict(zip(names, classes if mixing == "classes" else [1] * len(names), strict=True))
     else:
@@ -68,7 +68,7 @@ def _weights(mixing: str, names: Sequence[str], classes: Sequence[int]) -> list[
 
 
 class MixedPlan:
-    """Which images stand in which batch, when several sets have given shares.
+    """Chooses the images of each batch, when several sets have given shares.
 
     Together "mixed": the P classes of a batch are shared out among the sets, now rounded down and now up, so that after
     any number of batches no set is further from its share than there are sets. A set deals out its classes one after

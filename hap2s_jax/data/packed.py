@@ -108,7 +108,9 @@ def read(root: pathlib.Path, name: str, options: Mapping[str, Any], cache: Cache
         if isinstance(error, UserError):
             raise
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else reason(error)
-        raise UserError(f"{root} is no whole packed data set ({what}); copy it, or pack it, again") from error
+        raise UserError(
+            f"{root} is not a complete packed data set ({what}); copy it, or pack it, again"
+        ) from error
 
 
 class PackedSource:
@@ -159,7 +161,7 @@ class PackedSource:
 
     @property
     def images(self) -> Fetched | None:
-        """What fetches the images out of a bucket; None on a disk."""
+        """The fetcher of images from a bucket; None on a disk."""
         return self._files.images
 
     def prefetch(self, indices: np.ndarray) -> int:
@@ -196,7 +198,7 @@ class _Files:
         self.names = [str(name) for name, _ in shards]
         self.sizes = np.array([size for _, size in shards], np.int64)
         if strange := [name for name in self.names if not _SHARD.fullmatch(name)]:
-            raise ValueError(f"{strange[0]!r:.60} is no name of a file of images")
+            raise ValueError(f"{strange[0]!r:.60} is not the name of an image file")
         in_bucket = isinstance(root, BucketPath)
         found = {n: size for n, (size, _) in root.checksums().items()} if in_bucket else None
         for name, size in zip(self.names, self.sizes.tolist(), strict=True):
@@ -231,7 +233,7 @@ class _Files:
 def _size(path: pathlib.Path) -> int:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise RefusedError(f"{path.name} is no regular file")
+        raise RefusedError(f"{path.name} is not a regular file")
     return status.st_size
 
 

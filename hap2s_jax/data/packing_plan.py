@@ -1,4 +1,4 @@
-"""What is to be packed: the images of each part, and which file each goes to."""
+"""The plan of packing: the images of each part, and which file each goes to."""
 
 from __future__ import annotations
 

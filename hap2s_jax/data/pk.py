@@ -12,7 +12,7 @@ _CLASS_RING, _CLASS_ORDER, _IMAGE_RING, _IMAGE_ORDER = range(4)
 
 
 class PKPlan:
-    """Which images stand in which batch.
+    """Chooses the images of each batch.
 
     An epoch is a fresh shuffle of the C classes in floor(C / P) batches, so that no class stands twice in a
     batch. The C mod P classes left over sit out that epoch; they are the next ones of a fixed ring, so every

@@ -35,7 +35,7 @@ def place(path: str | os.PathLike[str]) -> pathlib.Path:
       A `pathlib.Path`, or a `BucketPath`, which is none but has those of its methods that are used here.
 
     Raises:
-      UserError: it lies in no place that is known, or the extra "gcs" is not installed.
+      UserError: it is in no known kind of place, or the extra "gcs" is not installed.
     """
     if isinstance(path, BucketPath):
         return cast(pathlib.Path, path)
@@ -51,7 +51,7 @@ def place(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def is_bucket(path: object) -> bool:
-    """Whether a place lies in a bucket."""
+    """Whether a place is in a bucket."""
     return isinstance(path, BucketPath)
 
 

@@ -33,7 +33,7 @@ class Reader:
             where = self.images.source.describe(index)
             if not self.skip:
                 raise UserError(
-                    f"cannot read the image {where}: {error}; mend or remove it, or set "
+                    f"cannot read the image {where}: {error}; fix or remove it, or set "
                     "config.data.on_unreadable=skip to leave such images out"
                 ) from None
             if index not in self.unreadable:
@@ -54,7 +54,7 @@ class Reader:
                 return part, other
         raise UserError(
             f"none of the images of {self.images.source.name} can be read, such as "
-            f"{self.images.source.describe(index)}; mend them, or check config.data.data_dir"
+            f"{self.images.source.describe(index)}; fix them, or check config.data.data_dir"
         )
 
     def _substitutes(self, index: int) -> Iterator[int]:
@@ -74,7 +74,7 @@ class Reader:
         if self._labels[index] not in self._warned:
             self._warned.add(self._labels[index])
             _LOG.warning(
-                "no image of class %d of %s can be read; those of other classes stand in for it",
+                "no image of class %d of %s can be read; images of other classes replace them",
                 self._labels[index],
                 self.images.source.name,
             )

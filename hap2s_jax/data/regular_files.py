@@ -31,7 +31,7 @@ def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> IO[b
     of no mere text that names one, a copy.
 
     Raises:
-      RefusedError: it is no regular file, or a larger one.
+      RefusedError: it is not a regular file, or too large.
       OSError: it is not there, or may not be read.
     """
     if isinstance(path, BucketPath):
@@ -56,7 +56,7 @@ def _descriptor(path: str | os.PathLike[str], limit: int | None) -> tuple[int, i
 
 def _check(status: os.stat_result, limit: int | None) -> int:
     if not stat.S_ISREG(status.st_mode):
-        raise RefusedError("it is no regular file")
+        raise RefusedError("it is not a regular file")
     if limit is not None and status.st_size > limit:
         raise RefusedError(f"it holds {status.st_size:,} bytes, more than the {limit:,} allowed")
     return status.st_size
@@ -147,7 +147,7 @@ def check_members(members: Iterable[zipfile.ZipInfo], size: int) -> None:
         if info.flag_bits & 1:
             raise RefusedError(f"{info.filename!r:.80} is encrypted")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise RefusedError(f"{info.filename!r:.80} is packed by an unusual method")
+            raise RefusedError(f"{info.filename!r:.80} is compressed by an unusual method")
         total += info.file_size
     if total > allowed(size):
-        raise RefusedError(f"it promises {total:,} bytes, more than {allowed(size):,} for a file of {size:,}")
+        raise RefusedError(f"it claims {total:,} bytes, more than {allowed(size):,} for a file of {size:,}")

@@ -15,7 +15,7 @@ _QUALITY = 95
 
 
 class Change(NamedTuple):
-    """What becomes of images that are packed.
+    """The changes to images that are packed.
 
     Attributes:
       call: (bytes, box or None) -> both; None keeps all as they are.

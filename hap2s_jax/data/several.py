@@ -72,7 +72,7 @@ class Joined(Derived):
 
 
 def source_names(data: Mapping[str, Any]) -> list[str]:
-    """What the sets are called that the section `data` of a config trains on."""
+    """The names of the data sets that the section `data` of a config trains on."""
     return [*(data.get("sources") or {})] or [name.strip() for name in data["name"].split(",")]
 
 

@@ -154,7 +154,7 @@ class Dataset:
         nor gallery; None without any.
       seen_classes: names of the test classes that training or validation has images of too, as a split of one's own
         may have it.
-      remarks: lines for whoever uses it, such as numbers of images that differ from the published ones.
+      remarks: lines for the user, such as numbers of images that differ from the published ones.
       judged: protocols of the validation classes, where they do not follow from those of the test.
       targets: all data sets to test on, where there are several or they are others than this one; the first is `test`.
       class_sets: int `[C]` which of several data sets each training class is of; None for a single one.

@@ -241,7 +241,7 @@ def initialize_processes(
       process_id: which of them this is.
       join_timeout: seconds in which all must have joined. After them the process says so and ends with exit
         code 1, since JAX itself would abort.
-      peer_timeout: seconds without a sign of life after which a process is given up, and with it the job;
+      peer_timeout: seconds without a sign of life after which a process counts as dead and the job ends;
         JAX's own 100 where its release takes no other.
 
     Raises:

@@ -122,9 +122,7 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
                 number = int(experimental.broadcast(number))
                 free = None if number < 0 else bool(number)
         if not free:
-            raise UserError(
-                f"another run is at work in {folder}; wait until it ends, or choose another --workdir"
-            )
+            raise UserError(f"another run is using {folder}; wait until it ends, or choose another --workdir")
         yield
 
 
@@ -194,7 +192,7 @@ def leaving_at_once() -> Iterator[None]:
             _leave(f"error: {reason(e)}; lower the batch, or raise batch.pieces", 1)
         _leave(
             f"error: the connection to another process broke, most likely because that one ended ({reason(e)}); see "
-            "its output, and run the same command again on every host to go on from the last checkpoint",
+            "its output, and run the same command again on every host to continue from the last checkpoint",
             EXIT_LOST,
         )
     except BaseException:

@@ -207,7 +207,7 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
 def collectives(hlo: str, devices: int) -> dict[str, tuple[int, int]]:
-    """Of each kind of collective in a compiled program's text, how many there are and the bytes that they pass around.
+    """For each kind of collective in a compiled program's text, its number and the bytes that it moves.
 
     The bytes are those of the whole: what an all-gather gives, what a reduce-scatter takes. Operations inside a loop
     count once.

@@ -5,7 +5,7 @@ of accepted pairs among those of one class, FAR (false-accept rate) among those 
 
 - `auc`: area under the curve; the share of (same, different) couples of pairs in the right order, ties counted half.
 - `eer`: the FAR at which FAR = 1 - TAR, on straight lines between the points of the curve.
-- `tar@1e-03`: the largest TAR at any threshold with a FAR of at most 1e-3. It stands there when at least ten pairs of
+- `tar@1e-03`: the largest TAR at any threshold with a FAR of at most 1e-3. It is reported if at least ten pairs of
   different classes may be accepted, so 1e-3 takes 10,000 of them.
 
 What is exact. Up to `_EXACT` pairs, distances are formed by differences in float64 and sorted: everything is exact,

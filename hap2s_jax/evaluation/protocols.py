@@ -11,7 +11,7 @@
 - open_set: queries of known and of unknown classes, see `unknowns`. verification: pairs of images, see `pairs`.
 
 Which queries count: the recall@k of class and in_shop count a query without any possible match as a miss (a
-class with a single image); all other figures leave such queries out. How many those are always stands beside
+class with a single image); all other figures leave such queries out. Their number is always reported beside
 the figures.
 """
 

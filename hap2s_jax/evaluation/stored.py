@@ -130,7 +130,7 @@ def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[np.dtype, 
     with archive.open(info) as file:
         shape, dtype, begin = _read_header(file)
         if info.file_size - begin < math.prod(shape) * dtype.itemsize:
-            raise DamagedError(f"{info.filename} promises {list(shape)!s:.60} of {dtype}, more than it holds")
+            raise DamagedError(f"{info.filename} claims {list(shape)!s:.60} of {dtype}, more than it holds")
     return dtype, shape
 
 

@@ -25,7 +25,7 @@ def open_set(
     threshold: float | None = None,
     distance: str = "euclidean",
 ) -> dict[str, float]:
-    """Known queries found, and unknown ones told as such.
+    """How well known queries are found and unknown ones recognised.
 
     Args:
       embeddings: `[n, d]` floats, all finite.
@@ -39,7 +39,7 @@ def open_set(
     Returns:
       - `dir@1e-01`, ...: detection and identification rate (Phillips et al., 2011), the share of known queries whose
         nearest image is right and within the largest threshold at which at most a tenth of the unknown queries are
-        answered. A rate stands there when at least ten unknown queries may be answered.
+        answered. A rate is reported if at least ten unknown queries may be answered.
       - with `threshold`: `baks`, the share of known queries answered rightly, and `baus`, of unknown ones not answered,
         means over classes (AnimalCLEF, 2025), and `geometric_mean` of both; `false_accepts` and `false_rejects` of
         queries, and what they are at most for new classes with 95 % confidence (`..._bound`, see `thresholds`).

@@ -103,7 +103,7 @@ def adasp_loss(
 
 
 def _log_sums(batch: Batch, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of every anchor `[n]`: log sum exp(-s / t) over its class with itself, log sum exp(s / t) over others."""
+    """For every anchor `[n]`: log sum exp(-s / t) over its class with itself, log sum exp(s / t) over others."""
     vectors, anchors, key_vectors, keys = batch
     block = min(max(16, _CACHED_PAIRS // len(key_vectors)), len(vectors))
 

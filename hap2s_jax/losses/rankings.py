@@ -26,7 +26,7 @@ Body = Callable[[jax.Array, jax.Array, jax.Array, Any], Any]
 
 
 def _over_positives(scores: jax.Array, positive: jax.Array, body: Body, start: Any) -> Any:
-    """Takes each anchor's positives in turn, as they stand in the batch."""
+    """Takes each anchor's positives in turn, in the order of the batch."""
     width = scores.shape[1]
     places = jnp.arange(width, dtype=jnp.int32)[None, :]
     most = jnp.max(jnp.sum(positive, axis=1, dtype=jnp.int32))
@@ -91,7 +91,7 @@ soft_ranks.defvjp(_forward, _backward)
 def _ranked(
     rows: AnchorRow, negative: jax.Array, temperature: Scalar
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Of rows of cosine distances: `soft_ranks`, which of their entries mean something, and how many `[n]`."""
+    """For rows of cosine distances: `soft_ranks`, which of their entries are valid, and how many `[n]`."""
     scores = (1 - rows.distances) / jnp.asarray(temperature, rows.distances.dtype)
     count = jnp.sum(rows.is_positive, axis=1)
     exists = jnp.arange(scores.shape[1], dtype=count.dtype)[None, :] < count[:, None]

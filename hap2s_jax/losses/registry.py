@@ -193,7 +193,7 @@ def hyperparameters(name: str) -> dict[str, str | float | bool]:
 
 
 def create(name: str, **overrides: Any) -> Loss:  # of any argument's type
-    """The loss called `name` with hyperparameters other than its defaults.
+    """Makes the loss called `name`, with hyperparameters in place of its defaults.
 
     Raises:
         UserError: unknown name or hyperparameter (the nearest right one is suggested), or one of the wrong

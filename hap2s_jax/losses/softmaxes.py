@@ -126,7 +126,7 @@ def cosface_loss(
     scale: Scalar = 64.0,
     **call: Unpack[SampleCall],
 ) -> Result:
-    """CosFace (Wang et al., CVPR 2018): softmax of scaled cosines, the own class's cosine lessened by a margin.
+    """CosFace (Wang et al., CVPR 2018): softmax of scaled cosines, less a margin for the own class.
 
     The logit of the own class is scale (cos(theta) - margin). Published: margin 0.35, scale 64.
     pytorch-metric-learning's CosFaceLoss.

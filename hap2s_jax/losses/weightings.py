@@ -103,7 +103,7 @@ def uniform() -> Weighting:
 
 
 def hardest(count: int = 1) -> Weighting:
-    """Only the hardest of each set count, all alike; the one hardest by default: batch-hard (Hermans et al., 2017).
+    """Only the `count` hardest of each set count, all alike. One is batch-hard (Hermans et al., 2017).
 
     Of members that tie for the one hardest, the first in the batch has all the weight, as in torch.
 

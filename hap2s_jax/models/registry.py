@@ -87,9 +87,7 @@ def _create_vit(name: str, options: dict[str, Any]) -> Encoder:
     has_token = architecture.family.class_token
     unused = [key for key in ("frozen_blocks", "remat", "drop_path") if options["frozen"] and options[key]]
     if unused:
-        raise UserError(
-            f"model options {', '.join(unused)}: set, and without meaning for a frozen encoder; leave out."
-        )
+        raise UserError(f"model options {', '.join(unused)}: no effect with a frozen encoder; leave out.")
     _choose("pooling", kind, POOLINGS_OF_TOKENS if has_token else ("gap", "attention"))
     _check_numbers(options, {"frozen_blocks": 0})
     rate = options["drop_path"]

@@ -89,7 +89,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     except (KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path} holds numbers of a kind that NumPy lacks: {reason(e)}") from e
     except Exception as e:
-        raise UserError(f"{path} is damaged or no safetensors file: {reason(e)}") from e
+        raise UserError(f"{path} is damaged or not a safetensors file: {reason(e)}") from e
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -107,20 +107,20 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:  # torch advises to load it unsafely
         raise UserError(
-            f"{path} is damaged or no file of plain weights: other things might be code, which is not run; where it "
-            "was made, save model.state_dict() alone"
+            f"{path} is damaged or not a file of plain weights: anything else might be code, which is not run; "
+            "save model.state_dict() alone where it was made"
         ) from e
     except Exception as e:  # torch raises whatever its unpickler, zip reader or tensor code stumble over
-        raise UserError(f"{path} is damaged or no file of plain weights: {reason(e)}") from e
+        raise UserError(f"{path} is damaged or not a file of plain weights: {reason(e)}") from e
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UserError(f"{path} is no state dict: it holds {type(state).__name__}, not tensors by name.")
+        raise UserError(f"{path} is not a state dict: it holds {type(state).__name__}, not tensors by name.")
     for name, value in state.items():
         if fault := _fault(value, torch):
             raise UserError(f"{path}: {name} {fault}; save it as a plain tensor")
     if sum(4 * value.numel() for value in state.values()) > allowed(path.stat().st_size):
-        raise UserError(f"{path} promises more numbers than it holds")
+        raise UserError(f"{path} claims more numbers than it holds")
     return {
         # What many training scripts leave in front of every name.
         str(name).removeprefix("module."): (value.float() if value.is_floating_point() else value).numpy()

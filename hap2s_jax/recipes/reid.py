@@ -3,7 +3,7 @@
 `paper`, the default, is HAP2S alone under TriNet's public schedule; its head (FC 1024 with BN and ReLU, FC 128) is a
 reader's note on the HAP2S paper. `trinet` is the same with the loss that TriNet had. `bot` and `agw` are two strong
 baselines with HAP2S where they have a triplet loss, beside identification, and so is `vit`, with a transformer. All
-start from ImageNet's weights; what stands in the functions below is from public code, but for what is said to be ours.
+start from ImageNet's weights; the functions below follow public code, except where they say that something is ours.
 
     python -m hap2s_jax.main --config=configs/market1501.py:bot,autoaugment,ema --config.data.data_dir=DIR
 """

@@ -146,11 +146,11 @@ def _open_lock(target: Path) -> IO[str]:
     """Opens a file to be held, or makes it; neither through a link nor anything else than a file."""
     with contextlib.suppress(FileNotFoundError):  # whoever held it may be taking it away
         if not stat.S_ISREG(target.lstat().st_mode):
-            raise OSError(errno.EINVAL, "it is a link, or no regular file")
+            raise OSError(errno.EINVAL, "it is a link, or not a regular file")
     handle = os.fdopen(os.open(target, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_LINK, 0o666), "a")
     if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):  # put there meanwhile
         handle.close()
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
     return handle
 
 

@@ -78,7 +78,7 @@ def model_card(
 
 
 def chosen_by(results: Mapping[str, Any]) -> str:
-    """By what the checkpoint was chosen that `results` are of."""
+    """The criterion that chose the checkpoint of `results`."""
     if results["config"]["evaluate"]["weights"] == "best" and results.get("validation"):
         return f"the best by {results['config']['checkpoint']['best_metric']} on the validation classes"
     return "the last"

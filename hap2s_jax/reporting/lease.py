@@ -95,7 +95,7 @@ class Lease:
             self._renew_once(SECONDS)
         if self._lost:
             raise UserError(
-                f"another run has taken over {self.path.parent}, since this one was not heard of for {SECONDS:.0f} "
+                f"another run has taken over {self.path.parent}, since this one gave no sign of life for {SECONDS:.0f} "
                 "seconds; this one stops, and has written nothing there since"
             )
 

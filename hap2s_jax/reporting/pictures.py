@@ -72,7 +72,7 @@ def retrievals(
     below = neighbour_captions if neighbour_captions is not None else [[""] * ranks] * count
     if len(names) != count or [len(texts) for texts in below] != [ranks] * count:
         raise ValueError(
-            f"captions are of other lengths; they should be [q] and [q][k] texts, with q = {count} and k = {ranks}"
+            f"captions have other lengths; they should be [q] and [q][k] texts, with q = {count} and k = {ranks}"
         )
     wide, high = (side + 2 * _INSET for side in _tile_size(queries))
     # Neighbours are set off from the query by a wider gap.

@@ -1,8 +1,7 @@
 """A run in Weights & Biases and in MLflow, through their own libraries: numbers, config, pictures and model card.
 
-Where things go, and whether at once, their own environment variables say, such as ``WANDB_MODE=offline`` and
-``MLFLOW_TRACKING_URI``. Neither can end a run on its way: what cannot be sent is told once, and the log on the disk has
-everything.
+Their own environment variables, such as ``WANDB_MODE=offline`` and ``MLFLOW_TRACKING_URI``, decide where things go and
+when. Neither can stop a run: a failure to send is reported once, and the log on the disk has everything.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Tracker:
         except Exception as error:  # of a network, a server, another library
             self._sending = False
             print(
-                f"warning: nothing more goes to {self.service} ({reason(error)}); metrics.jsonl has it all",
+                f"warning: logging to {self.service} has stopped ({reason(error)}); metrics.jsonl has it all",
                 file=sys.stderr,
             )
 

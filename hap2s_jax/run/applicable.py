@@ -33,14 +33,14 @@ def check(config: Config, is_frozen: bool, *, has_layers: bool) -> None:
     unused += [f"optimizer.{key}" for key, value in of_trunk.items() if config.optimizer[key] != value]
     if unused:
         raise UserError(
-            f"{', '.join(unused)}: set, and without meaning for a frozen encoder: the head alone is trained, "
+            f"{', '.join(unused)}: no effect with a frozen encoder: only the head is trained, "
             "on one feature of an image; leave out"
         )
     changed = [f.name for f in fields(Augmentation) if not _same(config.augment[f.name], f.default)]
     if changed and config.data.cached_views == 1:
         keys = ", ".join(f"augment.{name}" for name in changed)
         raise UserError(
-            f"{keys}: set, and without meaning for data.cached_views=1, the centre of each image; leave out, or give "
+            f"{keys}: no effect with data.cached_views=1, the centre of each image; leave out, or give "
             "data.cached_views=4, say, for that many random views"
         )
     head = config.encoder

@@ -123,7 +123,7 @@ def written_by(workdir: str | pathlib.Path) -> Iterator[None]:
         if not innermost[0].f_globals.get("__name__", "").startswith("ml_collections"):
             raise
         raise UserError(
-            f"{place(workdir) / FILE_NAME} is of another version of hap2s_jax: {error}; use the version that "
+            f"{place(workdir) / FILE_NAME} is from another version of hap2s_jax: {error}; use the version that "
             "wrote it"
         ) from error
 

@@ -1,7 +1,7 @@
 """Config files as the command line names them, with the values that it changes.
 
 The files themselves and ``--config.KEY=VALUE`` are ml_collections'. A file that is not there is looked for among the
-configs that come with the package, which a config of one's own may import too: ``from configs import emoji``.
+configs that come with the package, which your own config may import too: ``from configs import emoji``.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _located(arguments: Sequence[str]) -> list[str]:
         raise UsageError(
             f"--config is given {files} times; give one file, its argument after a colon"
             if files
-            else "which experiment? give --config=FILE, as --config=configs/emoji.py; --list_configs names more"
+            else "no config given; give --config=FILE, as --config=configs/emoji.py; --list_configs names more"
         )
     return given
 

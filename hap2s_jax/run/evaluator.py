@@ -105,7 +105,7 @@ class Evaluator:
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
         """As `embed_source`, with raw pixels in between: ``(embeddings, pixels [N, p], present)``.
 
-        Pixels are of one's own images alone, and None where comparing them would take long.
+        Pixels are compared for your own images only, and None if that would take long.
         """
         embeddings, present = self.embed_source(variables, source)
         if self.dataset.name != "folder" or not raw_pixels.is_affordable(

@@ -221,7 +221,7 @@ def already_finished(workdir: pathlib.Path, steps: int, *, is_lead: bool) -> dic
     results = formats.read(workdir / RESULTS, config="config")
     if is_lead:
         say(
-            f"{workdir} holds a finished run of {steps} steps; raise --config.steps to go on (at the rates of "
+            f"{workdir} holds a finished run of {steps} steps; raise --config.steps to continue (at the rates of "
             "a schedule over so many steps), or use another --workdir"
         )
         print_results(results)

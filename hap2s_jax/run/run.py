@@ -51,7 +51,7 @@ def run(config: configs.Config, workdir: str | os.PathLike[str], *, strict: bool
     Raises:
       UserError: for any mistake the user can correct, in one line.
       Preempted: if SIGTERM came; everything done so far is saved.
-      Unreachable: the workdir lies in a bucket that does not answer; the last checkpoint stays.
+      Unreachable: the workdir is in a bucket that does not answer; the last checkpoint stays.
     """
     frozen: Any = ml_collections.FrozenConfigDict(config)  # a copy, references and placeholders resolved
     settled: configs.Config = ml_collections.ConfigDict(frozen)

@@ -24,7 +24,7 @@ _COLOUR = Rule(lambda colour: all(0 <= value <= 255 for value in colour), "red, 
 
 @dataclasses.dataclass(frozen=True)
 class Noise(Settings):
-    """Wrong training data on purpose, to study robustness; what was done stands in the workdir's noise.json."""
+    """Wrong training data on purpose, to study robustness; the workdir's noise.json records it."""
 
     section = "data.noise"
     kind: Annotated[

@@ -70,7 +70,7 @@ def load_dataset(config: Config) -> Dataset:
 
 
 def _named(name: str, load: Callable[[], Dataset]) -> Dataset:
-    """What `load` gives, or its error with the name of the data set that it is about."""
+    """The result of `load`, or its error with the name of the data set."""
     try:
         return load()
     except UserError as error:
@@ -100,7 +100,7 @@ def target(text: str, seed: int) -> tuple[str, Dataset]:
         wanted = _Wanted(text, None, {})
     else:
         raise UserError(
-            f"--data: {text!r} is no folder or CSV here, nor NAME:DIR of a known data set "
+            f"--data: {text!r} is neither a folder or CSV here nor NAME:DIR of a known data set "
             f"({', '.join(registry.names())})"
         )
     return text if wanted.name == "folder" else name, wanted.to_test_on(seed)

@@ -107,7 +107,7 @@ def _as_begun(config: Config, workdir: pathlib.Path) -> list[str]:
             _set(config, key, value)
         elif key in known and key not in written and known[key] != value:
             _set(config, key, value)
-            notes.append(f"note: this run was begun before there was {key}, and goes on with {key}={value}")
+            notes.append(f"note: this run began before {key} existed, and continues with {key}={value}")
     return notes
 
 

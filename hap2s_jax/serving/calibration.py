@@ -76,7 +76,7 @@ class Labelled(NamedTuple):
     def of_source(
         cls, evaluator: Evaluator, source: Source, embeddings: np.ndarray, present: np.ndarray
     ) -> Labelled:
-        """Of a run's own images, of which those not `present` [n] could not be read."""
+        """From a run's own images; those not `present` [n] could not be read."""
         cameras = source.cameras if "query_gallery" in evaluator.dataset.protocols else None
         return cls(embeddings, np.where(present, source.labels, -1), cameras)
 

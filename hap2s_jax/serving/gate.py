@@ -27,7 +27,7 @@ def check_shown(host: str, folder: str | None, option: str) -> None:
     """Raises UserError unless a page that others can reach is told which folder's pictures it may show."""
     if host not in LOCAL and not folder:
         raise UserError(
-            f"--host={host} shows pictures to others: name the folder that holds them, and none but them, with {option}"
+            f"--host={host} shows pictures to others: name the folder that holds only them with {option}"
         )
 
 

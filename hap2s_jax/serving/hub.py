@@ -162,7 +162,7 @@ def _checked(name: str, otherwise: str) -> str:
 
 @contextlib.contextmanager
 def _plainly(name: str) -> Iterator[None]:
-    """What huggingface_hub raises, in one line."""
+    """Turns an error of huggingface_hub into one line."""
     errors: Any = extras.load(name, "huggingface_hub.errors", "hub")
     log_in = "`hf auth login`, or a token in HF_TOKEN"
     try:
@@ -177,7 +177,7 @@ def _plainly(name: str) -> Iterator[None]:
         raise UserError(f"{HUB}{name}: this machine has no token for the hub; {log_in}") from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         raise UserError(
-            f"{HUB}{name} is not in this machine's cache, and the hub is not reached; is there a network?"
+            f"{HUB}{name} is not in this machine's cache, and the hub cannot be reached; check the network"
         ) from error
     except Exception as error:  # it raises what its HTTP client stumbles over
         status = getattr(getattr(error, "response", None), "status_code", None)

@@ -82,9 +82,7 @@ def _check_complete(found: list[tuple[str, vectors.Vectors]]) -> None:
     for file, gallery in found:
         number, count = _part(gallery.model)
         if count != max(counts):
-            raise UserError(
-                f"{file} is no part of {max(counts)}, as others of these files are; name those alone"
-            )
+            raise UserError(f"{file} is not a part of {max(counts)}, unlike the other files; leave it out")
         if number in there:
             raise UserError(f"{file} and {there[number]} are both part {number} of {count}; name one of them")
         there[number] = file

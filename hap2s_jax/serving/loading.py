@@ -105,7 +105,7 @@ def described(config: Any, path: pathlib.Path) -> tuple[Any, PyTree]:
         if ":" in settings["name"]:  # of code that is the user's own
             raise
         file = path / configs.FILE_NAME
-        raise UserError(f"no encoder is made of {file}: {reason(error)}") from error
+        raise UserError(f"cannot build an encoder from {file}: {reason(error)}") from error
 
 
 def _choose_step(checkpointer: Checkpointer, wanted: str | int | None, config: Any) -> int:

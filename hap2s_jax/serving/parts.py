@@ -1,6 +1,6 @@
 """The parts of a file of embeddings that is being made.
 
-They lie in a folder beside it, so that an interrupted command goes on where it stopped, and so that only one part need
+They are kept in a folder beside it, so that an interrupted command continues where it stopped, and only one part need
 be in memory.
 """
 
@@ -61,7 +61,7 @@ class Parts:
             if not anew:
                 raise UserError(
                     f"{self.folder} holds an unfinished file that differs in its {' and '.join(differing)}; give "
-                    "--overwrite to begin anew, or choose another --output"
+                    "--overwrite to start again, or choose another --output"
                 )
             self.remove()
         with replacing(state) as temporary:
@@ -87,7 +87,7 @@ class Parts:
         for number, file in enumerate(files):
             digest = file.stem.split("-")[2:]
             if digest and digest != [f"{zlib.crc32(read_bytes(file, _MAX_PART)):08x}"]:
-                print(f"warning: {file} is damaged; it is made again", file=sys.stderr)
+                print(f"warning: {file} is damaged and will be computed again", file=sys.stderr)
                 for damaged in files[number:]:
                     damaged.unlink()
                 return

@@ -58,7 +58,7 @@ def remarks(path: str) -> Iterator[str]:
 
 
 def _digests(source: Source, sizes: set[int]) -> set[bytes]:
-    """Of the images that have one of the sizes; of files, others are not read."""
+    """Of the images with one of these sizes; other files are not read."""
     found = set()
     for n in range(len(source)):
         try:

@@ -180,7 +180,7 @@ class TrainedEncoder:
           read: an item of `images` -> uint8 `[*image_size, 3]`; by default `preprocess`.
 
         Yields:
-          Batches, in order; of an image that cannot be read the reason stands in the place of the embedding.
+          Batches, in order; for an image that cannot be read, the reason takes the place of the embedding.
         """
         wanted = int(self.config.evaluate.batch_size) if batch_size is None else batch_size
         require(wanted >= 1, "batch_size", wanted, "at least 1")

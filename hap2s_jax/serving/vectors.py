@@ -178,7 +178,7 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
         if isinstance(error, UserError) and not isinstance(error, stored.DamagedError):
             raise
         raise UserError(
-            f"{path} is damaged or no file of embeddings ({reason(error)}); make it again"
+            f"{path} is damaged or not a file of embeddings ({reason(error)}); make it again"
         ) from error
 
 
@@ -211,7 +211,7 @@ def _read_parquet(path: pathlib.Path) -> dict[str, Any]:
         dtype = np.dtype(kind.value_type.to_pandas_dtype())
         stored.check({"embeddings": (dtype, (rows, kind.list_size))}, path)
         if rows * kind.list_size * dtype.itemsize > most:
-            raise stored.DamagedError(f"it promises {rows:,} rows of {kind.list_size} numbers")
+            raise stored.DamagedError(f"it claims {rows:,} rows of {kind.list_size} numbers")
         table = opened.read(columns=["path", "label", "embedding"])
     text = {name: _text(table.column(name), most, arrow) for name in ("path", "label")}
     names = text["label"]
@@ -233,7 +233,7 @@ def _text(column: Any, most: int, arrow: Any) -> list[str | None]:
         raise stored.DamagedError(f"its texts are {column.type}")
     longest = max((len(text) for chunk in column.chunks for text in chunk.dictionary.to_pylist()), default=0)
     if 4 * longest * len(column) > most:
-        raise stored.DamagedError(f"it promises {len(column):,} texts of up to {longest:,} letters")
+        raise stored.DamagedError(f"it claims {len(column):,} texts of up to {longest:,} letters")
     return column.cast(arrow.string()).to_pylist()
 
 

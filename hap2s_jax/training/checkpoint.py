@@ -112,7 +112,7 @@ class Checkpointer:
     def evaluated_step(self, weights: str) -> int | None:
         """The step whose figures a run reports by its `config.evaluate.weights`, "best" or "last"; None without any.
 
-        The newest stands in for a best one that is damaged.
+        The newest replaces a best one that is damaged.
         """
         best = self.best_step if weights == "best" else None
         return best if best in self.steps else self.latest_step
@@ -164,7 +164,7 @@ class Checkpointer:
             self._try_again(e)
 
     def begin(self, step: int | None) -> None:
-        """Begins to look whether a checkpoint is whole, if there is one; whoever restores it later waits the less."""
+        """Starts to check whether a checkpoint is whole, so that restoring it later takes less time."""
         self._checks.begin(step)
 
     def restore(self, template: PyTree, step: int) -> PyTree:
@@ -253,7 +253,7 @@ class Checkpointer:
                 raise
             raise UserError(
                 f"checkpoint {where} cannot be read ({reason(e)}); if it is damaged, remove that folder and "
-                "run again to go on from the checkpoint before it"
+                "run again to continue from the checkpoint before it"
             ) from e
 
     def close(self) -> None:
@@ -287,5 +287,5 @@ class Checkpointer:
         good = "there is no other yet" if step is None else f"the last good one is of step {step}"
         return UserError(
             f"saving a checkpoint to {self._directory} failed: {reason(error)}; {good}; free space or permissions "
-            "there and run again to go on"
+            "there and run again to continue"
         )

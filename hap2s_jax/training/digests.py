@@ -179,7 +179,7 @@ class Checks:
         if why:
             raise DamagedError(
                 f"checkpoint {self._directory / str(step)} is damaged ({why}); copy it again, or remove that folder "
-                "and run again to go on from the checkpoint before it"
+                "and run again to continue from the checkpoint before it"
             )
 
     def leave_out(self, step: int, error: DamagedError) -> None:

@@ -171,7 +171,7 @@ def gradients_in_pieces(
 
 
 def _inputs(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """What the encoder takes of a batch."""
+    """The part of a batch that the encoder takes."""
     return {"images": batch["image"]} | ({"keys": batch["keys"]} if "keys" in batch else {})
 
 

@@ -144,12 +144,12 @@ def test_bad_input_changes_nothing(store, encoder, pictures, tmp_path):
         "of .* and these are vectors of": lambda: adding.add(store, pictures, other, show_progress=False),
         "needs the encoder": lambda: adding.add(store, pictures, show_progress=False),
         "other capitals": csv(f"path,label\n{pictures}/0-00.png,ANIMAL 0\n"),
-        "stands there with": csv(f"path,label\n{pictures}/0-00.png,x\n{pictures}/0-01.png,X\n"),
+        "exists with other capitals": csv(f"path,label\n{pictures}/0-00.png,x\n{pictures}/0-01.png,X\n"),
         "column 'status', which is the store's own": csv(f"path,status\n{pictures}/0-00.png,x\n"),
         "needs the columns path": csv("picture\nx.png\n"),
         "no folder or CSV": lambda: adding.add(store, tmp_path / "none", encoder, show_progress=False),
-        "is of this encoder already": lambda: moving.re_embed(store, encoder, show_progress=False),
-        "is there already": lambda: Store.create(store.tables.folder, encoder),
+        "uses this encoder already": lambda: moving.re_embed(store, encoder, show_progress=False),
+        "already exists": lambda: Store.create(store.tables.folder, encoder),
         "there is no store": lambda: Store(tmp_path / "none"),
     }
     before = store.tables.versions()

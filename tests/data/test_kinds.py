@@ -188,7 +188,7 @@ def test_other_kinds_that_are_read(kind, mode):
 def test_a_tiff_of_32_bits_is_named(dtype):
     for image in (RGB, RGB[..., 0]):
         data = cv2.imencode(".tiff", image.astype(dtype))[1].tobytes()
-        with pytest.raises(UnreadableImageError, match="32 bits, of which nobody knows what is white"):
+        with pytest.raises(UnreadableImageError, match="32 bits, whose white level is unknown"):
             decode_whole(data)
 
 

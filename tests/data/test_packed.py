@@ -252,7 +252,7 @@ def test_what_is_not_whole_or_not_ours_is_one_line(what, whole, tmp_path):
     folder = tmp_path / "packed"
     shutil.copytree(whole, folder)
     _spoil(folder, what)
-    with pytest.raises(UserError, match=r"is no whole packed data set|has format 99") as error:
+    with pytest.raises(UserError, match=r"is not a complete packed data set|has format 99") as error:
         datasets.load("folder", data_dir=folder)
     assert "\n" not in str(error.value)
 

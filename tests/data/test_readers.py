@@ -317,7 +317,7 @@ def test_images_at_any_depth_and_in_no_class(tmp_path):
     assert len(parts.train) == len(before.train) + 1
     added = next(n for n, path in enumerate(parts.train.paths) if "2024" in path)
     assert parts.train.class_names[parts.train.labels[added]] == image.parent.name
-    assert parts.remarks == ("1 images lie in no folder of a class and are left out, such as loose.png",)
+    assert parts.remarks == ("1 images are in no folder of a class and are left out, such as loose.png",)
     assert before.remarks == ()
 
 

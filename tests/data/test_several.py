@@ -175,5 +175,5 @@ def test_targets_of_a_command(folders):
     name, data = sets.target(str(folders / "there"), 0)
     assert (name, len(data.test), data.protocols) == (str(folders / "there"), 30, ("class",))
     assert sets.target("emoji", 0)[0] == "emoji"
-    with pytest.raises(UserError, match="is no folder or CSV here, nor NAME:DIR"):
+    with pytest.raises(UserError, match="is neither a folder or CSV here nor NAME:DIR"):
         sets.target("emojis:/nowhere", 0)

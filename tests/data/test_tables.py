@@ -285,7 +285,7 @@ def test_what_stands_twice_is_counted_and_listed(root, capsys):
     out = capsys.readouterr().out
     assert f"1 images are listed more than once: {root / whole[1][0]} (3 times)" in out
     assert "2 images stand under more than one label" in out
-    assert "verdict: this can be trained on, but first look at" in out
+    assert "verdict: this can be trained on, but first check" in out
     copy.unlink()
 
 

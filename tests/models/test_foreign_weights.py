@@ -40,9 +40,9 @@ STRANGE = {
     "expanded": (lambda: torch.ones(1).expand(2**34), "conv1.weight is expanded"),
     "overlapping": (lambda: torch.ones(9).as_strided((2**30, 9), (0, 1)), "conv1.weight is expanded"),
     "complex": (lambda: torch.ones(4, dtype=torch.complex64), "conv1.weight is complex"),
-    "code": (Runs, "other things might be code, which is not run"),
-    "a long bytearray": (lambda: Long(), "other things might be code"),
-    "text": (lambda: "x", "is no state dict"),
+    "code": (Runs, "anything else might be code, which is not run"),
+    "a long bytearray": (lambda: Long(), "anything else might be code"),
+    "text": (lambda: "x", "is not a state dict"),
     "integers": (
         lambda: torch.ones(4, dtype=torch.int32),
         "conv1.weight holds int32; weights are floating-point",
@@ -106,7 +106,7 @@ def test_a_packed_torch_file_that_becomes_too_large(tmp_path):
         for name in old.namelist():
             new.writestr(name, old.read(name))
     assert (tmp_path / "b.pth").stat().st_size < 2**20
-    with pytest.raises(UserError, match=r"promises .* bytes, more than"):
+    with pytest.raises(UserError, match=r"claims .* bytes, more than"):
         pretrained.read_tensors(tmp_path / "b.pth")
 
 

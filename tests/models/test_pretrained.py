@@ -230,7 +230,7 @@ def test_safetensors_file_and_the_deeper_file_for_the_shallower_encoder(tmp_path
     with pytest.raises(UserError, match="left over"):
         pretrained.load(path, shallower, shapes_of(shallower))
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(UserError, match="damaged or no safetensors file"):
+    with pytest.raises(UserError, match="damaged or not a safetensors file"):
         pretrained.load(path, encoder, shapes_of(encoder))
 
 
@@ -260,13 +260,13 @@ def test_torch_files_that_are_damaged_foreign_or_hostile(tmp_path):
     torch = pytest.importorskip("torch")
     path = tmp_path / "a.pth"
     path.write_bytes(b"no torch file")
-    with pytest.raises(UserError, match="damaged or no file of plain weights"):
+    with pytest.raises(UserError, match="damaged or not a file of plain weights"):
         pretrained.read_tensors(path)
     torch.save({"conv1.weight": Surprise()}, path)
-    with pytest.raises(UserError, match="damaged or no file of plain weights"):
+    with pytest.raises(UserError, match="damaged or not a file of plain weights"):
         pretrained.read_tensors(path)
     torch.save([torch.zeros(3)], path)
-    with pytest.raises(UserError, match="no state dict: it holds list"):
+    with pytest.raises(UserError, match="not a state dict: it holds list"):
         pretrained.read_tensors(path)
 
 

@@ -85,7 +85,7 @@ def test_a_lock_that_somebody_planted_is_refused(tmp_path, kind):
     }[kind]()
     before = sorted(tmp_path.iterdir())
     with (
-        pytest.raises(UserError, match=r"cannot write .*lock: it is a link, or no regular file"),
+        pytest.raises(UserError, match=r"cannot write .*lock: it is a link, or not a regular file"),
         holding(lock),
     ):
         pass

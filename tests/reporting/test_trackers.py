@@ -115,7 +115,7 @@ def test_a_tracker_that_fails_ends_nothing_and_is_told_once(tmp_path, capsys):
         log.attach_files()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
     assert capsys.readouterr().err == (
-        "warning: nothing more goes to somewhere (no route to the host); metrics.jsonl has it all\n"
+        "warning: logging to somewhere has stopped (no route to the host); metrics.jsonl has it all\n"
     )
 
 

@@ -130,7 +130,7 @@ def test_it_is_loaded_embedded_searched_evaluated_and_exported_there(runs, image
     ):
         code = command.main(arguments)
         assert code == 0, capsys.readouterr().err
-    assert "holds these embeddings already" in capsys.readouterr().out
+    assert "already holds these embeddings" in capsys.readouterr().out
     assert json.loads(place(f"{found}.json").read_text())[0]["hits"][0]["path"] == "class00/0.png"
     assert place(f"{found}.png").read_bytes().startswith(b"\x89PNG")
     assert len(place(f"{found}.csv").read_text().splitlines()) == 121

@@ -291,7 +291,7 @@ def test_own_photos_then_frozen_dinov2_then_search(images, tmp_path, monkeypatch
         ({"encoder.frozen": False, "data.cached_views": 2}, "data.cached_views is 2; .* encoder.frozen"),
         (
             {"optimizer.trunk_factor": 0.1, "evaluate.flip": True},
-            "evaluate.flip, optimizer.trunk_factor: set",
+            "evaluate.flip, optimizer.trunk_factor: no effect",
         ),
         (
             {"encoder.frozen": False, "encoder.name": "resnet10", "encoder.pooling": "gap"}
@@ -299,7 +299,7 @@ def test_own_photos_then_frozen_dinov2_then_search(images, tmp_path, monkeypatch
             "layer_decay applies to transformers, and not to resnet10",
         ),
         ({"encoder.embedding_dim": 0, "encoder.hidden_dim": 0}, "embedding_dim is 0, .* nothing to train"),
-        ({"encoder.frozen_blocks": 1}, "frozen_blocks: set, and without meaning for a frozen"),
+        ({"encoder.frozen_blocks": 1}, "frozen_blocks: no effect with a frozen"),
         ({"encoder.name": "small_encoder:SmallEncoder"}, "takes no option"),
     ],
 )

@@ -112,7 +112,7 @@ def test_from_a_file_then_on_without_it_then_into_another_run(weights, images, t
     [
         ("{tmp}/none.safetensors", "do not exist"),
         ("{tmp}", "holds no run"),
-        ("{tmp}/damaged.safetensors", "damaged or no safetensors file"),
+        ("{tmp}/damaged.safetensors", "damaged or not a safetensors file"),
         ("{weights}", "does not fit this encoder"),
         ("hf://nobody/nothing", r"not in the cache and offline is set.*FILE takes a file"),
     ],

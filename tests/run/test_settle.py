@@ -136,7 +136,7 @@ def test_an_older_run_goes_on_as_it_began(tmp_path):
     notes = settle(config, tmp_path)
     configs.check_resumable(config, tmp_path)
     assert (config.data.exif, config.data.background, config.data.max_pixels) == (False, None, 2**28)
-    assert "note: this run was begun before there was data.exif, and goes on with data.exif=False" in notes
+    assert "note: this run began before data.exif existed, and continues with data.exif=False" in notes
 
 
 def test_a_run_that_was_begun_keeps_what_was_chosen_though_the_data_grow(tmp_path):

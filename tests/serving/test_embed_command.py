@@ -71,7 +71,7 @@ def test_the_command(run, spoilt, folder, reference, tmp_path, capsys, suffix):
     assert "45 embeddings of 128 numbers" in printed.out
     assert "47/47" in printed.err
     assert embed.main(arguments) == 0
-    assert "holds these embeddings already" in capsys.readouterr().out
+    assert "already holds these embeddings" in capsys.readouterr().out
 
 
 def test_evaluate_reads_the_file(encoder, folder, tmp_path, capsys):
@@ -147,7 +147,7 @@ def test_another_folder_of_equal_names_is_something_else(encoder, folder, tmp_pa
     assert monday.digest() == tuesday.digest()
     output = tmp_path / "vectors.npz"
     embed.embed_images(encoder, days[0], output, show_progress=False)
-    with pytest.raises(UserError, match="is of something else"):
+    with pytest.raises(UserError, match="holds something else"):
         embed.embed_images(encoder, days[1], output, show_progress=False)
     output.unlink()
     identity = {"weights": encoder.fingerprint, "images": monday.digest(), "folder": str(days[0])}
@@ -167,7 +167,7 @@ def test_a_list_with_other_class_names_is_another_list(tmp_path):
 def test_files_of_something_else_are_not_overwritten_unasked(encoder, folder, tmp_path):
     output = tmp_path / "vectors.npz"
     np.savez(output, mine=np.zeros(3))
-    with pytest.raises(UserError, match="is of something else"):
+    with pytest.raises(UserError, match="holds something else"):
         embed.embed_images(encoder, folder[0], output, show_progress=False)
     embed.embed_images(encoder, folder[0], output, overwrite=True, show_progress=False)
     assert vectors.read(output).model["count"] == 45
@@ -325,7 +325,7 @@ def test_images_that_were_mended_are_told_and_made_again(encoder, folder, tmp_pa
     listed = embed.unreadable_list(tmp_path / "x.npz")
     assert listed.read_text().startswith("1.png\t")
     embed.embed_images(*given, show_progress=False)
-    assert "already, but for 1 images that could not be read" in capsys.readouterr().out
+    assert "these embeddings, but for 1 images that could not be read" in capsys.readouterr().out
     (tmp_path / "1.png").write_bytes(whole)
     with pytest.raises(UserError, match="before some of these images changed; give --overwrite"):
         embed.embed_images(*given, show_progress=False)

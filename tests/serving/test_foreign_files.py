@@ -45,7 +45,7 @@ def plant(root: pathlib.Path) -> dict[str, str]:
     name = os.path.relpath(root / "socket.png")
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(name)
-    irregular = dict.fromkeys(("pipe.png", "zero.png", "pipe link.png", "socket.png"), "no regular file")
+    irregular = dict.fromkeys(("pipe.png", "zero.png", "pipe link.png", "socket.png"), "not a regular file")
     return irregular | {
         "large.png": "1,099,511,627,776 bytes, more than",
         "nowhere.png": "No such file",
@@ -74,7 +74,7 @@ def test_only_regular_files_of_bounded_size_are_read(planted, tmp_path):
         regular_files.read_bytes(tmp_path / "x", 9)
     source = FileSource("theirs", root, sorted(says), [0] * len(says))
     for index in (sorted(says).index("zero.png"), sorted(says).index("pipe.png")):
-        with pytest.raises(OSError, match="no regular file"):
+        with pytest.raises(OSError, match="not a regular file"):
             source.read(index)
 
 
@@ -87,7 +87,7 @@ def test_embed_reads_what_is_an_image_and_lists_the_rest(encoder, folder, plante
         images = tmp_path / "list.csv"
         rows = [f"theirs/{name}" for name in [*says, "good.png"]]
         images.write_text("\n".join(["path", *rows, "/dev/zero", "/dev/stdin", "theirs/../theirs", ""]))
-        says |= {"/dev/zero": "no regular file", "theirs/../theirs": "no regular file"}
+        says |= {"/dev/zero": "not a regular file", "theirs/../theirs": "not a regular file"}
     found = embed.embed_images(encoder, images, tmp_path / "x.npz", show_progress=False)
     assert found.count == 1
     reasons = {

@@ -131,8 +131,8 @@ def test_weights_that_the_card_is_not_of_are_not_pushed(there, workdir, capsys):
         ("GatedRepoError", "is gated: ask for access"),
         ("RepositoryNotFoundError", "there is no hf://ann/animals, or it is private"),
         ("LocalTokenNotFoundError", "no token for the hub; `hf auth login`"),
-        ("OfflineModeIsEnabled", "not in this machine's cache, and the hub is not reached"),
-        ("LocalEntryNotFoundError", "not in this machine's cache, and the hub is not reached"),
+        ("OfflineModeIsEnabled", "not in this machine's cache, and the hub cannot be reached"),
+        ("LocalEntryNotFoundError", "not in this machine's cache, and the hub cannot be reached"),
         (None, "the hub says: 500"),
     ],
 )

@@ -265,7 +265,7 @@ def test_mistakes_are_one_line(run, gallery, folder, tmp_path, capsys):
         ([], "give --gallery"),
         (["--calibrate"], "needs --workdir"),
         ([f"--gallery={tmp_path / 'none.npz'}", f"--query={query}"], "there is no file"),
-        ([f"--gallery={moved}", f"--query={query}"], "which is not there; give --workdir"),
+        ([f"--gallery={moved}", f"--query={query}"], "which does not exist; give --workdir"),
         ([f"--gallery={gallery}", f"--query={query}", "--checkpoint=6"], "embedded with other weights"),
         ([f"--gallery={gallery}", "--query=nothing.png"], "nothing.png cannot be read"),
         (

@@ -51,7 +51,7 @@ def open_csv(file: Path, wanted: Mapping[str, str]) -> tuple[list[str], Iterator
                 if any(cell.strip() for cell in row[len(head) :]):
                     raise UserError(
                         f"{file}, line {before + reader.line_num}: has {len(row)} fields, and the first line names "
-                        f"{len(head)}; a text with {delimiter!r} in it must stand in quotes"
+                        f"{len(head)}; a text with {delimiter!r} in it must be in quotes"
                     )
                 yield before + reader.line_num, [*row, *[""] * (len(head) - len(row))]
         except csv.Error as error:

@@ -34,7 +34,7 @@ class Parts:
       views: int64 indices into `test`, see `Dataset.views`.
       protocols: how this variant of the data set is judged, where it differs from the usual.
       is_usual: whether the published numbers of images are of this variant.
-      remarks: lines for whoever uses it, such as what was left out.
+      remarks: lines for the user, such as what was left out.
       only_tested: whether `train` is there for its form alone, and holds what `test` does.
     """
 

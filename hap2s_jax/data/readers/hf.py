@@ -96,7 +96,7 @@ def read_hf(
       subset: which of its configurations.
       revision: which of its versions.
       columns: what the columns path (the image), label, split, camera and box are called in it, see `read_table`. The
-        image is told by its kind where there is one alone.
+        image column is found by its type if there is only one.
       splits: which of its splits are which part, as in ``test=validation`` or, to split all classes anew,
         ``all=train+test``; by default they are what they are called, and one alone is all.
       test_fraction, split, unknown, seed: of `own.read_folder`.
@@ -159,7 +159,7 @@ def _load(root: Path | None, path: str, subset: str, revision: str) -> Mapping[s
 
 
 def _builder(library: Any, root: Path | None, path: str, subset: str, revision: str) -> Any:
-    """What prepares the data set, of one of our formats."""
+    """The builder that prepares the data set, of one of our formats."""
     options = {"name": subset or None, "revision": revision or None}
     if path:
         builder = library.load_dataset_builder(path, **options)

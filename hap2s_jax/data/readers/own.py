@@ -24,7 +24,7 @@ def read_folder(
 
     Folders named train and test (or query and gallery, also called database), and perhaps validation, are taken for
     the split, with the classes inside them. With query and gallery alone the gallery is trained on too. Otherwise the
-    classes are split by `test_fraction` and `seed`. An image may lie at any depth in its class's folder.
+    classes are split by `test_fraction` and `seed`. An image may be at any depth in its class's folder.
 
     Args:
       root: the folder, or a CSV file with the columns path, label and, as wished, split, camera, x1, y1, x2, y2.
@@ -95,6 +95,6 @@ def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
         )
     if loose:
         remarks += (
-            f"{len(loose):,} images lie in no folder of a class and are left out, such as {loose[0]}",
+            f"{len(loose):,} images are in no folder of a class and are left out, such as {loose[0]}",
         )
     return parts, remarks

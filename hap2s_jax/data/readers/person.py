@@ -41,7 +41,7 @@ def read_dukemtmc(root: Path) -> Parts:
 
 
 def read_veri776(root: Path) -> Parts:
-    """VeRi-776 (Liu et al. 2016), vehicles seen by 20 cameras; the queries stand in the gallery too.
+    """VeRi-776 (Liu et al. 2016), vehicles seen by 20 cameras; the queries are in the gallery too.
 
     Raises:
       UserError: a folder has no file of the usual name pattern.
@@ -83,7 +83,7 @@ def read_market(
             identity, camera = lacking[0]
             raise UserError(
                 f"{root / VIEWS}: has no image of person {identity} by camera {camera}, whom a query shows; the "
-                "folder is not whole"
+                "folder is incomplete"
             )
         views = np.arange(len(paths), len(paths) + len(seen))
         paths += [row[0] for row in seen]

@@ -71,7 +71,7 @@ class Table:
       boxes: int32 `[n, 4]` left, top, right, bottom, the last two exclusive; None without any.
       has_split: whether there is such a column.
       others: the cameras and every column that means nothing here, by their names in lower case, as texts.
-      remarks: lines for whoever uses the file.
+      remarks: lines for the user.
     """
 
     lines: list[int] = field(default_factory=list)

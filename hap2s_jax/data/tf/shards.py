@@ -84,7 +84,7 @@ class Writer:
         self._tell(self._done)
 
     def _there(self, name: str) -> np.ndarray | None:
-        """What the index says of a file that an earlier run has written whole."""
+        """The index entries of a file that an earlier run has finished."""
         try:
             rows = np.frombuffer(read_bytes(self._root / f"{name}.rows"), ROW)
         except (OSError, ValueError):
@@ -106,7 +106,7 @@ class Writer:
             data = source.read(i)
         except OSError as error:
             raise UserError(
-                f"cannot read the image {source.describe(i)}: {reason(error)}; mend it, or take it out"
+                f"cannot read the image {source.describe(i)}: {reason(error)}; fix it, or leave it out"
             ) from None
         return self._change.call(data, box) if self._change.call else (data, box)
 
@@ -138,4 +138,4 @@ def _read_again(path: pathlib.Path, rows: np.ndarray) -> None:
         for row in rows:
             file.seek(int(row["offset"]))
             if zlib.crc32(file.read(int(row["length"]))) != row["crc32"]:
-                raise UserError(f"{path} does not hold what was written to it; is the disk sound?")
+                raise UserError(f"{path} does not hold what was written to it; check the disk")

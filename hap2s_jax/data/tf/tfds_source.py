@@ -4,7 +4,7 @@ What `tfds` prepares by default, TFRecord files, can only be read from front to 
 records are noted once, in a file beside them, so that the data people already have will do. Data prepared with
 `--file_format=array_record` has random access of its own.
 
-The data may lie in a bucket or on any other file system that TensorFlow knows by a prefix such as gs://.
+The data may be in a bucket or on any other file system that TensorFlow knows by a prefix such as gs://.
 """
 
 from __future__ import annotations
@@ -261,7 +261,9 @@ class _TfRecords:
                     tf.io.gfile.remove(temporary)
                 raise
         except (OSError, tf.errors.OpError) as error:
-            _LOG.warning("cannot keep the index %s (%s); it is made anew at every start", self._index, error)
+            _LOG.warning(
+                "cannot keep the index %s (%s); it will be built again at every start", self._index, error
+            )
 
     def _scan(self, names: list[str]) -> dict[str, np.ndarray]:
         rows: list[tuple[int, ...]] = []
