@@ -72,7 +72,7 @@ INSIDE_FUNCTIONS = {
     "hap2s_jax.data.opencv": {"cv2"},
     "hap2s_jax.data.headers": {"PIL"},
     "hap2s_jax.data.emoji": {"PIL"},  # for the pixel baseline
-    "hap2s_jax.data.readers": {"h5py", "scipy"},  # MATLAB files
+    "hap2s_jax.data.readers": {"h5py", "scipy", "pyarrow"},  # MATLAB files; columns of sets of the hub
 }
 
 
