@@ -335,6 +335,23 @@ def test_configs_are_found_by_name_and_changed_by_overrides(tmp_path, monkeypatc
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("--config.steps=1.5", "--config.steps: must be a whole number, found '1.5'"),
+        ("--config.optimizer.learning_rate=fast", "learning_rate: must be a number, found 'fast'"),
+        ("--config.evaluate.flip=perhaps", "flip: must be true or false, found 'perhaps'"),
+        ("--config.stepz=3", "no key 'stepz'; did you mean --config.steps?"),
+    ],
+)
+def test_an_override_of_the_wrong_kind_is_one_line(given, says):
+    from hap2s_jax.run import config_file
+
+    with pytest.raises(cli.UsageError) as caught:
+        config_file.read(["--config=emoji", given])
+    assert says in str(caught.value)
+
+
 _STUBBORN = """
 import sys
 sys.argv[0] = "hap2s"

@@ -121,6 +121,14 @@ def _parsed(given: Sequence[str]) -> configs.Config:
     return config
 
 
+# Of what Python says of a value that cannot be converted, and what it should have been.
+_KINDS = {
+    "invalid literal for int": "a whole number",
+    "could not convert string to float": "a number",
+    "Non-boolean argument": "true or false",
+}
+
+
 def _explain(error: Exception, given: Sequence[str]) -> str:
     if isinstance(error, UserError):
         return str(error)
@@ -144,6 +152,9 @@ def _explain(error: Exception, given: Sequence[str]) -> str:
         return _failed((error.filename, error.lineno), f"SyntaxError: {error.msg}")
     if inside:
         return _failed(inside[-1], f"{type(error).__name__}: {text}{_moved(error)}")
+    for words, kind in _KINDS.items():
+        if words in text and (flag := re.match(r"flag (--config\.[\w.]+)=(.*?): ", text)):
+            return f"{flag[1]}: must be {kind}, found {flag[2]!r}"
     return reason(error)
 
 
