@@ -51,7 +51,7 @@ def workdir_of(options: argparse.Namespace, what: str, ours: str) -> str:
             f"{what} is of the run in {workdir}, which is on no disk, and opened only where you name it; give --workdir"
         )
     if not workdir.startswith(HUB) and not place(workdir).is_dir():
-        raise UserError(f"{what} is of the run in {workdir}, which is not there; give --workdir")
+        raise UserError(f"{what} is of the run in {workdir}, which does not exist; give --workdir")
     return workdir
 
 

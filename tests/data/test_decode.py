@@ -58,7 +58,7 @@ def test_truncated_files_are_refused(kind, kept):
 
 def test_text_is_no_image():
     for read in (decode_whole, image_shape):
-        with pytest.raises(UnreadableImageError, match="no image in a known format"):
+        with pytest.raises(UnreadableImageError, match="not an image in a known format"):
             read(b"<html>404</html>")
 
 

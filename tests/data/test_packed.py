@@ -325,8 +325,8 @@ def failing(server, whole, monkeypatch, tmp_path):
 
 def test_reading_survives_what_passes_and_counts_it(failing, whole, monkeypatch, capsys):
     proxy, there, cache = failing
-    monkeypatch.setattr(bucket_module, "SILENCE", 0.5)
-    faults, asked = [503, 429, "cut", "half", "stalled", 1.0], []
+    monkeypatch.setattr(bucket_module, "SILENCE", 1.5)
+    faults, asked = [503, 429, "cut", "half", "stalled", 3.0], []
 
     def every_third(method, path):
         asked.append(path)
@@ -352,8 +352,8 @@ def test_reading_survives_what_passes_and_counts_it(failing, whole, monkeypatch,
 )
 def test_reading_what_stays_away_ends_with_one_line(failing, fault, code, says, opened, monkeypatch, capsys):
     proxy, there, cache = failing
-    monkeypatch.setattr(bucket_module, "SILENCE", 0.5)
-    monkeypatch.setattr(bucket_module, "PATIENCE", 1.0)
+    monkeypatch.setattr(bucket_module, "SILENCE", 1.5)
+    monkeypatch.setattr(bucket_module, "PATIENCE", 2.5)
 
     def fail():
         proxy.fault = lambda method, path: fault

@@ -107,7 +107,7 @@ def test_one_unreadable_image_of_a_stream_is_reported_in_its_place(encoder, refe
     assert [n for n, failure in enumerate(failures) if failure is not None] == [20, 21]
     np.testing.assert_allclose(rows[[*range(20), *range(22, 42)]], reference[:40], atol=1e-5)
     assert not rows[20:22].any()
-    with pytest.raises(UserError, match=r"no\.png cannot be read: this is no image"):
+    with pytest.raises(UserError, match=r"no\.png cannot be read: this is not an image"):
         encoder(paths)
 
 
