@@ -141,9 +141,10 @@ def check_embeddings(
         )
     if vectors.dtype == np.float64 and isinstance(vectors, np.ndarray) and vectors.size:
         reach = np.max(np.abs(vectors), initial=0, where=np.isfinite(vectors))
-        if reach > 1e154:
+        held = jax.dtypes.canonicalize_dtype(vectors.dtype)
+        if reach > (1e154 if held == np.float64 else 1e19):
             raise ValueError(
-                f"{name} reach {reach:.3g}, whose square is not finite in float64; scale them down"
+                f"{name} reach {reach:.3g}, whose square is not finite in {held}; scale them down"
             )
     vectors, labels = jnp.asarray(vectors), jnp.asarray(labels)
     if labels.shape != vectors.shape[:1]:

@@ -40,12 +40,20 @@ def check_embeddings(embeddings: ArrayLike, name: str = "embeddings") -> np.ndar
     if array.dtype.type not in (np.float32, np.float64):
         array = array.astype(np.float32)
     # The extremes carry any NaN or infinity, without a second array of the same size.
-    if not (np.isfinite(array.max()) and np.isfinite(array.min())):
+    high, low = array.max(), array.min()
+    if not (np.isfinite(high) and np.isfinite(low)):
         bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
         raise ValueError(
             f"{name} holds NaN or infinity in {bad.size} of {array.shape[0]} rows "
             f"(the first is row {bad[0]}), but metrics need finite embeddings."
         )
+    if array.dtype == np.float64:  # of which distances may be of float32
+        held, reach = np.dtype(jax.dtypes.canonicalize_dtype(array.dtype)), float(max(high, -low))
+        most = 1e154 if held == np.float64 else 3e38
+        if reach > most or 0 < reach < 1 / most:
+            raise ValueError(
+                f"{name} reach {reach:.3g}, whose distances {held} cannot hold; scale them to about 1."
+            )
     return array
 
 

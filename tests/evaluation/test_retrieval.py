@@ -242,6 +242,8 @@ def test_float64_embeddings_are_ranked_in_float64_where_jax_has_it():
     [
         ({"embeddings": np.zeros((4, 2, 1))}, ValueError, "embeddings must be a matrix"),
         ({"embeddings": np.full((4, 2), np.nan)}, ValueError, "NaN or infinity in 4 of 4 rows"),
+        ({"embeddings": np.full((4, 2), 1e200)}, ValueError, r"reach 1e\+200, whose distances float"),
+        ({"embeddings": np.full((4, 2), -1e-200)}, ValueError, "reach 1e-200, whose distances float"),
         ({"embeddings": np.array([[0, 0], [1, np.inf], [0, 0], [0, 0]])}, ValueError, "the first is row 1"),
         ({"embeddings": np.zeros((0, 2))}, ValueError, "embeddings is empty"),
         ({"embeddings": np.zeros((4, 2), complex)}, TypeError, "real numbers"),
