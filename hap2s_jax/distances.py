@@ -143,9 +143,7 @@ def check_embeddings(
         reach = np.max(np.abs(vectors), initial=0, where=np.isfinite(vectors))
         held = jax.dtypes.canonicalize_dtype(vectors.dtype)
         if reach > (1e154 if held == np.float64 else 1e19):
-            raise ValueError(
-                f"{name} reach {reach:.3g}, whose square is not finite in {held}; scale them down"
-            )
+            raise ValueError(f"{name} reach {reach:.3g}, whose square no {held} holds; scale them down")
     vectors, labels = jnp.asarray(vectors), jnp.asarray(labels)
     if labels.shape != vectors.shape[:1]:
         raise ValueError(
