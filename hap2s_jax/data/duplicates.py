@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hap2s_jax.data.source import Dataset, Source
+from hap2s_jax.data.source import Dataset, Source, origin_of
 from hap2s_jax.errors import UserError
 
 # Reading more than this before a run would be noticed; `hap2s_jax.check_data --duplicates` reads whatever there is.
@@ -113,9 +113,8 @@ def digests_of(
     """
     digests: dict[str, Any] = {}
     by_size: dict[int, list[str]] = defaultdict(list)
-    for name, (source, n) in images.items():
-        while (origin := getattr(source, "origin", None)) is not None:
-            source, n = origin(n)
+    for name, image in images.items():
+        source, n = origin_of(*image)
         if (packed := getattr(source, "digests", None)) is not None:
             digests[name] = tuple(packed[n].tolist())
         elif (size := getattr(source, "size", None)) is not None:

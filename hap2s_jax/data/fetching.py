@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from hap2s_jax.data.bucket import CONNECTIONS, BucketPath
+from hap2s_jax.data.source import origin_of
 from hap2s_jax.errors import Unreachable, UserError
 
 # A file comes in blocks: large ones where all of the set fits into the cache, since each is then fetched once, else
@@ -253,8 +254,6 @@ def _origins(source: Any, indices: Any) -> Iterable[tuple[Any, list[int]]]:
     """The sources in which images lie, behind those that only choose among others, with their indices there."""
     found: dict[int, tuple[Any, list[int]]] = {}
     for index in indices:
-        at, place = source, int(index)
-        while hasattr(at, "origin"):
-            at, place = at.origin(place)
+        at, place = origin_of(source, int(index))
         found.setdefault(id(at), (at, []))[1].append(place)
     return found.values()

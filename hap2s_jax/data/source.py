@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -76,6 +76,13 @@ class Derived:
         return source.describe(place)
 
 
+def origin_of(source: Any, index: int) -> tuple[Any, int]:
+    """The source that has image number `index` of its own, whatever was made of it, and its number there."""
+    while hasattr(source, "origin"):
+        source, index = source.origin(index)
+    return source, index
+
+
 class Subset(Derived):
     """Some images of another source, read lazily from it.
 
@@ -88,7 +95,6 @@ class Subset(Derived):
 
     Attributes:
       boxes: int `[n, 4]`, those of `source` (left, top, right, bottom; see `FileSource`), None where it has none.
-      digests: `[n, 2]`, those of `source` (see `PackedSource`), None where it has none.
 
     Raises:
       ValueError: an index lies outside the source.
@@ -113,8 +119,6 @@ class Subset(Derived):
         self.cameras = None if source.cameras is None else source.cameras[indices].astype(np.int32)
         boxes: np.ndarray | None = getattr(source, "boxes", None)
         self.boxes = None if boxes is None else boxes[indices]
-        digests: np.ndarray | None = getattr(source, "digests", None)
-        self.digests = None if digests is None else digests[indices]
         labels = np.asarray(source.labels)[indices]
         if relabel:
             kept = np.unique(labels[labels >= 0])

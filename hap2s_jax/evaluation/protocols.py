@@ -18,7 +18,7 @@ the figures.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter, methodcaller
+from operator import attrgetter
 from typing import TypedDict
 
 import numpy as np
@@ -52,7 +52,7 @@ Metric = Callable[[QueryResults], np.ndarray]
 
 def recall(k: int) -> Metric:
     """Whether a match stands among the first `k`; a query without any possible match is a miss."""
-    return methodcaller("hit", k)
+    return lambda results: results.hit(k).astype(float)
 
 
 def rank(k: int) -> Metric:
@@ -174,7 +174,7 @@ def evaluate(
     """
     if isinstance(protocols, str) or not protocols or not set(protocols) <= set(PROTOCOLS):
         raise ValueError(f"protocols must be a list out of {', '.join(PROTOCOLS)}, but is {protocols!r}.")
-    size = np.arange(np.size(labels))[... if gallery is None else np.asarray(gallery)].size
+    size = np.size(labels) if gallery is None else np.arange(np.size(labels))[np.asarray(gallery)].size
     at, in_shop_at = RECALL_AT, IN_SHOP_AT
     rank_at, single_at, closed_at = RANKS, SINGLE_SHOT_RANKS, CLOSED_SET_AT
     if recall_at is not None:

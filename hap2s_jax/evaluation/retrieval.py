@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 import jax
 import numpy as np
@@ -257,4 +256,4 @@ def nearest(
 
 
 def _all_cpus(devices: list[Device]) -> bool:
-    return {*map(attrgetter("platform"), devices)} == {"cpu"}
+    return all(device.platform == "cpu" for device in devices)

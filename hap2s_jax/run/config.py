@@ -23,33 +23,7 @@ Config = Any
 
 FILE_NAME = "config.json"
 
-# Keys that may differ when a run is resumed. All others decide the batches or what is computed from them, so a
-# resumed run would be neither the old one nor the new. A star stands for the name of a data set.
-CHANGEABLE = (
-    "steps",
-    "num_devices",
-    "compilation_cache",
-    "log",
-    "evaluate.every_steps",
-    "evaluate.batch_size",
-    "checkpoint.every_steps",
-    "checkpoint.keep_last",
-    "checkpoint.keep_best",
-    "data.data_dir",
-    "data.cache_bytes",
-    "data.cache_dir",
-    "data.cache_gb",
-    "data.max_pixels",
-    "data.noise.foreign_dir",
-    "data.num_workers",
-    "data.on_unreadable",
-    "data.sources.*.data_dir",
-    "evaluate.on.*.data_dir",
-    "pretrained.offline",
-    "pretrained.cache_dir",
-)
-
-# Keys that may differ between the hosts of a job.
+# Keys that may differ between the hosts of a job. A star stands for the name of a data set.
 OF_ONE_HOST = (
     "compilation_cache",
     "data.data_dir",
@@ -58,6 +32,26 @@ OF_ONE_HOST = (
     "data.cache_gb",
     "data.sources.*.data_dir",
     "evaluate.on.*.data_dir",
+)
+
+# Keys that may differ when a run is resumed. All others decide the batches or what is computed from them, so a
+# resumed run would be neither the old one nor the new.
+CHANGEABLE = (
+    *OF_ONE_HOST,
+    "steps",
+    "num_devices",
+    "log",
+    "evaluate.every_steps",
+    "evaluate.batch_size",
+    "checkpoint.every_steps",
+    "checkpoint.keep_last",
+    "checkpoint.keep_best",
+    "data.cache_bytes",
+    "data.max_pixels",
+    "data.noise.foreign_dir",
+    "data.on_unreadable",
+    "pretrained.offline",
+    "pretrained.cache_dir",
 )
 
 

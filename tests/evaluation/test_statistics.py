@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hap2s_jax.evaluation import statistics
+from hap2s_jax.evaluation import protocols, statistics
+from hap2s_jax.evaluation.retrieval import rank_matches
 
 
 def test_interval_has_the_width_of_the_mean_s_standard_error():
@@ -61,3 +62,12 @@ def test_table_by_group():
 def test_bad_input_is_one_clear_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         statistics.confidence_intervals({"x": np.zeros(3)}, **arguments)
+
+
+def test_values_of_two_encoders_can_be_subtracted_query_by_query():
+    labels = np.array([0, 0, 1, 1])
+    better, worse = (
+        protocols.class_values(rank_matches(np.array(points)[:, None], labels), ks=(1,))["recall@1"]
+        for points in ([0.0, 0.1, 1.0, 1.1], [0.0, 1.0, 0.1, 1.1])
+    )
+    np.testing.assert_array_equal(better - worse, 1.0)  # which numpy refuses for truth values
