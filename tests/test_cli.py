@@ -83,7 +83,11 @@ CASES = {
         2,
         "did you mean --config.optimizer.learning_rate?",
     ),
-    "wrong type": (["--config=configs/emoji.py:tiny", "--config.steps=many"], 2, "--config.steps=many"),
+    "wrong type": (
+        ["--config=configs/emoji.py:tiny", "--config.steps=many"],
+        2,
+        "--config.steps: must be a whole number",
+    ),
     "unknown config argument": (["--config=configs/emoji.py:tinny"], 2, "did you mean 'tiny'"),
     "unknown loss": (["--config=configs/emoji.py:loss=hap2s_q"], 2, "unknown loss 'hap2s_q'"),
     "unknown loss by override": (
