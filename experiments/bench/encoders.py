@@ -46,6 +46,7 @@ class Ours:
         import jax.numpy as jnp
 
         from hap2s_jax import losses, models
+        from hap2s_jax.distributed.experimental import step_options
 
         encoder = models.create(**settings(name) | {"dtype": dtype} | options)
         pixels = np.random.default_rng(0).integers(0, 256, (batch, *size, 3)).astype(np.uint8)
@@ -78,7 +79,7 @@ class Ours:
         given = self._variables, self._images
         self._lowered = {
             "forward": jax.jit(forward).lower(*given),
-            "train step": jax.jit(update).lower(*given),
+            "train step": jax.jit(update, compiler_options=step_options(jax.default_backend())).lower(*given),
         }
         self._compiled: dict[str, Any] = {}
 

@@ -119,12 +119,13 @@ class DataParallel:
         """Compiles ``step(state, batch) -> (state, metrics)``, the batch split over `AXIS` by `split`.
 
         The state is donated; state and metrics come out equal on all devices, which `step` must ensure by
-        its collectives.
+        its collectives. On several CPU devices, all calls must have the shapes of the first.
         """
+        options = experimental.step_options(self.devices[0].platform)
         if len(self.devices) == 1:
             over_row = jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name=AXIS)
-            return jax.jit(over_row, donate_argnums=0)
-        return jax.pmap(
+            return jax.jit(over_row, donate_argnums=0, compiler_options=options)
+        mapped = jax.pmap(
             step,
             axis_name=AXIS,
             in_axes=(None, 0),
@@ -132,6 +133,7 @@ class DataParallel:
             donate_argnums=0,
             devices=self.devices,
         )
+        return experimental.with_options(mapped, options) if options else mapped
 
     def compile_map(self, function: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:
         """Compiles ``function(variables, batch)`` with rows in and rows out, split over the local devices.
