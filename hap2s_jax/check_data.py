@@ -152,18 +152,27 @@ def verdict(
     unreadable = sum(len(report.unreadable) for report in reports)
     mend = [f"{unreadable:,} images that cannot be read (or leave them out, as the command below does)"]
     mend = (mend if unreadable else []) + list(dataset.remarks) + list(found.lines())
-    yield f"verdict: {'ready to train' if not mend else 'this can be trained on, but first check'}"
-    for line in mend:
+    none = unreadable == sum(report.images for report in reports)
+    if none:
+        yield "verdict: no image can be read, so there is nothing to train on"
+    else:
+        yield f"verdict: {'ready to train' if not mend else 'this can be trained on, but first check'}"
+    for line in mend[none:]:
         yield f"  - {line}"
+    if none:
+        return
     classes = registry.num_classes(dataset.train)
     if dataset.validation is None:
         share = advice.validation_fraction(classes)
         classes -= len(validation_classes(classes, share, 0))
-    command = ["python -m hap2s_jax.main --config=configs/folder.py", f"data.data_dir={data_dir}"]
-    command += [f"data.options.{key}={value}" for key, value in options.items()]
+    command = [
+        "python -m hap2s_jax.main --config=configs/folder.py",
+        f"data.data_dir={shlex.quote(data_dir)}",
+    ]
+    command += [f"data.options.{key}={shlex.quote(str(value))}" for key, value in options.items()]
     command += [f"batch.classes={advice.batch_classes(classes)}", "batch.images_per_class=4"]
     command += ["data.on_unreadable=skip"] if unreadable else []
-    yield "  " + " ".join([command[0], *(f"--config.{shlex.quote(item)}" for item in command[1:])])
+    yield "  " + " ".join([command[0], *(f"--config.{item}" for item in command[1:])])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

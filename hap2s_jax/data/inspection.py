@@ -12,6 +12,7 @@ import numpy as np
 from hap2s_jax.data.headers import UnreadableImageError
 from hap2s_jax.data.pixels import centre_part, decode_whole, for_evaluation, place
 from hap2s_jax.data.source import Source
+from hap2s_jax.errors import reason
 from hap2s_jax.reporting.environment import usable_cores
 
 _SHOWN = 10
@@ -125,7 +126,7 @@ def _decode_all(source: Source, view: View, report: Report) -> None:
             height, width = decode_whole(source.read(index)).shape[:2]
             whole = place(height, width, lambda h, w: (0, 0, h, w), None if boxes is None else boxes[index])
         except (OSError, UnreadableImageError) as error:
-            return f"{source.describe(index)} ({error})"
+            return f"{source.describe(index)} ({reason(error)})"
         kept = view.part(whole.height, whole.width)
         return (height, width), kept[2] * kept[3] / (whole.height * whole.width)
 

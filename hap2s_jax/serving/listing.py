@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import unicodedata
 from collections.abc import Mapping
 
 import numpy as np
@@ -105,7 +106,8 @@ def list_images(images: str | os.PathLike[str], columns: str = "") -> Listing:
         beside = "".join(f"; {line}" for line in name_others(others))
         raise UserError(f"--images: {images} holds no image ({', '.join(extensions())}){beside}")
     paths = sorted(found)
-    return _listing(root, paths, [path.split("/")[0] if "/" in path else "" for path in paths])
+    folders = (path.split("/")[0] if "/" in path else "" for path in paths)
+    return _listing(root, paths, [unicodedata.normalize("NFC", folder) for folder in folders])
 
 
 def _listing(

@@ -71,7 +71,12 @@ CASES = {
         {},
         "12 of the 12 test classes have training or validation images too",
     ),
-    "missing_file": (PLAIN, [*LISTED, ("img/none.png", "class 00", "train")], {}, None),
+    "missing_file": (
+        PLAIN,
+        [*LISTED, ("img/none.png", "class 00", "train")],
+        {},
+        "1 of 49 images are not there, such as img/none.png",
+    ),
     "one_image_a_class": (
         PLAIN,
         [row for row, i in zip(LISTED, WHOLE, strict=True) if i[3] == 0 or i[2] >= CLASSES // 2],

@@ -333,6 +333,18 @@ def test_class_folders_with_a_split(tmp_path):
 def test_too_few_classes_and_no_images_are_named(tmp_path):
     with pytest.raises(UserError, match="found no image in a folder of its own class"):
         own.read_folder(tmp_path)
+    trees.put(tmp_path / "$RECYCLE.BIN" / "1.jpg")
+    trees.put(tmp_path / "may" / "a" / "1.jpg")
+    with pytest.raises(
+        UserError, match=r"found 1 images such as may/a/1.jpg: is .*/may the folder of classes\?"
+    ):
+        own.read_folder(tmp_path)
+    trees.put(tmp_path / "loose.jpg")
+    with pytest.raises(
+        UserError, match=r"such as loose\.jpg: move them, or name each image's class in a CSV"
+    ):
+        own.read_folder(tmp_path)
+    shutil.rmtree(tmp_path / "may")
     trees.put(tmp_path / "a" / "1.jpg")
     with pytest.raises(UserError, match="of the 1 classes"):
         own.read_folder(tmp_path)
@@ -362,7 +374,9 @@ def test_csv_with_everything(tmp_path):
         ("path,label,split\na.jpg,1,all\n", "line 2: split must be one of"),
         ("path,label,split\na.jpg,1,tset\n", "line 2: split must be one of"),
         ("path,label,x1,y1,x2,y2\na.jpg,1,0,0,inf,9\n", "line 2: the box .* must be four numbers"),
-        ("path,label\na.jpg,\n", "line 2: label must not be empty"),
+        ("path,label\n,mug\n", "line 2: path must not be empty"),
+        ("path,label\na.jpg,\n", "1 images are of an unknown individual .no label. and are left out"),
+        ("path,path,label\na.jpg,b.jpg,mug\n", "has 2 columns 'path'; give them different names"),
         ("path,label,split\na.jpg,1,train\n", "needs a part named train"),
     ],
 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -52,7 +54,9 @@ def write(root, lines, *, head="path,label,split", delimiter=",", encoding="utf-
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"]
+)
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_dialects_and_encodings_are_told(root, delimiter, encoding, end):
     lines = [*rows()]
@@ -88,6 +92,11 @@ def test_paths_of_other_systems(root):
     # A backslash is a letter like any other where such a file is there.
     shutil.copy(root / expected[0], root / "a\\b.png")
     assert changed(lambda path: "a\\b.png")[0] == "a\\b.png"
+    shutil.copy(root / expected[0], root / "Zoë.png")
+    assert changed(lambda path: "file:///Users/me/zoe%CC%88.PNG")[0] == "Zoë.png"
+    assert changed(lambda path: "\\\\server\\me\\" + path.upper().replace("/", "\\")) == expected
+    shutil.copy(root / expected[0], root / os.fsdecode("Zoé.png".encode("cp1252")))
+    assert changed(lambda path: "zoé.png")[0] == os.fsdecode("Zoé.png".encode("cp1252"))
     # What is not there stays as it is written.
     assert changed(lambda path: "no\\" + path)[0] == "no\\" + expected[0]
 
@@ -101,7 +110,7 @@ def test_columns_are_mapped_and_suggested(root):
     assert parts.train.paths == own.read_folder(write(root, rows(), name="y.csv")).train.paths
     assert list_images(path, columns).paths == [row[0] for row in rows()]
     with pytest.raises(
-        UserError, match=r"needs the columns path and label, found id, .*columns=path=file,label=id"
+        UserError, match=r"needs the columns path and label, found id, .*columns=path=file,label=person"
     ):
         own.read_folder(path)
     with pytest.raises(UserError, match=r"'lable=person' should be one of .*did you mean 'label'"):
@@ -145,10 +154,21 @@ def test_the_table_of_wildlife_datasets_goes_in_as_it_is(root):
         ("x,y,w,h", "box=x+y+w+h", "1,2,4,7", [1, 2, 5, 9]),
         ("left,top,box_width,box_height", "box=left+top+box_width+box_height", "1,2,4,7", [1, 2, 5, 9]),
         ("a,b,c,d", "box=a+b+c+d", "1,2,5,9", [1, 2, 5, 9]),
+        ("cx,cy,w,h", "box=cx+cy+w+h", "3,5.5,4,7", [1, 2, 5, 9]),
+        (
+            "box_x_center,y center,width,height",
+            "box=box_x_center+y center+width+height",
+            "3,5.5,4,7",
+            [1, 2, 5, 9],
+        ),
+        ("xmin,xmax,ymin,ymax", "box=xmin+ymin+xmax+ymax", "1,5,2,9", [1, 2, 5, 9]),
+        ("x1,y1,x2,y2", "", "1;2;5,4;9,0", [1, 2, 5, 9]),
+        ("x1,y1,x2,y2", "", ";;;", [0, 0, 0, 0]),
     ],
 )
-def test_boxes_in_either_form(root, head, columns, cells, expected):
-    lines = [[*row, *cells.split(",")] for row in rows()]
+def test_boxes_in_every_form(root, head, columns, cells, expected):
+    cells = cells.split(";" if ";" in cells else ",")
+    lines = [[*row, *(cells if n else ["1", "2", "5", "9"])] for n, row in enumerate(rows())]
     path = write(root, lines, head=f"path,label,split,{head}")
     assert own.read_folder(path, columns=columns).train.boxes[3].tolist() == expected
     assert list_images(path, columns).boxes[3].tolist() == expected
@@ -173,13 +193,42 @@ def test_empty_boxes_are_counted_and_refused_everywhere(root, cells):
     [
         ("x1,y1,x2,y2", "0.1,0.2,0.8,1.0", "no box reaches beyond 1, .* they should be in pixels"),
         ("x1,y1,x2", "1,2,9", "a box has the columns x1, y1, x2, y2, and y2 is not there"),
+        (
+            "xmin,xmax,ymin,ymax",
+            "1,5,2,9",
+            r"left, top, right and bottom, .* in this order; xmax is out of it",
+        ),
+        ("x,w,y,h", "1,5,2,9", "in this order; w is out of it"),
     ],
 )
 def test_what_is_no_box_in_pixels_is_refused_everywhere(root, head, cells, says):
     path = write(root, [[*row, *cells.split(",")] for row in rows()], head=f"path,label,split,{head}")
-    for read in (own.read_folder, list_images):
+    columns = "" if "x1" in head else f"box={head.replace(',', '+')}"
+    for read in (lambda p: own.read_folder(p, columns=columns), lambda p: list_images(p, columns)):
         with pytest.raises(UserError, match=says):
             read(path)
+
+
+def test_columns_are_joined_and_labels_that_are_nearly_alike_are_counted(root):
+    def lines(change):
+        return [
+            (*path.rsplit("/", 1), change(n, label), split) for n, (path, label, split) in enumerate(rows())
+        ]
+
+    def read(change):
+        path = write(root, [*lines(change), ("", "", "", "")], head="Folder,File Name,label,split")
+        return own.read_folder(path, columns="path=folder+file name")
+
+    plain = own.read_folder(write(root, rows(), name="y.csv"))
+    whole = read(lambda n, label: unicodedata.normalize("NFD", "Bär ") + label)
+    assert whole.train.paths == plain.train.paths
+    assert whole.train.class_names == tuple(f"Bär klasse {c}" for c in range(4))
+    assert whole.remarks == ()
+    mixed = read(lambda n, label: [label, label.upper(), f"{label[-1]},0", f"0{label[-1]}"][n % 4])
+    assert "32 labels differ only in capitals" in mixed.remarks[0]
+    assert "'0,0' and '00'" in mixed.remarks[0]
+    nobody = read(lambda n, label: label if n % 4 != 1 else "?" * (n % 8 == 1))
+    assert "8 images are of an unknown individual (no label, ?)" in nobody.remarks[0]
 
 
 def test_a_box_outside_its_image_is_counted(root, capsys):

@@ -63,7 +63,7 @@ def open_csv(file: Path, wanted: Mapping[str, str]) -> tuple[list[str], Iterator
 
 
 def _decode(data: bytes) -> str:
-    """UTF-8, where bytes that are none survive as file names, or UTF-16 or -32, by their marks or their zeros."""
+    """UTF-8, or line by line Windows-1252 where it is not, or UTF-16 or -32, by their marks or their zeros."""
     for mark, name in (
         (codecs.BOM_UTF32_LE, "utf-32"),
         (codecs.BOM_UTF32_BE, "utf-32"),
@@ -75,4 +75,16 @@ def _decode(data: bytes) -> str:
     zeros = [data[side:200:2].count(0) for side in (0, 1)]
     if max(zeros) > 20 and not min(zeros):  # letters of Western languages have a zero in every pair
         return data.decode("utf-16-be" if zeros[0] else "utf-16-le", "replace")
-    return data.decode("utf-8-sig", "surrogateescape")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return "".join(map(_decode_line, data.removeprefix(codecs.BOM_UTF8).splitlines(keepends=True)))
+
+
+def _decode_line(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return line.decode(
+            "cp1252", "surrogateescape"
+        )  # its five bytes without a letter survive as file names

@@ -17,8 +17,9 @@ from hap2s_jax.data.source import Source
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 EXTENSIONS += (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k")
-# What operating systems leave behind.
-_LITTER = ("thumbs.db", "desktop.ini")
+# What operating systems, network drives and photo programs leave behind.
+_LITTER = ("thumbs.db", "desktop.ini", "picasa.ini")
+_LITTER += ("$recycle.bin", "system volume information", "__macosx", "@eadir", "#recycle", "lost+found")
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,13 @@ def list_folders(folder: Path | str) -> list[str]:
     return sorted(
         name
         for name in os.listdir(folder)
-        if not name.startswith(".") and os.path.isdir(os.path.join(folder, name))
+        if not is_litter(name) and os.path.isdir(os.path.join(folder, name))
     )
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is hidden, or none of the user's."""
+    return name.startswith(".") or name.lower() in _LITTER
 
 
 def walk_files(folder: Path | str) -> tuple[list[str], list[str]]:
@@ -163,13 +169,13 @@ def walk_files(folder: Path | str) -> tuple[list[str], list[str]]:
         entered = []
         for name in inside:
             target = os.path.realpath(os.path.join(place, name))
-            if not name.startswith(".") and target not in seen:
+            if not is_litter(name) and target not in seen:
                 seen.add(target)
                 entered.append(name)
         inside[:] = entered
         below = Path(place).relative_to(root)
         for name in names:
-            if not name.startswith(".") and name.lower() not in _LITTER:
+            if not is_litter(name):
                 (images if name.lower().endswith(endings) else others).append((below / name).as_posix())
     images.sort(key=lambda path: path.split("/"))
     others.sort(key=lambda path: path.split("/"))

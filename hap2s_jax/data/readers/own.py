@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import unicodedata
 from pathlib import Path
 
 from hap2s_jax.data.readers.files import FileSource, Parts, list_folders, name_others, walk_files
@@ -71,7 +72,8 @@ def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
         folders = by_part
     else:
         folders = {"all": ""}
-    parts, loose, others, direct = {part: Rows() for part in folders}, [], [], 0
+    parts, loose, others, deep = {part: Rows() for part in folders}, [], [], []
+    direct = False
     for part, folder in folders.items():
         images, beside = walk_files(root / folder)
         others += [other for other in beside if "/" in other]
@@ -82,15 +84,18 @@ def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
             name, *inside = path.split("/")[bool(folder) :]
             if inside:
                 parts[part].paths.append(path)
-                parts[part].classes.append(name)
+                parts[part].classes.append(unicodedata.normalize("NFC", name))
             else:
                 loose.append(path)
-            direct += len(inside) == 1
+            direct |= len(inside) == 1
+            if len(inside) > 1:
+                deep.append(path)
     remarks = name_others(others)
     # Images that all lie deeper lie in folders of something else than classes.
     if not direct:
         raise UserError(
             f"{root}: found no image in a folder of its own class, such as {root}/CLASS/IMAGE.jpg"
+            + _where_they_are(root, loose, deep)
             + "".join(f"; {remark}" for remark in remarks)
         )
     if loose:
@@ -98,3 +103,14 @@ def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
             f"{len(loose):,} images are in no folder of a class and are left out, such as {loose[0]}",
         )
     return parts, remarks
+
+
+def _where_they_are(root: Path, loose: list[str], deep: list[str]) -> str:
+    """Where images lie if not in folders of classes, and what to do."""
+    if not loose and not deep:
+        return ""
+    found = f"; found {len(loose or deep):,} images such as {(loose or deep)[0]}"
+    tops = {path.split("/")[0] for path in deep}
+    if not loose and len(tops) == 1 and any(path.count("/") == 2 for path in deep):
+        return f"{found}: is {root}/{tops.pop()} the folder of classes?"
+    return f"{found}: move them, or name each image's class in a CSV file with the columns path and label"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from hap2s_jax.errors import UserError
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
 SPLITS |= {"test": "test", "query": "query", "gallery": "gallery", "database": "gallery"}
 # What animal data sets write for an individual that nobody recognised.
-_UNKNOWN = ("unknown", "unidentified", "new_individual", "nan")
+_UNKNOWN = ("", "?", "unknown", "unidentified", "new_individual", "nan", "n/a")
 _OF_UNKNOWN = ("junk", "open_set", "class")
 NO_SPLIT = "no split"
 _KINDS = ("auto", "disjoint", "closed")
@@ -104,6 +106,7 @@ def arrange(
         if value not in known:
             raise UserError(f"data.options.{name}: must be one of {', '.join(known)}, found {value!r}")
     parts, strangers, more = _take_out_unknown(parts, unknown)
+    more += _nearly_alike({c for rows in parts.values() for c in rows.classes})
     remarks += more
     whole = parts.get("all", parts.get("test"))
     only_tested = whole is not None and "train" not in parts and test_fraction == 1
@@ -149,24 +152,42 @@ def arrange(
 
 def _take_out_unknown(parts: dict[str, Rows], unknown: str) -> tuple[dict[str, Rows], Rows, tuple[str, ...]]:
     """The parts without images of unknown individuals; those of them that can be queries; and remarks."""
-    strangers, kept, dropped = Rows(), {}, 0
+    strangers, kept, dropped = Rows(), {}, []
     for name, rows in parts.items():
-        nobody = [c.strip().lower() in _UNKNOWN and unknown != "class" for c in rows.classes]
+        nobody = [not c or (c.strip().lower() in _UNKNOWN and unknown != "class") for c in rows.classes]
         if name not in ("train", "validation", "gallery") and unknown == "open_set":
             strangers = strangers.join(rows.where(nobody))
         else:
-            dropped += sum(nobody)
+            dropped += rows.where(nobody).classes
         if not all(nobody):
             kept[name] = rows.where([not n for n in nobody])
     lines = []
     if dropped:
+        named = ", ".join(c or "no label" for c in sorted({*dropped}))
         lines.append(
-            f"{dropped:,} images are of an unknown individual and are left out; data.options.unknown=open_set asks "
-            "those that are for testing, as queries that nothing answers"
+            f"{len(dropped):,} images are of an unknown individual ({named}) and are left out; "
+            "data.options.unknown=open_set asks those that are for testing, as queries that nothing answers"
         )
     if rest := kept.pop(NO_SPLIT, None):
         lines.append(f"{len(rest.paths):,} images name no split and are left out, such as {rest.paths[0]}")
     return kept, strangers, tuple(lines)
+
+
+def _nearly_alike(labels: set[str]) -> tuple[str, ...]:
+    """A line about labels that are probably the same class, mistyped or turned into a number by a spreadsheet."""
+    alike: dict[str, list[str]] = {}
+    for label in sorted(labels):
+        plain = re.sub(r"[.,]0+$", "", unicodedata.normalize("NFKC", label).casefold())
+        plain = re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\W_]+", " ", plain)).strip()
+        alike.setdefault(plain or label, []).append(label)
+    groups = [group for group in alike.values() if len(group) > 1]
+    if not groups:
+        return ()
+    line = (
+        f"{sum(map(len, groups)):,} labels differ only in capitals, spaces, signs or zeros and count as different "
+        f"classes, such as {' and '.join(map(repr, groups[0][:2]))}"
+    )
+    return (line,)
 
 
 def _known_only(asking: Rows, database: Rows, unknown: str, *, given: bool) -> tuple[Rows, str]:

@@ -5,16 +5,18 @@ Training (`own`, `hf`) and embedding (`hap2s_jax.serving.listing`) read the same
 
 from __future__ import annotations
 
-import os
 import re
+import shlex
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from hap2s_jax.data.readers.boxes import Boxes
 from hap2s_jax.data.readers.dialects import open_csv
+from hap2s_jax.data.readers.foreign_paths import Folder
 from hap2s_jax.errors import UserError, did_you_mean
 
 _COLUMNS = ("path", "label", "split", "camera", "box")
@@ -22,27 +24,33 @@ _CORNERS = ("x1", "y1", "x2", "y2")
 # What others call these columns; suggested, not taken, for they may mean something else.
 _SYNONYMS = {
     "path": (
-        "file",
-        "filename",
-        "file_name",
-        "filepath",
-        "file_path",
-        "image",
-        "image_path",
-        "img",
-        "image_name",
+        *(
+            "file",
+            "filename",
+            "file_name",
+            "filepath",
+            "file_path",
+            "image",
+            "image_path",
+            "img",
+            "image_name",
+        ),
+        *("image_file", "photo", "photo_name", "picture", "relative_path"),
     ),
     "label": (
-        "identity",
-        "labels",
-        "class",
-        "class_name",
-        "class_id",
-        "category",
-        "pid",
-        "person_id",
-        "target",
-        "name",
+        *("identity", "individual", "individual_id", "individual_name", "animal", "animal_id", "animal_name"),
+        *(
+            "labels",
+            "class",
+            "class_name",
+            "class_id",
+            "category",
+            "pid",
+            "person",
+            "person_id",
+            "target",
+            "name",
+        ),
         "id",
     ),
     "split": ("set", "subset", "partition", "fold"),
@@ -52,6 +60,8 @@ _BOXES = (
     ("x", "y", "w", "h"),
     ("x", "y", "width", "height"),
     ("left", "top", "width", "height"),
+    ("x_center", "y_center", "width", "height"),
+    ("cx", "cy", "w", "h"),
     ("xmin", "ymin", "xmax", "ymax"),
     ("x_min", "y_min", "x_max", "y_max"),
     ("left", "top", "right", "bottom"),
@@ -88,21 +98,23 @@ class Table:
 def read_table(file: Path, columns: str = "", needed: Sequence[str] = ("path", "label")) -> Table:
     """Reads a CSV.
 
-    Commas, semicolons, tabs or bars between the fields; UTF-8 or UTF-16; blank lines are passed over. Without a column
-    `label`, one called `identity` is taken for it, as the package wildlife-datasets has it.
+    Commas, semicolons, tabs or bars between the fields; UTF-8, UTF-16 or Windows-1252; blank lines are passed over.
+    Without a column `label`, one called `identity` is taken for it, as the package wildlife-datasets has it. A label
+    may be empty: nobody knows whose image it is.
 
     Args:
       file: the file.
       columns: what the columns are called here, as in ``label=person,path=file,box=x+y+w+h``; "camera=" takes none.
-        A box is four columns of corners, or of a corner, width and height where the last two are called so, or one
-        column that holds x, y, width and height.
+        A box is four columns of corners, or of a corner (or centre), width and height where they are called so, or one
+        column that holds x, y, width and height. Other columns may be joined too: ``path=folder+file`` with a slash,
+        ``label=herd+number`` with a space.
       needed: the columns without which there is nothing to do.
 
     Raises:
       UserError: names the line and what is wrong in it.
     """
     head, rows = open_csv(file, {**{name: name for name in needed}, **dict(named_columns(columns))})
-    return table_of(file, head, rows, columns, needed)
+    return table_of(file, head, rows, columns, needed, Folder(file.parent).find)
 
 
 def table_of(
@@ -111,48 +123,58 @@ def table_of(
     rows: Iterable[tuple[int, list[str]]],
     columns: str,
     needed: Sequence[str] = ("path", "label"),
+    find: Callable[[str], str | None] = str,
 ) -> Table:
-    """The same of rows that are open already: each with its line, and a text for each column of the head."""
+    """The same of rows that are open already: each with its line, and a text for each column of the head.
+
+    `find` gives the path under which an image is there, or None.
+    """
     found = _find_columns(file, head, columns, needed)
-    table, cameras, boxes, empty = Table(has_split="split" in found), [], [], []
-    largest = 0.0
-    used = [n for places in found.values() for n in (places if isinstance(places, list) else [places])]
+    table, cameras, unnamed, absent = Table(has_split="split" in found), [], 0, []
+    where = found.pop("box", None)
+    boxes = None if where is None else Boxes(file, [head[n] for n in where])
+    used = {n for places in (*found.values(), where or []) for n in places}
     others = {name: place for place, name in enumerate(head) if name and place not in used}
     table.others = {name: [] for name in (*others, *(["camera"] if "camera" in found else []))}
     for line, row in rows:
-        values = {name: row[place].strip() for name, place in found.items() if isinstance(place, int)}
-        if missing := [name for name in needed if not values[name]]:
-            raise UserError(f"{file}, line {line}: {' and '.join(missing)} must not be empty")
-        if "\0" in values["path"]:
-            raise UserError(f"{file}, line {line}: path holds a zero byte")
+        values = {
+            name: ("/" if name == "path" else " ").join(filter(None, (row[n].strip() for n in places)))
+            for name, places in found.items()
+        }
+        label = unicodedata.normalize("NFC", values.get("label", ""))
+        if not values["path"] and not label:
+            unnamed += 1
+            continue
+        if not values["path"] or "\0" in values["path"]:
+            what = "holds a zero byte" if values["path"] else "must not be empty"
+            raise UserError(f"{file}, line {line}: path {what}")
+        here = find(values["path"])
+        if here is None:
+            absent.append(values["path"])
         table.lines.append(line)
-        table.paths.append(_path_here(Path(file).parent, values["path"]))
-        table.labels.append(values.get("label", ""))
+        table.paths.append(here or values["path"])
+        table.labels.append(label)
         table.splits.append(values.get("split", ""))
         cameras.append(values.get("camera", ""))
         for name, texts in table.others.items():
             texts.append(row[others[name]].strip() if name in others else cameras[-1])
-        if isinstance(where := found.get("box"), list):
-            corners = _box(file, line, [head[n] for n in where], [row[n] for n in where])
-            largest = max(largest, *map(abs, corners))
-            boxes.append([round(corner) for corner in corners])
-            if boxes[-1][2] <= boxes[-1][0] or boxes[-1][3] <= boxes[-1][1]:
-                empty.append((line, boxes[-1]))
+        if boxes is not None and where is not None:
+            boxes.add(line, [row[n] for n in where])
     if not table.paths:
         raise UserError(f"{file}: has no rows")
-    if boxes and largest <= 1:
-        raise UserError(
-            f"{file}: no box reaches beyond 1, as if they were shares of the image; they should be in pixels"
+    if unnamed:
+        table.remarks += (f"{unnamed:,} rows have neither path nor label and are left out",)
+    if absent:
+        line = (
+            f"{len(absent):,} of {len(table.paths):,} images are not there, such as {absent[0]}; paths should be "
+            f"absolute, or relative to the CSV's folder, {Path(file).parent}"
         )
-    if empty:
-        raise UserError(
-            f"{file}: {len(empty):,} of {len(boxes):,} boxes are empty or turned round, such as line {empty[0][0]}: "
-            f"left, top, right, bottom {', '.join(map(str, empty[0][1]))}; where they are x, y, width and height, name "
-            "the columns: columns=box=x+y+w+h (in a config, data.options.columns)"
-        )
+        table.remarks += (line,)
     table.cameras = _number_cameras(cameras)
-    table.boxes = np.array(boxes, np.int32) if boxes else None
-    table.remarks = tuple(_hints(head, found))
+    if boxes is not None:
+        table.boxes, remarks = boxes.array(table.lines)
+        table.remarks += remarks
+    table.remarks += tuple(_hints(head, {*found, *(["box"] if where else [])}, used))
     return table
 
 
@@ -171,21 +193,27 @@ def named_columns(columns: str) -> Iterator[tuple[str, str]]:
 
 def _find_columns(
     file: Path | str, head: list[str], columns: str, needed: Sequence[str]
-) -> dict[str, int | list[int]]:
-    """The place of each column that is there; of a box a list of places."""
+) -> dict[str, list[int]]:
+    """The places of each column that is there: four or one of a box, and of others as many as are joined."""
     given = dict(named_columns(columns))
-    found: dict[str, int | list[int]] = {}
+    found: dict[str, list[int]] = {}
     for name in _COLUMNS:
-        parts = given.get(name, name).split("+") if name != "box" or name in given else list(_CORNERS)
+        parts = list(_CORNERS) if name == "box" else [name]
+        if name in given:
+            parts = [given[name]] if given[name] in head else given[name].split("+")
         if name == "label" and name not in given and name not in head and "identity" in head:
             parts = ["identity"]
         if all(part in head for part in parts) and parts != [""]:
-            places = [head.index(part) for part in parts]
-            found[name] = places if name == "box" else places[0]
+            found[name] = [head.index(part) for part in parts]
+            if twice := next((part for part in parts if head.count(part) > 1), None):
+                raise UserError(
+                    f"{file}: has {head.count(twice)} columns {twice!r}; give them different names"
+                )
         elif given.get(name):
             lacking = next(part for part in parts if part not in head)
             raise UserError(
-                f"columns: {file} has no column {lacking!r}{did_you_mean(lacking, head)}; it has {', '.join(head)}"
+                f"columns: {file} has no column {lacking!r}{did_you_mean(lacking, head)}; its first line names "
+                f"{', '.join(filter(None, head)) or 'none'}"
             )
         if name == "box" and name not in given and name not in found and {*parts[2:]} & {*head}:
             lacking = next(part for part in parts if part not in head)
@@ -195,42 +223,20 @@ def _find_columns(
         if name == "box" and name in found and len(parts) not in (1, 4):
             raise UserError(f"columns: box={given[name]} should be four columns, as in box=x1+y1+x2+y2")
     if lacking := [name for name in needed if name not in found]:
-        likely = [
-            f"{name}={synonym}"
-            for name in lacking
-            if (
-                synonym := next(
-                    (s for s in _SYNONYMS[name] if s in head and head.index(s) not in found.values()), ""
-                )
-            )
-        ]
-        hint = f"; say which they are: columns={','.join(likely or [f'{lacking[0]}=NAME'])}"
+        taken = {n for places in found.values() for n in places}
+        likely = [f"{name}={like}" for name in lacking if (like := _like(name, head, taken))]
+        columns = shlex.quote(",".join(likely or [f"{lacking[0]}=NAME"]))
         raise UserError(
-            f"{file}: needs the columns {' and '.join(needed)}, found {', '.join(filter(None, head)) or 'none'}{hint} "
-            "(in a config, data.options.columns)"
+            f"{file}: needs the columns {' and '.join(needed)}, found {', '.join(filter(None, head)) or 'none'}; say "
+            f"which they are: columns={columns} (in a config, data.options.columns)"
         )
     return found
 
 
-def _box(file: Path | str, line: int, names: list[str], cells: list[str]) -> tuple[float, ...]:
-    """left, top, right, bottom."""
-    sizes = len(names) == 1 or all(
-        re.search(rf"(^|[^a-z])({word})$", name)
-        for word, name in zip(("w|width", "h|height"), names[2:], strict=True)
-    )
-    if len(names) == 1:
-        cells = re.findall(r"[^\s,;\[\]()]+", cells[0])
-    try:
-        left, top, third, fourth = (float(cell) for cell in cells)
-        corners = (left, top, left + third, top + fourth) if sizes else (left, top, third, fourth)
-        if not all(-(2**31) <= round(corner) < 2**31 for corner in corners):
-            raise OverflowError
-    except (ValueError, OverflowError):
-        raise UserError(
-            f"{file}, line {line}: the box ({'+'.join(names)}) must be four numbers of at most 32 bits, found "
-            f"{' '.join(cells) or 'nothing'}"
-        ) from None
-    return corners
+def _like(name: str, head: list[str], used: set[int]) -> str:
+    """The column that is not used and is called as others call ours, or ""."""
+    called = {re.sub(r"[\s-]+", "_", column): column for n, column in enumerate(head) if n not in used}
+    return next((called[synonym] for synonym in _SYNONYMS[name] if synonym in called), "")
 
 
 def _number_cameras(names: list[str]) -> np.ndarray | None:
@@ -250,27 +256,12 @@ def _number_cameras(names: list[str]) -> np.ndarray | None:
     return cameras
 
 
-def _path_here(folder: Path, path: str) -> str:
-    """The path under which the file is found here, where another system wrote it: backslashes, drives, accents."""
-    if path.isascii() and "\\" not in path:
-        return path
-    slashed = path.replace("\\", "/")
-    candidates = [path, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))]
-    if drive := re.match(r"[A-Za-z]:/+", slashed):
-        parts = slashed[drive.end() :].split("/")
-        candidates += ["/".join(parts[n:]) for n in range(len(parts))]
-    try:
-        return next((c for c in candidates if os.path.isfile(folder / c)), path)
-    except (OSError, ValueError):
-        return path
-
-
-def _hints(head: list[str], found: dict[str, int | list[int]]) -> Iterator[str]:
+def _hints(head: list[str], found: set[str], used: set[int]) -> Iterator[str]:
     """Columns that look like ours under another name."""
-    for name, synonyms in _SYNONYMS.items():
-        like = next((s for s in synonyms if s in head), "")
-        if like and name not in found and head.index(like) not in found.values():
-            yield f"there is no column {name}, and {like} is not used; if that is it: columns={name}={like}"
+    for name in _SYNONYMS:
+        if name not in found and (like := _like(name, head, used)):
+            columns = shlex.quote(f"{name}={like}")
+            yield f"there is no column {name}, and {like} is not used; if that is it: columns={columns}"
     if "box" not in found and (like := next((s for s in _BOXES if {*s} <= {*head}), None)):
         one = len(like) == 1
         yield (
