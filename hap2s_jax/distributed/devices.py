@@ -119,7 +119,7 @@ class DataParallel:
         """Compiles ``step(state, batch) -> (state, metrics)``, the batch split over `AXIS` by `split`.
 
         The state is donated; state and metrics come out equal on all devices, which `step` must ensure by
-        its collectives. On several CPU devices, all calls must have the shapes of the first.
+        its collectives. On several CPU devices of one process, all calls must have the first one's shapes.
         """
         options = experimental.step_options(self.devices[0].platform)
         if len(self.devices) == 1:
@@ -133,7 +133,10 @@ class DataParallel:
             donate_argnums=0,
             devices=self.devices,
         )
-        return experimental.with_options(mapped, options) if options else mapped
+        alone = (
+            jax.process_count() == 1
+        )  # among several, a compiled program takes other arguments than `mapped`
+        return experimental.with_options(mapped, options) if options and alone else mapped
 
     def compile_map(self, function: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:
         """Compiles ``function(variables, batch)`` with rows in and rows out, split over the local devices.
