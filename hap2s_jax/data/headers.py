@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF = b"Exif\0\0"
+_SCAN = b"\xff\xda"  # a JPEG's marker before each
+_MAX_WORK = 2**32  # pixels times scans; usual images have about ten
 # Tags of a TIFF file, and of EXIF, which is one; the last is what a channel beyond the colours means.
 _WIDTH, _HEIGHT, _BITS, _ORIENTATION, _EXTRA = 256, 257, 258, 274, 338
 _CHUNK = struct.Struct(">I4s").unpack_from  # of a PNG: length and name
@@ -124,6 +126,7 @@ def _jpeg(data: bytes) -> Header:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = _SIDES(data, place + 5)
             if height and width:
+                _check_scans(data, place, height * width)
                 return Header("jpeg", height, width, orientation)
             break
         if marker in (0xD9, 0xDA):  # the end, or pixels already
@@ -136,12 +139,28 @@ def _jpeg(data: bytes) -> Header:
     raise UnreadableImageError("the JPEG header is damaged or cut off")
 
 
+def _check_scans(data: bytes, frame: int, pixels: int) -> None:
+    """Refuses a JPEG whose many scans take long: a decoder goes over all pixels for each, however short it is."""
+    first = data.find(_SCAN, frame)
+    # One, that of all channels, is all that is read of a JPEG that is not progressive.
+    if data[frame + 1] in (0xC0, 0xC1) and data[first + 4] == data[frame + 9]:
+        return
+    if (scans := data.count(_SCAN, first)) * pixels > _MAX_WORK:
+        raise UnreadableImageError(
+            f"it would be decoded {scans:,} times over, since it has so many scans; save it anew"
+        )
+
+
 def _png(data: bytes) -> Header:
     width, height = struct.unpack_from(">II", data, 16)
     has_alpha, orientation = data[25] in (4, 6), 1
     place, end = 33, len(data) - 8
     while place <= end:
         length, kind = _CHUNK(data, place)
+        if place + 8 + length > len(data):  # decoders make room for all that a chunk promises
+            raise UnreadableImageError("the image is damaged or cut off")
+        if kind == b"IEND":  # what follows is no part of it
+            break
         if kind == b"tRNS":
             has_alpha = True
         elif kind == b"eXIf":  # may also stand behind the pixels

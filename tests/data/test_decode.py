@@ -77,3 +77,27 @@ def test_large_jpegs_are_decoded_at_a_fraction_but_never_below_the_size():
     whole = decode_whole(data).astype(float)
     blocks = whole[100:300, 200:500].reshape(50, 4, 75, 4, 3).mean(axis=(1, 3))
     assert np.abs(part - blocks).max() < 4
+
+
+def test_a_chunk_of_a_png_that_promises_more_than_there_is():
+    """Decoders make room for all that it promises."""
+    whole = encoded(IMAGE, "PNG")
+    assert decode_whole(whole + b"trailing bytes").shape == IMAGE.shape
+    with pytest.raises(UnreadableImageError, match="the image is damaged"):
+        decode_whole(whole[:33] + (2**31 - 1).to_bytes(4, "big") + b"tEXt" + whole[33:])
+
+
+@pytest.mark.parametrize("progressive", [True, False])
+def test_a_jpeg_of_scans_without_end(progressive):
+    """Each goes over all pixels, however few bytes it has."""
+    file = io.BytesIO()
+    Image.fromarray(IMAGE).save(file, "JPEG", progressive=progressive)
+    data = file.getvalue()
+    assert decode_whole(data).shape == IMAGE.shape
+    frame = data.find(b"\xff\xc2" if progressive else b"\xff\xc0")
+    scan = data.find(b"\xff\xda")
+    large = data[: frame + 5] + (16000).to_bytes(2, "big") * 2 + data[frame + 9 : scan]
+    # Of one channel each.
+    one = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + bytes(4)
+    with pytest.raises(UnreadableImageError, match="300 times over"):
+        decode_whole(large + 300 * one + b"\xff\xd9")
