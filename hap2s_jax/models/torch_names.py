@@ -53,9 +53,9 @@ def to_our_layout(tensor: np.ndarray) -> np.ndarray:
 def _from_torchvision(name: str) -> Path | None:
     if match := re.fullmatch(rf"(conv|bn)1\.{_TENSOR}", name):
         return _trunk(None, f"stem_{match[1]}1", match[2])
-    if match := re.fullmatch(rf"layer([1-4])\.(\d+)\.(conv|bn)([1-3])\.{_TENSOR}", name):
+    if match := re.fullmatch(rf"layer([1-4])\.(\d{{1,4}})\.(conv|bn)([1-3])\.{_TENSOR}", name):
         return _trunk((int(match[1]), int(match[2])), match[3] + match[4], match[5])
-    if match := re.fullmatch(rf"layer([1-4])\.(\d+)\.downsample\.([01])\.{_TENSOR}", name):
+    if match := re.fullmatch(rf"layer([1-4])\.(\d{{1,4}})\.downsample\.([01])\.{_TENSOR}", name):
         part = "shortcut_conv" if match[3] == "0" else "shortcut_bn"
         return _trunk((int(match[1]), int(match[2])), part, match[4])
     if match := re.fullmatch(r"fc\.(weight|bias)", name):
@@ -67,7 +67,7 @@ def _from_transformers(name: str) -> Path | None:
     name = name.removeprefix("resnet.")
     if match := re.fullmatch(rf"embedder\.embedder\.(convolution|normalization)\.{_TENSOR}", name):
         return _trunk(None, f"stem_{_kind(match[1])}1", match[2])
-    block = r"encoder\.stages\.([0-3])\.layers\.(\d+)"
+    block = r"encoder\.stages\.([0-3])\.layers\.(\d{1,4})"
     if match := re.fullmatch(rf"{block}\.layer\.([0-2])\.(convolution|normalization)\.{_TENSOR}", name):
         part = f"{_kind(match[4])}{int(match[3]) + 1}"
         return _trunk((int(match[1]) + 1, int(match[2])), part, match[5])

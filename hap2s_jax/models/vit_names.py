@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from hap2s_jax.errors import UserError
+
 Path = tuple[str, ...]
 
 _PREFIXES = ("dinov2.", "vit.", "vision_model.", "dinov2_with_registers.", "visual.trunk.")
@@ -20,7 +22,7 @@ _ELSEWHERE = re.compile(
     r"|(.*\.)?(mask_token|position_ids)$|fc_norm\."
 )
 
-_LAYER = r"(?:.*\.)?layers?\.(\d+)\."
+_LAYER = r"(?:.*\.)?layers?\.(\d{1,4})\."
 
 # (pattern of a name, where it stands below the trunk). `{}` takes what the pattern's groups found.
 _SINGLE = {
@@ -28,16 +30,16 @@ _SINGLE = {
     r"embeddings\.register_tokens|reg_token|register_tokens": "register_tokens",
     r"embeddings\.position_embeddings|pos_embed|embeddings\.position_embedding\.weight": "position_embedding",
     _LAYER + r"layer_scale([12])\.lambda1": "block{}/scale{}",
-    r"blocks\.(\d+)\.ls([12])\.gamma": "block{}/scale{}",
+    r"blocks\.(\d{1,4})\.ls([12])\.gamma": "block{}/scale{}",
 }
 _MODULES = {
     r"embeddings\.patch_embeddings(?:\.projection)?|patch_embed\.proj|embeddings\.patch_embedding": "patch_embedding",
     r"pre_layrnorm|norm_pre": "norm_pre",
     r"layernorm|post_layernorm|norm": "norm",
-    r"blocks\.(\d+)\.(norm[12])": "block{}/{}",
-    r"blocks\.(\d+)\.attn\.(query|key|value)": "block{}/attention/{}",
-    r"blocks\.(\d+)\.attn\.proj": "block{}/attention/output",
-    r"blocks\.(\d+)\.mlp\.(fc[12])": "block{}/mlp/{}",
+    r"blocks\.(\d{1,4})\.(norm[12])": "block{}/{}",
+    r"blocks\.(\d{1,4})\.attn\.(query|key|value)": "block{}/attention/{}",
+    r"blocks\.(\d{1,4})\.attn\.proj": "block{}/attention/output",
+    r"blocks\.(\d{1,4})\.mlp\.(fc[12])": "block{}/mlp/{}",
     _LAYER + r"(?:layer_?)?norm([12])": "block{}/norm{}",
     _LAYER + r"layernorm_before": "block{}/norm1",
     _LAYER + r"layernorm_after": "block{}/norm2",
@@ -76,26 +78,32 @@ def prepare(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         name = _bare(full)
         if _ELSEWHERE.match(name) or _ELSEWHERE.match(full):
             continue
-        if match := re.fullmatch(r"(blocks\.\d+\.attn)\.qkv\.(weight|bias)", name):
-            parts = zip(("query", "key", "value"), np.split(tensor, 3), strict=True)
-            found |= {f"{match[1]}.{part}.{match[2]}": value for part, value in parts}
-        elif match := re.fullmatch(r"head\.attention\.in_proj_(weight|bias)", name):
-            parts = zip(("query", "key", "value"), np.split(tensor, 3), strict=True)
-            found |= {f"head.attention.{part}.{match[1]}": value for part, value in parts}
-        elif match := re.fullmatch(r"attn_pool\.(q|kv)\.(weight|bias)", name):
-            split = [tensor] if match[1] == "q" else np.split(tensor, 2)
-            parts = zip(("query",) if match[1] == "q" else ("key", "value"), split, strict=True)
-            found |= {f"attn_pool.attention.{part}.{match[2]}": value for part, value in parts}
-        elif re.search(r"(tokens?|embed|embedding|embeddings|embedding\.weight|probe|latent)$", name):
-            width = tensor.shape[-1]
-            found[name] = tensor if tensor.ndim == 4 else tensor.reshape(-1, width)
-        else:
-            found[name] = tensor
+        try:
+            found |= _apart(name, tensor)
+        except (ValueError, IndexError):
+            raise UserError(f"{full} has the shape {list(tensor.shape)}, as in no transformer") from None
     table, lead = found.get("pos_embed"), "cls_token" in found
     if table is not None and lead and int(len(table) ** 0.5) ** 2 == len(table):
         # timm adds no position to the class token of some models.
         found["pos_embed"] = np.concatenate([np.zeros_like(table[:1]), table])
     return found
+
+
+def _apart(name: str, tensor: np.ndarray) -> dict[str, np.ndarray]:
+    """A tensor, or its parts, by their names; a ValueError or IndexError if it cannot be divided."""
+    if match := re.fullmatch(r"(blocks\.\d+\.attn)\.qkv\.(weight|bias)", name):
+        parts = zip(("query", "key", "value"), np.split(tensor, 3), strict=True)
+        return {f"{match[1]}.{part}.{match[2]}": value for part, value in parts}
+    if match := re.fullmatch(r"head\.attention\.in_proj_(weight|bias)", name):
+        parts = zip(("query", "key", "value"), np.split(tensor, 3), strict=True)
+        return {f"head.attention.{part}.{match[1]}": value for part, value in parts}
+    if match := re.fullmatch(r"attn_pool\.(q|kv)\.(weight|bias)", name):
+        split = [tensor] if match[1] == "q" else np.split(tensor, 2)
+        parts = zip(("query",) if match[1] == "q" else ("key", "value"), split, strict=True)
+        return {f"attn_pool.attention.{part}.{match[2]}": value for part, value in parts}
+    if re.search(r"(tokens?|embed|embedding|embeddings|embedding\.weight|probe|latent)$", name):
+        return {name: tensor if tensor.ndim == 4 else tensor.reshape(-1, tensor.shape[-1])}
+    return {name: tensor}
 
 
 def to_path(name: str) -> Path | None:

@@ -117,13 +117,19 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{path} is not a state dict: it holds {type(state).__name__}, not tensors by name.")
     for name, value in state.items():
-        if fault := _fault(value, torch):
+        try:
+            fault = _fault(value, torch)
+        except Exception as e:  # kinds of tensors that torch itself cannot count
+            fault = f"is of an unusual kind ({reason(e)})"
+        if fault:
             raise UserError(f"{path}: {name} {fault}; save it as a plain tensor")
     if sum(4 * value.numel() for value in state.values()) > allowed(path.stat().st_size):
         raise UserError(f"{path} claims more numbers than it holds")
     return {
         # What many training scripts leave in front of every name.
-        str(name).removeprefix("module."): (value.float() if value.is_floating_point() else value).numpy()
+        str(name).removeprefix("module."): (value.float() if value.is_floating_point() else value)
+        .resolve_neg()
+        .numpy()
         for name, value in ((name, value.detach()) for name, value in state.items())
     }
 

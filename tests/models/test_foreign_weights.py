@@ -40,6 +40,10 @@ STRANGE = {
     "expanded": (lambda: torch.ones(1).expand(2**34), "conv1.weight is expanded"),
     "overlapping": (lambda: torch.ones(9).as_strided((2**30, 9), (0, 1)), "conv1.weight is expanded"),
     "complex": (lambda: torch.ones(4, dtype=torch.complex64), "conv1.weight is complex"),
+    "nested": (
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        "conv1.weight is of an unusual kind",
+    ),
     "code": (Runs, "anything else might be code, which is not run"),
     "a long bytearray": (lambda: Long(), "anything else might be code"),
     "text": (lambda: "x", "is not a state dict"),
@@ -84,6 +88,7 @@ def test_parameters_views_and_tied_tensors_are_plain_weights(tmp_path):
         "layer1.0.a": whole.T,
         "layer1.0.b": whole[:, ::2],
         "layer1.0.half": whole.half(),
+        "layer1.0.negative": torch._neg_view(whole),
         "bn1.num_batches_tracked": torch.tensor(7),
         "empty": torch.zeros(0),
     }
@@ -95,6 +100,13 @@ def test_parameters_views_and_tied_tensors_are_plain_weights(tmp_path):
             np.array_equal(found[name].ravel(), value.detach().numpy().ravel())
             for name, value in state.items()
         )
+
+
+def test_a_transformer_of_impossible_shapes_is_one_line(tmp_path, capsys):
+    for name, value in {"blocks.0.attn.qkv.weight": torch.ones(7, 3), "pos_embed": torch.tensor(1.0)}.items():
+        torch.save({"patch_embed.proj.weight": torch.ones(2, 3, 1, 1), name: value}, tmp_path / "a.pth")
+        assert convert.main([str(tmp_path / "a.pth"), str(tmp_path / "a.safetensors")]) == 1
+        assert f"{name} has the shape {list(value.shape)}" in capsys.readouterr().err
 
 
 def test_a_packed_torch_file_that_becomes_too_large(tmp_path):
