@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -50,9 +51,10 @@ def answer(
         seen = searcher.encoder.preprocess(data)
         (found,) = searcher.search_pixels(seen[None], k)
     except (OSError, UnreadableImageError, MemoryError) as error:
-        return f"**This file cannot be used:** {reason(error)}", None, []
+        return f"**This file cannot be used:** {_plain(reason(error))}", None, []
     hits = [(_enlarged(searcher.picture_of(hit)), _caption(hit, hit in found.accepted)) for hit in found.hits]
-    return f"### {search.verdict(next(iter(found.hits), None), found.threshold)}", _enlarged(seen), hits
+    verdict = search.verdict(next(iter(found.hits), None), found.threshold)
+    return f"### {_plain(verdict)}", _enlarged(seen), hits
 
 
 def build(searcher: search.Searcher, words: str, k: int = 10) -> Any:
@@ -80,7 +82,7 @@ def build(searcher: search.Searcher, words: str, k: int = 10) -> Any:
                 gallery = gradio.Gallery(
                     label="Nearest first", columns=5, elem_id="gallery", object_fit="contain"
                 )
-        gradio.Markdown(words + ("" if searcher.threshold is None else "; ✗: beyond it"))
+        gradio.Markdown(_plain(words) + ("" if searcher.threshold is None else "; ✗: beyond it"))
         gradio.on(
             [upload.change, number.release],
             lambda path, wanted: answer(searcher, path, min(max(int(wanted), 1), most)),
@@ -94,6 +96,13 @@ def build(searcher: search.Searcher, words: str, k: int = 10) -> Any:
 
 def _caption(hit: search.Hit, accepted: bool) -> str:
     return f"{'' if accepted else '✗ '}{hit.distance:.3f} {shown(hit.label or hit.path)[:200]}"
+
+
+def _plain(text: str) -> str:
+    """Text that may come out of somebody's file, as Markdown that shows it: no picture or link of theirs, which would
+    tell another machine who looks.
+    """
+    return re.sub(r"([\\`*_\[\]<>!|~$&#])", r"\\\1", shown(text)[:1000])
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:

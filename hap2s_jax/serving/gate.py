@@ -13,13 +13,15 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, reason
 
 # What this machine calls itself.
 LOCAL = ("127.0.0.1", "localhost", "::1")
-# Of what is uploaded.
+# Of what is uploaded, and of a whole request, with what a form puts around it.
 MAX_FILE = 32 * 2**20
+_MAX_BODY = MAX_FILE + 2**20
 _REFUSED = b"This page answers requests from its own address alone.\n"
+_TOO_LARGE = b"A request has at most 33 MiB, and says its length.\n"
 _FAILED = b"This request cannot be answered; the terminal says more.\n"
 
 
@@ -64,6 +66,12 @@ class Gate:
                 return
             await _answer(send, 403, _REFUSED)
             return
+        given = dict(headers)
+        # Browsers say how long a request is, and the server reads no more.
+        length = given.get(b"content-length", "0")
+        if b"transfer-encoding" in given or not length.isdecimal() or float(length) > _MAX_BODY:
+            await _answer(send, 413, _TOO_LARGE)
+            return
         failed = False
 
         async def watched(message: Any) -> None:
@@ -101,6 +109,13 @@ def launch(
     Returns:
       What gradio's launch does: (app, local address, None).
     """
+    try:  # gradio would try on, and say nothing of the name
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port or 0), family=family).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise UserError(
+            f"cannot serve at --host={host}{f' --port={port}' if port else ''}: {reason(error)}"
+        ) from None
     from gradio.themes import Default
 
     app, address, shared = page.launch(

@@ -79,6 +79,20 @@ def test_errors_are_a_short_line_and_the_terminal_says_more(capsys):
     assert capsys.readouterr().err == "GET '/': 500\n"
 
 
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("Transfer-Encoding", "chunked"),
+        *(("Content-Length", text) for text in ("999999999", "9" * 5000, "-1", "x")),
+    ],
+)
+def test_requests_without_end_are_refused_unread(header, value):
+    reached, sent = _asked("127.0.0.1", [("Host", "localhost"), (header, value)])
+    assert not reached
+    assert sent[0]["status"] == 413
+    assert _asked("127.0.0.1", [("Host", "localhost"), ("Content-Length", str(gate.MAX_FILE))])[0]
+
+
 def test_the_page_itself_is_behind_the_gate(monkeypatch):
     gradio = pytest.importorskip("gradio")
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
