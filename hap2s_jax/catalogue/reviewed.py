@@ -16,7 +16,8 @@ import numpy as np
 from hap2s_jax.catalogue.state import State
 from hap2s_jax.distances import distances_between, products, scores, squares
 from hap2s_jax.errors import UserError
-from hap2s_jax.evaluation.thresholds import ErrorRates, rates_of, upper_bound
+from hap2s_jax.evaluation.bounds import upper_bound
+from hap2s_jax.evaluation.thresholds import ErrorRates, rates_of
 from hap2s_jax.serving import calibrating
 
 _AT_ONCE = 64

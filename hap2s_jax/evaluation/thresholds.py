@@ -10,16 +10,12 @@ Every image of the calibration classes is asked twice: against the gallery as it
 without its class (unknown). The more images a gallery holds, the more unknown queries find something near: a threshold
 holds for galleries about as large as the one that it was calibrated on.
 
-How sure. Queries of one class rise and fall together, so classes are counted: a class errs when any of its queries
-does, and the share of classes that err is bounded from above with 95 % confidence (Clopper and Pearson, 1934). With no
-error among them, 59 independent classes show at most 5 %, and 299 at most 1 %. Classes are independent for false
-rejects. For false accepts they err in twos, since each is what the other finds: they count by pairs, so that it takes
-118 and 598. (Counted singly, the bound for 5 % of 60 tight classes held in 80 % of simulated calibrations; by pairs, in
-97 %.)
+How sure these shares are, `bounds` says.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import math
@@ -32,13 +28,15 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hap2s_jax.distances import distances_between, products, scores, squares
+from hap2s_jax.evaluation.bounds import CONFIDENCE, classes_for, upper_bound
 from hap2s_jax.evaluation.inputs import JUNK, check_problem, space
 
-CONFIDENCE = 0.95
 # Fewer classes make no threshold by themselves: even without any error they leave 14 % false rejects possible.
 FEWEST_CLASSES = 20
 _ROWS = 512
 _POINTS = 400
+# Images or classes that a calibration on file may claim.
+_MOST = 10**8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +101,9 @@ class ErrorRates:
                 f"a share of {share:.3g} is less than {self.unknown_classes} classes can show: without any error among "
                 f"them it may be {shown:g}, the smallest that can be asked for; {wanted} can show {share:.3g}"
             )
-        bounds = {count: self._accept_bound(count) for count in set(self.accepting_classes.tolist())}
-        fitting = [
-            place for place, count in enumerate(self.accepting_classes.tolist()) if bounds[count] <= share
-        ]
-        return float(self.thresholds[fitting[-1]]) if fitting else float(np.nextafter(self.thresholds[0], -1))
+        # The classes that err rise with the threshold, and the bound with them.
+        count = bisect.bisect_right(self.accepting_classes.tolist(), share, key=self._accept_bound)
+        return float(self.thresholds[count - 1] if count else np.nextafter(self.thresholds[0], -1))
 
     def describe(self, threshold: float) -> str:
         """The errors at a threshold: their shares, counts and bounds."""
@@ -143,39 +139,32 @@ class ErrorRates:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ErrorRates:  # of JSON's types
-        """Undoes `to_json`; a KeyError or ValueError for anything else."""
-        found: dict[str, Any] = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-        for name, value in found.items():
-            if isinstance(value, list):
-                found[name] = np.asarray(value, int if name.endswith("classes") else float)
+        """Undoes `to_json`; a KeyError, ValueError, TypeError or OverflowError for anything else."""
+        found: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            name, value = field.name, values[field.name]
+            if field.type == "np.ndarray":
+                value = np.array(value, np.int64 if name.endswith("classes") else float)
+                fits = value.shape == (len(values["thresholds"]),) != (0,) and np.isfinite(value).all()
+                fits = fits and (name == "thresholds" or value.min() >= 0)
+                # What the threshold is found by rises with it.
+                rises = name in ("thresholds", "false_accepts", "accepting_classes")
+                fits = fits and not (rises and (np.diff(value) < 0).any())
+            else:
+                fits = (
+                    isinstance(value, str) if name == "data" else type(value) is int and 0 <= value <= _MOST
+                )
+            if not fits:
+                raise ValueError(f"{name} is {values[name]!r:.60}")
+            found[name] = value
         return cls(**found)
 
     def _place(self, threshold: float) -> int:
         return int(np.searchsorted(self.thresholds, threshold, side="right")) - 1
 
     def _accept_bound(self, classes: int) -> float:
-        # By pairs, see the top of the file.
+        # By pairs, see the top of `bounds`.
         return upper_bound(-(-classes // 2), self.unknown_classes // 2)
-
-
-def upper_bound(errors: int, count: int) -> float:
-    """The share that is exceeded with no more than 5 % probability, given `errors` among `count` independent draws."""
-    if errors >= count:
-        return 1.0
-    terms = [
-        math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1) for i in range(errors + 1)
-    ]
-    low, high = errors / count, 1.0
-    for _ in range(50):
-        share = (low + high) / 2
-        logs = (t + i * math.log(share) + (count - i) * math.log1p(-share) for i, t in enumerate(terms))
-        low, high = (share, high) if sum(map(math.exp, logs)) > 1 - CONFIDENCE else (low, share)
-    return high
-
-
-def classes_for(share: float) -> int:
-    """The number of classes that shows false accepts of at most `share` (0 to 1) if none of them errs."""
-    return 2 * math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-share)) if share < 1 else 2
 
 
 def error_rates(

@@ -15,7 +15,7 @@ import numpy as np
 
 from hap2s_jax import formats
 from hap2s_jax.data.places import place
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, reason
 from hap2s_jax.evaluation.thresholds import ErrorRates, error_rates
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.serving.trained import fingerprint
@@ -147,7 +147,7 @@ def read(workdir: str | os.PathLike[str], weights: str) -> ErrorRates | None:
         return ErrorRates.from_json(record)
     except formats.NewerFormatError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(
-            f"{path} is damaged ({error}); make it again with python -m hap2s_jax.search --calibrate"
+            f"{path} is damaged ({reason(error)}); make it again with python -m hap2s_jax.search --calibrate"
         ) from error

@@ -8,14 +8,9 @@ import numpy as np
 import pytest
 
 from hap2s_jax.evaluation import neighbors
+from hap2s_jax.evaluation.bounds import classes_for, upper_bound
 from hap2s_jax.evaluation.neighbors import ExactIndex, distances_between
-from hap2s_jax.evaluation.thresholds import (
-    ErrorRates,
-    classes_for,
-    error_rates,
-    nearest_right_and_wrong,
-    upper_bound,
-)
+from hap2s_jax.evaluation.thresholds import ErrorRates, error_rates, nearest_right_and_wrong
 
 
 def _data(seed=0, count=90, classes=8):
@@ -87,6 +82,40 @@ def test_shares_by_counting():
     again = ErrorRates.from_json(json.loads(json.dumps(rates.to_json())))
     np.testing.assert_array_equal(again.thresholds, rates.thresholds)
     assert again.at(threshold) == rates.at(threshold)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("thresholds", value)
+            for value in ("abc", {}, None, 3, [], [[1, 2]], ["a"], [1.0], [3, 2, 1], [np.nan] * 3)
+        ),
+        *(("false_accepts", value) for value in ([0.5], {}, [-1, 0, 1], [1, 0, 0])),
+        *(("accepting_classes", value) for value in ([0, 0, -5], [2**70] * 3, [3, 2, 1])),
+        *(
+            (name, value)
+            for name in ("known", "unknown_classes", "gallery")
+            for value in ("x", None, -1, 1.5, 2**70)
+        ),
+        ("data", 7),
+    ],
+)
+def test_a_calibration_that_somebody_made_up_is_refused(name, value):
+    honest = {"thresholds": [1, 2, 3], "false_accepts": [0, 0.5, 1], "false_rejects": [1, 0.5, 0]}
+    honest |= {"accepting_classes": [0, 1, 2], "rejecting_classes": [2, 1, 0], "data": "x", "gallery": 9}
+    honest |= dict.fromkeys(("known", "unknown", "known_classes", "unknown_classes"), 2)
+    assert ErrorRates.from_json(honest).equal() == 2
+    with pytest.raises((ValueError, TypeError, OverflowError)):
+        ErrorRates.from_json(honest | {name: value})
+
+
+def test_bounds_of_ever_so_many_classes_take_no_time():
+    stats = pytest.importorskip("scipy.stats")
+    for errors, count in ((10**6, 10**7), (10**7 - 1, 10**7), (3, 10**7)):
+        assert upper_bound(errors, count) == pytest.approx(
+            stats.beta.ppf(0.95, errors + 1, count - errors), abs=1e-6
+        )
 
 
 def test_classes_far_apart_have_a_threshold_without_errors():
