@@ -8,6 +8,7 @@ bucket does not answer; 76 another process of the job is gone (`hap2s_jax.distri
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import re
@@ -24,7 +25,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from hap2s_jax.data import bucket
 from hap2s_jax.distributed import signals
 from hap2s_jax.distributed.devices import expect_no_tpu
-from hap2s_jax.errors import Preempted, Unreachable, UserError, did_you_mean, shown
+from hap2s_jax.errors import Preempted, Unreachable, UserError, did_you_mean, reason, shown
 
 EXIT_PREEMPTED = 75  # "try again later" of sysexits.h
 EXIT_TERMINATED = signals.CODES[signal.SIGTERM]
@@ -106,8 +107,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints one line and leaves with 2."""
-        print(f"error: {message.removeprefix('argument ')}", file=sys.stderr)
-        raise SystemExit(2)
+        raise SystemExit(_said(message.removeprefix("argument "), 2))
 
     def _flags(self) -> list[str]:
         return [flag for action in self._actions for flag in action.option_strings]
@@ -144,10 +144,10 @@ class _Switch(argparse.Action):
 
 
 def _whole_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number") from None
+    with contextlib.suppress(ValueError):
+        if abs(number := int(text)) < 2**63:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} should be a whole number")
 
 
 def _number(text: str) -> float:
@@ -215,6 +215,10 @@ def ended(work: Callable[[], object], interrupted: str = "interrupted") -> int:
         return _said(error, 2)
     except (UserError, OSError) as error:
         return _said(error, 1)
+    except MemoryError as error:
+        return _said(
+            f"this machine has too little memory: {reason(error)}; smaller batches or images may do", 1
+        )
     except Unreachable as error:
         code = _said(error, EXIT_PREEMPTED)
         # A thread of the checkpoints may try on for long.

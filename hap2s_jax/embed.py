@@ -181,7 +181,7 @@ def _finished(output: pathlib.Path, model: dict[str, Any]) -> vectors.Outcome:
         missing = there.get("unreadable", 0)
         but = f", but for {missing:,} images that could not be read" if missing else ""
         print(f"{output} already holds these embeddings{but}; --overwrite computes them again")
-        return vectors.Outcome(there["count"], [])
+        return vectors.Outcome(there.get("count", 0), [])
     raise UserError(
         f"--output: {output} exists and holds something else; give --overwrite, or choose another name"
     )

@@ -44,10 +44,14 @@ class Unreachable(Exception):
         self.where = where
 
 
+_SHOWN = 900  # letters of a line
+
+
 def shown(text: str) -> str:
     """Text that may come out of somebody's file, for a terminal: what is not printed, such as the sequences that move
-    the cursor or begin a line, stands escaped.
+    the cursor or begin a line, stands escaped, and what goes on and on lacks its middle.
     """
+    text = text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} ... {text[-_SHOWN // 3 :]}"
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )
@@ -85,6 +89,7 @@ def did_you_mean(word: object, known: Iterable[object], *, cutoff: float = 0.6) 
 def unknown_name(what: str, name: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a registry, with the nearest right one and all of them."""
     names = sorted(known)
+    name = name[:200] if isinstance(name, str) else name
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return UserError(f"unknown {what} {name!r}; {hint}known: {', '.join(names)}")
+    return UserError(f"unknown {what} {name!r:.300}; {hint}known: {', '.join(names)}")

@@ -161,7 +161,7 @@ def _check(name: str, value: Any, field: Field) -> None:
     for rule in field.rules:
         if isinstance(rule, OneOf):
             if value not in rule.names:
-                raise unknown_name(name, str(value)[:_LONGEST], map(str, rule.names))
+                raise unknown_name(name, str(value), map(str, rule.names))
         else:
             require(rule.holds(value), name, _said(value), rule.wanted)
 
@@ -195,4 +195,6 @@ def _unlike(value: Any, kind: Any) -> str | None:
         fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     else:
         fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+        if kind is int and fits and abs(value) >= 2**63:
+            return "a whole number of at most 64 bits"
     return None if fits else _WORDS[kind]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 
+import numpy as np
 import pytest
 
 import hap2s_jax
@@ -447,3 +448,20 @@ def test_a_closed_pipe_is_silent():
 def test_the_version_stands_in_one_place():
     assert f"\nversion: {hap2s_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {hap2s_jax.__version__} " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_too_little_memory_and_very_long_texts_are_one_line(capsys):
+    def works():
+        np.empty(2**60, np.uint8)
+
+    assert cli.ended(works) == 1
+    assert "too little memory: Unable to allocate" in capsys.readouterr().err
+    parser = cli.Parser("x", "")
+    parser.add_argument("--k", type=int)
+    for given in ("9" * 5000, str(2**70), "x" * 10_000):
+        with pytest.raises(SystemExit):
+            parser.read([f"--k={given}"])
+        printed = capsys.readouterr().err
+        assert printed.count("\n") == 1
+        assert len(printed) < 1000
+        assert printed.endswith("should be a whole number\n")

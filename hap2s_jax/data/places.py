@@ -35,11 +35,13 @@ def place(path: str | os.PathLike[str]) -> pathlib.Path:
       A `pathlib.Path`, or a `BucketPath`, which is none but has those of its methods that are used here.
 
     Raises:
-      UserError: it is in no known kind of place, or the extra "gcs" is not installed.
+      UserError: it holds a zero byte, is in no known kind of place, or the extra "gcs" is not installed.
     """
     if isinstance(path, BucketPath):
         return cast(pathlib.Path, path)
     text = os.fspath(path)
+    if "\0" in text:
+        raise UserError(f"{text!r:.80} holds a zero byte, which no name of a file does")
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://?(?=[^/]|$)", text)
     if not scheme or (not text.startswith(f"{scheme[1]}://") and scheme[1] != "gs"):
         return pathlib.Path(path)

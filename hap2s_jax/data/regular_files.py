@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -15,6 +16,8 @@ from hap2s_jax.data.bucket import BucketPath
 # Of an encoded image, 256 MiB, and of a JSON file of ours.
 MAX_IMAGE = 2**28
 MAX_JSON = 2**24
+# Of a list of images, such as a CSV: ten million rows.
+MAX_LIST = 2**30
 # What a packed file may become: so much at least, and so many times its size. Text packs well.
 _SMALL, _TIMES = 2**26, 50
 # Of a zip file: its list of members, some tens of thousands, and where its end is looked for.
@@ -52,6 +55,12 @@ def _descriptor(path: str | os.PathLike[str], limit: int | None) -> tuple[int, i
     except OSError:
         os.close(descriptor)
         raise
+
+
+def check_regular(path: str | os.PathLike[str], limit: int | None = None) -> None:
+    """Raises as `open_regular` would; what is not there is passed over."""
+    with contextlib.suppress(FileNotFoundError):
+        _check(os.stat(path), limit)
 
 
 def _check(status: os.stat_result, limit: int | None) -> int:

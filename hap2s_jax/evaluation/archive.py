@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
 
 from hap2s_jax import formats
 from hap2s_jax.data.places import place
+from hap2s_jax.data.regular_files import MAX_LIST, read_bytes
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.inputs import DISTANCES
 from hap2s_jax.evaluation.stored import DamagedError, check_labels, read_model, read_npz
@@ -121,7 +121,7 @@ def read_pairs(path: str) -> np.ndarray:
     try:
         if path.lower().endswith(".npz"):
             return read_npz(path, ("pairs",))["pairs"]
-        lines = list(csv.reader(pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines()))
+        lines = list(csv.reader(read_bytes(path, MAX_LIST).decode("utf-8-sig").splitlines()))
     except KeyError:
         raise UserError(
             f"--pairs: {path} has no array 'pairs'; save with numpy.savez(path, pairs=...)."
@@ -132,7 +132,11 @@ def read_pairs(path: str) -> np.ndarray:
     for number, line in enumerate(lines, 1):
         try:
             pairs += [[int(cell) for cell in line]] if any(cell.strip() for cell in line) else []
-            if pairs and (len(pairs[-1]) not in (2, 3) or len(pairs[-1]) != len(pairs[0])):
+            if pairs and (
+                len(pairs[-1]) not in (2, 3)
+                or len(pairs[-1]) != len(pairs[0])
+                or max(map(abs, pairs[-1])) >= 2**31
+            ):
                 raise ValueError
         except ValueError:
             if number > 1 or pairs:

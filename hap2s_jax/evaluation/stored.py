@@ -42,6 +42,20 @@ SCHEMA = {
 }
 
 
+# What a file of ours says of its encoder, as far as anything depends on it, and the longest text of it: a path's.
+_MODEL = {
+    "fingerprint": str,
+    "step": int,
+    "average": bool,
+    "distance": str,
+    "workdir": str,
+    "images": str,
+    "part": str,
+    "count": int,
+}
+_MAX_TEXT = 4096
+
+
 class DamagedError(UserError):
     """The file holds no arrays, or is cut off, encrypted or packed too densely."""
 
@@ -118,10 +132,14 @@ def read_model(text: object, path: str | os.PathLike[str]) -> dict[str, Any]:  #
     """A file's own description of the encoder that made it.
 
     Raises:
-      ValueError: it is no JSON object.
+      ValueError: it is no JSON object, or of other types than ours.
       formats.NewerFormatError: a later version of `hap2s_jax.embed` wrote it.
     """
     model = parse_json(str(text) if len(str(text)) <= _MAX_MODEL else "")
+    for name, kind in _MODEL.items():
+        value = model.get(name, kind())
+        if type(value) is not kind or (isinstance(value, str) and len(value) > _MAX_TEXT):
+            raise ValueError(f"its {name} is {value!r:.60}")
     return formats.upgraded(model, path) if "fingerprint" in model else model
 
 

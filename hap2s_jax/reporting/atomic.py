@@ -122,9 +122,9 @@ def _locking(target: Path) -> Iterator[bool]:
                     target.unlink()
 
 
-def _lock(target: Path) -> tuple[IO[str], bool]:
+def _lock(target: Path) -> tuple[IO[Any], bool]:
     for _ in range(_TRIES):
-        handle = _open_lock(target)
+        handle = open_appending(target)
         try:
             if fcntl is not None:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -139,15 +139,15 @@ def _lock(target: Path) -> tuple[IO[str], bool]:
             if os.path.samestat(os.fstat(handle.fileno()), target.stat()):
                 return handle, True
         handle.close()
-    return _open_lock(target), True  # a file system that gives a file another number each time
+    return open_appending(target), True  # a file system that gives a file another number each time
 
 
-def _open_lock(target: Path) -> IO[str]:
-    """Opens a file to be held, or makes it; neither through a link nor anything else than a file."""
+def open_appending(target: Path, mode: str = "a") -> IO[Any]:
+    """Opens a file to be held or appended to, or makes it; neither through a link nor anything else than a file."""
     with contextlib.suppress(FileNotFoundError):  # whoever held it may be taking it away
         if not stat.S_ISREG(target.lstat().st_mode):
             raise OSError(errno.EINVAL, "it is a link, or not a regular file")
-    handle = os.fdopen(os.open(target, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_LINK, 0o666), "a")
+    handle = os.fdopen(os.open(target, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_LINK, 0o666), mode)
     if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):  # put there meanwhile
         handle.close()
         raise OSError(errno.EINVAL, "it is not a regular file")

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from hap2s_jax.data.places import place
+from hap2s_jax.data.regular_files import MAX_LIST, RefusedError, read_bytes
 from hap2s_jax.reporting.atomic import cannot_write, replacing
 
 _SUFFIX = "hap2s_jax"
@@ -70,7 +71,10 @@ def read_events(path: str | os.PathLike[str]) -> Iterator[Any]:
     from google.protobuf.message import DecodeError
 
     messages = _messages()
-    content = place(path).read_bytes()
+    try:
+        content = read_bytes(place(path), MAX_LIST)
+    except RefusedError:  # whatever somebody put there
+        return
     position = 0
     while position + 12 <= len(content):
         (length,) = struct.unpack_from("<Q", content, position)

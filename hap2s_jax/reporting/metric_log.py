@@ -17,8 +17,8 @@ import numpy as np
 
 from hap2s_jax.data.bucket import BucketPath
 from hap2s_jax.data.places import local_file, place
-from hap2s_jax.data.regular_files import read_bytes
-from hap2s_jax.errors import Unreachable, UserError
+from hap2s_jax.data.regular_files import MAX_LIST, parse_json, read_bytes
+from hap2s_jax.errors import Unreachable, UserError, reason
 from hap2s_jax.reporting.atomic import cannot_write, replacing
 from hap2s_jax.reporting.event_files import EVENT_FILES, EventFile
 from hap2s_jax.reporting.mirror import Mirror
@@ -27,7 +27,6 @@ from hap2s_jax.reporting.trackers import Tracker
 FILE_NAME = "metrics.jsonl"
 CSV_NAME = "metrics.csv"
 _ATTACHED = (".json", ".md", ".csv", ".png")
-_MAX_BYTES = 2**32
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -81,7 +80,7 @@ class MetricLog:
         self._path = folder / FILE_NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            kept = _parse(read_bytes(self._path, _MAX_BYTES)) if self._path.exists() else []
+            kept = _parse(read_bytes(self._path, MAX_LIST)) if self._path.exists() else []
         except OSError as error:
             raise cannot_write(self._path, error) from error
         if resume_step is not None:
@@ -209,10 +208,10 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float]]:
     """
     path = place(workdir) / FILE_NAME
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, MAX_LIST)
     except OSError as error:
         raise UserError(
-            f"cannot read {path}: {error.strerror}; workdir must be the folder of a training run"
+            f"cannot read {path}: {reason(error)}; workdir must be the folder of a training run"
         ) from error
     return [_decode(line) for line in _parse(content)]
 
@@ -244,10 +243,10 @@ def _parse(content: bytes) -> list[dict[str, Any]]:
     lines = []
     for line in content.split(b"\n"):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             continue  # Torn by a crash, or the empty end.
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+        if isinstance(record.get("step"), int) and 0 <= record["step"] < 2**63:
             lines.append(record)
     return lines
 

@@ -25,6 +25,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
+    "text.parse_math": False,  # names of classes and files may hold a $
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "axes.spines.top": False,

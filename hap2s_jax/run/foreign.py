@@ -6,6 +6,7 @@ All other keys have their defaults, above all where compiled programs are kept.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -50,6 +51,8 @@ KEYS = (
     "data.noise.foreign_dir",
 )
 PLACES = ("data.data_dir", "data.noise.foreign_dir")
+# Of a batch, whatever theirs says: 167 images of 224 x 224, 2 of 2048 x 2048.
+_MAX_PIXELS = 2**23
 
 
 def load(
@@ -77,6 +80,9 @@ def load(
         schema.check(ours)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    if "batch_size" in ours["evaluate"] and "image_size" in ours["data"]:
+        most = max(1, _MAX_PIXELS // math.prod(ours["data"]["image_size"]))
+        ours["evaluate"]["batch_size"] = min(ours["evaluate"]["batch_size"], most)
     import ml_collections  # not above: the commands' help needs the base install only
 
     config: Any = ml_collections.ConfigDict(ours)

@@ -30,7 +30,7 @@ from hap2s_jax.distributed import signals
 from hap2s_jax.distributed.devices import DataParallel
 from hap2s_jax.errors import Preempted
 from hap2s_jax.evaluation.embed import embed_dataset
-from hap2s_jax.reporting.atomic import cannot_write, replacing
+from hap2s_jax.reporting.atomic import cannot_write, open_appending, replacing
 from hap2s_jax.reporting.progress import ProgressBar
 from hap2s_jax.run import config as configs
 from hap2s_jax.run import facts
@@ -249,7 +249,7 @@ class _Maker:
         path = self._path(name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
+            with open_appending(path, "ab") as file:
                 file.truncate(done * 4 * self._width)
         except OSError as error:
             raise cannot_write(path, error) from error
@@ -264,7 +264,7 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
 
 def _append(path: pathlib.Path, rows: np.ndarray) -> None:
     try:
-        with path.open("ab") as file:
+        with open_appending(path, "ab") as file:
             file.write(np.ascontiguousarray(rows, np.float32).tobytes())
             file.flush()
             os.fsync(file.fileno())

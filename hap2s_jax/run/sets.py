@@ -127,7 +127,7 @@ def _section(section: Any, key: str, data_dir: str | None) -> dict[str, _Wanted]
             raise UserError(f"{key}.{name}: should be a section with data_dir and options, found {entry!r}")
         for part, what, fits in (
             ("name", "a name", isinstance(entry.get("name", ""), str)),
-            ("data_dir", "a folder or file", isinstance(entry.get("data_dir") or "", str | os.PathLike)),
+            ("data_dir", "a folder or file", _is_path(entry.get("data_dir") or "")),
             ("options", "a section", hasattr(entry.get("options") or {}, "keys")),
         ):
             if not fits:
@@ -138,6 +138,10 @@ def _section(section: Any, key: str, data_dir: str | None) -> dict[str, _Wanted]
             entry.get("name", name), entry.get("data_dir", data_dir), entry.get("options") or {}
         )
     return _distinct(found, key, len(found))
+
+
+def _is_path(given: Any) -> bool:
+    return isinstance(given, str | os.PathLike) and "\0" not in os.fspath(given)
 
 
 def _distinct(wanted: dict[str, _Wanted], key: str, count: int) -> dict[str, _Wanted]:

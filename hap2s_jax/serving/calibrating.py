@@ -8,7 +8,7 @@ import pathlib
 from typing import Protocol
 
 from hap2s_jax import extras
-from hap2s_jax.errors import UserError, require
+from hap2s_jax.errors import UserError, require, shown
 from hap2s_jax.evaluation.thresholds import ErrorRates
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.serving import calibration, commands, joined, seen, vectors
@@ -18,6 +18,10 @@ from hap2s_jax.serving.trained import TrainedEncoder
 def open_gallery(options: argparse.Namespace) -> vectors.Vectors:
     """The file of embeddings, whose checkpoint the flags mean unless they say otherwise."""
     gallery = joined.read(options.gallery)
+    if missing := sorted({"step", "average", "workdir"} - gallery.model.keys()):
+        raise UserError(
+            f"{options.gallery} does not say of which encoder it is ({missing[0]} is missing); embed the images again"
+        )
     if options.checkpoint is None and options.average is None:
         options.checkpoint, options.average = gallery.model["step"], gallery.model["average"]
     return gallery
@@ -91,7 +95,7 @@ def choose_threshold(
             raise UserError(f"--false_accepts: {error} (search --calibrate --gallery=FILE)") from None
     return (
         threshold,
-        f"threshold {threshold:.4f}: on {rates.data} ({rates.gallery:,} images) {rates.describe(threshold)}",
+        f"threshold {threshold:.4f}: on {shown(rates.data)} ({rates.gallery:,} images) {rates.describe(threshold)}",
     )
 
 

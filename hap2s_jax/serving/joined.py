@@ -5,6 +5,7 @@ folders.
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import pathlib
 from typing import Any
@@ -70,7 +71,8 @@ def _check_same(first: str, expected: dict[str, Any], file: str, model: dict[str
 def _part(model: dict[str, Any]) -> tuple[int, int]:
     """(number, of how many) of a part of a listing; (0, 0) for a whole one."""
     number, _, count = str(model.get("part") or "0/0").partition("/")
-    return (int(number), int(count)) if number.isdecimal() and count.isdecimal() else (0, 0)
+    known = number.isdecimal() and count.isdecimal() and len(number + count) < 20
+    return (int(number), int(count)) if known else (0, 0)
 
 
 def _check_complete(found: list[tuple[str, vectors.Vectors]]) -> None:
@@ -86,9 +88,10 @@ def _check_complete(found: list[tuple[str, vectors.Vectors]]) -> None:
         if number in there:
             raise UserError(f"{file} and {there[number]} are both part {number} of {count}; name one of them")
         there[number] = file
-    if missing := sorted(set(range(1, max(counts) + 1)) - there.keys()):
+    lacking = (number for number in range(1, max(counts) + 1) if number not in there)
+    if missing := list(itertools.islice(lacking, 5)):
         raise UserError(
-            f"of {max(counts)} parts number {', '.join(map(str, missing[:5]))} is missing; make it with "
+            f"of {max(counts)} parts number {', '.join(map(str, missing))} is missing; make it with "
             f"python -m hap2s_jax.embed --part={missing[0]}/{max(counts)}"
         )
 

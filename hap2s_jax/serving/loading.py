@@ -122,7 +122,7 @@ def _choose_step(checkpointer: Checkpointer, wanted: str | int | None, config: A
         raise UserError(
             "checkpoint: the run was never measured on validation classes, so none is the best; ask for 'latest'"
         )
-    if isinstance(wanted, str) and not wanted.isdecimal():
+    if isinstance(wanted, str) and not (wanted.isdecimal() and len(wanted) < 19):
         raise UserError(
             f"checkpoint is {wanted!r}; it must be 'best', 'latest' or one of {checkpointer.steps}"
         )

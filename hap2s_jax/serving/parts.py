@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hap2s_jax.data.places import remove_folder
-from hap2s_jax.data.regular_files import open_regular, read_bytes
+from hap2s_jax.data.regular_files import open_regular, read_bytes, read_json
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.atomic import replacing
 
@@ -51,8 +51,11 @@ class Parts:
     def __init__(self, output: pathlib.Path, identity: dict[str, Any], *, anew: bool = False):
         self.folder = output.with_name(output.name + ".parts")
         state = self.folder / _STATE
-        if state.is_file():
-            found = json.loads(state.read_text())
+        if state.exists():
+            try:
+                found = read_json(state)
+            except (OSError, ValueError):  # damaged
+                found = dict.fromkeys(identity)
             # A key that is not there was not known when the parts were made.
             differing = [key for key in identity if found.get(key, identity[key]) != identity[key]]
             if not differing:

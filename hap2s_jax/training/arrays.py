@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import pathlib
 from typing import Any
 
@@ -9,6 +11,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from hap2s_jax.data.places import is_bucket
+from hap2s_jax.data.regular_files import allowed
 from hap2s_jax.errors import UserError, reason
 from hap2s_jax.training import digests
 from hap2s_jax.training.parts import name_of
@@ -20,7 +24,14 @@ class Manager(ocp.CheckpointManager):
     """Opens a directory of checkpoints whatever is damaged in it; what was left unfinished there is gone then."""
 
     def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
+        log = logging.getLogger("absl")
+        before, log.disabled = log.disabled, True  # of what is damaged orbax would quote
+        try:
+            super().__init__(*arguments, **options)
+        except RecursionError as error:
+            raise OSError("a file of JSON there is nested too deeply") from error
+        finally:
+            log.disabled = before
         # Or it might take a frozen trunk that is just being written for such a rest. Remove when orbax waits by itself.
         getattr(self, "_maybe_await_cleanup_tmp_directory", lambda: None)()
 
@@ -28,7 +39,7 @@ class Manager(ocp.CheckpointManager):
         """Figures of a checkpoint, None if they cannot be read."""
         try:
             return super().metrics(step)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
 
 
@@ -60,7 +71,18 @@ def read_whole(path: pathlib.Path) -> PyTree:
 
 
 def read(path: pathlib.Path, wanted: PyTree) -> PyTree:
-    """Reads the arrays of `wanted`, of which shapes and dtypes count, out of the tree that lies in `path`."""
+    """Reads the arrays of `wanted`, of which shapes and dtypes count, out of the tree that lies in `path`.
+
+    Raises:
+      UserError: they would be far larger than all files there: parts that are missing would become zeros.
+    """
+    claimed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(wanted))
+    if not is_bucket(path):
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        if claimed > allowed(size):
+            raise UserError(
+                f"{path} claims {claimed:,} bytes of arrays, more than its files can hold; copy it again"
+            )
     abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), wanted)
     as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:

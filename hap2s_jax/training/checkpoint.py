@@ -242,7 +242,7 @@ class Checkpointer:
             found = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
             if (written := found["record"].get("format")) != FORMAT:
                 raise UserError(
-                    f"checkpoint {where} has format {written}, this version reads format {FORMAT}; "
+                    f"checkpoint {where} has format {written!r:.40}, this version reads format {FORMAT}; "
                     "use the version of hap2s_jax that wrote it"
                 )
             yield

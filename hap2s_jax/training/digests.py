@@ -15,7 +15,7 @@ import logging
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -24,9 +24,9 @@ import numpy as np
 
 from hap2s_jax.data.bucket import BucketPath
 from hap2s_jax.data.places import is_bucket
-from hap2s_jax.data.regular_files import open_regular, read_json
+from hap2s_jax.data.regular_files import RefusedError, check_regular, open_regular, read_json
 from hap2s_jax.distributed import experimental
-from hap2s_jax.errors import UserError, reason
+from hap2s_jax.errors import UserError, reason, shown
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ _SUMS, _BYTES = "sums", "crc32"
 # A file is read by several threads, in pieces that fit into a core's cache, of so many rows.
 _BLOCK, _PIECE, _ROWS, _THREADS = 2**23, 2**20, 64, 2
 _SMALL = 2**16
+# Of files beside the numbers, which lie in folders called d.
+_MOST = 2**28
 
 
 class DamagedError(UserError):
@@ -62,13 +64,15 @@ def fault(folder: pathlib.Path, most: int | None = None) -> str | None:
             return None
         kept = read_json(folder / FILE_NAME)
         kind = _SUMS if _SUMS in kept else _BYTES
-        promised, found = kept[kind], _digests(folder, most, kind)
+        promised, found = kept[kind], _digests(folder, most, kind, kept[kind])
         promised = {name: said for name, said in promised.items() if most is None or said[0] <= most}
         if promised == found:
             return None
         differing = sorted(name for name in {**promised, **found} if promised.get(name) != found.get(name))
         kind = "is missing" if differing[0] not in found else "is not what was saved"
-        return f"{differing[0]} {kind}" + (f", as {len(differing) - 1} more" if len(differing) > 1 else "")
+        return f"{shown(differing[0])} {kind}" + (
+            f", as {len(differing) - 1} more" if len(differing) > 1 else ""
+        )
     except OSError as error:
         name = os.path.relpath(error.filename, folder) if error.filename else "a file"
         return f"{name}: {error.strerror or error}"
@@ -82,9 +86,14 @@ def has_digests(folder: pathlib.Path) -> bool:
     return record.exists() and bool(read_json(record / "metadata").get("digests"))
 
 
-def _digests(folder: pathlib.Path, most: int | None = None, kind: str = _SUMS) -> dict[str, list[Any]]:
+def _digests(
+    folder: pathlib.Path,
+    most: int | None = None,
+    kind: str = _SUMS,
+    promised: Mapping[str, Sequence[Any]] | None = None,
+) -> dict[str, list[Any]]:
     """[bytes, digest of each block] of each file, by its path below `folder`; in a bucket [bytes, CRC-32C], which it
-    keeps itself, so that nothing is read.
+    keeps itself, so that nothing is read. Nor is a file whose size is not what was `promised`, of which -1 stands.
     """
     if isinstance(folder, BucketPath):
         return {
@@ -100,8 +109,12 @@ def _digests(folder: pathlib.Path, most: int | None = None, kind: str = _SUMS) -
         if name not in _LATER and (most is None or path.stat().st_size <= most)
     }
     with ThreadPoolExecutor(_THREADS) as pool:  # zlib lets go of the interpreter's lock
-        blocks = {name: list(_blocks(path, pool, kind)) for name, path in chosen.items()}
-        digests: dict[str, list[Any]] = {
+        blocks = {
+            name: list(_blocks(path, pool, kind))
+            for name, path in chosen.items()
+            if promised is None or promised.get(name, [-1])[0] == path.stat().st_size
+        }
+        digests: dict[str, list[Any]] = {name: [-1] for name in chosen} | {
             name: [sum(size for size, _ in found), *(digest for _, digest in found)]
             for name, found in ((name, [block.result() for block in begun]) for name, begun in blocks.items())
         }
@@ -234,6 +247,7 @@ class Checks:
         return manager
 
     def _opened(self, opened: Callable[[], Any], newest: bool) -> tuple[Any, dict[int, DamagedError]]:
+        self._check_kinds()
         # Listed before orbax opens them, where processes wait for each other: no one sets anything aside sooner.
         steps = self.on_disk()
         for step in steps[-1:] if newest else ():
@@ -253,6 +267,15 @@ class Checks:
             for step in steps[-1:]:
                 self.remark(step)
         return manager, found
+
+    def _check_kinds(self) -> None:
+        """Raises a UserError for what orbax would wait for, as a pipe, or read without end."""
+        for at, _, names in os.walk(self._directory) if not is_bucket(self._directory) else ():
+            for path in (pathlib.Path(at, name) for name in names):
+                try:
+                    check_regular(path, None if path.parent.name == "d" else _MOST)
+                except RefusedError as error:
+                    raise UserError(f"{path}: {reason(error)}; remove it, or copy it again") from error
 
     def close(self) -> None:
         """Lets go of the threads."""

@@ -219,6 +219,12 @@ def test_first_weights_of_another_run_need_none_of_its_code(run, workdir):
     assert "evil" not in sys.modules
 
 
+def test_a_batch_has_no_more_pixels_than_a_machine_holds(workdir):
+    for size, wanted, batch in (((64, 64), 32, 32), ((2048, 2048), 10**9, 2)):
+        _change(workdir, **{"data.image_size": size, "evaluate.batch_size": wanted})
+        assert foreign.load(workdir).evaluate.batch_size == batch
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -236,6 +242,7 @@ def test_first_weights_of_another_run_need_none_of_its_code(run, workdir):
         ('{"encoder": {"name": "resnet10"}, "data": {"image_size": [64, -1]}}', "should be height"),
         ('{"encoder": {"name": "resnet10"}, "evaluate": {"enlarge": NaN}}', "should be a finite number"),
         ('{"encoder": {"name": "resnet10"}, "evaluate": {"batch_size": 1.5}}', "should be a whole number"),
+        ('{"encoder": {"width": 1180591620717411303424}}', "should be a whole number of at most 64 bits"),
         ('{"seed": {"a": {"b": 1}, "c": "%s"}}' % ("x" * 10_000), "seed is {'a': {'b': 1}"),
         ('{"evaluate": {"distance": "%s"}}' % ("x" * 10_000), "known: cosine, euclidean"),
         ('{"encoder": {"pooling": {"a": 1}}}', "encoder.pooling is {'a': 1}; it should be text"),

@@ -19,9 +19,9 @@ import pytest
 import hap2s_jax
 from hap2s_jax import cli, demo, embed, search
 from hap2s_jax.data import regular_files
-from hap2s_jax.data.readers.files import FileSource
+from hap2s_jax.data.readers.files import FileSource, read_lines
 from hap2s_jax.errors import UserError, shown
-from hap2s_jax.evaluation.archive import from_npz
+from hap2s_jax.evaluation.archive import from_npz, read_pairs
 from hap2s_jax.serving import vectors
 from hap2s_jax.serving.listing import list_images
 
@@ -258,6 +258,9 @@ LIES: dict[str, dict] = {
     "a model that is a list": {"model": _raw("[]")},
     "a deep model": {"model": _raw("[" * 100_000)},
     "a long model": {"model": _raw("{" + " " * 2**21 + "}")},
+    "a model whose step is a list": {"model": _raw('{"step": []}')},
+    "a model in a place without end": {"model": _raw(json.dumps({"workdir": "x" * 5000}))},
+    "a model that is a part of many": {"model": _raw(json.dumps({"part": 7}))},
     "no array": {"embeddings": b""},
     "half a header": {"embeddings": RAW["embeddings"][:20]},
     "another magic": {"embeddings": b"\x93NUMPX" + RAW["embeddings"][6:]},
@@ -358,6 +361,40 @@ def test_a_visitor_s_picture_of_too_many_pixels_is_not_decoded(tmp_path):
     verdict, seen, _ = demo.answer(searcher, path, 3)
     assert "8000 x 8000 pixels, more than the 25,000,000 allowed" in verdict
     assert seen is None
+
+
+def test_a_gallery_that_names_no_encoder_and_one_of_parts_without_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.savez("x.npz", **_honest())
+    assert search.main(["--gallery=x.npz", "--query", "a.png"]) == 1
+    assert "workdir is missing" in capsys.readouterr().err
+    made = {**json.loads(str(_honest()["model"])), "part": "1/999999999999"}
+    for name in ("a-1.npz", "a-2.npz"):
+        np.savez(name, **_honest() | {"model": json.dumps(made)})
+    (tmp_path / "a-2.npz").unlink()
+    assert search.main(["--gallery=a-*.npz", "--query", "a.png"]) == 1
+    assert "number 2, 3, 4, 5, 6 is missing" in capsys.readouterr().err
+
+
+def test_names_in_a_gallery_are_no_markdown(encoder, folder):
+    """A picture's address in a label would tell another machine who looks."""
+    searcher = _searcher(encoder, folder, ["![](http://evil/x.png)<b>"], "/none")
+    verdict = demo.answer(searcher, folder[1][0], 1)[0]
+    assert r"\!\[\](http://evil/x.png)\<b\>" in verdict
+
+
+def test_lists_are_regular_files_of_bounded_size(planted, tmp_path):
+    root, _ = planted
+    for name in ("pipe.png", "zero.png", "large.png"):
+        with pytest.raises(UserError):
+            read_pairs(str(root / name))
+        with pytest.raises(UserError):
+            list_images(root / name)
+        with pytest.raises(OSError, match=r"regular file|more than"):
+            read_lines(root / name)
+    (tmp_path / "pairs.csv").write_text("0,1\n-99999999999999999999999,1\n")
+    with pytest.raises(UserError, match="line 2"):
+        read_pairs(str(tmp_path / "pairs.csv"))
 
 
 def test_labels_below_none_are_refused_by_search_and_evaluate(tmp_path):

@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from hap2s_jax.errors import UserError
+from hap2s_jax.training import arrays, digests
 from hap2s_jax.training.checkpoint import Checkpointer
 from hap2s_jax.training.state import TrainState, encoder_variables, start_average
 
@@ -195,6 +196,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import resource, signal
 import test_checkpoint as t
+from hap2s_jax.training import arrays, digests
 from hap2s_jax.training.checkpoint import Checkpointer
 from hap2s_jax.distributed import signals
 signals.watch()  # as a command does
@@ -306,3 +308,38 @@ def test_a_frozen_trunk_has_digests_too(tmp_path):
         _damage(file, "flipped", np.random.default_rng(0))
     with pytest.raises(UserError, match=r"cannot be read .*is not what was saved"):
         checkpointer.restore_frozen()
+
+
+@pytest.mark.parametrize("file", ["_CHECKPOINT_METADATA", "metrics/metrics", "state/manifest.ocdbt"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "large"])
+def test_what_would_be_waited_for_or_read_without_end_is_refused(tmp_path, file, kind):
+    checkpointer = Checkpointer(tmp_path / "run", best_metric="mAP")
+    checkpointer.save(_state(1), {"mAP": 0.5})
+    checkpointer.close()
+    path = tmp_path / "run" / "1" / file
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as made:
+            made.truncate(2**40)  # of which the disk holds nothing
+    for read_only in (False, True):
+        with pytest.raises(UserError, match=r"regular file|more than") as caught:
+            Checkpointer(tmp_path / "run", read_only=read_only)
+        assert path.name in str(caught.value)
+
+
+def test_a_file_of_another_size_is_not_read_and_arrays_fit_into_their_files(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(_state(1))
+    checkpointer.close()
+    (data, *_) = (tmp_path / "1" / "state" / "d").iterdir()
+    with data.open("r+b") as file:
+        file.truncate(2**40)
+    assert digests.fault(tmp_path / "1") == f"state/d/{data.name} is not what was saved"
+    with data.open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(UserError, match=r"claims .* bytes of arrays"):
+        arrays.read(tmp_path / "1" / "state", {"params": jax.ShapeDtypeStruct((2**40,), np.float32)})

@@ -14,6 +14,7 @@ import numpy as np
 from hap2s_jax import extras
 from hap2s_jax.data.readers.files import FileSource, Parts, list_images, number_identities
 from hap2s_jax.data.readers.person import TRAIN, read_market
+from hap2s_jax.data.regular_files import MAX_LIST, read_bytes
 from hap2s_jax.data.source import Source
 from hap2s_jax.errors import UserError
 
@@ -229,10 +230,10 @@ def _split(path: Path, number: int) -> dict[str, list[_Key]]:
                 part: [_key(PureWindowsPath(row[0]).name) for row in split[part]]
                 for part in ("train", "query", "gallery")
             }
-            for split in json.loads(path.read_bytes())
+            for split in json.loads(read_bytes(path, MAX_LIST))
         ]
         splits[0]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise UserError(f"{path}: is not a list of splits as torchreid writes it") from None
     if not 0 <= number < len(splits):
         raise UserError(f"data.options.split: must lie in 0..{len(splits) - 1}, found {number}")

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hap2s_jax.errors import UserError
+from hap2s_jax.data.regular_files import MAX_LIST, read_bytes
+from hap2s_jax.errors import UserError, reason
 
 _DELIMITERS = ",;\t|"
 
@@ -21,7 +22,10 @@ def open_csv(file: Path, wanted: Mapping[str, str]) -> tuple[list[str], Iterator
       file: the CSV.
       wanted: our columns -> what they are called here, which tells the delimiter.
     """
-    text = _decode(file.read_bytes())
+    try:
+        text = _decode(read_bytes(file, MAX_LIST))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {reason(error)}") from error
     if separator := re.match(r"sep=(.)\r?\n", text):  # a line of spreadsheet programs
         text = text[separator.end() :]
     start = text.lstrip("\r\n \t")

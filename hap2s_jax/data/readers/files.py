@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hap2s_jax.data.headers import knows_avif
-from hap2s_jax.data.regular_files import read_bytes
+from hap2s_jax.data.regular_files import MAX_LIST, read_bytes
 from hap2s_jax.data.source import Source
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -216,5 +216,5 @@ def find_root(bases: Iterable[Path], folders: Iterable[str], markers: Sequence[s
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank; bytes that are no UTF-8 survive as file names."""
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    text = read_bytes(path, MAX_LIST).decode("utf-8-sig", errors="surrogateescape")
     return [line.strip() for line in text.splitlines() if line.strip()]
