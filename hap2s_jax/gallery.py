@@ -65,7 +65,8 @@ def _add(options: argparse.Namespace) -> None:
     store = _open(options)
     embedded = pathlib.Path(options.images).suffix in (".npz", ".parquet")
     encoder = None if embedded else _encoder(options, store)
-    added = adding.add(store, options.images, encoder, columns=options.columns, batch_size=options.batch_size)
+    how = {"columns": options.columns, "batch_size": options.batch_size}
+    added = adding.add(store, options.images, encoder, **how, tell=lambda line: print(f"note: {shown(line)}"))
     for path, why in added.left_out[:_LISTED]:
         print(shown(f"left out: {path}: {why}"))
     print(f"{added.new:,} images are new, {added.known:,} known, {len(added.left_out):,} left out")

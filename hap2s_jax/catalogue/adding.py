@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +64,7 @@ def add(
     batch_size: int | None = None,
     at_once: int = AT_ONCE,
     show_progress: bool = True,
+    tell: Callable[[str], object] | None = None,
 ) -> Added:
     """Adds the images that the store does not have, by path and by content; interrupted and run again, it goes on.
 
@@ -75,12 +77,17 @@ def add(
       batch_size: see `TrainedEncoder.stream`.
       at_once: images of one transaction.
       show_progress: whether to draw a bar on standard error.
+      tell: is given lines for the user, such as files that are no images.
 
     Raises:
       UserError: no images; embeddings of another encoder; a label that cannot be, or exists with other capitals.
     """
     store.refresh()
-    listed = [*_listed(images, columns, store, encoder)]
+    found, given = _opened(images, columns, store, encoder)
+    if tell is not None:
+        for remark in found.remarks:
+            tell(remark)
+    listed = [*_listed(found, given)]
     _check_labels(store, {image.texts["label"] for image in listed} - {""})
     known = _known_keys(store, {image.path for image in listed})
     asked = [image for image in listed if known.get(image.key) is None]
@@ -105,26 +112,30 @@ def add(
     return Added(len(store.ids) - before, there, left_out)
 
 
-def _listed(
+def _opened(
     images: str | os.PathLike[str], columns: str, store: Store, encoder: TrainedEncoder | None
-) -> Iterator[_Image]:
+) -> tuple[Listing, np.ndarray | None]:
+    """The images, and their embeddings where they are there already."""
     path = pathlib.Path(images)
-    given: np.ndarray | None = None
     if path.suffix in vectors.SUFFIXES and path.is_file():
         gallery = vectors.read(path)
         check_encoder(store, gallery.model)
         root = claimed_folder(str(gallery.model.get("images")))
         if root is None:
             raise UserError(f"--images: {path} claims a folder that is not opened; add its images instead")
-        given = gallery.embeddings
         found = Listing(root, gallery.paths.tolist(), gallery.labels, tuple(gallery.class_names.tolist()))
-    elif encoder is None:
+        return found, gallery.embeddings
+    if encoder is None:
         raise UserError(f"--images: {images} needs the encoder to embed it")
-    else:
-        check_encoder(store, encoder.describe())
-        found = list_images(path, columns)
-    if taken := sorted({*found.others} & {*OWN_COLUMNS, "folder", "size", "box", "more", "embedding"}):
-        raise UserError(f"--images: {images} has a column {taken[0]!r}, which is the store's own; rename it")
+    check_encoder(store, encoder.describe())
+    found = list_images(path, columns)
+    taken = {*OWN_COLUMNS, "folder", "size", "box", "more", "embedding"}
+    others = {(f"own {name}" if name in taken else name): texts for name, texts in found.others.items()}
+    renamed = tuple(f"the column {name} is kept as 'own {name}'" for name in sorted({*found.others} & taken))
+    return dataclasses.replace(found, others=others, remarks=(*found.remarks, *renamed)), None
+
+
+def _listed(found: Listing, given: np.ndarray | None) -> Iterator[_Image]:
     for row, (name, label) in enumerate(zip(found.paths, found.labels, strict=True)):
         texts = {column: values[row] for column, values in found.others.items() if values[row]}
         kept = {column: texts.pop(column, "") for column in _COLUMNS}

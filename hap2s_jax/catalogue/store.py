@@ -139,7 +139,8 @@ class Store(State):
                 mine = [entry for entry in self.history() if entry.kind != "undo" and by in ("", entry.by)]
                 held = set(self.holding.tolist())
                 number = max((entry.number for entry in mine if entry.number in held), default=0)
-                require(number > 0, "undo", "given no number", "given one: nothing is left to undo")
+                if not number:
+                    raise UserError("undo: nothing is left to undo")
             touched = np.asarray(self.log.column("image"))[np.asarray(self.log.column("number")) == number]
             require(len(touched) > 0, "undo", number, "the number of a decision; `history` lists them")
             places, _ = self.places(touched)
@@ -206,7 +207,7 @@ class Store(State):
     ) -> int:
         """Writes an entry of the log; None leaves labels or statuses as they are."""
         if not len(rows):
-            raise UserError(f"{kind}: no image to decide about")
+            raise UserError(f"{kind}: no image is named, or none fits; `list` shows them")
         require(len(by) <= _LONGEST and (by.isprintable()), "by", repr(by[:_LONGEST]), "a short name")
         number, count = self.last + 1, len(rows)
         as_they_are = [self.names[n] for n in self.labels[rows]], [STATUSES[n] for n in self.statuses[rows]]

@@ -66,7 +66,7 @@ def check_integers(values: ArrayLike, count: int, name: str) -> np.ndarray:
         )
     if array.dtype.kind not in "iu":
         raise TypeError(
-            f"{name} must be integers, but has dtype {array.dtype}; number the classes 0, 1, 2, ..."
+            f"{name} must be integers, found {array.dtype}; number them: np.unique({name}, return_inverse=True)[1]"
         )
     if array.shape[0] != count:
         raise ValueError(f"{name} has {array.shape[0]} entries for {count} embeddings; the two must match.")
@@ -106,6 +106,8 @@ def check_members(query: ArrayLike | None, gallery: ArrayLike | None, count: int
 
 def check_ranks(ks: Sequence[int], size: int) -> tuple[int, ...]:
     """Returns the ranks `ks`, or raises ValueError: each must lie between 1 and the gallery's size."""
+    if not np.iterable(ks):
+        raise ValueError(f"ranks are {ks!r}; they should be a list, such as ({ks!r},).")
     for k in ks:
         # A caller may pass anything.
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:  # pyright: ignore[reportUnnecessaryIsInstance]

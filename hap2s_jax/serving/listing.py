@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from hap2s_jax.data.readers.files import extensions, name_others, walk_files
+from hap2s_jax.data.readers.rows import is_unknown
 from hap2s_jax.data.readers.table import read_table
 from hap2s_jax.data.regular_files import below
 from hap2s_jax.errors import UserError
@@ -25,12 +26,12 @@ class Listing:
     Attributes:
       root: the folder to which the paths are relative.
       paths: `[n]` with forward slashes.
-      labels: int64 `[n]`, numbers of `class_names`; -1 where an image has no class.
+      labels: int64 `[n]`, numbers of `class_names`; -1 where an image has no class, or one such as "unknown".
       class_names: sorted.
       cameras: int64 `[n]`, or None.
       boxes: `[n, 4]` left, top, right, bottom in pixels, the last two exclusive; None for whole images.
       others: texts `[n]` of the cameras and of the other columns of a CSV, by the columns' names.
-      remarks: lines for whoever uses the CSV.
+      remarks: lines for the user, such as what was left out.
     """
 
     root: pathlib.Path
@@ -98,7 +99,7 @@ def list_images(images: str | os.PathLike[str], columns: str = "") -> Listing:
             raise UserError(f"--images: {error}") from None
         cameras, boxes = (None if v is None else v.astype(np.int64) for v in (table.cameras, table.boxes))
         found = _listing(root.parent, table.paths, table.labels, cameras, boxes)
-        return dataclasses.replace(found, others=table.others, remarks=table.remarks)
+        return dataclasses.replace(found, others=table.others, remarks=(*table.remarks, *found.remarks))
     if not root.is_dir():
         raise UserError(f"--images: there is no folder or CSV file {images}")
     found, others = walk_files(root)
@@ -107,7 +108,8 @@ def list_images(images: str | os.PathLike[str], columns: str = "") -> Listing:
         raise UserError(f"--images: {images} holds no image ({', '.join(extensions())}){beside}")
     paths = sorted(found)
     folders = (path.split("/")[0] if "/" in path else "" for path in paths)
-    return _listing(root, paths, [unicodedata.normalize("NFC", folder) for folder in folders])
+    listing = _listing(root, paths, [unicodedata.normalize("NFC", folder) for folder in folders])
+    return dataclasses.replace(listing, remarks=(*name_others(others), *listing.remarks))
 
 
 def _listing(
@@ -117,10 +119,14 @@ def _listing(
     cameras: np.ndarray | None = None,
     boxes: np.ndarray | None = None,
 ) -> Listing:
-    class_names = tuple(sorted(set(names) - {""}))
-    number = {name: n for n, name in enumerate(class_names)} | {"": -1}
+    unknown = {name for name in names if is_unknown(name)}
+    class_names = tuple(sorted(set(names) - unknown))
+    number = {name: n for n, name in enumerate(class_names)} | dict.fromkeys(unknown, -1)
     labels = np.array([number[name] for name in names], np.int64)
-    return Listing(root.absolute(), paths, labels, class_names, cameras, boxes)
+    named = ", ".join(sorted(unknown - {""}))
+    count = sum(name in unknown and name != "" for name in names)
+    remarks = (f"{count:,} images labelled {named} have no class",) if named else ()
+    return Listing(root.absolute(), paths, labels, class_names, cameras, boxes, remarks=remarks)
 
 
 def claimed_folder(claimed: str) -> pathlib.Path | None:

@@ -93,7 +93,7 @@ def test_mistakes_are_one_line(folder, capsys):
         ("add", "animals", "--images=photos.csv", "--workdir=runs/animals"): (1, "weights, pre-processing"),
         ("relabel", "animals", "--label=x"): (2, "name images with --image"),
         ("relabel", "animals", "--image", "none.png", "--label=x"): (1, "is no image of"),
-        ("merge", "animals", "--label=x"): (1, "no image to decide about"),
+        ("merge", "animals", "--label=x"): (1, "no image is named, or none fits"),
         ("split", "animals", "--where=path = ''"): (1, "split takes some of the images"),
         ("undo", "animals"): (1, "nothing is left to undo"),
         ("group", "animals"): (1, "group needs a threshold"),

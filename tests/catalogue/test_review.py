@@ -51,7 +51,7 @@ def test_the_queue_is_worked_through(page, store):
     assert [store.name_of(row) for row in (8, 11, 12)] == ["individual-0001", "individual-0001", "animal 0"]
     assert page.undo(window, "ann") == "Undone, as decision 6."
     assert _captions(page.show(window)[0])[0].startswith("1-00.png")
-    assert page.undo(window, "nobody").startswith("undo is given no number")
+    assert page.undo(window, "nobody").startswith("undo: nothing is left")
 
 
 def test_mistakes_are_said_and_change_nothing(page, store):

@@ -145,7 +145,6 @@ def test_bad_input_changes_nothing(store, encoder, pictures, tmp_path):
         "needs the encoder": lambda: adding.add(store, pictures, show_progress=False),
         "other capitals": csv(f"path,label\n{pictures}/0-00.png,ANIMAL 0\n"),
         "exists with other capitals": csv(f"path,label\n{pictures}/0-00.png,x\n{pictures}/0-01.png,X\n"),
-        "column 'status', which is the store's own": csv(f"path,status\n{pictures}/0-00.png,x\n"),
         "needs the columns path": csv("picture\nx.png\n"),
         "no folder or CSV": lambda: adding.add(store, tmp_path / "none", encoder, show_progress=False),
         "uses this encoder already": lambda: moving.re_embed(store, encoder, show_progress=False),
@@ -218,6 +217,17 @@ def test_embeddings_go_in_and_out(store, encoder, tmp_path):
     assert adding.add(again, output, show_progress=False).new == 24
     assert again.individuals() == {f"animal {n}": 1 for n in (0, 2, 4, 6)}
     np.testing.assert_array_equal(again.ids, store.ids[rows])
+
+
+def test_columns_of_the_store_s_own_names_are_kept_and_nobody_is_no_individual(encoder, pictures, tmp_path):
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text(f"ID,path,label\n7,{pictures}/0-00.png,?\n8,{pictures}/0-01.png,Bruno\n")
+    store = Store.create(tmp_path / "of a sheet", encoder)
+    told = []
+    adding.add(store, sheet, encoder, show_progress=False, tell=told.append)
+    assert told == ["1 images labelled ? have no class", "the column id is kept as 'own id'"]
+    assert store.individuals() == {"Bruno": 1}
+    assert store.where('"own id" = 7').nonzero()[0].tolist() == store.queue().tolist()
 
 
 @pytest.mark.parametrize("per", ["individual", "image"])

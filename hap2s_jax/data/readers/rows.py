@@ -150,11 +150,16 @@ def arrange(
     return judged(Parts(train, test, query, gallery, validation, **more))
 
 
+def is_unknown(label: str) -> bool:
+    """Whether a label says that nobody recognised the individual."""
+    return label.strip().lower() in _UNKNOWN
+
+
 def _take_out_unknown(parts: dict[str, Rows], unknown: str) -> tuple[dict[str, Rows], Rows, tuple[str, ...]]:
     """The parts without images of unknown individuals; those of them that can be queries; and remarks."""
     strangers, kept, dropped = Rows(), {}, []
     for name, rows in parts.items():
-        nobody = [not c or (c.strip().lower() in _UNKNOWN and unknown != "class") for c in rows.classes]
+        nobody = [not c or (is_unknown(c) and unknown != "class") for c in rows.classes]
         if name not in ("train", "validation", "gallery") and unknown == "open_set":
             strangers = strangers.join(rows.where(nobody))
         else:
@@ -240,7 +245,8 @@ def _split(rows: Rows, root: Path | str, test_fraction: float, seed: int) -> dic
     if not 0 < test_fraction < 1 or min(tested, len(classes) - tested) < 2:
         raise UserError(
             f"data.options.test_fraction: {test_fraction} of the {len(classes)} classes in {root} must leave at least "
-            "two classes to train on and two to test on"
+            "two classes to train on and two to test on; with fewer than four, name the split yourself: folders train "
+            "and test, or a column split"
         )
     chosen = {classes[i] for i in permutation(len(classes), seed)[:tested]}
     parts = {"train": Rows(), "test": Rows()}
