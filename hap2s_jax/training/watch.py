@@ -29,28 +29,34 @@ def check_finite(step: int, metrics: Mapping[str, float]) -> None:
 
 
 class CollapseWatch:
-    """Warns once when the embedding collapses or the loss has no active anchors, and again after a recovery."""
+    """Warns once when the embedding collapses or the loss has no active anchors, and again after a recovery, but not
+    before twice the step: with few classes a loss may fall silent in every other window.
+    """
 
     def __init__(self):
         self._state = {"collapsed": False, "silent": False}
+        self._next = {"collapsed": 0, "silent": 0}
 
     def check(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Returns warnings, each one line, for the mean metrics of a logging window."""
         warnings = []
         spread = metrics.get("embedding_spread", math.inf)
-        if self._enters("collapsed", spread < COLLAPSED_SPREAD):
+        if self._enters(step, "collapsed", spread < COLLAPSED_SPREAD):
             warnings.append(
                 f"step {step}: the embeddings are collapsing into one point (spread {spread:.3g} of their norm); "
                 "lower the learning rate, lengthen the warm-up, use soft_margin or a softer weighting"
             )
         active = metrics.get("active_fraction", math.inf)
-        if self._enters("silent", active < INACTIVE_FRACTION):
+        if self._enters(step, "silent", active < INACTIVE_FRACTION):
             warnings.append(
                 f"step {step}: only {100 * active:.2g} % of the anchors are active; the loss hardly learns any more: "
                 "raise the margin, or use more classes per batch"
             )
         return warnings
 
-    def _enters(self, name: str, now: bool) -> bool:
+    def _enters(self, step: int, name: str, now: bool) -> bool:
         before, self._state[name] = self._state[name], now
-        return now and not before
+        enters = now and not before and step >= self._next[name]
+        if enters:
+            self._next[name] = 2 * step
+        return enters

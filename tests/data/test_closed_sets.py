@@ -108,3 +108,13 @@ def test_closed_set_figures_by_hand():
     assert found["closed_set_top-1"] == found["closed_set_accuracy"] == pytest.approx(4 / 5)
     assert found["closed_set_balanced_accuracy"] == pytest.approx((2 / 3 + 1 + 1) / 3)
     assert found["closed_set_mAP"] == pytest.approx((1 + (1 / 2 + 2 / 3) / 2 + 1 + 1 + 1) / 5)
+
+
+def test_test_images_ask_a_gallery_and_no_part_is_passed_over(tmp_path):
+    rows = [(who, "train") for who in "aabb"] + [
+        (who, part) for who in "cd" for part in ("test", "test", "gallery")
+    ]
+    data = _read(tmp_path, rows)
+    assert (len(data.train), _part(data, data.query), _part(data, data.gallery)) == (4, [*"ccdd"], [*"cd"])
+    with pytest.raises(UserError, match="a part named test and one named query; name both query"):
+        _read(tmp_path, [*rows, ("d", "query")])

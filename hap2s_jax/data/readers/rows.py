@@ -108,6 +108,10 @@ def arrange(
     parts, strangers, more = _take_out_unknown(parts, unknown)
     more += _nearly_alike({c for rows in parts.values() for c in rows.classes})
     remarks += more
+    if {"test", "query"} <= parts.keys():
+        raise UserError(f"{root}: has a part named test and one named query; name both query")
+    if {"test", "gallery"} <= parts.keys():
+        parts["query"] = parts.pop("test")
     whole = parts.get("all", parts.get("test"))
     only_tested = whole is not None and "train" not in parts and test_fraction == 1
     if only_tested:
@@ -125,7 +129,6 @@ def arrange(
     validation = source(parts["validation"], "validation") if "validation" in parts else None
     known = parts["train"].join(parts.get("validation", Rows()))
     asking, database = parts.get("test", parts.get("query", Rows())), parts.get("gallery")
-    database = None if "test" in parts else database
     seen, classes = {*asking.classes} & {*known.classes}, {*asking.classes}
     if split == "closed" or (split == "auto" and 2 * len(seen) >= len(classes) and seen):
         asking, line = _known_only(asking, database or known, unknown, given=database is not None)
