@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hap2s_jax.evaluation.protocols import class_figures, query_gallery_figures
+from hap2s_jax.evaluation.protocols import class_values, means, query_gallery_values
 from hap2s_jax.evaluation.reranking import KReciprocal
 from hap2s_jax.evaluation.retrieval import rank_matches
 
@@ -79,7 +79,7 @@ def market(options: argparse.Namespace) -> dict[str, Contestant]:
 
     def ours() -> dict[str, float]:
         results = rank_matches(x, labels, cameras=cameras, query=query, gallery=gallery)
-        return query_gallery_figures(results)
+        return means(query_gallery_values(results))
 
     def theirs(evaluate: Callable[..., Any]) -> Any:
         import torch
@@ -110,7 +110,7 @@ def sop(options: argparse.Namespace) -> dict[str, Contestant]:
 
     def ours(first_only: bool) -> Any:
         results = rank_matches(x, labels, first_only=first_only)
-        return [results.hit(k).mean() for k in (1, 2, 4, 8)] if first_only else class_figures(results)
+        return [results.hit(k).mean() for k in (1, 2, 4, 8)] if first_only else means(class_values(results))
 
     def faiss_flat() -> list[float]:
         import faiss
@@ -149,7 +149,7 @@ def million(options: argparse.Namespace) -> dict[str, Contestant]:
     query, gallery = np.arange(1000), np.arange(1000, len(labels))
 
     def ours() -> dict[str, float]:
-        return query_gallery_figures(rank_matches(x, labels, query=query, gallery=gallery))
+        return means(query_gallery_values(rank_matches(x, labels, query=query, gallery=gallery)))
 
     found = {BARE: bare(x[query], x[gallery], 32), "hap2s_jax, all figures": ours}
     return found | torch_nearest(x[query], x[gallery], 10, 256)
@@ -165,7 +165,9 @@ def rerank(options: argparse.Namespace) -> dict[str, Contestant]:
 
     def ours() -> dict[str, float]:
         distance = KReciprocal(x, **rows)
-        return query_gallery_figures(rank_matches(x, labels, cameras=cameras, distance=distance, **rows))
+        return means(
+            query_gallery_values(rank_matches(x, labels, cameras=cameras, distance=distance, **rows))
+        )
 
     return {BARE: bare(x, x, max(1, 2**25 // count)), "hap2s_jax, re-ranked": ours}
 

@@ -18,6 +18,7 @@ the figures.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import TypedDict
 
@@ -26,13 +27,7 @@ from jax.typing import ArrayLike
 
 from hap2s_jax.data.source import PROTOCOLS
 from hap2s_jax.evaluation import clustering
-from hap2s_jax.evaluation.inputs import (
-    JUNK,
-    Device,
-    check_embeddings,
-    check_integers,
-    check_ranks,
-)
+from hap2s_jax.evaluation.inputs import JUNK, Device, check_embeddings, check_integers, check_ranks
 from hap2s_jax.evaluation.pairs import verification
 from hap2s_jax.evaluation.retrieval import QueryResults, rank_matches
 from hap2s_jax.evaluation.special import rank_multi_query, rank_single_gallery_shot
@@ -43,26 +38,25 @@ RANKS = (1, 5, 10)
 IN_SHOP_AT = (1, 10, 20, 30)
 SINGLE_SHOT_RANKS = (1, 5, 10, 20)
 CLOSED_SET_AT = (1, 5)
-ACCURACY = "closed_set_accuracy"
 CLUSTERING = ("nmi", "ami", "f1")
 
-# A metric is each query's share in a mean, `[q]`; NaN leaves the query out of it.
+# A metric gives each query's value, `[q]`; NaN leaves the query out of the mean.
 Metric = Callable[[QueryResults], np.ndarray]
 
 
-def recall(k: int) -> Metric:
+def recall(results: QueryResults, k: int) -> np.ndarray:
     """Whether a match stands among the first `k`; a query without any possible match is a miss."""
-    return lambda results: results.hit(k).astype(float)
+    return results.hit(k).astype(float)
 
 
-def rank(k: int) -> Metric:
+def rank(results: QueryResults, k: int) -> np.ndarray:
     """Whether a match stands among the first `k`; a query without any possible match is left out."""
-    return lambda results: np.where(results.answerable, results.hit(k), np.nan)
+    return np.where(results.answerable, results.hit(k), np.nan)
 
 
 def class_metrics(ks: Sequence[int] = RECALL_AT) -> dict[str, Metric]:
     """The metrics of class retrieval by name."""
-    return dict(zip(map("recall@{}".format, ks), map(recall, ks), strict=True)) | {
+    return {f"recall@{k}": partial(recall, k=k) for k in ks} | {
         "map@r": attrgetter("map_at_r"),
         "r_precision": attrgetter("r_precision"),
         "mrr": attrgetter("reciprocal_rank"),
@@ -71,23 +65,31 @@ def class_metrics(ks: Sequence[int] = RECALL_AT) -> dict[str, Metric]:
 
 def query_gallery_metrics(ks: Sequence[int] = RANKS) -> dict[str, Metric]:
     """The metrics of queries against a gallery by name."""
-    return dict(zip(map("rank-{}".format, ks), map(rank, ks), strict=True)) | {
+    return {f"rank-{k}": partial(rank, k=k) for k in ks} | {
         "mAP": attrgetter("average_precision"),
         "mAP_trapezoid": attrgetter("average_precision_trapezoid"),
         "mINP": attrgetter("inverse_penalty"),
     }
 
 
+def multi_query_metrics(ks: Sequence[int] = RANKS) -> dict[str, Metric]:
+    """The metrics of pooled queries against a gallery by name."""
+    return {f"multi_query_{name}": metric for name, metric in query_gallery_metrics(ks).items()}
+
+
 def in_shop_metrics(ks: Sequence[int] = IN_SHOP_AT) -> dict[str, Metric]:
     """The metrics of In-shop's own protocol by name."""
-    by_k = zip(map("in_shop_recall@{}".format, ks), map(recall, ks), strict=True)
-    return {**dict(by_k), "in_shop_mAP": attrgetter("average_precision")}
+    return {f"in_shop_recall@{k}": partial(recall, k=k) for k in ks} | {
+        "in_shop_mAP": attrgetter("average_precision")
+    }
 
 
 def closed_set_metrics(ks: Sequence[int] = CLOSED_SET_AT) -> dict[str, Metric]:
     """The metrics of queries against a database of the same individuals by name."""
-    by_k = zip(map("closed_set_top-{}".format, ks), map(rank, ks), strict=True)
-    return {**dict(by_k), "closed_set_mAP": attrgetter("average_precision"), ACCURACY: rank(1)}
+    return {f"closed_set_top-{k}": partial(rank, k=k) for k in ks} | {
+        "closed_set_mAP": attrgetter("average_precision"),
+        "closed_set_accuracy": partial(rank, k=1),
+    }
 
 
 def means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -202,7 +204,7 @@ def evaluate(
         found |= single_gallery_shot_figures(places, single_at)
     if "multi_query" in protocols:
         results = rank_multi_query(embeddings, labels, cameras, views=views, **rows, **common)
-        found |= multi_query_figures(results, rank_at)
+        found |= figures(results, multi_query_metrics(rank_at), "multi_query")
     if "closed_set" in protocols:
         results = rank_matches(embeddings, labels, devices=devices, **rows, **common)
         found |= closed_set_figures(results, labels, closed_at)
@@ -214,29 +216,13 @@ def evaluate(
 
 
 def class_values(results: QueryResults, ks: Sequence[int] = RECALL_AT) -> dict[str, np.ndarray]:
-    """Each query's share in the figures of class retrieval, `[q]` each, NaN where it does not count."""
+    """Each query's values of class retrieval by metric, `[q]` each; NaN where a query does not count."""
     return {name: metric(results) for name, metric in class_metrics(ks).items()}
 
 
-def class_figures(results: QueryResults, ks: Sequence[int] = RECALL_AT) -> dict[str, float]:
-    """Means over queries of class retrieval: recall@k, map@r, r_precision, mrr, and the counts."""
-    return figures(results, class_metrics(ks), "class")
-
-
 def query_gallery_values(results: QueryResults, ks: Sequence[int] = RANKS) -> dict[str, np.ndarray]:
-    """Each query's share in the query/gallery figures, `[q]` each, NaN where it does not count."""
+    """Each query's values of query/gallery retrieval by metric, `[q]` each; NaN where a query does not count."""
     return {name: metric(results) for name, metric in query_gallery_metrics(ks).items()}
-
-
-def query_gallery_figures(results: QueryResults, ks: Sequence[int] = RANKS) -> dict[str, float]:
-    """Means over answerable queries: rank-k (CMC), mAP by either rule, mINP, and the counts."""
-    return figures(results, query_gallery_metrics(ks), "query_gallery")
-
-
-def multi_query_figures(results: QueryResults, ks: Sequence[int] = RANKS) -> dict[str, float]:
-    """The figures of query/gallery of pooled queries, under names of their own."""
-    metrics = {f"multi_query_{name}": metric for name, metric in query_gallery_metrics(ks).items()}
-    return figures(results, metrics, "multi_query")
 
 
 def closed_set_figures(

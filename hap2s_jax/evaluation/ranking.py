@@ -251,7 +251,7 @@ def rank_block_by_sorting(
 
     with ThreadPoolExecutor() as pool:
         deque(pool.map(one, range(len(table))), maxlen=0)
-    return _finish_block(before, matches, table[:0])
+    return _finish(before, matches, dtype=table.dtype)
 
 
 @jax.jit
@@ -259,9 +259,7 @@ def _row_scores(source: jax.Array, keys: Keys) -> jax.Array:
     return scores(products(source, keys.vectors), keys.squares)
 
 
-@jax.jit
-def _finish_block(before: jax.Array, matches: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _from_ranks(before, matches, like.dtype)
+_finish = jax.jit(_from_ranks, static_argnames="dtype")
 
 
 def nearest_keys(problem: Problem, to_space: Space, k: int) -> np.ndarray:
