@@ -6,7 +6,7 @@ import os
 
 import numpy.typing as npt
 
-from hap2s_jax.reporting.plots import _STYLE, _figure, _save
+from hap2s_jax.reporting.plots import STYLE, empty_figure, save
 
 
 def error_rates(
@@ -38,8 +38,8 @@ def error_rates(
     at = np.asarray(thresholds, float)
     accepts, rejects = np.asarray(false_accepts, float), np.asarray(false_rejects, float)
     place = None if chosen is None else max(0, int(np.searchsorted(at, chosen, side="right")) - 1)
-    with matplotlib.rc_context(rc=_STYLE):
-        figure = _figure(11, 4.4)
+    with matplotlib.rc_context(rc=STYLE):
+        figure = empty_figure(11, 4.4)
         left, right = figure.subplots(1, 2)
         left.set_title("Shares over the threshold")
         left.plot(at, accepts, color="#D55E00", linewidth=1.9, label="false accepts (unknown class answered)")
@@ -58,7 +58,7 @@ def error_rates(
         right.set_xlim(-0.02, 1.02)
         figure.legend(loc="outside lower left", frameon=False, fontsize=9, ncols=2)
         figure.suptitle(title, x=0.012, ha="left", fontsize=13)
-        _save(figure, path)
+        save(figure, path)
 
 
 def roc_curve(
@@ -86,8 +86,8 @@ def roc_curve(
     import numpy as np
 
     rates, bounds = (np.asarray(part, float) for part in bands)
-    with matplotlib.rc_context(rc=_STYLE):
-        figure = _figure(7, 4.8)
+    with matplotlib.rc_context(rc=STYLE):
+        figure = empty_figure(7, 4.8)
         axes = figure.subplots()
         axes.set_title(title)
         axes.fill_between(
@@ -106,4 +106,4 @@ def roc_curve(
         axes.set_xlabel("false-accept rate, of pairs of two classes")
         axes.set_ylabel("true-accept rate, of pairs of one class")
         axes.legend(loc="lower right", frameon=False, fontsize=9)
-        _save(figure, path)
+        save(figure, path)

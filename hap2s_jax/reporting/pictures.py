@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 RIGHT, WRONG = "#0072B2", "#D55E00"
 _INK, _GREY, _LINE, _PAPER = "#1f2328", "#6e7781", "#d8dee4", "#ffffff"
 _TILE = 112  # An image's side in pixels of the picture; of one that is not square, the root of its area.
+_CELL = 40  # The side of a cell of the mosaic.
 _FRAME, _GAP, _MARGIN = 6, 14, 28
 _INSET = _FRAME + 3
 _TICK = [[(0.27, 0.52), (0.44, 0.69), (0.74, 0.34)]]
@@ -155,7 +156,6 @@ def mosaic(
     cells: npt.NDArray[np.int64],
     path: str | os.PathLike[str],
     *,
-    cell: int = 40,
     title: str = "",
     note: str = "",
 ) -> None:
@@ -165,7 +165,7 @@ def mosaic(
       images: `[n, h, w, 3]`, uint8.
       cells: `[n, 2]`, column and row, from 0 at the top left.
       path: the PNG file to write.
-      cell: side of a cell in pixels. title: the heading, left; note: smaller, right.
+      title: the heading, left. note: smaller, right.
 
     Raises:
       UserError: the file cannot be written.
@@ -176,15 +176,18 @@ def mosaic(
     top = _MARGIN + (60 if title or note else 0)
     columns, rows = cells.max(axis=0) + 1
     heading = font(26).getlength(title) + font(18).getlength(note) + 3 * _MARGIN
-    width = max(2 * _MARGIN + int(columns) * cell, round(heading))
-    picture, draw = _canvas(width, top + int(rows) * cell + _MARGIN)
+    width = max(2 * _MARGIN + int(columns) * _CELL, round(heading))
+    picture, draw = _canvas(width, top + int(rows) * _CELL + _MARGIN)
     draw.text((_MARGIN, _MARGIN + 12), title, _INK, font(26), anchor="lm")
     draw.text((width - _MARGIN, _MARGIN + 12), note, _GREY, font(18), anchor="rm")
     for image, (column, row) in zip(images, cells.tolist(), strict=True):
-        scale = (cell - 2) / max(image.shape[:2])
+        scale = (_CELL - 2) / max(image.shape[:2])
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
         small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
-        corner = (_MARGIN + column * cell + (cell - size[0]) // 2, top + row * cell + (cell - size[1]) // 2)
+        corner = (
+            _MARGIN + column * _CELL + (_CELL - size[0]) // 2,
+            top + row * _CELL + (_CELL - size[1]) // 2,
+        )
         picture.paste(small, corner)
     _save(picture, path)
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from hap2s_jax.data.places import place
 from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.reporting.metric_log import read_metrics
+from hap2s_jax.reporting.pictures import mosaic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ _Line = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 # Okabe and Ito (2008), without the yellow that vanishes on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#1f2328")
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "text.parse_math": False,  # names of classes and files may hold a $
@@ -44,23 +45,13 @@ _LABELS = {"mean_positive_distance": "positive pairs", "mean_negative_distance":
 _TSNE_LIMIT = 3000
 
 
-def curves(
-    workdir: str | os.PathLike[str],
-    path: str | os.PathLike[str] | None = None,
-    *,
-    validation: Sequence[str] | None = None,
-    title: str | None = None,
-) -> Path:
+def curves(workdir: str | os.PathLike[str]) -> Path:
     """Draws `curves.png`: loss, distances, active fraction and validation metrics over the steps.
 
     The numbers are those of `metrics.jsonl`: the last part of a name says what it is (loss,
     mean_positive_distance, mean_negative_distance, active_fraction), what stands before it, where it was
-    measured ("train/loss" or only "loss"; "validation/map@r"). A panel without numbers says so.
-
-    Args:
-      workdir: the run's folder; path: the file to write, default `workdir/curves.png`.
-      validation: metrics of the last panel, without "validation/"; default: those within 0 to 1, at most 6.
-      title: the heading.
+    measured ("train/loss" or only "loss"; "validation/map@r"). The last panel shows the validation metrics
+    within 0 to 1, at most 6. A panel without numbers says so.
 
     Returns:
       The path that was written.
@@ -69,12 +60,11 @@ def curves(
       UserError: no log in the folder, or the file cannot be written.
     """
     series = _series(read_metrics(workdir))
-    target = place(workdir) / "curves.png" if path is None else place(path)
+    target = place(workdir) / "curves.png"
     in_validation = {
         name.partition("/")[2]: points for name, points in series.items() if name.startswith("validation/")
     }
-    if validation is None:
-        validation = [n for n, (_, y) in in_validation.items() if not np.any((y < 0) | (y > 1))][:6]
+    fractions = [n for n, (_, y) in in_validation.items() if not np.any((y < 0) | (y > 1))][:6]
 
     def train(*names: str) -> dict[str, _Line]:
         found = {name: series.get(f"train/{name}", series.get(name)) for name in names}
@@ -84,12 +74,12 @@ def curves(
         ("Training loss", train("loss"), True),
         ("Mean distance in the batch", train("mean_positive_distance", "mean_negative_distance"), True),
         ("Active anchors (share with a loss above 0)", train("active_fraction"), True),
-        ("Validation classes", {n: in_validation[n] for n in validation if n in in_validation}, False),
+        ("Validation classes", {n: in_validation[n] for n in fractions}, False),
     ]
     import matplotlib
 
-    with matplotlib.rc_context(rc=_STYLE):
-        figure = _figure(11, 6.6)
+    with matplotlib.rc_context(rc=STYLE):
+        figure = empty_figure(11, 6.6)
         all_axes = figure.subplots(2, 2).ravel()
         last = max((steps[-1] for steps, _ in series.values()), default=1)
         for axes, (name, lines, smooth) in zip(all_axes, panels, strict=True):
@@ -97,19 +87,11 @@ def curves(
             axes.set_xlim(0, last * 1.02)
         # Fractions: the whole range, so that 0.98 looks like what it is.
         all_axes[2].set_ylim(-0.02, 1.02)
-        if title:
-            figure.suptitle(title, x=0.012, ha="left", fontsize=13)
-        _save(figure, target)
+        save(figure, target)
     return target
 
 
-def embedding_map(
-    embeddings: npt.ArrayLike,
-    images: npt.ArrayLike | None,
-    path: str | os.PathLike[str],
-    *,
-    labels: npt.ArrayLike | None = None,
-) -> None:
+def embedding_map(embeddings: npt.ArrayLike, images: npt.ArrayLike, path: str | os.PathLike[str]) -> None:
     """Draws the embeddings in two dimensions, each image at its place; what lies close was embedded close.
 
     The plane is t-SNE (van der Maaten and Hinton, 2008; scikit-learn's), started from the principal
@@ -118,9 +100,8 @@ def embedding_map(
 
     Args:
       embeddings: `[n, d]`.
-      images: `[n, h, w, 3]` uint8, drawn as thumbnails; None: dots, coloured by label.
+      images: `[n, h, w, 3]` uint8, drawn as thumbnails.
       path: the PNG file to write.
-      labels: `[n]`, the classes; for dots.
 
     Raises:
       ValueError: shapes that do not fit, or embeddings that are not finite.
@@ -131,18 +112,13 @@ def embedding_map(
         raise ValueError(
             f"embeddings is {points.dtype} {points.shape}; it should be finite numbers [n, d], n > 0"
         )
-    for name, values in (("images", images), ("labels", labels)):
-        if values is not None and len(np.asarray(values)) != len(points):
-            raise ValueError(f"{name} has {len(np.asarray(values))} entries; it should have {len(points)}")
+    images = np.asarray(images)
+    if len(images) != len(points):
+        raise ValueError(f"images has {len(images)} entries; it should have {len(points)}")
     plane, method = _plane(points)
     heading = f"{len(points):,} embeddings"
     caption = f"{method} of {points.shape[1]} dimensions"
-    if images is None:
-        _draw_dots(plane, labels, path, heading, caption)
-    else:
-        from hap2s_jax.reporting.pictures import mosaic
-
-        mosaic(np.asarray(images), _cells(plane), path, title=heading, note=caption)
+    mosaic(images, _cells(plane), path, title=heading, note=caption)
 
 
 def _series(records: Sequence[Mapping[str, float]]) -> dict[str, _Line]:
@@ -243,7 +219,7 @@ def _cells(plane: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     x, y = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
     free = np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float64)
     cells = np.zeros((len(plane), 2), dtype=np.int64)
-    # From the middle outwards: who comes late is pushed to the rim, where there is room.
+    # From the middle outwards: the last ones are pushed to the rim, where there is room.
     for i in np.argsort(((wanted - wanted.mean(axis=0)) ** 2).sum(axis=1), kind="stable"):
         nearest = np.argmin(((free - wanted[i]) ** 2).sum(axis=1))
         cells[i] = free[nearest]
@@ -251,35 +227,19 @@ def _cells(plane: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return cells
 
 
-def _draw_dots(
-    plane: npt.NDArray[Any], labels: npt.ArrayLike | None, path: str | os.PathLike[str], title: str, note: str
-) -> None:
-    import matplotlib
-
-    with matplotlib.rc_context(rc=_STYLE | {"axes.grid": False}):
-        figure = _figure(8, 8)
-        axes = figure.subplots()
-        colours = "#0072B2" if labels is None else np.unique(np.asarray(labels), return_inverse=True)[1]
-        axes.scatter(plane[:, 0], plane[:, 1], s=9, c=colours, cmap="turbo", linewidths=0, alpha=0.85)
-        axes.set_axis_off()
-        axes.set_aspect("equal", "datalim")
-        axes.set_title(title, fontsize=13)
-        axes.text(1, 1, note, transform=axes.transAxes, ha="right", va="bottom", color="#6e7781")
-        _save(figure, path)
-
-
-def _figure(width: float, height: float) -> Figure:
+def empty_figure(width: float, height: float) -> Figure:
+    """A figure of `width` x `height` inches that pyplot does not know: it would keep it and open windows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-    # Without pyplot, whose global state would outlive the picture and choose a window system.
     figure = Figure(figsize=(width, height), dpi=140, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes the figure as a PNG file."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=140)

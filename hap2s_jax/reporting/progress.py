@@ -54,8 +54,8 @@ class ProgressBar:
         self._enabled = enabled and self._file is not None
         self._in_terminal = self._enabled and _is_terminal(self._file)
         self._bar: Any = None
-        self._shown: dict[str, float] = {}
-        # Filled by update() alone: the first step compiles, so the clock starts when it is done.
+        self._loss: float | None = None
+        # Only update() fills it: the first step compiles, so the clock starts when that step is done.
         self._marks: collections.deque[tuple[float, int]] = collections.deque()
         self._last_line, self._printed_step = -float("inf"), -1
         self._restore = contextlib.ExitStack()
@@ -97,17 +97,13 @@ class ProgressBar:
         speed = self.steps_per_second
         return None if speed is None or self._images_per_step is None else speed * self._images_per_step
 
-    def update(
-        self, step: int, loss: float | None = None, images_per_second: float | None = None, **values: float
-    ) -> None:
+    def update(self, step: int, loss: float | None = None) -> None:
         """Moves on to `step` completed steps.
 
         Args:
           step: completed steps in all, not since the last call.
           loss: the latest; kept on show until another is given. Leave it out between log steps, where
             reading it from the device would make the step wait.
-          images_per_second: shown instead of the bar's own measure.
-          **values: more numbers to show.
         """
         now = time.monotonic()
         self._step = step
@@ -116,8 +112,7 @@ class ProgressBar:
             self._marks.popleft()
         if not self._enabled:
             return
-        given = {"loss": loss, **values, "images/s": images_per_second or self.images_per_second}
-        self._shown |= {name: value for name, value in given.items() if value is not None}
+        self._loss = self._loss if loss is None else loss
         if self._bar is not None:
             with self._harmless():
                 self._bar.set_postfix_str(self._facts(), refresh=False)
@@ -136,7 +131,7 @@ class ProgressBar:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """The block (an evaluation, say) does not count towards the speed."""
+        """The time spent in the block (an evaluation, say) does not count towards the speed."""
         start = time.monotonic()
         try:
             yield
@@ -145,9 +140,9 @@ class ProgressBar:
             self._marks = collections.deque((when + away, step) for when, step in self._marks)
 
     def _facts(self) -> str:
-        facts = [f"{name} {_short(value)}" for name, value in self._shown.items() if name != "images/s"]
-        if "images/s" in self._shown:
-            facts.append(f"{self._shown['images/s']:,.0f} images/s")
+        facts = [] if self._loss is None else [f"loss {_short(self._loss)}"]
+        if (rate := self.images_per_second) is not None:
+            facts.append(f"{rate:,.0f} images/s")
         speed = self.steps_per_second
         if speed and self._step < self._total:
             facts.append(f"{_duration((self._total - self._step) / speed)} left")

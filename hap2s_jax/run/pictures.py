@@ -23,9 +23,7 @@ def draw(trainer: Trainer, embeddings: np.ndarray, present: np.ndarray, workdir:
     if not len(readable):
         return
     shown = readable[selection.choose_for_map(test.labels[readable], seed=trainer.config.seed)]
-    plots.embedding_map(
-        embeddings[shown], trainer.images(test, shown), workdir / "embeddings.png", labels=test.labels[shown]
-    )
+    plots.embedding_map(embeddings[shown], trainer.images(test, shown), workdir / "embeddings.png")
     _draw_retrievals(trainer, embeddings, present, workdir / "retrievals.png")
 
 
@@ -36,11 +34,7 @@ def _draw_retrievals(
     labels = np.where(present, test.labels, -1)
     queries, gallery = trainer.query_and_gallery(test)
     queries = queries[labels[queries] >= 0]
-    queries = queries[
-        selection.choose_queries(
-            len(queries), SHOWN_QUERIES, seed=trainer.config.seed, labels=test.labels[queries]
-        )
-    ]
+    queries = queries[selection.choose_queries(test.labels[queries], SHOWN_QUERIES, seed=trainer.config.seed)]
     neighbours = nearest(
         embeddings,
         labels,

@@ -76,7 +76,7 @@ def test_images_of_many_sizes_on_a_contact_sheet(tmp_path: Path) -> None:
 
 def test_a_mosaic_shows_every_image_whole(tmp_path: Path) -> None:
     cells = np.array([[0, 0], [1, 0], [4, 7]])
-    mosaic(_images(3, 64, 64), cells, tmp_path / "map.png", cell=40)
+    mosaic(_images(3, 64, 64), cells, tmp_path / "map.png")
     assert _count(tmp_path / "map.png", (GREY, GREY, GREY)) == 3 * 38 * 38
 
 
