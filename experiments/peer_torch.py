@@ -65,7 +65,7 @@ class Peer:
         auxiliary = config.auxiliary.name
         if config.loss.name not in ("hap2s_p", "hap2s_e") or auxiliary not in ("", "arcface"):
             raise ValueError("the torch side has hap2s_p and hap2s_e, alone or beside arcface without margin")
-        self.config, self.schedule = config, trainer.schedule
+        self.config, self.schedule = config, trainer.learner.schedule
         classes = len(trainer.dataset.train.class_names) if auxiliary else 0
         self.model = Encoder(config.encoder, classes)
         self.model.take({"params": state.params["encoder"], "batch_stats": state.batch_stats})

@@ -174,8 +174,8 @@ def test_more_steps_of_a_schedule_that_falls_are_told(tmp_path):
     configs.save(_config(steps=100, **settings), tmp_path)
 
     def told(start, **changes):
-        schedule = Learner.create(_config(**settings | changes)).schedule
-        job = types.SimpleNamespace(config=_config(**settings | changes), schedule=schedule)
+        config = _config(**settings | changes)
+        job = types.SimpleNamespace(config=config, learner=Learner.create(config))
         return folder.changed_rate(job, tmp_path, start)
 
     assert told(100, steps=100) is None

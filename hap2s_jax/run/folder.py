@@ -17,7 +17,7 @@ from hap2s_jax.data.places import place
 from hap2s_jax.distributed import processes
 from hap2s_jax.errors import UserError
 from hap2s_jax.run import config as configs
-from hap2s_jax.run import facts, report
+from hap2s_jax.run import facts
 from hap2s_jax.run.trainer import Trainer
 from hap2s_jax.training.checkpoint import FOLDER
 from hap2s_jax.training.optimizer import create_schedule
@@ -59,17 +59,11 @@ def check_data(data_facts: Mapping[str, str], workdir: pathlib.Path) -> None:
         )
 
 
-def warn_of_changed_rate(trainer: Trainer, workdir: pathlib.Path, start: int) -> None:
-    """Prints how a new number of steps changes the next update's learning rate, if it does."""
-    if changed := changed_rate(trainer, workdir, start):
-        report.say(changed)
-
-
 def changed_rate(trainer: Trainer, workdir: pathlib.Path, start: int) -> str | None:
     """The change of the next update's learning rate by a new number of steps; None without one."""
     old: Any = configs.load(workdir)
     settings = {"learning_rate": old.optimizer.learning_rate, **old.schedule}
-    schedules = (create_schedule(steps=old.steps, **settings), trainer.schedule)
+    schedules = (create_schedule(steps=old.steps, **settings), trainer.learner.schedule)
     before, now = (float(np.asarray(schedule(start))) for schedule in schedules)
     if old.steps == trainer.config.steps or math.isclose(before, now, rel_tol=1e-3):
         return None

@@ -133,7 +133,7 @@ class _Maker:
             self._writes, self._own = True, signals.temporary_folder()
             self.folder = pathlib.Path(self._own.name)
         self._width = trainer.learner.inputs.shape[-1] + 1
-        self._embed = self._parallel.compile_map(functools.partial(_with_label, trainer.encoder))
+        self._embed = self._parallel.compile_map(functools.partial(_with_label, trainer.learner.encoder))
         self._weights = facts.arrays_fact(variables)
 
     def evaluation(self, name: str, source: Source) -> np.ndarray:

@@ -17,7 +17,7 @@ from hap2s_jax.errors import UserError, require
 from hap2s_jax.run import applicable
 from hap2s_jax.run.config import Config
 from hap2s_jax.training import objective, optimizer, step
-from hap2s_jax.training.state import TrainState, assemble_state, create_state
+from hap2s_jax.training.state import TrainState, assemble_state
 
 PyTree = Any
 
@@ -122,7 +122,8 @@ class Learner:
     def initial_state(self, num_classes: int) -> TrainState:
         """The state before the first update, for labels 0 to `num_classes` - 1, not yet placed on devices."""
         encoder_key, rest = self._beside_encoder(num_classes)
-        return create_state(encoder_key, self.encoder, self._examples, self.optimizer, **rest)
+        variables = models.initialize(self.encoder, encoder_key, self._examples)
+        return assemble_state(variables, self.optimizer, **rest)
 
     def whole_encoder(self) -> PyTree:
         """The first variables of the encoder, ``{"params", "batch_stats"}``, those of a frozen trunk included."""
@@ -141,7 +142,7 @@ class Learner:
         return jax.eval_shape(draw)
 
     def _beside_encoder(self, num_classes: int) -> tuple[jax.Array, dict[str, Any]]:
-        """The key of the encoder's weights, and what else the state begins with: arguments of `create_state`."""
+        """The key of the encoder's weights, and the other arguments of `assemble_state`."""
         encoder_key, loss_key = jax.random.split(jax.random.key(self.config.seed))
         loss_params, size = {}, self.config.loss.get("memory_size", 0)
 

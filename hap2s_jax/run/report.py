@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from hap2s_jax import formats
-from hap2s_jax.data.source import Dataset, Source
+from hap2s_jax.data.registry import num_classes
+from hap2s_jax.data.source import Dataset
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import raw_pixels
 from hap2s_jax.reporting import card, environment
@@ -66,7 +67,7 @@ def announce(trainer: Trainer, state: TrainState, workdir: pathlib.Path) -> None
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     parts += [(f"test on {target.name}", target.test) for target in data.targets[1:]]
     sizes = "; ".join(
-        f"{name} {len(s):,} images of {_num_classes(s):,} classes" for name, s in parts if s is not None
+        f"{name} {len(s):,} images of {num_classes(s):,} classes" for name, s in parts if s is not None
     )
     say(f"{data.name}: {sizes}")
     for remark in data.remarks:
@@ -189,7 +190,7 @@ def _write_card(
     text = card.model_card(
         results,
         data={
-            name: {"images": len(source), "classes": _num_classes(source)}
+            name: {"images": len(source), "classes": num_classes(source)}
             for name, source in parts.items()
             if source is not None
         },
@@ -278,7 +279,3 @@ def _last(records: list[dict[str, float]], prefix: str, step: int) -> dict[str, 
         if record["step"] == step:
             found |= {name.removeprefix(prefix): v for name, v in record.items() if name.startswith(prefix)}
     return found
-
-
-def _num_classes(source: Source) -> int:
-    return len(np.unique(source.labels[source.labels >= 0]))

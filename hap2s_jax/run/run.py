@@ -77,8 +77,9 @@ def run(config: configs.Config, workdir: str | os.PathLike[str], *, strict: bool
                     return report.already_finished(path, start, is_lead=trainer.parallel.is_lead)
                 if start:
                     folder.check_data(data_facts(), path)
-                if 0 < start < config.steps and trainer.parallel.is_lead:
-                    folder.warn_of_changed_rate(trainer, path, start)
+                goes_on = 0 < start < config.steps and trainer.parallel.is_lead
+                if goes_on and (changed := folder.changed_rate(trainer, path, start)):
+                    report.say(changed)
                 folder.claim(path, trainer, data_facts())
                 if trainer.parallel.is_lead:
                     for note in notes:
@@ -148,7 +149,7 @@ def _train(
     config, validation, is_lead = trainer.config, trainer.dataset.validation, trainer.parallel.is_lead
     watch = CollapseWatch()
     with ProgressBar(
-        config.steps, start, "training", images_per_step=trainer.batch_size, enabled=is_lead
+        config.steps, start, "training", images_per_step=trainer.learner.batch_size, enabled=is_lead
     ) as bar:
 
         def save(state: TrainState, metrics: dict[str, float] | None) -> None:
@@ -157,8 +158,8 @@ def _train(
 
         def write(step: int, part: str, metrics: dict[str, float]) -> None:
             if part == "train":
-                metrics["images_per_second"] = trainer.batch_size / metrics.pop("seconds_per_step")
-                metrics["learning_rate"] = float(np.asarray(trainer.schedule(step - 1)))
+                metrics["images_per_second"] = trainer.learner.batch_size / metrics.pop("seconds_per_step")
+                metrics["learning_rate"] = float(np.asarray(trainer.learner.schedule(step - 1)))
                 for warning in watch.check(step, metrics):
                     bar.write(f"warning: {warning}")
             elif part == "validation":

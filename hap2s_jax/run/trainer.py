@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-import optax
 
 from hap2s_jax.data import duplicates, mixing
 from hap2s_jax.data.noise import NoiseRecord
@@ -111,26 +110,6 @@ class Trainer(Evaluator):
         update = parallel.compile_step(learner.train_step)
         return cls(config, parallel, dataset, embed, augmentation, plan, learner, update, noise)
 
-    @property
-    def encoder(self) -> Any:
-        """The flax module."""
-        return self.learner.encoder
-
-    @property
-    def optimizer(self) -> optax.GradientTransformation:
-        """The optax optimiser."""
-        return self.learner.optimizer
-
-    @property
-    def schedule(self) -> optax.Schedule:
-        """Step -> learning rate."""
-        return self.learner.schedule
-
-    @property
-    def batch_size(self) -> int:
-        """Images in a global batch."""
-        return self.learner.batch_size
-
     def initial_state(self) -> TrainState:
         """The state before the first update, not yet placed on the devices."""
         # The classes are not the plan's: flipped labels may leave a class in the middle without images.
@@ -163,7 +142,7 @@ class Trainer(Evaluator):
             state,
             params=params,
             batch_stats=batch_stats,
-            opt_state=self.optimizer.init(params),
+            opt_state=self.learner.optimizer.init(params),
             ema_params=None if state.ema_params is None else start_average(params, batch_stats),
         )
         return state, kept, line
@@ -174,7 +153,7 @@ class Trainer(Evaluator):
         try:
             encoder, report = initial_weights.load(
                 settings.source,
-                self.encoder,
+                self.learner.encoder,
                 variables,
                 cache_dir=settings.cache_dir,
                 offline=settings.offline,
@@ -256,7 +235,7 @@ class Trainer(Evaluator):
         settings = ml_collections.ConfigDict(
             {**self.config.evaluate, "feature": "features", "distance": "cosine"}
         )
-        embed = self.parallel.compile_map(embedding_function(self.encoder, settings))
+        embed = self.parallel.compile_map(embedding_function(self.learner.encoder, settings))
         trunk, test = dataclasses.replace(self, embed=embed), self.dataset.test
         return self.measure(*trunk.embeddings(state, test), test, distance="cosine", cluster=False)
 

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
 from hap2s_jax.losses.memory import Memory
 
 PyTree = Any
-
-
-class Loss(Protocol):
-    """A loss of `hap2s_jax.losses`, its hyperparameters bound."""
-
-    def __call__(self, embeddings: Any, labels: Any, *, with_stats: bool = True, **arguments: Any) -> Any:
-        """Returns the loss, or with `with_stats` the loss and its statistics."""
-        ...
 
 
 def objective(
@@ -28,9 +20,9 @@ def objective(
     step: jax.Array | int = 0,
     past: Memory | None = None,
     *,
-    loss: Loss,
+    loss: Callable[..., Any],
     schedule: Callable[[Any], Mapping[str, jax.Array]] | None = None,
-    auxiliary: Loss | None = None,
+    auxiliary: Callable[..., Any] | None = None,
     auxiliary_weight: float = 1.0,
 ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
     """The metric loss of the global batch's embeddings, plus a second loss if there is one.
@@ -46,10 +38,10 @@ def objective(
       axis_name: the axis that the global batch is split over.
       step: completed updates, for `schedule` and the key of losses that draw at random.
       past: embeddings of past batches, further keys of the metric loss.
-      loss: the metric loss.
+      loss: the metric loss, of `hap2s_jax.losses`.
       schedule: ``step -> {hyperparameter: value}`` of the metric loss, or None.
       auxiliary: the second loss.
-      auxiliary_weight: what it is multiplied by.
+      auxiliary_weight: factor of the second loss.
 
     Returns:
       The sum, and the statistics of both, those of the second under ``auxiliary_`` names, scheduled
@@ -74,8 +66,8 @@ def objective(
     }
 
 
-def _arguments(loss: Loss, params: PyTree, axis_name: str, step: jax.Array | int) -> dict[str, Any]:
-    """What every loss is called with here, and what this one asks for."""
+def _arguments(loss: Any, params: PyTree, axis_name: str, step: jax.Array | int) -> dict[str, Any]:
+    """The keyword arguments of a loss: those of every loss, and those that only this one takes."""
     arguments: dict[str, Any] = {"axis_name": axis_name, "with_stats": True}
     if params is not None:
         arguments["params"] = params

@@ -8,9 +8,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
-
-from hap2s_jax import models
 
 PyTree = Any
 
@@ -91,31 +88,6 @@ def split_frozen(variables: PyTree) -> tuple[PyTree, PyTree]:
     return part(True), part(False)
 
 
-def create_state(
-    key: jax.Array,
-    encoder: Any,
-    images: ArrayLike,
-    optimizer: optax.GradientTransformation,
-    *,
-    loss_params: PyTree = None,
-    use_ema: bool = False,
-    memory: PyTree = None,
-) -> TrainState:
-    """Draws the initial state.
-
-    Args:
-      key: PRNG key of the encoder's initial weights.
-      encoder: flax module with ``init(key, images, train=False)``.
-      images: ``[n, h, w, 3]``, of the true shape; values do not matter.
-      optimizer: optax gradient transformation.
-      loss_params: initial learnable arrays of the loss, or None.
-      use_ema: whether to keep a moving average of the parameters.
-      memory: initial memory of past embeddings, or None.
-    """
-    variables = models.initialize(encoder, key, images)
-    return assemble_state(variables, optimizer, loss_params=loss_params, use_ema=use_ema, memory=memory)
-
-
 def assemble_state(
     variables: PyTree,
     optimizer: optax.GradientTransformation,
@@ -124,7 +96,15 @@ def assemble_state(
     use_ema: bool = False,
     memory: PyTree = None,
 ) -> TrainState:
-    """The state before the first update around an encoder's `variables`; see `create_state`."""
+    """The state before the first update.
+
+    Args:
+      variables: the encoder's initial variables, ``{"params", "batch_stats"}``.
+      optimizer: optax gradient transformation.
+      loss_params: initial learnable arrays of the loss, or None.
+      use_ema: whether to keep a moving average of the parameters.
+      memory: initial memory of past embeddings, or None.
+    """
     params = {"encoder": variables["params"], "loss": {} if loss_params is None else loss_params}
     batch_stats = variables.get("batch_stats", {})
     return TrainState(

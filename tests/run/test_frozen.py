@@ -1,6 +1,5 @@
 """A frozen trunk with kept features: the same training as with the trunk in the graph, made once, and gone on with."""
 
-import dataclasses
 import functools
 import importlib
 import json
@@ -27,7 +26,7 @@ from hap2s_jax.run.learner import Learner
 from hap2s_jax.run.trainer import Trainer
 from hap2s_jax.training import optimizer, step
 from hap2s_jax.training.checkpoint import Checkpointer
-from hap2s_jax.training.state import create_state
+from hap2s_jax.training.state import assemble_state
 
 VIEWS = 3
 
@@ -110,19 +109,16 @@ def test_twenty_updates_are_those_with_the_trunk_in_the_graph(config, tmp_path):
     count = VIEWS * len(train)
     views = np.concatenate([next(walk)["image"] for _ in range(-(-count // 64))])[:count]
     assert len(np.unique(views.reshape(count, -1), axis=0)) == count
-    encoder = trainer.encoder
+    encoder = trainer.learner.encoder
     features = encoder.apply(kept, views, method="pooled")
     np.testing.assert_allclose(rows[:, :-1], features, atol=1e-5)
 
     head = jax.tree.map(np.array, trainer.variables(state))  # copies, since the state is donated
     whole = {name: {**kept.get(name, {}), "head": head[name]["head"]} for name in head}
     transform = optimizer.create_optimizer(
-        "sgd", trainer.schedule, frozen=tuple(f"encoder/{p}" for p in encoder.frozen_parameters)
+        "sgd", trainer.learner.schedule, frozen=tuple(f"encoder/{p}" for p in encoder.frozen_parameters)
     )
-    in_graph = create_state(jax.random.key(0), encoder, views[:1], transform)
-    in_graph = dataclasses.replace(
-        in_graph, params={"encoder": whole["params"], "loss": {}}, batch_stats=whole["batch_stats"]
-    )
+    in_graph = assemble_state(whole, transform)
     bound = functools.partial(
         step.train_step,
         encoder=encoder,

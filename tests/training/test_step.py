@@ -16,7 +16,7 @@ from hap2s_jax.models.norm import BatchNorm
 from hap2s_jax.models.vit import TokenPooling, ViT
 from hap2s_jax.models.vit_families import IMAGENET_VIT, ViTArchitecture
 from hap2s_jax.training.objective import objective
-from hap2s_jax.training.state import create_state, move_average, start_average
+from hap2s_jax.training.state import assemble_state, move_average, start_average
 from hap2s_jax.training.step import embed_step, embedding_spread, gradients, train_step
 
 # Classes of 1 to 6 images, in an order that gives devices unequal numbers of valid anchors; -1 is ignored.
@@ -74,8 +74,8 @@ def _batch():
 
 @functools.cache
 def _drawn(make):
-    state = create_state(jax.random.key(0), make(jnp.float32), _batch()["image"], optax.sgd(0.1))
-    return jax.device_get(state)
+    variables = models.initialize(make(jnp.float32), jax.random.key(0), _batch()["image"])
+    return jax.device_get(assemble_state(variables, optax.sgd(0.1)))
 
 
 def _initial(dtype, optimizer, make=_encoder):
