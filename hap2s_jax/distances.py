@@ -109,9 +109,14 @@ def distances_between(a: ArrayLike, b: ArrayLike, distance: str = "euclidean") -
     """As `distances_of_pairs`, in float64 on the host, of any vectors; zero vectors have cosine distance 1."""
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if check_distance(distance) == "cosine":
-        lengths = [np.linalg.norm(x, axis=-1, keepdims=True) for x in (first, second)]
-        first, second = (x / np.where(n == 0, 1, n) for x, n in zip((first, second), lengths, strict=True))
+        first, second = directions(first), directions(second)
     return distances_of_pairs(first, second, distance)
+
+
+def directions(vectors: np.ndarray) -> np.ndarray:
+    """As `unit`, on the host and without gradients: vectors `[..., d]` with length 1; zero vectors stay zero."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(lengths == 0, 1, lengths)
 
 
 def check_embeddings(

@@ -234,7 +234,9 @@ def open_searcher(options: argparse.Namespace) -> tuple[Searcher, str]:
     gallery = calibrating.open_gallery(options)
     workdir = commands.workdir_of(options, options.gallery, gallery.model["workdir"])
     encoder = commands.open_encoder(options, workdir)
-    threshold, words = calibrating.choose_threshold(encoder, options.threshold, options.false_accepts)
+    threshold, words = calibrating.choose_threshold(
+        encoder.workdir, encoder.fingerprint, options.threshold, options.false_accepts
+    )
     cache = index.cache_of(options.gallery)
     more = {"kind": options.index, "cache": cache, "pictures": options.images}
     if len(encoder.trained_on) > 1:

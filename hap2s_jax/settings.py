@@ -23,17 +23,11 @@ from hap2s_jax.errors import UserError, did_you_mean, require, unknown_name
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A condition on a value, and the words for it."""
+    """A condition on a value, the words for it, and where it is a choice among names, these."""
 
     holds: Callable[[Any], bool]
     wanted: str
-
-
-@dataclasses.dataclass(frozen=True)
-class OneOf:
-    """A choice among names."""
-
-    names: tuple[Any, ...]
+    names: tuple[Any, ...] = ()
 
 
 def at_least(low: float) -> Rule:
@@ -51,9 +45,9 @@ def below(low: float, high: float) -> Rule:
     return Rule(lambda value: low <= value < high, f"at least {low:g} and below {high:g}")
 
 
-def one_of(*names: Any) -> OneOf:
+def one_of(*names: Any) -> Rule:
     """One of these names."""
-    return OneOf(names)
+    return Rule(lambda value: value in names, f"one of {', '.join(map(str, names))}", names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +57,7 @@ class Field:
     name: str
     type: Any
     meaning: str
-    rules: tuple[Rule | OneOf, ...]
+    rules: tuple[Rule, ...]
     default: Any
 
 
@@ -77,7 +71,7 @@ def fields(cls: type) -> tuple[Field, ...]:
         if typing.get_origin(kind) is typing.Annotated:
             kind, *extras = typing.get_args(kind)
             meaning = " ".join(extra for extra in extras if isinstance(extra, str))
-            rules = tuple(extra for extra in extras if isinstance(extra, Rule | OneOf))
+            rules = tuple(extra for extra in extras if isinstance(extra, Rule))
         kind = dict if typing.get_origin(kind) is dict else kind
         missing = field.default is dataclasses.MISSING
         made = (
@@ -136,7 +130,7 @@ def reference(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
         if is_section(field.type):
             yield from reference(field.type, name)
         else:
-            choices = [", ".join(map(str, r.names)) for r in field.rules if isinstance(r, OneOf)]
+            choices = [", ".join(map(str, r.names)) for r in field.rules if r.names]
             meaning = field.meaning + "".join(f" One of {names}." for names in choices)
             yield name, field.default, meaning.strip()
 
@@ -159,11 +153,9 @@ def _check(name: str, value: Any, field: Field) -> None:
     wanted = _unlike(value, optional_type(field) or field.type)
     require(wanted is None, name, _said(value), wanted or "")
     for rule in field.rules:
-        if isinstance(rule, OneOf):
-            if value not in rule.names:
-                raise unknown_name(name, str(value), map(str, rule.names))
-        else:
-            require(rule.holds(value), name, _said(value), rule.wanted)
+        if rule.names and not rule.holds(value):
+            raise unknown_name(name, str(value), map(str, rule.names))
+        require(rule.holds(value), name, _said(value), rule.wanted)
 
 
 def _said(value: Any) -> str:

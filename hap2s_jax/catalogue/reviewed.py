@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hap2s_jax.catalogue.state import State
-from hap2s_jax.distances import distances_between, products, scores, squares
+from hap2s_jax.distances import directions, distances_between, products, scores, squares
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.bounds import upper_bound
 from hap2s_jax.evaluation.thresholds import ErrorRates, rates_of
@@ -82,18 +82,7 @@ def _named_by(store: State) -> np.ndarray:
 
 def _comparable(rows: np.ndarray, distance: str) -> np.ndarray:
     """Rows whose Euclidean order is that of `distance`."""
-    if distance != "cosine":
-        return rows
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths == 0, 1, lengths)
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """Which encoder a store is of, for `calibrating.choose_threshold`."""
-
-    fingerprint: str
-    workdir: pathlib.Path
+    return directions(rows) if distance == "cosine" else rows
 
 
 def error_rates(store: State, reviewed: Reviewed) -> ErrorRates | None:
@@ -120,7 +109,6 @@ def choose_threshold(
     Raises:
       UserError: see `calibrating.choose_threshold`.
     """
-    weights = Weights(store.encoder["fingerprint"], pathlib.Path(str(store.encoder.get("workdir"))))
     few = ""
     if wanted == "auto" and (rates := error_rates(store, replay(store))) is not None:
         try:
@@ -130,7 +118,10 @@ def choose_threshold(
             few = f"; reviewed decisions: {rates.too_few()}"
         except ValueError as error:
             few = f"; reviewed decisions: {error}"
-    threshold, words = calibrating.choose_threshold(weights, wanted, false_accepts)
+    workdir = pathlib.Path(str(store.encoder.get("workdir")))
+    threshold, words = calibrating.choose_threshold(
+        workdir, store.encoder["fingerprint"], wanted, false_accepts
+    )
     return threshold, words + few
 
 

@@ -18,8 +18,6 @@ from hap2s_jax.data import auto_augment
 from hap2s_jax.data.pixels import centre_part, fit, resize
 from hap2s_jax.settings import Rule, Settings, between, one_of
 
-__all__ = ["CROPS", "DRAWS", "IMAGENET_MEAN", "Augmentation", "Centre", "centre_part", "resize"]
-
 CROPS = ("none", "pad", "random", "resized")
 # Colours outside the image and under an erased patch: the ImageNet mean, which the encoders turn into zero.
 IMAGENET_MEAN = (124, 116, 104)

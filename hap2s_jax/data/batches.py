@@ -18,11 +18,11 @@ from typing import Protocol, TypeVar
 import cv2
 import numpy as np
 
-from hap2s_jax.data.augment import DRAWS, Augmentation, centre_part, resize
+from hap2s_jax.data.augment import DRAWS, Augmentation
 from hap2s_jax.data.draws import uniforms
 from hap2s_jax.data.fetching import Ahead
 from hap2s_jax.data.images import CACHE_BYTES, DecodedImages
-from hap2s_jax.data.pixels import DEFAULT, Decoding
+from hap2s_jax.data.pixels import DEFAULT, Decoding, centre_part, resize
 from hap2s_jax.data.reading import Reader
 from hap2s_jax.data.source import Source
 from hap2s_jax.data.tf import AHEAD, has_tensorflow
@@ -169,7 +169,7 @@ def eval_batches(
       reading: how they are read, and which share of them here. Every host gets the same number of batches, some
         perhaps all padding.
       batch_size: images per batch of this host.
-      enlarge: 256 / 224 with `keep_aspect` is "resize to 256, centre crop 224"; see `augment.centre_part`.
+      enlarge: 256 / 224 with `keep_aspect` is "resize to 256, centre crop 224"; see `pixels.centre_part`.
       keep_aspect: whether margins are cut instead of squeezing the image.
 
     Returns:

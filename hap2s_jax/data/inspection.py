@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,12 +33,8 @@ class View(NamedTuple):
         """Image number `index` as the encoder sees it, uint8 `[*size, 3]`."""
         boxes = getattr(source, "boxes", None)
         box = None if boxes is None else boxes[index]
-        return for_evaluation(source.read(index), self.size, box=box, **self.options)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of `for_evaluation`."""
-        return {"enlarge": self.enlarge, "keep_aspect": self.keep_aspect}
+        cut = {"enlarge": self.enlarge, "keep_aspect": self.keep_aspect}
+        return for_evaluation(source.read(index), self.size, box=box, **cut)
 
 
 @dataclass

@@ -15,20 +15,6 @@ from hap2s_jax.data.readers.files import Parts
 from hap2s_jax.data.source import Dataset, Source
 from hap2s_jax.errors import UserError, unknown_name
 
-__all__ = [
-    "ENTRIES",
-    "Entry",
-    "count_warnings",
-    "entry",
-    "known_names",
-    "names",
-    "num_classes",
-    "parse_options",
-    "part_counts",
-    "read_parts",
-    "search_directories",
-]
-
 
 def names() -> list[str]:
     """The names of all data sets, without aliases."""

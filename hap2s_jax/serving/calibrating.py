@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import pathlib
-from typing import Protocol
 
 from hap2s_jax import extras
 from hap2s_jax.errors import UserError, require, shown
@@ -37,27 +36,14 @@ def check_weights(gallery: vectors.Vectors, encoder: TrainedEncoder) -> None:
         )
 
 
-class Weights(Protocol):
-    """Which weights, and where a calibration of them would be; a `TrainedEncoder` is one."""
-
-    @property
-    def fingerprint(self) -> str:
-        """See `TrainedEncoder`."""
-        ...
-
-    @property
-    def workdir(self) -> pathlib.Path:
-        """See `TrainedEncoder`."""
-        ...
-
-
 def choose_threshold(
-    encoder: Weights, wanted: str = "auto", false_accepts: float | None = None
+    workdir: pathlib.Path, fingerprint: str, wanted: str = "auto", false_accepts: float | None = None
 ) -> tuple[float | None, str]:
     """The threshold for an encoder, and in words where it comes from.
 
     Args:
-      encoder: whose working directory may hold a calibration.
+      workdir: the encoder's working directory, which may hold a calibration.
+      fingerprint: of the encoder's weights, see `TrainedEncoder`.
       wanted: "auto" takes the calibration if there is one, "none" does without, a number is taken as it is.
       false_accepts: the share that is tolerated; by default the threshold of equal errors.
 
@@ -75,12 +61,12 @@ def choose_threshold(
             given = math.nan
         require(given >= 0, "--threshold", repr(wanted), "auto, none or a distance")
         return given, "threshold as given"
-    rates = calibration.read(encoder.workdir, encoder.fingerprint)
+    rates = calibration.read(workdir, fingerprint)
     if rates is None:
         if false_accepts is not None:
             raise UserError(
-                f"--false_accepts: {encoder.workdir} holds no calibration of these weights; make it with "
-                f"python -m hap2s_jax.search --calibrate --workdir={encoder.workdir}"
+                f"--false_accepts: {workdir} holds no calibration of these weights; make it with "
+                f"python -m hap2s_jax.search --calibrate --workdir={workdir}"
             )
         return None, "no threshold: these weights are not calibrated (--calibrate)"
     if false_accepts is None:

@@ -24,17 +24,12 @@ def add_encoder(parser: Parser, *, required: bool = True, where: str = "") -> No
         default=None,
         help="the moving average of the weights, or the weights themselves; by default the average where there is one",
     )
-    add_own_code(parser)
-    parser.add_strict()
-
-
-def add_own_code(parser: Parser) -> None:
-    """The flag for runs whose encoder is code of their own."""
     parser.add_switch(
         "own_code",
         default=False,
         help="import and run the code that the run's config names as its encoder; only for runs that you trust",
     )
+    parser.add_strict()
 
 
 def workdir_of(options: argparse.Namespace, what: str, ours: str) -> str:

@@ -40,11 +40,6 @@ class _Weights(NamedTuple):
     ema_params: Any = None
 
 
-def is_hub(name: object) -> bool:
-    """Whether a name is one of the hub's, ``hf://user/model``."""
-    return str(name).startswith(HUB)
-
-
 def fetch(name: str) -> pathlib.Path:
     """The working directory that a model of the hub is, in huggingface_hub's cache.
 

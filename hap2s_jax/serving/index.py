@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hap2s_jax import extras
-from hap2s_jax.distances import distances_between
+from hap2s_jax.distances import directions, distances_between
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.neighbors import ExactIndex
 from hap2s_jax.reporting.atomic import replacing
@@ -140,10 +140,7 @@ class FaissIndex:
 
     def _unit(self, vectors: np.ndarray) -> np.ndarray:
         vectors = np.ascontiguousarray(vectors, np.float32)
-        if self._distance != "cosine":
-            return vectors
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.where(lengths == 0, 1, lengths)
+        return directions(vectors) if self._distance == "cosine" else vectors
 
 
 def _read_cache(cache: pathlib.Path | None, identity: list[Any]) -> Any:

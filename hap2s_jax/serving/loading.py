@@ -17,6 +17,7 @@ from hap2s_jax import extras, models
 from hap2s_jax.data.places import place
 from hap2s_jax.errors import UserError, reason
 from hap2s_jax.models import own
+from hap2s_jax.models.pretrained import HUB
 from hap2s_jax.run import config as configs
 from hap2s_jax.run import foreign
 from hap2s_jax.serving import hub
@@ -58,7 +59,7 @@ def load(
     extras.require("hap2s_jax.load", "use")
     if not isinstance(workdir, str | os.PathLike):
         raise UserError(f"workdir is {workdir!r}; it should be the path of a run's working directory")
-    path = hub.fetch(str(workdir)) if hub.is_hub(workdir) else place(workdir).absolute()
+    path = hub.fetch(str(workdir)) if str(workdir).startswith(HUB) else place(workdir).absolute()
     config: Any = foreign.load(path, with_data=False)
     with configs.written_by(path):
         if ":" in config.encoder.name and not own_code:

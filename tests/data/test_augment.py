@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from trees import picture
 
-from hap2s_jax.data.augment import DRAWS, IMAGENET_MEAN, Augmentation, centre_part, resize
+from hap2s_jax.data.augment import DRAWS, IMAGENET_MEAN, Augmentation
 from hap2s_jax.data.draws import uniforms
+from hap2s_jax.data.pixels import centre_part, resize
 from hap2s_jax.errors import UserError
 
 IMAGE = picture(3, 64, 48)
