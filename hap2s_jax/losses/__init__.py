@@ -45,11 +45,7 @@ from hap2s_jax.losses.softmaxes import (
     softmax_loss,
     subcenter_arcface_loss,
 )
-from hap2s_jax.losses.triplets import (
-    batch_all_loss,
-    random_triplet_loss,
-    semi_hard_loss,
-)
+from hap2s_jax.losses.triplets import batch_all_loss, random_triplet_loss, semi_hard_loss
 from hap2s_jax.losses.weightings import (
     Weighting,
     detached,

@@ -17,26 +17,11 @@ from jax import lax
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from hap2s_jax.distances import (
-    COMPUTED_IN,
-    FLOAT32,
-    check_embeddings,
-    squares,
-    unit,
-)
+from hap2s_jax.distances import COMPUTED_IN, FLOAT32, check_embeddings, squares, unit
 from hap2s_jax.losses.blocks import blocked_sums
 from hap2s_jax.losses.engine import check_options, counted, reduced
 from hap2s_jax.losses.pytrees import register_dataclass
-from hap2s_jax.losses.rows import (
-    Anchors,
-    Axis,
-    Batch,
-    Keys,
-    Options,
-    Result,
-    RowLosses,
-    SampleCall,
-)
+from hap2s_jax.losses.rows import Anchors, Axis, Batch, Keys, Options, Result, RowLosses, SampleCall
 
 Params = Mapping[str, ArrayLike]
 Stats = dict[str, jax.Array]

@@ -14,16 +14,7 @@ from hap2s_jax.distances import COMPUTED_IN, FLOAT32
 from hap2s_jax.losses.engine import apply_rows, check_options, reduced
 from hap2s_jax.losses.hap2s import Hap2s
 from hap2s_jax.losses.pytrees import as_pytree
-from hap2s_jax.losses.rows import (
-    AnchorLoss,
-    AnchorRow,
-    Axis,
-    LossTree,
-    Options,
-    Reduction,
-    Result,
-    Stats,
-)
+from hap2s_jax.losses.rows import AnchorLoss, AnchorRow, Axis, LossTree, Options, Reduction, Result, Stats
 from hap2s_jax.losses.weightings import LogWeights, Scalar, Weighting, as_weighting, check_range, exponential
 
 

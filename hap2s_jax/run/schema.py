@@ -12,24 +12,8 @@ from typing import Annotated, Any
 from hap2s_jax.data.augment import Augmentation
 from hap2s_jax.errors import require
 from hap2s_jax.run.config import Config
-from hap2s_jax.run.sections import (
-    Batch,
-    Checkpoint,
-    Data,
-    Encoder,
-    Evaluate,
-    Log,
-    LossSchedule,
-    Pretrained,
-)
-from hap2s_jax.settings import (
-    Settings,
-    at_least,
-    below,
-    fields,
-    is_section,
-    optional_type,
-)
+from hap2s_jax.run.sections import Batch, Checkpoint, Data, Encoder, Evaluate, Log, LossSchedule, Pretrained
+from hap2s_jax.settings import Settings, at_least, below, fields, is_section, optional_type
 from hap2s_jax.training.optimizer import Optimizer, Schedule
 
 
