@@ -41,7 +41,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # of any attribute's type
-    # `load` needs flax and orbax, which whoever only wants the loss must not have to install, or wait for.
+    # `load` needs flax and orbax. Users of the losses alone need not install them or wait for their import.
     if name == "load":
         return importlib.import_module("hap2s_jax.serving.loading").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"error: {unknown_name('command', name, COMMANDS)}", file=sys.stderr)
         return 2
-    # As `python -m` has it: what one's configs import may stand where the command is given.
+    # As with `python -m`: a user's config may import modules from the current folder.
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
     return importlib.import_module(f"hap2s_jax.{command}").main(rest)

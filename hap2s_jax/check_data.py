@@ -118,7 +118,7 @@ def run(
     if dataset.query is not None and dataset.gallery is not None:
         print(f"{len(dataset.query):,} queries, {len(dataset.gallery):,} gallery images")
     remarks = dataset.remarks
-    if not entry.is_own:  # whose remarks say it
+    if not entry.is_own:  # own data sets say it in their remarks
         rows = {"query": dataset.query, "gallery": dataset.gallery, "protocols": dataset.protocols}
         remarks += matches.describe(dataset.test.labels, dataset.test.cameras, **rows)
     print(*remarks, sep="\n") if remarks else None

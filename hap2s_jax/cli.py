@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-# Before anything can load TensorFlow or XLA, which talk otherwise.
+# Set before anything can load TensorFlow or XLA: they would print log lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
@@ -190,9 +190,11 @@ def start(
     Returns:
       The exit code.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold bytes that are not text
         sys.stdout.reconfigure(errors="backslashreplace")
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of images, of which our own lines say what counts
+    warnings.filterwarnings(
+        "ignore", module=r"PIL\."
+    )  # Pillow's, about images: our own messages say what matters
     expect_no_tpu()
     return ended(lambda: work(parser.read(arguments)), interrupted)
 
@@ -209,7 +211,7 @@ def ended(work: Callable[[], object], interrupted: str = "interrupted") -> int:
         if failed := bucket.failed():
             print(f"note: {failed:,} requests to a bucket failed, and were sent again", file=sys.stderr)
     except BrokenPipeError:
-        # Whoever read the output, as `head`, has enough; nor may Python complain when it flushes at its end.
+        # The reader of the output (such as `head`) has closed it. Python must not complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UsageError as error:
         return _said(error, 2)
@@ -221,7 +223,7 @@ def ended(work: Callable[[], object], interrupted: str = "interrupted") -> int:
         )
     except Unreachable as error:
         code = _said(error, EXIT_PREEMPTED)
-        # A thread of the checkpoints may try on for long.
+        # A thread that saves checkpoints may go on trying for a long time.
         signals.leave(code, anyway=signals.IS_COMMAND)
         return code
     except Preempted as error:

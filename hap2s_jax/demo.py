@@ -31,7 +31,7 @@ _SHOWN_SIDE = 256
 # OpenCV takes eight bytes for a pixel of others.
 _MAX_JPEG, _MAX_PIXELS = 50_000_000, 25_000_000
 _AT_ONCE = 4
-# Captions are cut to two thirds of the picture otherwise.
+# Otherwise gradio cuts captions to two thirds of the picture.
 _CSS = "#gallery .caption-label { max-width: 100% !important; white-space: normal !important; }"
 
 
@@ -67,7 +67,7 @@ def build(searcher: search.Searcher, words: str, k: int = 10) -> Any:
     gradio = extras.load("the demo", "gradio", "demo")
     count = len(searcher.gallery.paths)
     most = min(50, count)
-    # Visitors' pictures are looked for every ten minutes, and removed after an hour.
+    # Every ten minutes gradio removes visitors' pictures that are older than an hour.
     with gradio.Blocks(title="hap2s_jax", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gradio.Markdown(f"## Which of {count:,} images are most like yours?")
         with gradio.Row():
@@ -133,7 +133,7 @@ def _run(options: argparse.Namespace) -> None:
     extras.require("demo", "demo")
     gate.check_shown(options.host, options.images, "--images")
     searcher, words = search.open_searcher(options)
-    # Visitors' pictures and answers lie there; gradio alone would leave them behind.
+    # Visitors' pictures and answers are in there; gradio does not delete them at its end.
     with signals.temporary_folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build(searcher, words, options.k)

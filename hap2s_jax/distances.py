@@ -97,7 +97,7 @@ def gram_distances(
 def distances_of_pairs(a: Array, b: Array, distance: str) -> Array:
     """Distances `[...]` between cleaned vectors `[..., d]` that stand opposite each other, by differences."""
     if distance in ("cosine", "negative_dot"):
-        inner: Any = (a * b).sum(axis=-1)  # of either library
+        inner: Any = (a * b).sum(axis=-1)  # NumPy's or JAX's
         return 1 - inner if distance == "cosine" else -inner
     squared = squares(a - b)
     if distance == "squared_euclidean":
@@ -135,7 +135,7 @@ def check_embeddings(
         raise ValueError(f"{name} have shape {vectors.shape}; they should be [n, d]")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"{label_name} are {labels.dtype}; they should be integers: {remedy}")
-    # What is known already must not become another class's or infinite on the way.
+    # Known values must not wrap around to another class, or become infinite, when they are converted.
     if (
         isinstance(labels, np.ndarray)
         and labels.size
@@ -155,7 +155,7 @@ def check_embeddings(
             f"{name} {vectors.shape} and {label_name} {labels.shape} differ in length; "
             f"{label_name} should be [{vectors.shape[0]}]"
         )
-    # In a narrow or unsigned type the label that is ignored, -1, would be some class's.
+    # In a narrow or unsigned type the ignored label, -1, would be the label of a class.
     narrow = labels.dtype.itemsize < 4 or labels.dtype == jnp.int32
     return whole(vectors), whole(labels.astype(jnp.int32 if narrow else widest.dtype))
 
@@ -184,7 +184,7 @@ def mean_of(values: jax.Array, mask: jax.Array, axis: int = -1) -> jax.Array:
 def unit(vectors: jax.Array, axis: int = -1) -> jax.Array:
     """The vectors along an axis with length 1; zero vectors stay zero."""
     length = safe_sqrt(jnp.sum(vectors * vectors, axis=axis, keepdims=True))
-    # A length that overflows would make a vector 0, as if nothing were wrong.
+    # An infinite length would silently make the vector 0.
     return vectors / jnp.where(length > 0, jnp.where(length < jnp.inf, length, jnp.nan), 1)
 
 
@@ -249,7 +249,7 @@ def class_origins(
     Differences from a member of a class are exact where it is small, which is where the Gram matrix about the centre of
     the batch fails.
     """
-    # Invalid keys must not be found as anybody's origin: two stable sorts put them last within their label.
+    # Invalid keys must not become an origin: two stable sorts put them last within their label.
     order = jnp.argsort(~key_valid, stable=True)
     order = order[jnp.argsort(key_labels[order], stable=True)]
     ordered = key_labels[order]

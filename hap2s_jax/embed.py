@@ -31,7 +31,7 @@ from hap2s_jax.serving import commands, listing, vectors
 from hap2s_jax.serving.parts import Part, Parts
 from hap2s_jax.serving.trained import TrainedEncoder
 
-# Embeddings are kept this often; what an interruption loses is less.
+# How often embeddings are saved: an interruption loses no more than this.
 ROWS_PER_PART = 8192
 _SHOWN_FAILURES = 5
 
@@ -93,7 +93,7 @@ def embed_images(
     with holding(output.with_name(f"{output.name}.lock")) as is_free:
         if not is_free:
             raise UserError(f"another process is making {output}; wait until it ends, or choose another name")
-        if output.exists() and not overwrite:  # it was just finished by another process
+        if output.exists() and not overwrite:  # another process has just finished it
             return _finished(output, model)
         identity = {"weights": encoder.fingerprint, "images": found.digest(), "folder": str(found.root)}
         identity["images' sizes"] = model["contents"]
@@ -102,7 +102,7 @@ def embed_images(
         try:
             outcome = vectors.write(output, parts, found, model)
         except vectors.NothingReadableError:
-            parts.remove()  # or they would not be looked at again, once they are there
+            parts.remove()  # else missing images would never be tried again
             raise
         _list_unreadable(output, outcome.unreadable)
         parts.remove()
@@ -171,7 +171,7 @@ def _finished(output: pathlib.Path, model: dict[str, Any]) -> vectors.Outcome:
         there = vectors.read_model(output)
     except formats.NewerFormatError:
         raise
-    except Exception:  # whatever it is, it is not ours to replace
+    except Exception:  # anything else there is not ours, so it is not replaced
         there = {}
     if all(there.get(key) == model[key] for key in ("fingerprint", "listing", "images")):
         if there.get("contents", model["contents"]) != model["contents"]:
@@ -190,7 +190,7 @@ def _finished(output: pathlib.Path, model: dict[str, Any]) -> vectors.Outcome:
 def _list_unreadable(output: pathlib.Path, unreadable: Sequence[tuple[str, str]]) -> None:
     file = unreadable_list(output)
     if not unreadable:
-        file.unlink(missing_ok=True)  # of the file that was there before
+        file.unlink(missing_ok=True)  # of the file that was there before: now nothing is unreadable
         return
     lines = "".join(f"{path}\t{reason}\n" for path, reason in unreadable)
     with replacing(file) as temporary:

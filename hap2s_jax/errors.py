@@ -64,7 +64,7 @@ def reason(error: BaseException) -> str:
     lines = [
         line.strip() for line in str(getattr(error, "strerror", None) or error).splitlines() if line.strip()
     ]
-    # TensorFlow begins with a heading.
+    # TensorFlow's messages begin with a heading.
     line = next((line for line in lines if not line.endswith(":")), *lines[:1] or [type(error).__name__])
     if len(line) <= 200:
         return line

@@ -42,7 +42,7 @@ _COUNTS = ("_queries", "_queries_without_match", "_pairs")
 
 def from_workdir(workdir: str, step: int | None = None, **choices: Any) -> Inputs:
     """As `hap2s_jax.serving.judged.from_workdir`."""
-    # Heavy, hence not above: whoever brings embeddings needs none of it.
+    # Not above, since it is slow to import and --embeddings does not need it.
     from hap2s_jax.serving import judged
 
     return judged.from_workdir(workdir, step, **choices)
@@ -62,7 +62,7 @@ def _measure(options: argparse.Namespace) -> None:
             if first.others:
                 print(f"\n{one.name}")
             found[one.name] = _run(one, _of_set(options, words[one.name]) if first.others else options)
-    except (ValueError, TypeError) as error:  # what embeddings from anywhere do not fit
+    except (ValueError, TypeError) as error:  # embeddings from elsewhere may not fit
         raise UserError(str(error)) from error
     if len(found) > 1:
         _compare(found)
@@ -101,7 +101,7 @@ def _inputs(options: argparse.Namespace) -> Inputs:
         return from_workdir(options.workdir, **chosen, distance=options.distance, **consent)
     if given := [name for name, value in chosen.items() if value is not None]:
         raise UserError(f"--{given[0]} needs the encoder and the images: use it with --workdir.")
-    with contextlib.suppress(ImportError):  # of what reading a run's data takes
+    with contextlib.suppress(ImportError):  # packages needed to read the run's data
         from hap2s_jax.serving import seen
 
         for remark in seen.remarks(options.embeddings):
@@ -151,7 +151,7 @@ def _run(inputs: Inputs, options: argparse.Namespace) -> Mapping[str, float]:
     settings |= {} if inputs.step is None else {"weights of step": inputs.step}
     _report(shown, settings, options.json)
     unanswered = matches.describe(inputs.labels, inputs.cameras, protocols=chosen, **rows)
-    for remark in dict.fromkeys((*inputs.remarks, *unanswered)):  # one's own images say both
+    for remark in dict.fromkeys((*inputs.remarks, *unanswered)):  # for own images both say the same
         print(f"note: {remark}")
     return shown["figures"]
 

@@ -38,7 +38,7 @@ def run(config: Any, workdir: str | os.PathLike[str], *, strict: bool = False) -
       Preempted: if SIGTERM came; everything done so far is saved.
     """
     extras.require("hap2s_jax.main.run", "train")
-    # Not before, so that the help needs none of what training needs.
+    # Imported late: --help must work without the packages that training needs.
     from hap2s_jax.run.run import run as from_start_to_end
 
     return from_start_to_end(config, workdir, strict=strict)

@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> None:
 
     config = config_file.read(options.config)
     if not os.environ.get("JAX_PLATFORMS"):
-        jax.config.update("jax_platforms", "cpu")  # a TPU or GPU of this machine is none of our business
+        jax.config.update("jax_platforms", "cpu")  # do not touch a TPU or GPU of this machine
     figures = rehearsing.rehearse(
         config,
         options.topology,

@@ -38,7 +38,7 @@ from hap2s_jax.serving.trained import Image, TrainedEncoder
 if TYPE_CHECKING:
     from hap2s_jax.catalogue.searching import Match
 
-_MISSING = np.uint8(225)  # grey of a gallery image that is no longer there
+_MISSING = np.uint8(225)  # grey, shown for a gallery image that no longer exists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,7 +270,7 @@ def _print(query: str, answer: Answer | Exception) -> None:
 def _draw(searcher: Searcher, queries: Sequence[str], answers: Sequence[Answer], path: str) -> None:
     from hap2s_jax.reporting.pictures import retrievals
 
-    # An approximate index may find fewer for one query than for another.
+    # An approximate index may find fewer images for some queries.
     shown = min(len(answer.hits) for answer in answers)
     if not shown:
         raise UserError("--picture: a query found nothing to draw; give --index=exact")

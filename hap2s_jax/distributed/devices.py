@@ -29,7 +29,7 @@ from hap2s_jax.reporting.environment import usable_cores
 
 AXIS = "devices"
 
-# Of glibc's malloc.h: how much may lie free at the heap's end, and from what size on a block is mapped by itself.
+# From glibc's malloc.h: how much may stay free at the end of the heap, and the size from which a block is mapped.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 Device = Any  # to a type checker jax.Device is a variable, no type
@@ -146,14 +146,14 @@ class DataParallel:
         """
         rows = self._local_sharding(PartitionSpec(AXIS))
         compiled = self.map_program(function)
-        # Among several processes jit takes no NumPy rows: it cannot know that each process brings its own.
+        # With several processes jit takes no NumPy rows: it cannot know that each process has its own.
         return lambda variables, batch: compiled(variables, jax.device_put(batch, rows))
 
     def map_program(self, function: Callable[[PyTree, PyTree], PyTree]) -> Any:
         """The program of `compile_map`, as a `jax.jit` function."""
         whole, rows = self._local_sharding(PartitionSpec()), self._local_sharding(PartitionSpec(AXIS))
         if len(self.local_devices) > 1:
-            # In a loop over rows, as attention's on a CPU is, XLA's partitioner would have each device do all of them.
+            # In a loop over rows (attention on a CPU) XLA's partitioner would let each device compute all rows.
             function = jax.shard_map(
                 function,
                 mesh=rows.mesh,
@@ -180,10 +180,10 @@ def _keep_freed_memory() -> None:
     17,640 in a step of the main job on two devices, 204 ms of processor time; with this 0 to 2,900 faults and 162 to
     181 ms, for 5 % more memory at the peak (measured on a busy machine).
     """
-    with contextlib.suppress(OSError, AttributeError):  # another system, another C library
+    with contextlib.suppress(OSError, AttributeError):  # not Linux with glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the largest that glibc takes
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # glibc's upper limit
 
 
 def use_cores(batch_size: int, num_devices: int | None = None) -> None:
@@ -207,7 +207,7 @@ def use_cores(batch_size: int, num_devices: int | None = None) -> None:
     if num_devices is None:
         most = min(usable_cores(), batch_size // 16)
         num_devices = max((n for n in range(1, most + 1) if batch_size % n == 0), default=1)
-    # Too late is harmless.
+    # If it is too late for the setting, nothing breaks.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", max(num_devices, 1))
 
@@ -254,7 +254,7 @@ def initialize_processes(
     """
     # Older releases of JAX have their own times.
     known = inspect.signature(jax.distributed.initialize).parameters
-    # At the end the others wait for the lead, which draws pictures.
+    # At the end the other processes wait for the lead, which draws pictures.
     times: dict[str, Any] = {"heartbeat_timeout_seconds": peer_timeout, "shutdown_timeout_seconds": 900}
     watchdog = threading.Timer(join_timeout, _give_up, (coordinator, num_processes, process_id, join_timeout))
     watchdog.daemon = True

@@ -35,7 +35,7 @@ def agree(coordinator: str, num_processes: int, process_id: int, timeout: float)
     """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 <= process_id < num_processes:
-        return  # about which JAX has a line of its own
+        return  # JAX reports that itself
     until = time.monotonic() + timeout
     server = _listening(int(port)) if process_id == 0 else None
     desk = threading.Thread(target=_serve, args=(server, num_processes, until), daemon=True)
@@ -43,7 +43,7 @@ def agree(coordinator: str, num_processes: int, process_id: int, timeout: float)
         desk.start()
     mistake = _ask((host.strip("[]"), int(port)), num_processes, process_id, until)
     if server:
-        desk.join()  # the port is JAX's from here on
+        desk.join()  # from here on JAX uses the port
     if mistake:
         raise UserError(mistake)
 

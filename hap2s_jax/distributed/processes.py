@@ -156,7 +156,7 @@ class StopRequests:
         """Raises `Preempted` if the signal came before the first step, here `step`, was asked about."""
         # The service counts from 0 until it is told the step; a signal of that time asks to stop at step 1.
         early = jax.process_count() > 1 and step > 1 and self(1)
-        if self(step) or early:  # last, since the service goes on counting from here
+        if self(step) or early:  # called last: from here on the service counts
             raise Preempted(step)
 
     def __call__(self, step: int) -> bool:
@@ -180,7 +180,7 @@ def leaving_at_once() -> Iterator[None]:
     try:
         yield
     except (Preempted, SystemExit):
-        raise  # on all processes alike: they take leave of each other
+        raise  # on all processes: they end together
     except UserError as e:
         _leave(f"error: {e}", 1)
     except Unreachable as e:

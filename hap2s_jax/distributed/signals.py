@@ -16,7 +16,7 @@ import sys
 import threading
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # loading `typing` takes longer than all of this, and nobody watches yet
+if TYPE_CHECKING:  # importing `typing` takes longer than this whole module
     import tempfile
     from collections.abc import Iterator
     from typing import Any, NoReturn
@@ -25,7 +25,7 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 _GRACE = 1.5  # seconds for the files in hand to be closed, or removed
 
 _noticed = threading.Event()
-_speaking = threading.RLock()  # a handler may come while its own thread speaks
+_speaking = threading.RLock()  # a handler may interrupt the thread that is writing
 _spoken: list[str] = []
 _asked: list[int] = []
 _line: list[str] = []  # what to say, while there is work that can be interrupted
@@ -92,14 +92,14 @@ def say(line: str) -> None:
     with _speaking, contextlib.suppress(OSError):
         if not _spoken:
             _spoken.append(line)
-            # Not by sys.stderr, which another thread may be writing to.
+            # Not with sys.stderr: another thread may be writing to it.
             os.write(_terminal[-1], f"error: {line}\n".encode())
 
 
 def leave(code: int, *, anyway: bool = False) -> None:
     """Ends the process if a signal asked for it, or `anyway`, without the farewells of threads; returns otherwise."""
     if _asked or anyway:
-        with contextlib.suppress(OSError, ValueError):  # a pipe whose reader is gone
+        with contextlib.suppress(OSError, ValueError):  # the reader of the pipe is gone
             sys.stdout.flush()
         end(code)
 
@@ -115,7 +115,7 @@ def end(code: int) -> NoReturn:
 
 def _on_signal(number: int, frame: Any) -> None:
     _asked.append(number)
-    if not _line or len(_asked) > 1:  # whoever asks twice does not want to wait
+    if not _line or len(_asked) > 1:  # asked a second time: do not wait
         _say_and_exit(number)
     raise KeyboardInterrupt
 
@@ -123,7 +123,7 @@ def _on_signal(number: int, frame: Any) -> None:
 def _wait(reader: int) -> None:
     asked = False
     while data := os.read(reader, 1):
-        # Somebody else's, as when training has taken SIGTERM for a request to stop.
+        # Another handler was set, as when training takes SIGTERM as a request to stop.
         if data[0] not in CODES or signal.getsignal(data[0]) is not _on_signal:
             continue
         if asked:
@@ -143,10 +143,10 @@ def _ignore() -> None:
 
 
 def _on_lost_exception(lost: Any) -> None:
-    # What was raised in a callback: the thread above ends the process in a moment, with a line and no traceback.
+    # Raised in a callback. The thread above is about to end the process, with one line and no traceback.
     if _asked and lost.exc_type is KeyboardInterrupt:
         return
-    # Of many writes to a full disk the first that fails is told; the others, TensorStore's, find nobody to tell.
+    # On a full disk the first failed write is reported; TensorStore's others would only print tracebacks.
     if lost.exc_type is RuntimeError and str(lost.exc_value) == "Event loop is closed":
         return
     sys.__unraisablehook__(lost)

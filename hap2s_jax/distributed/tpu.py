@@ -131,7 +131,7 @@ class Compiled:
 
     def link_seconds(self, chip: Chip, devices: int) -> float:
         """Time to move the collectives' bytes around a ring at the links' full speed."""
-        # A ring passes (n - 1) / n of the whole by every device, and for an all-reduce does so twice.
+        # A ring sends (n - 1) / n of the whole past every device; an all-reduce does so twice.
         once = sum(size * (2 if kind == "all-reduce" else 1) for kind, (_, size) in self.collectives.items())
         return once * (devices - 1) / devices / chip.link_bandwidth
 

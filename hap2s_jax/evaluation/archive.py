@@ -102,7 +102,7 @@ def _distance(path: str, labels: np.ndarray) -> str:
         chosen = read_model(found["model"], path)["distance"]
     except formats.NewerFormatError:
         raise
-    except (ValueError, KeyError):  # no such entry, or one of somebody else's
+    except (ValueError, KeyError):  # no such entry, or not one of ours
         return DISTANCES[0]
     if "class_names" in found:
         check_labels(labels, found["class_names"], path)

@@ -74,7 +74,7 @@ def _lloyd(
         width = len(centres) // _LANES
 
         def lowest(part: jax.Array) -> tuple[jax.Array, jax.Array]:
-            # XLA's CPU code walks a row in a scalar loop; slice against slice is vectorised, and leaves a short row.
+            # XLA's CPU code reduces a row in a scalar loop; slice against slice is vectorised, and leaves a short row.
             score = scores(products(part, centres), of_centres)
             value, lane = score[:, :width], jnp.zeros((block, width), jnp.int32)
             for number in range(1, _LANES):
@@ -113,7 +113,7 @@ def _seed_centres(key: jax.Array, points: jax.Array, lengths: jax.Array, cluster
 
     def draw(number: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         chosen, gaps = carry
-        # The first draw is uniform. A coincident point (gap 0) comes only when there is nothing else.
+        # The first draw is uniform. A coincident point (gap 0) is drawn only when no other is left.
         logits = jnp.log(jnp.clip(gaps, jnp.finfo(gaps.dtype).tiny, jnp.finfo(gaps.dtype).max))
         noisy = logits + jax.random.gumbel(jax.random.fold_in(key, number), (count,), gaps.dtype)
         new = lax.top_k(noisy, at_once)[1]
@@ -132,7 +132,7 @@ def measures(labels: ArrayLike, assignment: ArrayLike) -> tuple[float, float, fl
     classes = np.unique(check_integers(labels, len(assigned), "labels"), return_inverse=True)[1]
     clusters = np.unique(check_integers(assigned, len(classes), "assignment"), return_inverse=True)[1]
     rows, columns = np.bincount(classes), np.bincount(clusters)
-    # Images by class and cluster, the nonzero cells only.
+    # Number of images of each class in each cluster; nonzero cells only.
     cell, cells = np.unique(classes * len(columns) + clusters, return_counts=True)
     sums = np.concatenate([rows, columns]).astype(np.float64)
     together, pairs = np.sum(cells * (cells - 1.0)), np.sum(sums * (sums - 1.0))
@@ -144,7 +144,9 @@ def measures(labels: ArrayLike, assignment: ArrayLike) -> tuple[float, float, fl
     total, cells = len(classes), cells.astype(np.float64)
     outer = sums[cell // len(columns)] * columns[cell % len(columns)]
     mutual = float(np.sum(cells / total * np.log(cells * total / outer)))
-    entropy = float(-np.sum(sums / total * np.log(sums / total)) / 2)  # mean of those of classes and clusters
+    entropy = float(
+        -np.sum(sums / total * np.log(sums / total)) / 2
+    )  # mean of the entropies of classes and clusters
     expected = _expected_mutual_information(rows, columns)
     return float(max(0.0, mutual / entropy)), float((mutual - expected) / (entropy - expected)), pairwise
 

@@ -15,7 +15,7 @@ from hap2s_jax.distances import gram_distances, squares
 from hap2s_jax.evaluation.inputs import JUNK, Space, space
 
 STEPS = 2**20
-_SIDE = 2560  # of a square block of pairs
+_SIDE = 2560  # side of a square block of pairs
 
 
 class _Block(NamedTuple):
@@ -39,7 +39,7 @@ class CountedPairs:
     """
 
     def __init__(self, embeddings: np.ndarray, rows: np.ndarray, labels: np.ndarray, distance: str):
-        # Of 50,000 embeddings a copy is a tenth of all the memory that there should be.
+        # A copy of 50,000 embeddings would be a tenth of the memory that this function may use.
         chosen = embeddings if len(rows) == len(embeddings) else embeddings[rows]
         self._space, self._distance = space(chosen, distance), distance
         del chosen

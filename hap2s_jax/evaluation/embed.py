@@ -13,7 +13,7 @@ PyTree = Any  # an encoder's variables, and what it embeds: images, or features 
 
 
 def embed_dataset(
-    embed: Callable[[PyTree, PyTree], Any],  # an array of either library
+    embed: Callable[[PyTree, PyTree], Any],  # returns an array of NumPy or JAX
     variables: PyTree,
     batches: Iterable[Mapping[str, np.ndarray]],
     count: int,
@@ -39,7 +39,7 @@ def embed_dataset(
     rows, indices = [], []
     queued = None
     for batch in batches:
-        # One batch stays queued, so that the next one is read while the device works.
+        # One batch stays queued: the next one is read while the device works.
         embedded = embed(variables, batch["image"])
         if queued is not None:
             rows.append(np.asarray(queued[0])[queued[1]])

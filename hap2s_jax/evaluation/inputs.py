@@ -39,7 +39,7 @@ def check_embeddings(embeddings: ArrayLike, name: str = "embeddings") -> np.ndar
         raise TypeError(f"{name} must hold real numbers, but has dtype {array.dtype}.")
     if array.dtype.type not in (np.float32, np.float64):
         array = array.astype(np.float32)
-    # The extremes carry any NaN or infinity, without a second array of the same size.
+    # Minimum and maximum show any NaN or infinity, without a second array of the same size.
     high, low = array.max(), array.min()
     if not (np.isfinite(high) and np.isfinite(low)):
         bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
@@ -47,7 +47,7 @@ def check_embeddings(embeddings: ArrayLike, name: str = "embeddings") -> np.ndar
             f"{name} holds NaN or infinity in {bad.size} of {array.shape[0]} rows "
             f"(the first is row {bad[0]}), but metrics need finite embeddings."
         )
-    if array.dtype == np.float64:  # of which distances may be of float32
+    if array.dtype == np.float64:  # distances may still be float32
         held, reach = np.dtype(jax.dtypes.canonicalize_dtype(array.dtype)), float(max(high, -low))
         most = 1e154 if held == np.float64 else 3e38
         if reach > most or 0 < reach < 1 / most:
@@ -164,7 +164,7 @@ def check_problem(
     camera = np.arange(count)
     if cameras is not None:
         camera = check_integers(cameras, count, "cameras")
-        # A camera that is not known is no other image's, and a single one tells no image from another.
+        # Unknown cameras differ from all others; with a single camera no image could be excluded.
         unknown = (camera < 0) | one_camera(cameras, label)
         camera = np.unique(np.where(unknown, -1 - np.arange(count), camera), return_inverse=True)[1]
     asked = np.arange(count) if query is None else check_rows(query, count, "query")
@@ -203,7 +203,7 @@ class Space:
         memory = np.empty(size + 64, np.uint8)
         out = memory[-memory.ctypes.data % 64 :][:size].view(self.dtype).reshape(shape)
         out[len(rows) :] = 0
-        # A few rows at a time stay in the processor's cache from one operation to the next.
+        # A few rows at a time stay in the processor's cache between the operations.
         for begin in range(0, len(rows), _ROWS_AT_ONCE):
             part = embeddings[rows[begin : begin + _ROWS_AT_ONCE]]
             if self.cosine:

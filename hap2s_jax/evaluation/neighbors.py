@@ -32,7 +32,7 @@ def all_neighbors(vectors: np.ndarray, k: int, *, cosine: bool) -> tuple[np.ndar
       distances `[n, k]`, squared if Euclidean; and each row's largest distance `[n]`, likewise.
     """
     count = len(vectors)
-    # As many as the cache holds; products of fewer than 256 rows are slow.
+    # As many rows as fit the cache; products of fewer than 256 rows are slow.
     block = max(1, min(count, max(256, cached_cells() // count), _TILE_BYTES // (4 * count)))
     keys = jnp.asarray(vectors)
     lengths = squares(keys)
@@ -101,7 +101,7 @@ class ExactIndex:
         for begin in range(0, count, self._block):
             rows = np.arange(begin, min(begin + self._block, count))
             keys = self._space(self._rows, rows, self._block)
-            # What fills up the last block is infinitely far away.
+            # The rows that fill up the last block are infinitely far away.
             lengths = np.where(np.arange(self._block) < len(rows), squares(keys), np.inf).astype(keys.dtype)
             self._blocks.append((jnp.asarray(keys), jnp.asarray(lengths)))
 
@@ -131,7 +131,7 @@ class ExactIndex:
         distances, rows = [], []
         for begin in range(0, len(asked), _QUERIES_AT_ONCE):
             part = asked[begin : begin + _QUERIES_AT_ONCE]
-            # Float32 products cannot tell what lies close together; differences can, among a few more.
+            # Float32 products cannot order close neighbours, so a few more are found, and ordered by differences.
             found = self._nearest(part, min(k + _SPARE, len(self._rows)), blocks)[:, :most]
             # One query at a time: float64 copies of all neighbours may be large.
             for one, near in zip(part, found, strict=True):
@@ -173,7 +173,7 @@ def _nearest_keys(
     queries: jax.Array, keys: jax.Array, lengths: jax.Array, *, k: int, cosine: bool
 ) -> tuple[jax.Array, jax.Array]:
     inner = products(queries, keys)
-    # A query's own square changes nothing in its order.
+    # A query's own square does not change the order of its neighbours.
     score = jnp.where(jnp.isinf(lengths)[None, :], jnp.inf, -inner if cosine else scores(inner, lengths))
     values, places = lax.top_k(-score, k)
     return -values, places

@@ -27,9 +27,9 @@ from hap2s_jax.evaluation.counted_pairs import CountedPairs
 from hap2s_jax.evaluation.inputs import JUNK, check_embeddings, check_integers
 
 FALSE_ACCEPTS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-FEWEST = 10  # pairs or queries that may be accepted falsely, for a rate to be reported
+FEWEST = 10  # a rate is reported only if at least so many pairs or queries could be accepted falsely
 _EXACT = 2**22
-_AT_ONCE = 2**15  # pairs whose differences are formed together
+_AT_ONCE = 2**15  # pairs whose differences are computed at a time
 _CURVE = np.logspace(-6, 0, 49)  # false-accept rates at which intervals are given
 
 
@@ -173,7 +173,7 @@ def intervals(
     for _ in range(resamples):
         times = draws.multinomial(count, np.full(count, 1 / count))
         same, different = np.sum(times[:, None] * by_class, axis=1)
-        # Each pair of two classes stands with both of them.
+        # Each pair of images of two classes counts for both classes.
         different = different - by_class[1].sum(axis=0) / 2
         if same[-1] > 0 and different[-1] > 0:
             far = np.maximum.accumulate(np.clip(different / different[-1], 0, 1))

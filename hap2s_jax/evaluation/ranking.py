@@ -24,7 +24,7 @@ COUNTS = ("matches", "first_rank", "last_rank")
 AVERAGES = ("average_precision", "average_precision_trapezoid", "map_at_r", "r_precision")
 
 _LANES = 32  # partial counts that XLA keeps in vector registers; tiles are multiples of it
-_WHOLE_ROWS = 24 * 2**20  # distances in a block, where it needs whole rows of them
+_WHOLE_ROWS = 24 * 2**20  # distances in a block that needs whole rows
 MANY = 256  # matches from which on a CPU sorts the row instead
 _CHUNK = 8  # matches counted in one pass over a row of scores
 
@@ -32,7 +32,7 @@ _CHUNK = 8  # matches counted in one pass over a row of scores
 class Keys(NamedTuple):
     """The gallery on a device, sorted by class and padded to whole tiles with keys at an infinite distance."""
 
-    vectors: jax.Array  # [m, d], or [m, 0] where the distances come from elsewhere
+    vectors: jax.Array  # [m, d], or [m, 0] if distances are given
     squares: jax.Array  # [m], |b|^2, or 0 for cosine; infinite for padding
     cameras: jax.Array  # [m]
 
@@ -82,7 +82,7 @@ def tile_shape(queries: int, keys: int, device: Device, *, whole_rows: bool) -> 
       device: a tile of distances stays in a CPU's cache; an accelerator has more of both at a time.
       whole_rows: whether a block's distances to all keys must fit into memory.
     """
-    # More in a tile brings nothing, as measured from 1 to 32 MiB of a cache of 32.
+    # Larger tiles are no faster: measured from 1 to 32 MiB, with a cache of 32 MiB.
     cells = min(cached_cells() // 4, 2**20) if device.platform == "cpu" else 2048 * 8192
     block = 1 << (int(np.sqrt(cells / 4)).bit_length() - 1)
     tile = _even(keys, cells // block, _LANES)
@@ -209,7 +209,7 @@ def _count_before(scores: jax.Array, thresholds: jax.Array, most: jax.Array, str
 
 def _from_ranks(before: jax.Array, matches: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """Counts `[q, 3]` and averages `[q, 4]` from the wrong keys before each match, nearest first."""
-    right = jnp.arange(1, before.shape[1] + 1, dtype=jnp.int32)[None, :]  # right answers up to this match
+    right = jnp.arange(1, before.shape[1] + 1, dtype=jnp.int32)[None, :]  # correct answers up to this match
     rank = before + right
     counted = right <= matches[:, None]
     within = counted & (rank <= matches[:, None])

@@ -9,9 +9,9 @@ import numpy as np
 from hap2s_jax.data.pixels import resize
 
 NAME = "raw pixels"
-# Larger images are shrunk to this side.
+# Longest side; larger images are shrunk to it.
 SIDE = 64
-# Products of two numbers in the distances of all pairs: a few seconds of two cores.
+# Multiplications in the distances of all pairs: a few seconds on two cores.
 _AFFORDABLE = 5e10
 
 
@@ -26,7 +26,7 @@ def is_affordable(images: int, image_size: tuple[int, int]) -> bool:
     return images**2 * 3 * int(np.prod(size_of(image_size))) <= _AFFORDABLE
 
 
-def embed(variables: None, images: Any) -> np.ndarray:  # of either library
+def embed(variables: None, images: Any) -> np.ndarray:  # NumPy's or JAX's
     """The pixels of uint8 images `[n, h, w, 3]`, 0 to 1, as an encoder without variables."""
     size = size_of(images.shape[1:3])
     pixels = np.stack([resize(image, size).reshape(-1) for image in np.asarray(images)])

@@ -85,7 +85,7 @@ class KReciprocal:
         return table
 
     def _original(self, distances: np.ndarray) -> np.ndarray:
-        # The published code squares whatever distance it is given; Euclidean ones come squared already.
+        # The published code squares every distance; here Euclidean ones are squared already.
         return np.square(distances) if self._cosine else distances
 
     def _shared(self, place: int) -> np.ndarray:

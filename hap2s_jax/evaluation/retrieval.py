@@ -41,7 +41,7 @@ from hap2s_jax.evaluation.symmetric import count_first_of_all
 TIES = ("pessimistic", "optimistic")
 Distance = Callable[[np.ndarray, np.ndarray], ArrayLike]
 
-_HELD = 4  # tiles with keys of its own classes that a block keeps; more are formed twice
+_HELD = 4  # tiles with matches that a block keeps in memory; further ones are computed twice
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _rank_blocks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """COUNTS `[q, 3]`, negative for queries of other processes, and AVERAGES `[q, 4]`."""
     asked, cameras = problem.query, problem.cameras
-    # A class's keys stand side by side, and those of equally large classes, whose queries need equally many steps.
+    # Sorted by class, and classes by size: queries of equally large classes need equally many steps.
     kept, starts, sizes = problem.by_class()
     ends = np.where(sizes > 0, starts + sizes, 0)
     to_space = measure if isinstance(measure, Space) else None
@@ -179,7 +179,7 @@ def _rank_blocks(
     copies = [Keys(*jax.device_put(keys, device)) for device in devices]
     order = np.argsort(starts, kind="stable")
     begins = np.arange(0, len(asked), block)
-    # The tiles with keys of a block's classes; queries without any come last, and add none.
+    # The tiles with keys of a block's classes. Queries without matches come last and add no tiles.
     first = starts[order[begins]] // tile
     last = np.maximum(first, -(-np.maximum.reduceat(ends[order], begins) // tile))
     held = int(np.max(last - first))
@@ -203,7 +203,9 @@ def _rank_blocks(
         else:
             values = rank_block(*one, np.int32(first[number]), np.int32(last[number]), tiles=tiles)
         found.append((part, values))
-        jax.block_until_ready(found[: -2 * len(devices)][-1:])  # only so many blocks are in memory at a time
+        jax.block_until_ready(
+            found[: -2 * len(devices)][-1:]
+        )  # limits how many blocks are in memory at a time
     for part, (ranks, shares) in found:
         counts[part], averages[part] = np.asarray(ranks)[: len(part)], np.asarray(shares)[: len(part)]
     return counts, averages

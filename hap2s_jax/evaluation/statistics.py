@@ -54,7 +54,7 @@ def confidence_intervals(
         )
         size = times @ sizes
         drawn.append(np.where(size > 0, times @ sums / np.maximum(size, 1), np.nan))
-    # A resample may miss every query that counts; it says nothing then.
+    # A resample without any query that counts has no value.
     resampled = np.concatenate(drawn)
     tail = 100 * (1 - level) / 2
     out = {}

@@ -88,7 +88,7 @@ def read_npz(
                 return {name: _array(archive, info) for name, info in members.items()}
         except (UserError, KeyError):
             raise
-        except Exception as error:  # zipfile, zlib and NumPy raise what they stumble over
+        except Exception as error:  # zipfile, zlib and NumPy may raise anything
             raise DamagedError(reason(error)) from error
 
 

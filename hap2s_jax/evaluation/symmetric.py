@@ -51,7 +51,7 @@ def count_first_of_all(
     keys = build_keys(problem.embeddings, to_space, problem.cameras, kept, side)
     rows = keys[0], keys[1], pad(problem.labels[kept], len(keys[1]), JUNK)
     tiles = len(keys[1]) // side
-    # The last tile in which the classes of a tile's rows have members.
+    # For each tile, the last tile with members of its rows' classes.
     changes = np.append(np.flatnonzero(np.diff(problem.labels[kept])), count - 1)
     ends = changes[np.searchsorted(changes, np.arange(count))] // side
     last = [int(ends[min((b + 1) * side, count) - 1]) for b in range(tiles)]
@@ -129,7 +129,7 @@ def _count_strip(
         others = lax.dynamic_slice_in_dim(thresholds, c * side, side)[None, :]
         before_rows = for_rows < threshold if strict else for_rows <= threshold
         before_columns = for_columns < others if strict else for_columns <= others
-        if near:  # only here are there right ones, and on the diagonal rows and columns are the same
+        if near:  # only these tiles hold matches; on the diagonal, rows and columns are the same
             wrong = own.labels[:, None] != other.labels[None, :]
             before_rows, before_columns = wrong & before_rows, wrong & before_columns & (b != c)
         counts = _merge(jnp.add, counts, _count(before_rows, 1), b, side)

@@ -13,9 +13,9 @@ import numpy as np
 PyTree = Any  # an encoder's variables
 Embed = Callable[[PyTree, jax.Array], jax.Array]
 VIEWS = ("flip", "five_crops", "zooms")
-# How much larger or smaller than the whole image the further views of "zooms" are.
+# Sizes of the additional views of "zooms", relative to the whole image.
 ZOOMS = (0.8, 0.9, 1.1, 1.25)
-# Of the crops, from (0, 0) for the top left to (1, 1).
+# Places of the crops: (0, 0) is the top left, (1, 1) the bottom right.
 _PLACES = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 
 
@@ -38,7 +38,7 @@ def over_views(embed: Embed, views: Sequence[str], *, crop: float = 0.875, norma
         return embed
 
     def embed_views(variables: PyTree, images: jax.Array) -> jax.Array:
-        # The encoder stands once in the program, however many views there are.
+        # A loop, so that the program contains the encoder only once, however many views there are.
         def add(total: jax.Array, view: jax.Array) -> tuple[jax.Array, None]:
             embedding = embed(variables, jax.lax.switch(view, makers, images))
             return total + (_unit(embedding) if normalize else embedding), None
@@ -61,7 +61,7 @@ def at_once(
     """
     if not (makers := _makers(views, crop)):
         return embed
-    # What becomes of images that are 1 in one row, or in one column, and 0 elsewhere.
+    # Resizes images that are 1 in one row, or in one column, and 0 elsewhere.
     rows = np.broadcast_to(np.eye(size[0], dtype=np.float32)[:, :, None, None], (size[0], *size, 1))
     columns = np.broadcast_to(np.eye(size[1], dtype=np.float32)[:, None, :, None], (size[1], *size, 1))
     matrices = [

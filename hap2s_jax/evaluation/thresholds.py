@@ -203,13 +203,14 @@ def rates_of(
     known, unknown = np.isfinite(right), np.isfinite(wrong)
     if not known.any() or not unknown.any():
         raise ValueError("thresholds need at least two classes, one of them with two images.")
-    # A class errs from its nearest wrong image on, and up to its farthest nearest right one.
+    # A class has false accepts from the distance of its nearest wrong image on, and false rejects up to its farthest
+    # nearest right image.
     accepting, rejecting = (
         _each(np.minimum, classes[unknown], wrong[unknown]),
         _each(np.maximum, classes[known], right[known]),
     )
     both = np.unique(np.concatenate([right[known], wrong[unknown]]))
-    # Evenly over the distances that occur, their ends included, and just before each class begins to err.
+    # Evenly over the distances that occur, with both ends, and just before each class begins to err.
     even = both[np.linspace(0, len(both) - 1, min(_POINTS, len(both))).round().astype(int)]
     chosen = np.unique(np.concatenate([even, np.nextafter(accepting[:_POINTS], -1), at]))
     return ErrorRates(

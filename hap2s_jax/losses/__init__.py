@@ -57,7 +57,7 @@ from hap2s_jax.losses.weightings import (
     uniform,
 )
 
-# These keep the anchor out of its own positives; with it they would be other losses, under other names.
+# These never count the anchor among its own positives; with it they would be different losses.
 for _name, _function in {
     "hap2s_e": hap2s_e_loss,
     "hap2s_p": hap2s_p_loss,

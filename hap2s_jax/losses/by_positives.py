@@ -11,7 +11,7 @@ from jax import lax
 from hap2s_jax.losses.rows import AnchorRow
 from hap2s_jax.losses.weightings import Scalar
 
-# Up to so many positives an anchor, a pass over the row for each is cheaper than sorting the row.
+# Up to this many positives of an anchor, one pass over the row for each is cheaper than sorting the row.
 _FEW = 16
 # (distances to a positive [n], rows) -> for each anchor how often that positive counts [n], and each key [n, m]
 Counts = Callable[[jax.Array, AnchorRow], tuple[jax.Array, jax.Array]]

@@ -25,7 +25,7 @@ from hap2s_jax.losses.rows import Anchors, Axis, Batch, Keys, Options, Result, R
 
 Params = Mapping[str, ArrayLike]
 Stats = dict[str, jax.Array]
-# More logits than these are computed a block of samples at a time; on a CPU a block stays in the processor's cache.
+# With more logits than this, a block of samples is computed at a time; on a CPU it stays in the processor's cache.
 _LOGITS = 2**23
 _CACHED_LOGITS = 2**19
 
@@ -90,7 +90,7 @@ def prepare_classes(
     vectors = jnp.where((valid & ~inside)[:, None], jnp.nan, vectors)
     labels = jnp.where(valid & inside, labels, 0)
     weight = valid.astype(vectors.dtype) * (1 if weights is None else weights.astype(vectors.dtype))
-    # What is not finite shows in the value, whatever the loss makes of it.
+    # Non-finite input shows in the value, even if the loss itself would drop it.
     finite = jnp.all(jnp.isfinite(squares(lax.stop_gradient(vectors))))
     anchors = Anchors(
         None, labels, labels, weight + jnp.where(finite, 0, jnp.nan).astype(weight.dtype), valid
@@ -132,7 +132,7 @@ def over_devices(value: jax.Array, axis_name: Axis) -> jax.Array:
 def own_entry(table: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Each sample's entry for its own class `[n]`, and where that stands, bool `[n, c]`."""
     is_own = jnp.arange(table.shape[1], dtype=labels.dtype)[None, :] == labels[:, None]
-    # Not by its place: the gradient would be scattered, which XLA's CPU code does one by one.
+    # Not by indexing: the gradient would be a scatter, which XLA's CPU code does one element at a time.
     return jnp.sum(jnp.where(is_own, table, 0), axis=1), is_own
 
 

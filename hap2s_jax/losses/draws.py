@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-# Shares are summed by groups before they are searched.
+# Shares are summed in groups of this size before the search.
 _GROUP = 64
 
 
 def key_data(key: jax.Array | None) -> jax.Array:
     """Raw data of a random key, or of the one that stands for none."""
-    # An integer leaf passes through custom rules and every mapping like any other array.
+    # Stored as an integer array, which custom rules and tree maps treat like any other leaf.
     key = jax.random.key(0) if key is None else key
     return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
 

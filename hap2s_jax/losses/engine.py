@@ -168,7 +168,7 @@ def _evaluate(
     elif options.axis_name is None and further is None and weighting is not None and weighting.elementwise:
         result = loss.tiled_sums(batch, options)
     else:
-        from hap2s_jax.losses.blocks import blocked_sums  # which is built of this module's functions
+        from hap2s_jax.losses.blocks import blocked_sums  # not above: it imports this module
 
         block = min(size or max(16, _BLOCK_PAIRS // width), count)
         result = blocked_sums(loss, batch, options.distance, block)
@@ -186,7 +186,7 @@ def prepare(
     dtype = COMPUTED_IN.get(embeddings.dtype, FLOAT32)
     count, axis = embeddings.shape[0], options.axis_name
     valid = counted(labels, options.ignore_label)
-    # Ignored rows are zeroed before they are gathered: what is NaN on one device must not reach the others.
+    # Ignored rows are zeroed before they are gathered: a NaN in one of them must not reach other devices.
     vectors = jnp.where(valid[:, None], embeddings.astype(dtype), 0)
     index = jnp.arange(count, dtype=jnp.int32)
     key_vectors, key_labels = vectors, labels
@@ -198,7 +198,7 @@ def prepare(
     key_valid = counted(key_labels, options.ignore_label)
     centre = mean_of(key_vectors, key_valid[:, None], axis=0) if euclidean else None
     if further is not None:
-        # Not by promotion, which may be strict.
+        # Not by promotion: users may have set it to strict.
         widest = labels.dtype if labels.dtype.itemsize >= further[1].dtype.itemsize else further[1].dtype
         labels = labels.astype(widest)
         key_vectors = jnp.concatenate([key_vectors, further[0].astype(dtype)])
@@ -210,8 +210,8 @@ def prepare(
     if euclidean:
         origins, key_origins = class_origins(labels, key_vectors, key_labels, key_valid)
     weight = valid.astype(dtype) * (1 if weights is None else weights.astype(dtype))
-    # What is not finite shows in the value, whatever the loss makes of it: comparisons and, on CPU, XLA's maximum
-    # drop NaN.
+    # Non-finite input shows in the value, even where the loss itself drops it: comparisons and, on CPU, XLA's maximum
+    # ignore NaN.
     finite = jnp.all(jnp.isfinite(squares(lax.stop_gradient(key_vectors))))
     weight = weight + jnp.where(finite, 0, jnp.nan).astype(dtype)
     anchors = Anchors(origins, labels, index, weight, valid)

@@ -90,7 +90,7 @@ class Hap2s:
             stats = {**pairs.means._asdict(), **sets._asdict()}
         return RowLosses(jnp.where(pairs.valid, loss, 0), pairs.valid.astype(loss.dtype), stats)
 
-    # Where log-weights are elementwise, for a batch that is its own keys.
+    # For elementwise log-weights, and a batch that is its own keys.
     tiled_sums = tiled_sums
 
 
@@ -177,7 +177,7 @@ def hap2s_loss(
     """
     check_range("margin", margin, positive=None)
     weighting = _HAP2S_E if weighting is None else as_weighting(weighting)
-    if with_anchor:  # of which the search for the one deciding pair knows nothing
+    if with_anchor:  # the search for the deciding pair leaves the anchor out
         weighting = replace(weighting, extremes=None)
     loss = Hap2s(weighting, margin, bool(soft_margin), bool(with_anchor))
     return mean_over_anchors(loss, embeddings, labels, distance=distance, with_stats=with_stats, **engine)

@@ -24,7 +24,7 @@ from hap2s_jax.losses.weightings import Scalar, check_range
 def log_sum_exp(values: jax.Array, mask: jax.Array, *, with_one: bool = False) -> jax.Array:
     """Logarithm of the masked sum of exponentials (plus 1 on request); a huge negative number for an empty
     set."""
-    # Finite in place of -inf: an empty set then has a zero gradient, not NaN.
+    # A finite number instead of -inf: an empty set then has a zero gradient, not NaN.
     kept = jnp.where(mask, values, -1e30)
     top = lax.stop_gradient(jnp.max(kept, initial=0.0 if with_one else -1e30))
     total = jnp.sum(jnp.where(mask, jnp.exp(kept - top), 0)) + (jnp.exp(-top) if with_one else 0)

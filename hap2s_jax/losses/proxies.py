@@ -105,7 +105,7 @@ def proxy_anchor_loss(
 @functools.partial(jax.jit, static_argnames="options")
 def _proxy_anchor(alpha: Scalar, margin: Scalar, batch: Batch, options: Options) -> Result:
     labels, valid = batch.anchors.labels, batch.anchors.valid
-    # A proxy's samples stand in a row: XLA's CPU code is slow in reducing columns.
+    # The samples of a proxy are a row, since XLA's CPU code reduces columns slowly.
     similarities = products(unit(batch.key_vectors), unit(batch.vectors))
     alpha, margin = (jnp.asarray(number, similarities.dtype) for number in (alpha, margin))
     is_own = jnp.arange(len(similarities), dtype=labels.dtype)[:, None] == labels[None, :]

@@ -28,9 +28,9 @@ def register_dataclass(cls: C) -> C:
     data = [f.name for f in fields if not f.metadata.get("static")]
     kind = ("kind", type, dataclasses.field(default=cls, repr=False, kw_only=True, metadata={"static": True}))
     names = {name: getattr(cls, name) for name in ("__doc__", "__module__", "__qualname__")}
-    # A class made here has no type to type checkers.
+    # Type checkers do not know a class that is made at run time.
     made: Any = dataclasses.make_dataclass(cls.__name__, [kind], bases=(cls,), namespace=names, frozen=True)
-    made.__init__.__kwdefaults__["kind"] = made  # not `cls`, which pickle does not find under its name
+    made.__init__.__kwdefaults__["kind"] = made  # not `cls`: pickle could not find it by its name
     jax.tree_util.register_dataclass(made, data, [*static, "kind"])
     TOLD_APART.add(made)
     return made

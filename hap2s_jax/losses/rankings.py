@@ -21,7 +21,7 @@ from hap2s_jax.losses.rows import AnchorRow, EngineCall, LossTree, Result
 from hap2s_jax.losses.weightings import Scalar, check_range
 
 # (number of the positive, its score [n], where it stands [n, m], what was carried) -> what is carried on
-# Any: the arrays that a loop carries, and what its backward pass is given.
+# Any: the arrays that a loop carries, and those that its backward pass gets.
 Body = Callable[[jax.Array, jax.Array, jax.Array, Any], Any]
 
 

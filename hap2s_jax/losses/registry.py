@@ -14,11 +14,10 @@ from jax.typing import ArrayLike
 from hap2s_jax.errors import UserError, did_you_mean
 from hap2s_jax.losses.rows import EngineCall, Result, Stats
 
-# Arguments that say how a loss is computed rather than what it is: the training step's business, not a
-# config's.
+# Arguments of how a loss is computed: the training step sets them, not a config.
 _CALL = {"params", "key", *EngineCall.__annotations__}
 
-InitParams = Callable[..., Any]  # makes a tree of arrays
+InitParams = Callable[..., Any]  # returns a tree of arrays
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ class Loss:
     @property
     def needs_pairs(self) -> bool:
         """Whether a batch needs two classes and two images of each; of losses of others nothing is known."""
-        # Without blocks, what is learned are points of the classes, which need no other image of the batch.
+        # A loss without blocks learns points of the classes and needs no other image of the batch.
         to_points = self.has_params and not self.has_blocks
         return not to_points and self._entry.function.__module__.startswith("hap2s_jax.")
 
@@ -114,7 +113,7 @@ class Loss:
     @property
     def has_blocks(self) -> bool:
         """Whether the loss can be computed a block at a time, with `block_size=`."""
-        # What a loss takes without naming it, it hands to the engine, unless it says that it is less.
+        # A loss passes keyword arguments that it does not name on to the engine, unless it says that it takes fewer.
         return any(
             p.name == "block_size" or (p.kind is p.VAR_KEYWORD and p.annotation != "Unpack[SampleCall]")
             for p in self._entry.parameters.values()

@@ -16,7 +16,7 @@ from hap2s_jax.losses.registry import Loss, create
 
 Schedule = Callable[[jax.Array], dict[str, jax.Array]]
 
-# Part of the way from the first value to the last, for a part of the time.
+# Name -> function from the share of the time to the share of the way from first to last value.
 _WAYS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "constant": jnp.zeros_like,
     "linear": lambda part: part,

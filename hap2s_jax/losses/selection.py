@@ -19,7 +19,7 @@ from hap2s_jax.losses.engine import anchor_rows
 from hap2s_jax.losses.rows import Anchors, Batch, Options, PairStats
 from hap2s_jax.losses.weightings import split
 
-# A block's distances stay in the processor's cache.
+# Size of a block whose distances stay in the processor's cache.
 _CACHED_PAIRS = 2**18
 
 
@@ -32,8 +32,8 @@ class Pairs(NamedTuple):
     has_positive: jax.Array
     has_negative: jax.Array
     negative_label: jax.Array  # the chosen negative's class
-    to_other: jax.Array  # the nearest of yet another class; infinite where there is none, or nobody asked
-    means: PairStats | None  # active_fraction is not meant
+    to_other: jax.Array  # nearest of a third class; infinite if there is none, or if it was not asked for
+    means: PairStats | None  # whose active_fraction is not used
     farthest: jax.Array | None  # distance to the farthest positive
 
 
@@ -59,7 +59,7 @@ def chosen_pairs(batch: Batch, options: Options, signs: tuple[int, int], *, othe
     vectors, anchors, key_vectors, keys = batch
     count, width, size = len(vectors), len(key_vectors), options.block_size
     block = count if size == "never" else min(size or max(16, _CACHED_PAIRS // width), count)
-    # Squares rank as their roots do.
+    # Squares have the same order as their roots.
     ranked_by = "squared_euclidean" if options.distance == "euclidean" else options.distance
     fixed = lax.stop_gradient(key_vectors)
 

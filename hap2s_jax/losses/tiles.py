@@ -57,8 +57,8 @@ _TILE = 512
 _MANY = 16384
 Two = tuple[jax.Array, jax.Array]  # of positives and of negatives; of excess and validity
 Pulled = tuple[Weighting, jax.Array]  # gradients of the weighting and of distances or vectors
-TilePair = tuple[jax.Array, jax.Array, jax.Array]  # the two tiles' numbers, whether all pairs are negative
-# Stands for the logarithm of no weight. Finite, so that differences of two of them are 0 and not NaN.
+TilePair = tuple[jax.Array, jax.Array, jax.Array]  # numbers of the two tiles; whether all pairs are negative
+# Stands for log(0). It is finite, so that the difference of two of them is 0 and not NaN.
 _EMPTY = -1e30
 # Floor for a member's log-weight. It lies above `_EMPTY`, so a set whose members all have weight zero falls back to
 # uniform weights.
@@ -81,7 +81,7 @@ def _sorted_batch(
     order = jnp.argsort(anchors.labels, stable=True)
     order = order[jnp.argsort(~anchors.valid[order], stable=True)]
     valid, labels = anchors.valid[order], anchors.labels[order]
-    # Ignored samples stand last under the largest label, so that the labels still ascend.
+    # Ignored samples come last, with the largest label, so that labels ascend.
     labels = jnp.where(valid, labels, jnp.iinfo(labels.dtype).max)
     first = jnp.searchsorted(labels, labels, side="left")
     last = jnp.searchsorted(labels, labels, side="right")
@@ -108,7 +108,7 @@ class _Sweep:
         count, self.tile = batch.labels.shape
         self.points = Rows(batch.vectors, batch.origins)
         first, second = np.triu_indices(count)
-        # A pair of tiles is pure when all its pairs are negative: no label in common, nobody ignored.
+        # A pair of tiles is pure when all its pairs are negative: no common label, no ignored sample.
         whole = jnp.all(batch.valid, axis=1)
         pure = (batch.labels[first, -1] < batch.labels[second, 0]) & whole[first] & whole[second]
         self.pairs = (jnp.asarray(first, jnp.int32), jnp.asarray(second, jnp.int32), pure)

@@ -41,7 +41,8 @@ class BatchAll:
         negatives, _ = _sorted_negatives(row)
         margin = jnp.asarray(self.margin, negatives.dtype)
         reach = jnp.where(row.is_positive, row.distances + margin, -jnp.inf)
-        # A positive is active against the negatives nearer than its reach: so many, of such a total distance.
+        # A positive is active against all negatives nearer than its distance plus the margin: their number, and the sum
+        # of their distances.
         active = jnp.searchsorted(negatives, reach, side="left")
         totals = jnp.concatenate([jnp.zeros(1, negatives.dtype), jnp.cumsum(_finite(negatives))])
         reached = active.astype(negatives.dtype) * (row.distances + margin) - totals[active]

@@ -233,7 +233,7 @@ def _first(count: int, distances: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _by_rank(ratio: Scalar, distances: jax.Array, mask: jax.Array) -> jax.Array:
-    # A ratio that underflows would make NaN of the hardest, 0 * -inf.
+    # If the ratio underflowed, the hardest would become NaN: 0 * -inf.
     ratio = jnp.maximum(jnp.asarray(ratio, distances.dtype), jnp.finfo(distances.dtype).tiny)
     return _harder(distances, mask).astype(ratio.dtype) * jnp.log(ratio)
 

@@ -47,11 +47,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(8)}.tmp{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A name that nobody knew, and no link: what is written goes nowhere else.
+        # A new random name that is no link, so nothing is written anywhere else.
         os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
         mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
-        # Some writers, as that of safetensors, make the file anew and for its owner alone.
+        # Some writers (safetensors) create the file anew, readable for its owner only.
         with contextlib.suppress(OSError):  # not every file system has modes
             temporary.chmod(mode)
         # Without it a power cut may leave the new name on an empty file.
@@ -134,7 +134,7 @@ def _lock(target: Path) -> tuple[IO[Any], bool]:
             return handle, False
         except OSError:
             return handle, True
-        # Who held it until now may just have taken the file away, and a third may hold a new one.
+        # The last holder may have just removed the file, and a third process may have locked a new one.
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(handle.fileno()), target.stat()):
                 return handle, True

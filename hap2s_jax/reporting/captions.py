@@ -10,7 +10,7 @@ from typing import Any
 from hap2s_jax.errors import shown
 
 _SIZE, _LINE_HEIGHT, _ABOVE = 14, 18, 6
-_LONGEST = 500  # letters, of which no picture shows as many
+_LONGEST = 500  # letters; no picture has room for more
 
 
 @functools.cache

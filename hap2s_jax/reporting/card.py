@@ -12,7 +12,7 @@ from hap2s_jax.reporting.table import to_markdown
 
 FILE_NAME = "model_card.md"
 
-_MOST_SYSTEMS = 5  # beside the name: wider tables cannot be read
+_MOST_SYSTEMS = 5  # columns beside the name; wider tables are hard to read
 # By the part of a metric's name before "@", "-" or "_" and a number; `docs/evaluation.md` has them in full.
 _DEFINITIONS = {
     "recall": "recall@k: share of queries with a match among the k nearest images (every other test image is asked)",

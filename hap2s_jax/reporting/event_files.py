@@ -37,11 +37,11 @@ class EventFile:
         old = sorted(folder.glob(EVENT_FILES))
         now = time.time()
         times = {event.step: event.wall_time for path in old for event in read_events(path)}
-        # A TensorBoard that is watching moves on to the file whose name sorts next, hence the clock in it.
+        # A running TensorBoard goes on to the file whose name sorts next, hence the time in the name.
         self._path = folder / f"events.out.tfevents.{time.time_ns()}.{_SUFFIX}"
         with replacing(self._path) as temporary, temporary.open("wb") as file:
             file.write(_framed(messages.Event(wall_time=now, file_version="brain.Event:2")))
-            # Tells that same TensorBoard to forget the points it holds from the removed files.
+            # Tells a running TensorBoard to forget the points of the removed files.
             start = messages.SessionLog(status=messages.SessionLog.START)
             file.write(_framed(messages.Event(wall_time=now, step=0, session_log=start)))
             for record in history:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from hap2s_jax.data.bucket import BucketPath, answering, patient
 from hap2s_jax.errors import Unreachable, UserError
 
-# How long a lease holds without being renewed. Several renewals may fail before, of which each takes a while.
+# Seconds that a lease holds without renewal: long enough for several renewals to fail, each of which takes a while.
 SECONDS = 60.0
 _TOKEN = "holder"
 _held: set[Lease] = set()
@@ -112,7 +112,7 @@ class Lease:
 
     def _renew(self) -> None:
         while not (self._ended.wait(SECONDS / 4) or self._lost):
-            with contextlib.suppress(OSError, Unreachable):  # the next time, or `check`, will tell
+            with contextlib.suppress(OSError, Unreachable):  # the next renewal, or `check`, will report it
                 self._renew_once(SECONDS / 4)
 
     def _renew_once(self, patience: float) -> None:
@@ -148,7 +148,7 @@ class Lease:
             except (PreconditionFailed, NotFound) as error:
                 if isinstance(error, NotFound) and not generation:  # no bucket
                     raise
-                found = self._read()  # of an earlier try the answer may have been lost, not the question
+                found = self._read()  # an earlier try may have succeeded although its answer was lost
                 if found is None or found[1] != self._token:
                     raise FileExistsError(str(self.path)) from error
                 self._generation = found[0]

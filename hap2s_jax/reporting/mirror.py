@@ -84,7 +84,7 @@ class Mirror:
             try:
                 self._copy(bucket.PATIENCE / 8)
                 pause = min(max(PAUSE, 9 * (time.monotonic() - began)), _LONGEST_PAUSE)
-            except Exception as error:  # `flush` meets it too, where it matters
+            except Exception as error:  # `flush` will meet the same error, and raise it
                 if not self._failing:
                     self._say(
                         f"{error}; the log waits on this machine, and training goes on until it has to save"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Blue and vermilion of Okabe and Ito (2008): told apart with every kind of colour vision, and in grey.
 RIGHT, WRONG = "#0072B2", "#D55E00"
 _INK, _GREY, _LINE, _PAPER = "#1f2328", "#6e7781", "#d8dee4", "#ffffff"
-_TILE = 112  # An image's side in pixels of the picture; of one that is not square, the root of its area.
+_TILE = 112  # Side of a shown image in pixels; if it is not square, the square root of its area.
 _CELL = 40  # The side of a cell of the mosaic.
 _FRAME, _GAP, _MARGIN = 6, 14, 28
 _INSET = _FRAME + 3
@@ -76,7 +76,7 @@ def retrievals(
             f"captions have other lengths; they should be [q] and [q][k] texts, with q = {count} and k = {ranks}"
         )
     wide, high = (side + 2 * _INSET for side in _tile_size(queries))
-    # Neighbours are set off from the query by a wider gap.
+    # The gap between the query and its neighbours is wider.
     columns = [_MARGIN, *(_MARGIN + wide + 3 * _GAP + rank * (wide + _GAP) for rank in range(ranks))]
     captions = [[name, *texts] for name, texts in zip(names, below, strict=True)]
     heights = [high + caption_height(texts, wide) + 2 * _GAP for texts in captions]

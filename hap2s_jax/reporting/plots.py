@@ -85,7 +85,7 @@ def curves(workdir: str | os.PathLike[str]) -> Path:
         for axes, (name, lines, smooth) in zip(all_axes, panels, strict=True):
             _draw_panel(axes, name, lines, smooth)
             axes.set_xlim(0, last * 1.02)
-        # Fractions: the whole range, so that 0.98 looks like what it is.
+        # Fractions get the whole range, so that 0.98 looks close to 1.
         all_axes[2].set_ylim(-0.02, 1.02)
         save(figure, target)
     return target
@@ -160,7 +160,7 @@ def _draw_panel(axes: Axes, title: str, lines: Mapping[str, _Line], smooth: bool
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=9, labelcolor="#1f2328", ncols=1 + (len(lines) > 3))
     if not any(np.any(values < 0) for _, values in lines.values()):
-        # By hand: with 0 far below all values, the highest would lie on the edge, half of it cut off.
+        # Set by hand: with 0 far below all values, the highest point would lie on the edge, half cut off.
         top = 1.05 * axes.dataLim.y1
         axes.set_ylim(0, top if np.isfinite(top) and top > 0 else None)
 
@@ -189,7 +189,7 @@ def _smoothed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _plane(points: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], str]:
     centred = points - points.mean(axis=0)
-    # Of the small [d, d] matrix: n may be large.
+    # Eigenvectors of the small [d, d] matrix, since n may be large.
     _, axes = np.linalg.eigh(centred.T @ centred)
     plane = np.zeros((len(points), 2))
     best = (centred @ axes[:, ::-1])[:, :2]
@@ -205,7 +205,7 @@ def _plane(points: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], str]:
     start: Any = (plane / spread * 1e-4).astype(np.float32)
     perplexity = min(30.0, (len(points) - 1) / 3)
     tsne = TSNE(init=start, perplexity=perplexity, max_iter=500, random_state=0)
-    # On cores that others use too, its threads spin waiting for one another: 47 s instead of 6 s seen.
+    # On cores in use by others, its threads spin waiting for each other: we saw 47 s instead of 6 s.
     with threadpool_limits(1):
         return tsne.fit_transform(points / spread), "t-SNE"
 

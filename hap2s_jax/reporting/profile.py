@@ -40,7 +40,7 @@ def traced(
         nonlocal step
         step += 1
         if step == steps[0] <= steps[1]:
-            jax.block_until_ready(state)  # what was queued before is not of the trace
+            jax.block_until_ready(state)  # work that was queued before must not be in the trace
             jax.profiler.start_trace(traces.enter_context(local_folder(place(workdir) / FOLDER)))
         state, metrics = update(state, batch)
         if step == steps[1] and steps[0] > start_step:

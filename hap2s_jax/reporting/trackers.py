@@ -17,7 +17,7 @@ from hap2s_jax.data.regular_files import read_json
 from hap2s_jax.errors import UserError, reason
 from hap2s_jax.reporting.atomic import replacing
 
-FILE_NAME = "trackers.json"  # service -> [project, id], by which a run that is resumed goes on there
+FILE_NAME = "trackers.json"  # service -> [project, id], so that a resumed run goes on there
 _BATCH = 100  # parameters in one request to MLflow
 
 
@@ -46,7 +46,7 @@ class Tracker:
             return
         try:
             send(*arguments)
-        except Exception as error:  # of a network, a server, another library
+        except Exception as error:  # from a network, a server or another library
             self._sending = False
             print(
                 f"warning: logging to {self.service} has stopped ({reason(error)}); metrics.jsonl has it all",
@@ -79,7 +79,7 @@ class Wandb(Tracker):
             name=config["name"],
             config=dict(config),
             dir=str(workdir),
-            # It would redirect the terminal, which the progress bar writes to.
+            # Otherwise wandb redirects the terminal that the progress bar writes to.
             settings=self._wandb.Settings(console="off"),
         )
         self.id: str = self._run.id
@@ -115,14 +115,14 @@ class Mlflow(Tracker):
         experiment = self._client.get_experiment_by_name(project)
         number = experiment.experiment_id if experiment else self._client.create_experiment(project)
         self.id: str = self._client.create_run(number, run_name=config["name"]).info.run_id
-        # A parameter is written once there; a resumed run's changes stand in its config.json.
+        # MLflow writes a parameter only once; changes of a resumed run are in its config.json.
         parameters = [self._mlflow.entities.Param(*pair) for pair in _flat(config)]
         for first in range(0, len(parameters), _BATCH):
             self._client.log_batch(self.id, params=parameters[first : first + _BATCH])
 
     def _log(self, record: Mapping[str, float], wall_time: float) -> None:
         moment, step = int(1000 * wall_time), int(record["step"])
-        # Its names have no "@": recall@1 becomes recall_at_1.
+        # MLflow allows no "@" in names: recall@1 becomes recall_at_1.
         metrics = [
             self._mlflow.entities.Metric(name.replace("@", "_at_"), float(value), moment, step)
             for name, value in record.items()

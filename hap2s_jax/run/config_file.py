@@ -117,11 +117,11 @@ def _parsed(given: Sequence[str]) -> configs.Config:
         raise UsageError(f"unknown argument {left[0]!r}; options are written --name=value")
     config = values["config"].value
     assert config is not None
-    config.keys()  # where the file raised an OSError, it comes only now
+    config.keys()  # an OSError in the file is raised only here
     return config
 
 
-# Of what Python says of a value that cannot be converted, and what it should have been.
+# Python's message for a value that cannot be converted -> what it should have been.
 _KINDS = {
     "invalid literal for int": "a whole number",
     "could not convert string to float": "a number",

@@ -27,10 +27,10 @@ from hap2s_jax.reporting.atomic import replacing
 from hap2s_jax.run import config as configs
 from hap2s_jax.run.config import Config
 
-# Whose versions decide the numbers.
+# Packages whose versions decide the numbers.
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "opencv-python-headless")
 _SAMPLED_IMAGES = 8
-DATA_FACTS = "data.json"  # in a working directory, of the data that its run began with
+DATA_FACTS = "data.json"  # in a working directory: facts of the data that its run began with
 
 
 def code_facts() -> dict[str, str]:
@@ -73,7 +73,7 @@ def changed_data(facts: Mapping[str, str], folder: pathlib.Path) -> str | None:
     """Describes how `data_facts` differs from the facts that a run began with; None if no difference is known."""
     try:
         began = read_json(folder / DATA_FACTS)
-    except (OSError, ValueError):  # of a run from before there was such a file
+    except (OSError, ValueError):  # the run is older than this file
         return None
     if different := first_difference(began, facts):
         name, before, now = different
@@ -107,7 +107,7 @@ def source_fact(source: Source) -> str:
     for index in np.linspace(0, len(source) - 1, min(len(source), _SAMPLED_IMAGES)).astype(int):
         try:
             digest.update(hashlib.sha256(source.read(int(index))).digest())
-        except (OSError, UnreadableImageError):  # what to do about it, data.on_unreadable says later
+        except (OSError, UnreadableImageError):  # data.on_unreadable decides later what to do
             digest.update(b"unreadable")
     return digest.hexdigest()[:12]
 

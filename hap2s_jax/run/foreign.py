@@ -15,9 +15,9 @@ from hap2s_jax.errors import UserError
 from hap2s_jax.run import config as configs
 from hap2s_jax.run import schema
 
-# The keys that count. They say what the encoder is, how images become its input, how embeddings are compared and
-# judged, and on which images: none is a place to write to, nor decides what is executed (an encoder that is somebody's
-# code needs consent, see `models.own.check_consent`).
+# The keys that count. They describe the encoder, its input, and how and on which images embeddings are compared and
+# judged. None names a place to write to. None decides what is executed: an encoder that is code needs consent, see
+# `models.own.check_consent`.
 KEYS = (
     "encoder",
     "data.image_size",
@@ -34,7 +34,7 @@ KEYS = (
     "evaluate.crop",
     "evaluate.weights",
     "evaluate.batch_size",
-    # For evaluate --workdir and search --calibrate. The two folders are places of images, which are only read.
+    # For evaluate --workdir and search --calibrate. The two folders hold images, which are only read.
     "seed",
     "data.name",
     "data.options",
@@ -122,7 +122,7 @@ def _overlay(ours: dict[str, Any], theirs: dict[str, Any], key: str) -> None:
     *sections, leaf = key.split(".")
     for name in sections:
         if not isinstance(theirs.get(name, {}), dict):
-            leaf = name  # what should be a section, for the schema to name
+            leaf = name  # it should be a section; the schema reports it
             break
         ours, theirs = ours[name], theirs.get(name, {})
         if not isinstance(ours, dict):

@@ -38,13 +38,13 @@ from hap2s_jax.run import facts
 PyTree = Any
 
 FOLDER = "features"  # in a working directory
-# Training images whose views are drawn together; with another number the views would be others.
+# Training images whose views are drawn together; another number would give other views.
 _DRAWN_TOGETHER = 64
 # Batches between two writes to the file.
 _BATCHES_PER_WRITE = 2
-# Images of a CPU's device at a time: more are no faster, and the last batch is filled up.
+# Images at a time on a device of a CPU. More are no faster, and the last batch is filled up.
 _ON_A_CPU = 16
-# Images whose embeddings are made of their features at a time.
+# Features that are turned into embeddings at a time.
 _ROWS_AT_ONCE = 4096
 
 
@@ -129,7 +129,7 @@ class _Maker:
         self.trainer, self.variables, self.folder, self.stop = trainer, variables, folder, stop
         self._parallel: DataParallel = trainer.parallel
         self._writes = self._parallel.is_lead
-        if is_bucket(folder):  # rows are read at random: each process has a copy while it runs
+        if is_bucket(folder):  # rows are read at random, so each process keeps a copy while it runs
             self._writes, self._own = True, signals.temporary_folder()
             self.folder = pathlib.Path(self._own.name)
         self._width = trainer.learner.inputs.shape[-1] + 1
@@ -168,7 +168,9 @@ class _Maker:
         return self._rows("train", self.trainer.dataset.train, count, size, batches)
 
     def _augmentation(self) -> Any:
-        from hap2s_jax.data.augment import Centre  # where features are only read, OpenCV may be missing
+        from hap2s_jax.data.augment import (
+            Centre,
+        )  # not above: OpenCV may be missing where features are only read
 
         config = self.trainer.config
         if config.data.cached_views > 1:
@@ -201,7 +203,7 @@ class _Maker:
                     if self._writes:
                         _append(path, rows)
                     bar.update(end)
-            self._parallel.gather(np.zeros(1))  # all wait until the file is whole
+            self._parallel.gather(np.zeros(1))  # all processes wait until the file is complete
         return np.memmap(path, np.float32, "r", shape=(count, self._width))
 
     def _pieces(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -253,7 +255,7 @@ class _Maker:
                 file.truncate(done * 4 * self._width)
         except OSError as error:
             raise cannot_write(path, error) from error
-        # Last: until then another process that looks finds rows of something else.
+        # Written last: until then another process must not take the rows for these features.
         with replacing(self.folder / f"{name}.json") as temporary:
             temporary.write_text(json.dumps({"rows_of": identity}))
 

@@ -15,7 +15,7 @@ from hap2s_jax.run import foreign
 from hap2s_jax.training.checkpoint import FOLDER, Checkpointer
 from hap2s_jax.training.state import encoder_variables
 
-# Most configs name a hub; the message shows the way without one.
+# Most configs name weights of a hub; the message says how to train without it.
 WITHOUT_HUB = (
     "(or --config.pretrained.source=FILE takes a file, the config's argument scratch starts at random)"
 )

@@ -147,7 +147,7 @@ def _report_largest(
 ) -> int:
     """The largest multiple of K times chips that compiles."""
     config, unit, hbm = subject.learner.config, subject.step_unit, subject.topology.chip.hbm
-    # A share must divide into the pieces.
+    # A device's share must divide into the pieces.
     pieces = config.batch.pieces
     unit *= pieces // math.gcd(pieces, config.batch.images_per_class)
     tried: dict[int, int | None] = {}
@@ -242,7 +242,7 @@ def _training_classes(config: Config, given: int | None) -> int:
     if entry.name == "emoji":
         from hap2s_jax.data import emoji
 
-        # It has validation classes of its own, whatever the fraction.
+        # This data set has its own validation classes, whatever the fraction.
         upright = registry.num_classes(emoji.load().train)
     else:
         counted = entry.counts.get("classes")

@@ -111,7 +111,7 @@ def finish(
         None if trainer.dataset.validation is None else trainer.embeddings(state, trainer.dataset.validation)
     )
     baselines = {name: dict(values) for name, values in trainer.dataset.baselines.items()}
-    if pixels is not None:  # on every process: they share the queries
+    if pixels is not None:  # on every process, since they share the queries
         baselines[raw_pixels.NAME] = trainer.measure(
             pixels, present, test, distance="euclidean", cluster=False
         )
@@ -143,7 +143,7 @@ def finish(
         draw(trainer, embeddings, present, workdir)
     except UserError:
         raise
-    except Exception as error:  # the figures are worth more than their pictures
+    except Exception as error:  # a failed picture must not lose the figures
         say(f"warning: not all pictures could be drawn: {error!r}")
     _conclude(workdir, results, log)
     return results

@@ -97,7 +97,7 @@ def _train_and_report(
         log.add(trackers.opened(config.to_dict(), path, resumed=start > 0) if is_lead else ())
         report.announce(trainer, state, path)
         if frozen is not None:
-            # Several processes hear of a signal once they train.
+            # Several processes learn of a signal only while they train.
             trainer = trainer.on_features(frozen, path, lambda: jax.process_count() == 1 and stop(start))
         if start == 0 and config.evaluate.untrained:
             test = trainer.dataset.test
@@ -126,7 +126,7 @@ def _first_state(trainer: Trainer, checkpointer: Checkpointer, start: int) -> tu
         restored = trainer.parallel.replicate(checkpointer.restore(state, start))
         return restored, checkpointer.restore_frozen() if trainer.learner.is_frozen else None
     state, frozen, weights = trainer.with_initial_weights(state)
-    if trainer.config.pretrained.source:  # of which each host may have a copy of its own
+    if trainer.config.pretrained.source:  # each host may have its own copy
         processes.check_same(
             lambda: {"the first weights": facts.arrays_fact(state.params, state.batch_stats, frozen)}
         )
@@ -153,7 +153,7 @@ def _train(
     ) as bar:
 
         def save(state: TrainState, metrics: dict[str, float] | None) -> None:
-            log.flush()  # what is saved has all its lines: a resumed run cuts those that came later
+            log.flush()  # before saving: a resumed run cuts only lines after the checkpoint
             checkpointer.save(state, metrics)
 
         def write(step: int, part: str, metrics: dict[str, float]) -> None:
@@ -216,8 +216,8 @@ def _closing(checkpointer: Checkpointer) -> Iterator[Checkpointer]:
     except Unreachable:
         raise
     except BaseException:
-        signals.notice()  # closing may take its time
-        if jax.process_count() > 1:  # the others may be gone, and no save can be completed without them
+        signals.notice()  # closing may take long
+        if jax.process_count() > 1:  # no save can be completed if other processes are gone
             raise
         with contextlib.suppress(UserError):
             checkpointer.close()

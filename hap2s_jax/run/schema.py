@@ -74,7 +74,7 @@ def default_config(cls: Any = Run) -> Config:
     for field in fields(cls):
         if is_section(field.type):
             config[field.name] = default_config(field.type)
-        elif field.default is None:  # which a flag may replace by a value of the type
+        elif field.default is None:  # a flag may replace it by a value of the type
             kind = optional_type(field)
             config[field.name] = config_dict.placeholder(typing.get_origin(kind) or kind)
         else:
@@ -94,7 +94,9 @@ def check(config: Config) -> Run:
     """
     values = dict(config.items())
     encoder: Any = values.get("encoder")
-    if hasattr(encoder, "items") and ":" in str(encoder.get("name")):  # of your own, with options of its own
+    if hasattr(encoder, "items") and ":" in str(
+        encoder.get("name")
+    ):  # the user's own encoder, with its own options
         known = {field.name for field in fields(Encoder)}
         values["encoder"] = {key: value for key, value in encoder.items() if key in known}
     made = Run.read(values)

@@ -112,7 +112,7 @@ class Trainer(Evaluator):
 
     def initial_state(self) -> TrainState:
         """The state before the first update, not yet placed on the devices."""
-        # The classes are not the plan's: flipped labels may leave a class in the middle without images.
+        # Not the number of the plan's classes: flipped labels may leave a class without images.
         return self.learner.initial_state(len(self.dataset.train.class_names))
 
     def with_initial_weights(self, state: TrainState) -> tuple[TrainState, PyTree, str]:

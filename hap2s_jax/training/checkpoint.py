@@ -28,7 +28,7 @@ PyTree = Any
 
 FORMAT = 1
 FOLDER = "checkpoints"  # in a working directory
-FROZEN = "frozen"  # in that one, the arrays that no update changes
+FROZEN = "frozen"  # in that folder: the arrays that no update changes
 
 
 class Checkpointer:
@@ -93,7 +93,7 @@ class Checkpointer:
 
     def _add_digests(self) -> None:
         """Called by orbax on one process, once all files of a checkpoint are written and before it has its name."""
-        # In a bucket it has its name, and another file says that it is whole.
+        # In a bucket it has its final name from the start; another file says that it is complete.
         name = f"{self._saving}" if is_bucket(self._directory) else f"{self._saving}.*tmp*"
         (folder,) = self._directory.glob(name)
         digests.write(folder)
@@ -146,14 +146,14 @@ class Checkpointer:
             else:
                 said = "checkpoint.best_metric: %s is %s at step %d; this checkpoint can never be the best"
                 _LOG.warning(said, self._best_metric, value, step)
-        # Copied: the device's buffers are donated to the next step, and several processes save what hosts hold.
+        # Copied, since the next step takes over the device's buffers, and several processes save host arrays.
         host_state = jax.tree.map(lambda x: np.array(x, copy=True), state)
-        self._wait()  # for the one before, whose digests are of `_saving`
+        self._wait()  # for the previous save, whose digests use `_saving`
         self._saving = step
         args = ocp.args.Composite(state=ocp.args.StandardSave(host_state), record=ocp.args.JsonSave(record))
 
         def again() -> None:
-            self._manager = self._open()  # the one that has failed says so forever
+            self._manager = self._open()  # a manager that has failed once fails forever
             self._manager.save(step, args=args, metrics=quality)
             self._manager.wait_until_finished()
 
@@ -248,7 +248,7 @@ class Checkpointer:
             yield
             self._checks.check(step)
         except Exception as e:
-            self._checks.check(step)  # what is damaged may fail in any way
+            self._checks.check(step)  # a damaged checkpoint may raise anything
             if isinstance(e, UserError):
                 raise
             raise UserError(
@@ -271,7 +271,7 @@ class Checkpointer:
     def _try_again(self, error: Exception) -> None:
         """Does the last save again, which failed, as often as that may help."""
         if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
-            raise error  # another process is gone; nothing is wrong with the place
+            raise error  # another process is gone; the storage is fine
         for again in patience.tries(self._again, error, self._directory):
             try:
                 patience.bounded(again, self._directory)
