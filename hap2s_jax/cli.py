@@ -192,9 +192,8 @@ def start(
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold bytes that are not text
         sys.stdout.reconfigure(errors="backslashreplace")
-    warnings.filterwarnings(
-        "ignore", module=r"PIL\."
-    )  # Pillow's, about images: our own messages say what matters
+    # Pillow's, about images: our own messages say what matters.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     expect_no_tpu()
     return ended(lambda: work(parser.read(arguments)), interrupted)
 

@@ -26,7 +26,7 @@ from hap2s_jax.serving import vectors
 from hap2s_jax.serving.listing import Listing, claimed_folder, list_images
 from hap2s_jax.serving.trained import TrainedEncoder
 
-# Images of one transaction; an interruption loses fewer.
+# Images of one transaction: an interruption loses fewer than this.
 AT_ONCE = 2048
 _COLUMNS = ("camera", "time", "place")
 

@@ -31,7 +31,7 @@ from hap2s_jax.serving import gate
 
 CANDIDATES = 8
 _SIDE = 320
-_LEASE = 300.0  # seconds that an image is kept for whoever looks at it
+_LEASE = 300.0  # seconds that an image is reserved for the reviewer who looks at it
 _SHOWN = 12
 _EVERY = 2.0
 _CSS = """
@@ -41,7 +41,7 @@ _CSS = """
 .images .beyond { opacity: 0.55 } .images figcaption { overflow-wrap: anywhere; font-size: 14px }
 .log td { padding: 0 12px 0 0; overflow-wrap: anywhere }
 """
-# A key presses the button of its name; letters that are typed into a field stay there.
+# A key presses the button of its name, unless the user is typing into a field.
 _HEAD = """<script>
 document.addEventListener("keydown", (event) => {
   const typing = ["INPUT", "TEXTAREA"].includes(event.target.tagName);
@@ -72,7 +72,7 @@ class Review:
             raise TypeError("a review writes, and needs a Store")
         self.store, self.finder, self.threshold = finder.store, finder, threshold
         self._leases: dict[int, tuple[str, float]] = {}
-        self._turn = threading.RLock()  # gradio answers in several threads
+        self._turn = threading.RLock()  # gradio calls this from several threads
 
     def open(self) -> Session:
         """The state of a window that has just been opened."""
@@ -109,7 +109,7 @@ class Review:
                 self.store.refresh()
                 row = self.store.rows_of([image])[0]
                 if self.store.changed[row] > session["seen"]:
-                    session["image"] = None  # somebody else was quicker
+                    session["image"] = None  # another reviewer was quicker
                 return str(error)
             session["image"] = None
             return ""

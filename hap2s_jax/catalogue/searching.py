@@ -96,11 +96,12 @@ class Finder:
     def nearest(self, queries: np.ndarray, k: int, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distances and rows `[q, k]` as an index gives them, of the rows that are `allowed`."""
         if self._of is not self.store.embeddings or self._index is None:
-            self._of, self._index = self.store.embeddings, None  # not two of them in memory
+            # The old index is freed before the new one is made: memory may not hold two.
+            self._of, self._index = self.store.embeddings, None
             self._index = index.open_index(
                 self._of, self.store.encoder["distance"], kind=self._kind, cache=self._cache
             )
-            self._real = self._of.any(axis=1)  # those that could not be embedded anew are zeros
+            self._real = self._of.any(axis=1)  # rows that could not be embedded again are zeros
         return self._index.search(queries, k, allowed & self._real)
 
     def group(self, threshold: float, *, neighbours: int = 16, where: str = "") -> list[Group]:

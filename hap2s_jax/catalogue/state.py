@@ -18,7 +18,7 @@ from hap2s_jax.catalogue.tables import Tables, give_back, on_disk
 from hap2s_jax.errors import UserError, did_you_mean
 from hap2s_jax.serving.listing import claimed_folder
 
-# Of an image: in use; to be looked at again; of no use; taken out.
+# States of an image: in use; to be looked at again; of no use; taken out.
 STATUSES = ("", "later", "unusable", "removed")
 OWN_COLUMNS = ("id", "path", "label", "status")
 _PLAIN = ("path", "camera", "time", "place")
@@ -84,10 +84,10 @@ class State:
         if not images.kept:
             self._begin(encoder)
         elif images.kept == len(images.texts):
-            return  # tidied up by somebody
+            return  # another process has tidied up
         self._table, self.embeddings, _ = images
         ids, first = np.unique(images.ids, return_index=True)
-        if len(ids) < len(self._table):  # added by two processes at once
+        if len(ids) < len(self._table):  # two processes added the same images
             first.sort()
             self._table, self.embeddings = self._table.take(first), self.embeddings[first]
         new = self._table.slice(len(self.ids))
@@ -104,7 +104,7 @@ class State:
         self._order = np.argsort(self.ids)
         self._columns: dict[str, Any] = {}
         give_back()
-        if self.log is not None:  # somebody may have decided about them before they were read here
+        if self.log is not None:  # decisions on them may have been read before them
             self._apply(self.log.filter(np.isin(self.log.column("image"), new.column("id"))))
 
     def _begin(self, encoder: dict[str, Any]) -> None:

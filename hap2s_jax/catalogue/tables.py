@@ -146,7 +146,7 @@ class Tables:
         texts = [had.texts] if had and kept else [schema.empty_table()]
         with _plainly(self.folder):
             if count > kept:
-                # Batch by batch into one array, for two copies of all embeddings would be too many.
+                # Batch by batch into one array: two copies of all embeddings may not fit in memory.
                 for batch in _newer(table, kept, ["embedding"]).to_batches():
                     values = np.asarray(batch.column("embedding").flatten()).reshape(-1, dim)
                     embeddings[begin : begin + len(values)] = values
@@ -183,7 +183,7 @@ class Tables:
 
     def tidy(self) -> None:
         """Joins the small files that many appends have left; nobody is disturbed."""
-        # A tidier of another process may have been quicker.
+        # Another process that tidies up may have been quicker.
         with contextlib.suppress(UserError), _plainly(self.folder):
             for name in (table_name(self.state["active"]["fingerprint"]), _DECISIONS):
                 self._table(name).optimize()
@@ -223,7 +223,7 @@ def _room(had: np.ndarray | None, count: int, dim: int) -> np.ndarray:
     behind = None if had is None else had.base
     if isinstance(behind, np.ndarray) and count <= len(behind):
         return behind[:count]
-    # What nobody has written to takes no memory: room to grow costs nothing.
+    # Pages that were never written take no memory, so room to grow costs nothing.
     made = np.empty((max(count + count // 2, 4096), dim), np.float32)[:count]
     if had is not None:
         made[: len(had)] = had
@@ -256,6 +256,6 @@ def _plainly(folder: pathlib.Path) -> Iterator[None]:
         yield
     except (UserError, OSError):
         raise
-    except Exception as error:  # LanceDB raises what it stumbles over
-        # Without the line of its own source that LanceDB ends with.
+    except Exception as error:  # LanceDB may raise anything
+        # Without the line about its own source at the end of LanceDB's messages.
         raise UserError(f"{folder}: {re.sub(r', /[^ ]+[.]rs:.*', '', reason(error))}") from error

@@ -10,11 +10,11 @@ VALIDATION = 0.1
 # that is given for them. On two or three classes nearly every checkpoint is perfect.
 CHOICE = 10
 MOST = 0.25
-# A batch of so many classes where there are as many, and passes over the images where the steps allow them.
+# Classes in a batch, if there are as many; passes over the images, within the limits of the steps.
 CLASSES = 16
 PASSES = 100
 STEPS = (500, 8_000)
-# Parts of the steps.
+# Shares of the steps.
 WARMUP, INTERVAL = 1 / 16, 1 / 8
 
 

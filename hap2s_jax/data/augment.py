@@ -205,7 +205,7 @@ class Augmentation(Settings):
         cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
         mirror = -1.0 if self.flip and u[_Draw.FLIP] < 0.5 else 1.0
         cy, cx = (height - 1) / 2, (width - 1) / 2
-        # From a pixel of the result to the place in the image that it shows.
+        # Maps a pixel of the result to the place in the image that it shows.
         matrix = np.array([[mirror * cos, mirror * sin, cx], [-sin, cos, cy]])
         matrix[:, 2] -= matrix[:, :2] @ [cx + dx, cy + dy]
         return cv2.warpAffine(

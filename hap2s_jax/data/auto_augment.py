@@ -12,7 +12,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-# Which pair; whether each half is done; the sign of each half's strength.
+# Draws for one image: the pair, whether each half is done, the sign of each half's strength.
 DRAWS = 5
 
 Fill = tuple[int, int, int]

@@ -31,9 +31,8 @@ from hap2s_jax.reporting.environment import usable_cores
 
 _UNREADABLE = ("error", "skip")
 _FOREVER = np.iinfo(np.int64).max
-_AHEAD_BYTES = (
-    4 * 2**30
-)  # of all batches that exist at a time: in the making, `AHEAD` that wait, and one taken
+# Memory for all batches that exist at a time: those being made, `AHEAD` that wait, and one in use.
+_AHEAD_BYTES = 4 * 2**30
 _Batch = TypeVar("_Batch")
 # (fill, count): fill(0), ..., fill(count - 1), in any order
 _Each = Callable[[Callable[[int], None], int], None]
@@ -231,7 +230,7 @@ def _run(
     made_ahead = on_threads
     if has_tensorflow():
         from hap2s_jax.data.tf.pipeline import made_ahead
-    # Our own threads are the parallelism; OpenCV's would only fight them, and the encoder, for the cores.
+    # Our own threads use all cores; OpenCV's would compete with them and with the encoder.
     cv2.setNumThreads(1)
     pool = ThreadPoolExecutor(at_once * threads_each, "images") if threads_each > 1 else None
 

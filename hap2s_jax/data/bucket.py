@@ -19,10 +19,10 @@ from typing import IO, Any
 from hap2s_jax.errors import Unreachable
 
 SCHEME = "gs://"
-# Seconds without a byte after which a request is sent again, and how long that goes on, with growing pauses.
+# A request is sent again after so many seconds without a byte, and given up after so many; pauses grow.
 SILENCE, PATIENCE = 20.0, 120.0
 CONNECTIONS = 32
-# For each request that failed and was sent again, the kind of error; a list, since threads append to it as one.
+# The kind of error of each request that was sent again. A list: appending is safe among threads.
 _failed: list[type[Exception]] = []
 
 
@@ -32,7 +32,7 @@ def _client() -> Any:
     from requests.adapters import HTTPAdapter
 
     client = storage.Client(project=None)
-    for scheme in ("https://", "http://"):  # as many connections stay open as there are threads that read
+    for scheme in ("https://", "http://"):  # one open connection for each thread that reads
         client._http.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))
     return client
 
@@ -122,7 +122,7 @@ class BucketPath(pathlib.PurePosixPath):
                     errno.EFBIG, f"it holds {blob.size:,} bytes, more than the {limit:,} allowed", str(self)
                 )
             file = tempfile.TemporaryFile()  # noqa: SIM115
-            # Of this generation alone, should somebody replace it meanwhile.
+            # This generation only, in case somebody replaces the object meanwhile.
             blob.download_to_file(file, if_generation_match=blob.generation, **patient())
         file.seek(0)
         return file

@@ -65,7 +65,7 @@ def load(
     remarks, seen = [*parts.remarks, *registry.count_warnings(found, parts)], set()
     if found.is_own:  # official splits share no class, though some number those of either side from 0
         trained = {*parts.train.class_names, *(parts.validation.class_names if parts.validation else ())}
-        # The gallery of a closed split holds classes that nobody asks for.
+        # The gallery of a closed split also holds classes without queries.
         asked = parts.test.labels if parts.query is None else parts.test.labels[parts.query]
         seen = (
             set()
@@ -130,7 +130,7 @@ def with_noise(
     if kind == "labels":
         train, record = noise.flip_labels(dataset.train, fraction, seed)
     elif kind == "images":
-        # Own images have one name wherever they lie; two folders are two data sets.
+        # Own images have the same name in every folder, but two folders are two data sets.
         same = registry.entry(foreign)
         if same.name == dataset.name and not (same.is_own and foreign_dir):
             raise UserError(
@@ -206,7 +206,7 @@ def _local_parts(
 def _remote_parts(found: registry.Entry, data_dir: str, options: dict[str, Any]) -> Parts:
     """From a bucket come data sets that TFDS prepared; folders of small files would be read far too slowly."""
     if found.tfds is None:
-        place(data_dir)  # which says so where it is in no place that is known
+        place(data_dir)  # raises where the place is of no known kind
         raise UserError(
             f"data.data_dir: {data_dir} is not on a disk, and holds no packed data set {found.name}; pack it first: "
             f"python -m hap2s_jax.pack --name={found.name} --data_dir=... --output={data_dir}"
@@ -221,7 +221,7 @@ def _remote_parts(found: registry.Entry, data_dir: str, options: dict[str, Any])
     builder = found.tfds.format(**{**found.options, **options})
     try:
         parts = read_tfds(builder, data_dir)
-    except (OSError, RuntimeError, tf.errors.OpError) as error:  # TFDS wraps what is not an OSError
+    except (OSError, RuntimeError, tf.errors.OpError) as error:  # TFDS wraps other errors than OSError
         raise UserError(f"data.data_dir: {data_dir} cannot be read: {reason(error)}") from None
     if parts is None:
         raise UserError(
@@ -233,7 +233,7 @@ def _remote_parts(found: registry.Entry, data_dir: str, options: dict[str, Any])
 
 
 def _check_options_of_tfds(found: registry.Entry, options: dict[str, Any]) -> None:
-    # Those that the builder's name holds are obeyed by choosing it.
+    # Options that are part of the builder's name take effect by that choice.
     fixed = {k: v for k, v in options.items() if f"{{{k}}}" not in (found.tfds or "")}
     if any(v != found.options.get(k) for k, v in fixed.items()):
         raise UserError(f"data.options: need {found.title} as its official folder, not as TFDS data")

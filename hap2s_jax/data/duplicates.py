@@ -13,7 +13,7 @@ from typing import Any
 from hap2s_jax.data.source import Dataset, Source, origin_of
 from hap2s_jax.errors import UserError
 
-# Reading more than this before a run would be noticed; `hap2s_jax.check_data --duplicates` reads whatever there is.
+# Reading more would delay a run noticeably; `hap2s_jax.check_data --duplicates` reads everything.
 QUICK_BYTES = 512 * 2**20
 
 
@@ -62,7 +62,7 @@ def find(dataset: Dataset, at_most_bytes: int | None = None) -> Duplicates:
       at_most_bytes: names alone are compared where images of equal sizes, which have to be read, take more; None for
         no limit.
     """
-    # A file and the box in it, and where it stands: (part, label).
+    # (file, box) -> the places where it occurs: (part, label).
     places: dict[tuple[str, tuple[int, ...]], list[tuple[str, str]]] = defaultdict(list)
     images: dict[str, tuple[Source, int]] = {}
     for part, source in (
@@ -118,7 +118,7 @@ def digests_of(
         if (packed := getattr(source, "digests", None)) is not None:
             digests[name] = tuple(packed[n].tolist())
         elif (size := getattr(source, "size", None)) is not None:
-            with contextlib.suppress(OSError):  # reported where images are read
+            with contextlib.suppress(OSError):  # reading the images reports it later
                 by_size[size(n)].append(name)
     alike = {size: found for size, found in by_size.items() if len(found) > 1}
     if at_most_bytes is not None and sum(size * len(found) for size, found in alike.items()) > at_most_bytes:

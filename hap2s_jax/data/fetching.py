@@ -21,8 +21,8 @@ from hap2s_jax.data.bucket import CONNECTIONS, BucketPath
 from hap2s_jax.data.source import origin_of
 from hap2s_jax.errors import Unreachable, UserError
 
-# A file comes in blocks: large ones where all of the set fits into the cache, since each is then fetched once, else
-# small ones, so that little is fetched beside the images that are wanted.
+# Files are fetched in blocks. If the whole set fits into the cache, each block is fetched once, and blocks are large;
+# else they are small, so that little is fetched beside the wanted images.
 _LARGE, _SMALL = 2**20, 2**15
 _STEPS_AHEAD = 16
 
@@ -57,15 +57,15 @@ class Fetched:
         self._side = _LARGE if whole <= room else _SMALL
         self._first = np.cumsum([0, *(-(-sizes // self._side))]).tolist()
         self._ring = _Ring(cache.folder, min(room, whole + _LARGE))
-        # Where in the ring each block is, if it is there still; below 0 never yet.
+        # The place of each block in the ring, where it may have been overwritten; below 0: never fetched.
         self._places = np.full(self._first[-1], -1, np.int64)
         self._coming: dict[int, Future[Any]] = {}
-        # When the bucket was given up last, and what was said then.
+        # When the bucket was last given up, and the error of that time.
         self._silence: tuple[float, Unreachable | None] = (0.0, None)
         self._lock = threading.Lock()
         self._work: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(CONNECTIONS):
-            # No pool: what waits in one at the end is waited for.
+            # Not a pool: at exit Python would wait for everything that is queued in one.
             threading.Thread(target=_work_off, args=(self._work,), daemon=True).start()
         weakref.finalize(self, _end, self._work)
 
@@ -83,7 +83,7 @@ class Fetched:
                 return parts[0] if len(parts) == 1 else b"".join(parts)  # pyright: ignore
             for coming in self._request(file, first, last):
                 coming.result()
-        # Larger than the cache, or driven out of it before it was read.
+        # The image is larger than the cache, or was overwritten before it was read.
         return self._get(file, offset, offset + length)
 
     def prefetch(self, files: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> int:
@@ -128,7 +128,8 @@ class Fetched:
     def _fetch(self, file: int, first: int, last: int, asked: float) -> None:
         try:
             since, error = self._silence
-            if error is not None and asked < since:  # what waited meanwhile does not wait as long again
+            # Requests that waited meanwhile do not wait as long again.
+            if error is not None and asked < since:
                 raise error
             begin = (first - self._first[file]) * self._side
             end = min(begin + (last + 1 - first) * self._side, int(self._sizes[file]))
@@ -147,7 +148,7 @@ class Fetched:
         path = self._paths[file]
         try:
             data = path.read_range(begin, end)
-        except OSError as error:  # no fault of one image, so none that may be left out
+        except OSError as error:  # not the fault of one image, so no image is left out for it
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
         if len(data) != end - begin:
             raise UserError(f"{path} has become shorter than it was packed; copy it again")
@@ -178,8 +179,8 @@ class _Ring:
         )
 
     def write(self, data: bytes) -> int:
-        """Writes in the place of what is oldest; the place."""
-        with self._lock:  # while writing, too: who were slow would write over what is newer
+        """Overwrites the oldest data; returns the place."""
+        with self._lock:  # held while writing: a slow thread must not overwrite a newer block
             left = self.size - self._head % self.size
             place = self._head + (left if len(data) > left else 0)
             self._head = place + len(data)
@@ -211,7 +212,7 @@ def _work_off(work: queue.SimpleQueue[Any]) -> None:
             future.set_result(call(*arguments))
         except BaseException as error:
             future.set_exception(error)
-        del item, future, call  # or what they belong to would live as long as the thread waits
+        del item, future, call  # else their owner would live as long as the thread waits
 
 
 def _end(work: queue.SimpleQueue[Any]) -> None:

@@ -16,8 +16,8 @@ _SCAN = b"\xff\xda"  # a JPEG's marker before each
 _MAX_WORK = 2**32  # pixels times scans; usual images have about ten
 # Tags of a TIFF file, and of EXIF, which is one; the last is what a channel beyond the colours means.
 _WIDTH, _HEIGHT, _BITS, _ORIENTATION, _EXTRA = 256, 257, 258, 274, 338
-_CHUNK = struct.Struct(">I4s").unpack_from  # of a PNG: length and name
-# Of a JPEG: a segment's length; a frame's height and width.
+_CHUNK = struct.Struct(">I4s").unpack_from  # of a chunk of a PNG: length and name
+# In a JPEG: the length of a segment; height and width of a frame.
 _LENGTH, _SIDES = struct.Struct(">H").unpack_from, struct.Struct(">HH").unpack_from
 _pillow_lock = threading.Lock()
 
@@ -72,7 +72,7 @@ def read_header(data: bytes) -> Header:
                     f"its pixels are numbers of {tags[_BITS]} bits, whose white level is unknown; save it "
                     "with 8 or 16 bits"
                 )
-            # OpenCV and Pillow turn these upright themselves, whatever they are asked for.
+            # OpenCV and Pillow always turn these upright themselves.
             height, width = Header("tiff", tags[_HEIGHT], tags[_WIDTH], _orientation(tags)).upright
             # 1: colours multiplied by alpha, 2: not; 0 says nothing about what the channel means.
             return Header("tiff", height, width, has_alpha=tags.get(_EXTRA) in (1, 2))
@@ -95,9 +95,8 @@ def open_pillow(data: bytes) -> Any:
     """
     from PIL import Image
 
-    with (
-        _pillow_lock
-    ):  # Pillow has a limit of pixels of its own, one for the whole process; ours is checked elsewhere
+    # Pillow has a limit of pixels of its own, one for the whole process; ours is checked elsewhere.
+    with _pillow_lock:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(io.BytesIO(data))
@@ -163,7 +162,7 @@ def _png(data: bytes) -> Header:
             break
         if kind == b"tRNS":
             has_alpha = True
-        elif kind == b"eXIf":  # may also stand behind the pixels
+        elif kind == b"eXIf":  # it may also come after the pixels
             orientation = _exif(data[place + 8 : place + 8 + length])
         place += 12 + length
     return Header("png", height, width, orientation, has_alpha)
@@ -173,7 +172,7 @@ def _gif(data: bytes) -> Header:
     width, height = struct.unpack_from("<HH", data, 6)
     palette = 3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0
     place, transparent = 13 + palette, False
-    while data[place : place + 1] == b"!":  # extensions before the first picture
+    while data[place : place + 1] == b"!":  # skip extensions before the first picture
         transparent = transparent or (data[place + 1] == 0xF9 and bool(data[place + 3] & 1))
         place += 2
         while place < len(data) and data[place]:
@@ -188,7 +187,8 @@ def _bmp(data: bytes) -> Header:
     width, height = struct.unpack_from("<HH" if size == 12 else "<ii", data, 18)
     bits, method = struct.unpack_from("<HI", data, 28) if size >= 56 else (0, 0)
     masked = bits == 32 and method == 3 and bool(struct.unpack_from("<I", data, 66)[0])
-    return Header("bmp", abs(height), abs(width), has_alpha=masked)  # below 0: its rows begin at the top
+    # A negative height means that rows begin at the top.
+    return Header("bmp", abs(height), abs(width), has_alpha=masked)
 
 
 def _webp(data: bytes) -> Header:

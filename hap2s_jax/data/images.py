@@ -86,9 +86,9 @@ class DecodedImages:
 class _Kept:
     def __init__(self, cache_bytes: int, decoding: Decoding):
         self.settings = (cache_bytes, decoding)
-        # By number and by the fraction of its size at which a JPEG was decoded.
+        # Keys: the image's number, and the fraction of its size at which a JPEG was decoded.
         self.images: dict[tuple[int, int], np.ndarray] = {}
-        # With height and width as decoded.
+        # Values: the header, and height and width as decoded.
         self.headers: dict[int, tuple[Header, tuple[int, int]]] = {}
         self._room = cache_bytes
         self._lock = threading.Lock()
@@ -96,7 +96,7 @@ class _Kept:
     def add(self, index: int, header: tuple[Header, tuple[int, int]], ratio: int, image: np.ndarray) -> None:
         with self._lock:
             self.headers[index] = header
-            # The estimate may have been too low; what no longer fits is decoded anew each time.
+            # The estimate may have been too low; images that do not fit are decoded each time.
             if image.nbytes <= self._room and (index, ratio) not in self.images:
                 self._room -= image.nbytes
                 self.images[index, ratio] = image
@@ -107,7 +107,7 @@ _of_source: weakref.WeakKeyDictionary[Source, _Kept] = weakref.WeakKeyDictionary
 
 
 def _kept_images(source: Source, cache_bytes: int, decoding: Decoding) -> _Kept | None:
-    if not cache_bytes:  # nor is any image read to find out
+    if not cache_bytes:  # without a cache no image is read for the estimate
         return None
     try:
         kept = _of_source.get(source)
@@ -117,7 +117,7 @@ def _kept_images(source: Source, cache_bytes: int, decoding: Decoding) -> _Kept 
             return None
         _of_source[source] = _Kept(cache_bytes, decoding)
         return _of_source[source]
-    except TypeError:  # A source that cannot be hashed or referred to weakly has its images to itself.
+    except TypeError:  # a source without hash or weak references gets a cache of its own.
         fits = _estimate_bytes(source, decoding) <= cache_bytes
         return _Kept(cache_bytes, decoding) if fits else None
 

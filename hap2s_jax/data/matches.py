@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 ONE_CAMERA = "all test images are of one camera, so they are judged without the camera rule"
 _JUNK = -1
 _WITHOUT_CAMERAS = ("class", "in_shop", "closed_set")
-_COUNTED = ("open_set", "verification")  # which say themselves what they leave out
+_COUNTED = ("open_set", "verification")  # these report themselves what they leave out
 
 
 def one_camera(cameras: ArrayLike | None, labels: ArrayLike) -> bool:
@@ -36,7 +36,7 @@ def without_match(
       (those with no other image of their class in the gallery, those with images of their own camera only).
     """
     seen: dict[int, Counter[int]] = defaultdict(Counter)
-    own = -1 - np.arange(len(labels))  # an unknown camera is no other image's
+    own = -1 - np.arange(len(labels))  # an unknown camera differs from all others
     of = own if cameras is None else np.where(cameras < 0, own, cameras)
     for row in gallery.tolist():
         seen[int(labels[row])][int(of[row])] += 1

@@ -221,13 +221,13 @@ def _order(count: int, gap: int, turn: int, seed: int) -> np.ndarray:
     if count >= 3 * (gap - 1):
         order = permutation(count, seed, _STREAM, turn)
         if turn and gap > 1:
-            # Whoever closed the last round does not open this one; who closes it is left as it is.
+            # Members of the last round's end must not begin this one; the end of this round stays as it is.
             closed = permutation(count, seed, _STREAM, turn - 1)[count - gap + 1 :]
             head, tail = order[: count - gap + 1], order[count - gap + 1 :]
             first = head[~np.isin(head, closed)][: gap - 1]
             order = np.concatenate([first, head[~np.isin(head, first)], tail])
         return order
-    # Few classes, most of which are in every batch: places on a fixed ring, shifted at random by less than the slack.
+    # Few classes, most of them in every batch: places on a fixed ring, shifted at random by less than the slack.
     shift = (
         hash_words(seed, _JITTER, turn, np.arange(count)).astype(np.float64) / 2.0**64 * ((count - gap) // 2)
     )

@@ -122,7 +122,7 @@ def flip_labels(source: Source, fraction: float, seed: int) -> tuple[NoisySource
         raise UserError("data.noise: labels can be flipped only between at least two classes")
     flipped = labels.copy()
     for index in chosen.tolist():
-        # Stepping on from the own class by 1 to C - 1 places reaches every other class and never itself.
+        # Adding 1 to C - 1 places to the own class reaches every other class and never itself.
         steps = 1 + int(hash_words(seed, _WHAT, index)[0] % np.uint64(len(classes) - 1))
         place = int(np.searchsorted(classes, labels[index]))
         flipped[index] = classes[(place + steps) % len(classes)]

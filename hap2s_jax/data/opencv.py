@@ -17,9 +17,9 @@ def opencv() -> Any:
     """The module `cv2`."""
     import cv2
 
-    # Whoever asks does so from threads of his own; OpenCV's would only fight them, and the encoder, for the cores.
+    # Callers have threads of their own; OpenCV's would compete with them, and with the encoder, for the cores.
     cv2.setNumThreads(1)
-    # What cannot be read is reported by whoever asked for it, in one line.
+    # Callers report unreadable images in one line.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2
 
@@ -40,7 +40,7 @@ def _c_stderr() -> _Stderr | None:
         variable = ctypes.c_void_p.in_dll(library, "__stderrp" if sys.platform == "darwin" else "stderr")
         library.fopen.restype = ctypes.c_void_p
         nowhere = library.fopen(b"/dev/null", b"w")
-    except (AttributeError, OSError, TypeError, ValueError):  # Windows, for one
+    except (AttributeError, OSError, TypeError, ValueError):  # on Windows, for example
         return None
     usual = variable.value
     return _Stderr(variable, usual, nowhere) if nowhere and usual else None
@@ -65,7 +65,7 @@ def _decoder() -> Callable[[bytes, int], np.ndarray | None]:
     def loud(data: bytes, flags: int) -> np.ndarray | None:
         try:
             return decode(as_array(data, uint8), flags)
-        except fault:  # more pixels than OpenCV's own limit, 2**30, for one
+        except fault:  # such as more pixels than OpenCV's limit, 2**30
             return None
 
     if stderr is None:

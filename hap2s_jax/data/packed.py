@@ -30,7 +30,7 @@ from hap2s_jax.errors import UserError, reason
 FILE_NAME = "pack.json"
 PARTS = ("train", "validation", "test")
 ROWS = ("query", "gallery", "views")  # indices into test
-# Where an image is: its file, its bytes there and their CRC-32; and what is known of it.
+# An image's file, its bytes there and their CRC-32, and its metadata.
 ROW = np.dtype(
     [
         ("shard", "<i4"),
@@ -42,7 +42,7 @@ ROW = np.dtype(
         ("box", "<i4", (4,)),
     ]
 )
-# Files that stay open, of which a process may have some hundreds.
+# Files that stay open at a time; a process may have some hundreds.
 _OPEN = 200
 _SHARD = re.compile(r"[a-z]+\.tfrecord-\d{5}")
 
@@ -224,7 +224,7 @@ class _Files:
                     if self._open.setdefault(shard, kept) != kept:
                         os.close(kept)
                 return os.pread(file.fileno(), length, offset)
-        except OSError as error:  # no fault of this image alone, so none to be left out
+        except OSError as error:  # not the fault of this image, so it is not left out
             raise UserError(
                 f"{self.root / self.names[shard]} cannot be read: {error.strerror or error}; copy it again"
             ) from error
@@ -249,7 +249,7 @@ def _source(files: _Files, part: str, record: Mapping[str, Any]) -> PackedSource
     ends = (
         files.sizes[np.where(good, rows["shard"], 0)] if len(files.sizes) else np.zeros(len(rows), np.int64)
     )
-    # In this order, so that nothing can overflow.
+    # Checked in this order, so that no sum overflows.
     good &= (rows["length"] > 0) & (rows["length"] <= min(MAX_IMAGE, 2**31 - 1))
     good &= (rows["offset"] >= 0) & (rows["offset"] <= ends - rows["length"])
     good &= (rows["label"] >= -1) & (rows["label"] < len(names))

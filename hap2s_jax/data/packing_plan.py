@@ -45,12 +45,12 @@ def make(parts: Parts) -> dict[str, Part]:
         source = getattr(parts, part)
         if source is None:
             continue
-        paths = getattr(source, "paths", None)  # without the folder, which is this machine's
+        paths = getattr(source, "paths", None)  # relative: the folder differs between machines
         origins = list(paths) if paths is not None else [source.describe(i) for i in range(len(source))]
         boxes = getattr(source, "boxes", None)
         keys = [(o, () if boxes is None else tuple(boxes[i].tolist())) for i, o in enumerate(origins)]
         stored = {i: known[key] for i, key in enumerate(keys) if key in known}
-        if len(set(keys)) == len(keys):  # else they do not tell one image from another
+        if len(set(keys)) == len(keys):  # else paths do not identify images
             known |= {key: (part, i) for i, key in enumerate(keys) if i not in stored}
         plan[part] = Part(source, origins, np.zeros(len(source), ROW), stored)
     return plan

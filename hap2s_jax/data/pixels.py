@@ -132,7 +132,7 @@ def _composite(data: bytes, kind: str, background: tuple[int, int, int]) -> np.n
         mixture = rgba[..., :3] * alpha + (255 - alpha) * np.array(background, np.uint16)
         return ((mixture + 127) // 255).astype(np.uint8)
 
-    # OpenCV drops the alpha of other formats, and of grey images, or multiplies by it.
+    # For other formats and for grey images OpenCV drops alpha or multiplies by it.
     if kind in ("png", "webp"):
         image = imdecode(data, cv2.IMREAD_UNCHANGED)
         if image is None:
@@ -140,7 +140,7 @@ def _composite(data: bytes, kind: str, background: tuple[int, int, int]) -> np.n
     if image is None or image.ndim != 3 or image.shape[2] != 4:
         return _from_pillow(data, "RGBA", mixed)
     height, width = image.shape[:2]
-    # Three bytes a pixel go where four were, behind what is still to be read.
+    # In place: three bytes are written where four were read, never ahead of the reading.
     made = image.reshape(-1).view(np.uint8)[: height * width * 3].reshape(height, width, 3)
     for band in _bands(height, width):
         part = image[band] if image.dtype == np.uint8 else (image[band] >> 8).astype(np.uint8)
@@ -167,7 +167,7 @@ def _from_pillow(data: bytes, mode: str, to_rgb: Callable[[np.ndarray], np.ndarr
         for band in _bands(image.height, image.width):
             made[band] = to_rgb(pixels(band))
         return made
-    except Exception:  # whatever Pillow may raise of a damaged file
+    except Exception:  # a damaged file makes Pillow raise nearly anything
         raise UnreadableImageError("the image is damaged or cut off") from None
 
 

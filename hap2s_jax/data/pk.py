@@ -128,7 +128,7 @@ class PKPlan:
         k, n = self.images_per_class, self._counts[classes]
         turn, position = np.divmod(visits, n // k)
         row, place = np.repeat(np.arange(len(n)), n), _counted(n)
-        # Out of a class's ring, the n mod K images that sit out this turn, others each time.
+        # The n mod K images of a class that are left out this turn; each turn leaves out others.
         ring = _shuffled(row, hash_words(self.seed, _IMAGE_RING, classes[row], place))
         out = (place - (turn * (n % k) % n)[row]) % n[row] < (n % k)[row]
         kept = np.ones(len(row), bool)

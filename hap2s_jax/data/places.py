@@ -73,11 +73,11 @@ def _prepare() -> None:
     """Makes orbax, which opens gs:// by etils and fsspec, see what lies there now."""
     import fsspec.config
 
-    # TensorFlow's own client, which etils would take where it is installed, cannot be told to stop trying.
+    # etils would take TensorFlow's client where that is installed, whose retries have no limit.
     os.environ.setdefault("EPATH_USE_TF", "false")
-    # Asks by gRPC what kind of bucket it is, and for a minute where nobody answers.
+    # It would ask by gRPC for the kind of bucket, for a minute if there is no answer.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    # What other processes write would not be seen.
+    # With a cache it would not see what other processes write.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     if "etils.epath" in sys.modules:  # it may have decided already
         from etils.epath import gpath

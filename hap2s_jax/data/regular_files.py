@@ -13,14 +13,14 @@ from typing import IO, Any
 
 from hap2s_jax.data.bucket import BucketPath
 
-# Of an encoded image, 256 MiB, and of a JSON file of ours.
+# Largest encoded image, 256 MiB, and largest JSON file of ours.
 MAX_IMAGE = 2**28
 MAX_JSON = 2**24
 # Of a list of images, such as a CSV: ten million rows.
 MAX_LIST = 2**30
 # What a packed file may become: so much at least, and so many times its size. Text packs well.
 _SMALL, _TIMES = 2**26, 50
-# Of a zip file: its list of members, some tens of thousands, and where its end is looked for.
+# In a zip file: the largest list of members (tens of thousands), and where its end is searched.
 _MAX_LIST, _MAX_TAIL = 2**22, 2**17
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
@@ -45,13 +45,13 @@ def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> IO[b
 def _descriptor(path: str | os.PathLike[str], limit: int | None) -> tuple[int, int]:
     """A regular file, opened to be read, and its size; see `open_regular`."""
     try:
-        # Before it is opened: a pipe would wait for its writer, and to open a device may set something going.
+        # Checked before opening: a pipe would wait for its writer, and opening a device may have an effect.
         _check(os.stat(path), limit)
         descriptor = os.open(path, _READ)
     except ValueError:
         raise RefusedError("its name holds a zero byte") from None
     try:
-        return descriptor, _check(os.fstat(descriptor), limit)  # what lies there now
+        return descriptor, _check(os.fstat(descriptor), limit)  # checked again: it may have been replaced
     except OSError:
         os.close(descriptor)
         raise
@@ -76,10 +76,10 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_IMAGE) -> bytes:
     if isinstance(path, BucketPath):
         with path.open("rb", limit) as file:
             return file.read()
-    # Through the descriptor: a file object takes as long again as the reading of a small image.
+    # By the descriptor: making a file object would double the time for a small image.
     descriptor, size = _descriptor(path, limit)
     try:
-        # No more than was promised: some of the kernel's files say 0 and never end.
+        # Read no more than the size promised: some kernel files have size 0 and never end.
         parts = [os.read(descriptor, size)]
         while parts[-1] and (missing := size - sum(map(len, parts))):
             parts.append(os.read(descriptor, missing))
@@ -113,7 +113,7 @@ def below(folder: str | os.PathLike[str], path: str) -> pathlib.Path:
     try:
         root = pathlib.Path(folder).resolve()
         found = (root / path).resolve()
-    except (ValueError, RuntimeError) as error:  # a zero byte; links that go round
+    except (ValueError, RuntimeError) as error:  # a zero byte, or links in a circle
         raise RefusedError(str(error)) from None
     if not found.is_relative_to(root):
         raise RefusedError(f"it does not lie below {root}")

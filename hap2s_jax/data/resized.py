@@ -49,7 +49,7 @@ def change(longest_side: int | None, apply_boxes: bool) -> Change:
                 image.shape[0], image.shape[1], lambda h, w: (0, 0, h, w), box if apply_boxes else None
             )
         except UnreadableImageError:
-            return data, box  # whoever trains on it says what is to be done
+            return data, box  # training on it will decide what to do
         part = cut(image, window)
         kept = None if apply_boxes else box
         share = min(1.0, (longest_side or max(part.shape)) / max(part.shape[:2]))

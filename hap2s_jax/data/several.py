@@ -52,7 +52,7 @@ class Joined(Derived):
     def _join_cameras(self) -> np.ndarray | None:
         if all(source.cameras is None for source in self.parts):
             return None
-        # One that is not known is no other image's.
+        # An unknown camera differs from all others.
         cameras, first = -1 - np.arange(len(self)), 0
         for source, start in zip(self.parts, self._starts, strict=False):
             if source.cameras is not None:

@@ -44,7 +44,7 @@ class QuarterTurns:
             [np.where(labels >= 0, labels + turn * classes, labels) for turn in range(TURNS)]
         ).astype(np.int32)
         self.cameras = None if source.cameras is None else np.tile(source.cameras, TURNS)
-        # The same letter at the front for all of a turn keeps the names in the labels' order.
+        # All names of a turn begin with the same letter, so that names sort in the order of the labels.
         self.class_names = tuple(f"{90 * turn:03d} {c}" for turn in range(TURNS) for c in source.class_names)
 
     def __len__(self) -> int:

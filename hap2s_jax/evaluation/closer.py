@@ -99,12 +99,8 @@ def _draw(
     from hap2s_jax.reporting.pictures import retrievals
 
     size = len(inputs.labels) if rows.get("gallery") is None else len(rows["gallery"])
-    settings: dict[str, Any] = {
-        **rows,
-        "query": lowest,
-        "cameras": cameras,
-        "distance": distance,
-    }  # of nearest
+    # Arguments of `nearest`.
+    settings: dict[str, Any] = {**rows, "query": lowest, "cameras": cameras, "distance": distance}
     found = nearest(inputs.embeddings, inputs.labels, k=min(_NEIGHBORS_SHOWN, size), **settings)
     lowest, found = lowest[(found >= 0).all(axis=1)], found[(found >= 0).all(axis=1)]
     if len(lowest) == 0:

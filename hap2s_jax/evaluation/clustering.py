@@ -144,9 +144,8 @@ def measures(labels: ArrayLike, assignment: ArrayLike) -> tuple[float, float, fl
     total, cells = len(classes), cells.astype(np.float64)
     outer = sums[cell // len(columns)] * columns[cell % len(columns)]
     mutual = float(np.sum(cells / total * np.log(cells * total / outer)))
-    entropy = float(
-        -np.sum(sums / total * np.log(sums / total)) / 2
-    )  # mean of the entropies of classes and clusters
+    # Mean of the entropies of classes and clusters.
+    entropy = float(-np.sum(sums / total * np.log(sums / total)) / 2)
     expected = _expected_mutual_information(rows, columns)
     return float(max(0.0, mutual / entropy)), float((mutual - expected) / (entropy - expected)), pairwise
 

@@ -63,9 +63,8 @@ class CountedPairs:
         """Pairs by kind (of one class, of two) and step of distance, int64 `[2, STEPS]`."""
         total = np.zeros(2 * STEPS + 1, np.int64)
         waiting: list[jax.Array] = []
-        for tile in self._tiles(
-            _places, halved=True
-        ):  # a device forms the next one while this one is counted
+        # A device forms the next one while this one is counted.
+        for tile in self._tiles(_places, halved=True):
             waiting.append(tile)
             if len(waiting) > 1:
                 total += np.bincount(np.asarray(waiting.pop(0)).reshape(-1), minlength=len(total))

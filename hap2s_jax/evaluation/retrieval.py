@@ -203,9 +203,8 @@ def _rank_blocks(
         else:
             values = rank_block(*one, np.int32(first[number]), np.int32(last[number]), tiles=tiles)
         found.append((part, values))
-        jax.block_until_ready(
-            found[: -2 * len(devices)][-1:]
-        )  # limits how many blocks are in memory at a time
+        # Limits how many blocks are in memory at a time.
+        jax.block_until_ready(found[: -2 * len(devices)][-1:])
     for part, (ranks, shares) in found:
         counts[part], averages[part] = np.asarray(ranks)[: len(part)], np.asarray(shares)[: len(part)]
     return counts, averages

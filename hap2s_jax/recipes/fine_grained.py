@@ -55,7 +55,7 @@ def recipe(name: str, arg: str | None, *, steps: int, classes: int, images_per_c
     config.optimizer.trunk_factor = 0.1
     config.optimizer.weight_decay = 5e-4
     config.schedule.name = "constant"
-    # Without cameras there is no mAP of the re-identification kind to choose by.
+    # Without cameras there is no re-identification mAP to choose the best checkpoint by.
     config.checkpoint.best_metric = "map@r"
     if chosen.dinov2:
         dinov2(config)

@@ -19,7 +19,7 @@ from hap2s_jax.run.config import Config
 
 IMAGENET = "hf://timm/resnet50.tv_in1k"
 IMAGENET_VIT = "hf://timm/vit_base_patch16_224.orig_in21k_ft_in1k"
-# What any recipe can be given besides its loss, all off.
+# Options of every recipe besides its loss, all off.
 SWITCHES = dict.fromkeys(("autoaugment", "ema", "scratch", "tiny"), False)
 
 

@@ -168,9 +168,8 @@ class _Maker:
         return self._rows("train", self.trainer.dataset.train, count, size, batches)
 
     def _augmentation(self) -> Any:
-        from hap2s_jax.data.augment import (
-            Centre,
-        )  # not above: OpenCV may be missing where features are only read
+        # Not above: OpenCV may be missing where features are only read.
+        from hap2s_jax.data.augment import Centre
 
         config = self.trainer.config
         if config.data.cached_views > 1:

@@ -94,9 +94,8 @@ def check(config: Config) -> Run:
     """
     values = dict(config.items())
     encoder: Any = values.get("encoder")
-    if hasattr(encoder, "items") and ":" in str(
-        encoder.get("name")
-    ):  # the user's own encoder, with its own options
+    # The user's own encoder has its own options.
+    if hasattr(encoder, "items") and ":" in str(encoder.get("name")):
         known = {field.name for field in fields(Encoder)}
         values["encoder"] = {key: value for key, value in encoder.items() if key in known}
     made = Run.read(values)

@@ -36,7 +36,7 @@ from hap2s_jax.serving.trained import TrainedEncoder
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PREPROCESSING = "preprocessing.json"
-# How long jax promises to read what it has written.
+# How long jax promises to read its exported files.
 GUARANTEE = datetime.timedelta(days=180)
 
 
@@ -102,7 +102,8 @@ def write_saved_model(
       UserError: TensorFlow is missing, this JAX has no jax2tf, or this TensorFlow cannot run what this JAX makes.
     """
     try:
-        from hap2s_jax.data.tf import saved_model  # before jax2tf, which would let TensorFlow talk
+        # Before jax2tf, so that TensorFlow prints no log lines.
+        from hap2s_jax.data.tf import saved_model
     except ImportError as error:
         raise extras.not_installed("--formats=saved_model", "tensorflow", "train") from error
 
@@ -138,16 +139,15 @@ def write_onnx(encoder: TrainedEncoder, folder: pathlib.Path, batch_size: int | 
     at_once = functools.partial(test_time.at_once, size=encoder.image_size)
     embed = embedding_function(encoder.module, encoder.config.evaluate, combine=at_once)
     path = folder / "encoder.onnx"
-    logging.getLogger("onnx_ir").setLevel(
-        logging.ERROR
-    )  # it warns of shapes that onnxruntime finds by itself
+    # onnx_ir warns of shapes that onnxruntime finds by itself.
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     with (
         _checked("onnx", "jax2onnx cannot convert this encoder"),
-        # jax2onnx knows no choice between platforms; the code for a CPU is made of the plainest operations.
+        # jax2onnx has no choice of platform; code for a CPU has the simplest operations.
         mock.patch.object(jax.lax, "platform_dependent", _for_cpu),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # of its own dealings with types
+        warnings.simplefilter("ignore")  # jax2onnx's own, about types
         model = converter.to_onnx(
             functools.partial(embed, encoder.variables),
             [images],
@@ -188,14 +188,14 @@ def _checked(
     """Around converting, or loading and running what was written; whatever it raises becomes one line."""
     try:
         yield
-    except Exception as error:  # of another library's loader, compiler or runtime
+    except Exception as error:  # from another library's loader, compiler or runtime
         raise UserError(f"--formats={name}: {fault} ({reason(error)}){remedy}") from error
 
 
 def _compare(encoder: TrainedEncoder, call: Callable[[Any], Any], batch_size: int | None) -> None:
     images = np.random.default_rng(0).integers(0, 256, (batch_size or 3, *encoder.image_size, 3), np.uint8)
     expected, found = encoder.embed_pixels(images), np.asarray(call(images), np.float32)
-    # Other compilers add in another order.
+    # Other compilers add in a different order.
     tolerance = 1e-4 if encoder.config.encoder.dtype == "float32" else 0.05
     if found.shape != expected.shape or not np.all(
         np.abs(found - expected) <= tolerance * np.abs(expected).max()
@@ -221,7 +221,7 @@ def write_preprocessing(
             "take the central part, round(side / enlarge) of each side (with keep_aspect, the largest part of the "
             "input's aspect ratio, over enlarge); then bilinear, or area averages where both sides are at least halved"
         ),
-        # StableHLO, ONNX and SavedModel make the views and their mean themselves; weights alone do not.
+        # StableHLO, ONNX and SavedModel average over the views themselves; bare weights cannot.
         "views": test_time.views_of(evaluate),
         "inside_the_encoder": {
             "mean": list(getattr(encoder.module, "mean", IMAGE_MEAN)),
@@ -232,7 +232,7 @@ def write_preprocessing(
         "step": encoder.step,
         "jax": jax.__version__,
         "stablehlo_is_guaranteed_until": guaranteed_until(),
-        # As sha256sum has them.
+        # In the format of sha256sum.
         "sha256": {
             file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
             for path in written
@@ -262,7 +262,7 @@ def _torch_name(path: tuple[str, ...], encoder: TrainedEncoder) -> str:
     if room == "trunk" and isinstance(getattr(encoder.module, "trunk", None), ResNet):
         settings = encoder.config.encoder
         if inside[0].startswith("stem_") and settings.stem != "imagenet":
-            # Another layer than torchvision's conv1: its name would promise what does not fit.
+            # It differs from torchvision's conv1, so it must not have that name.
             room, inside = "stem", [inside[0].removeprefix("stem_"), *inside[1:]]
         else:
             try:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from hap2s_jax.errors import UserError, reason
 
-# What this machine calls itself.
+# Names of this machine.
 LOCAL = ("127.0.0.1", "localhost", "::1")
 # Of what is uploaded, and of a whole request, with what a form puts around it.
 MAX_FILE = 32 * 2**20
@@ -126,13 +126,13 @@ def launch(
         max_file_size=MAX_FILE,
         prevent_thread_lock=True,
         quiet=True,
-        show_error=False,  # nor any text of an exception
+        show_error=False,  # show no exception's text
         css=css,
         head=head or None,
-        # The machine's own letters: the default theme fetches some from the network.
+        # Local fonts: the default theme fetches some from the network.
         theme=Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     )
-    # Around gradio's own layers, which would grant other origins what they ask for.
+    # Outside of gradio's own middleware, which would allow other origins.
     app.middleware_stack = Gate(app.middleware_stack or app.build_middleware_stack(), host)
     if block:
         print(f"open {address} in a browser; Ctrl-C ends it", flush=True)

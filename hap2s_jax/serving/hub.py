@@ -81,7 +81,7 @@ def push(encoder: TrainedEncoder, name: str, folder: pathlib.Path, *, private: b
         api = library.HfApi()
         api.create_repo(name, private=private, exist_ok=True)
         said = f"hap2s_jax: step {encoder.step}"
-        # What an earlier push left there would be another step's.
+        # Files of an earlier push would be of another step.
         api.upload_folder(
             repo_id=name, folder_path=str(folder), commit_message=said, delete_patterns=f"{FOLDER}/**"
         )
@@ -106,7 +106,7 @@ def write(encoder: TrainedEncoder, name: str, folder: pathlib.Path) -> None:
     checkpointer.close()
     if calibration.read(encoder.workdir, encoder.fingerprint) is not None:
         shutil.copyfile(encoder.workdir / calibration.FILE_NAME, folder / calibration.FILE_NAME)
-    # The card's own config would tell where things lay.
+    # The card's own config would reveal local paths.
     shown = json.dumps(config.to_dict(), indent=2, default=list)
     text = re.sub(r"```json\n.*?\n```", lambda _: f"```json\n{shown}\n```", text, flags=re.DOTALL)
     text = text.replace("hap2s_jax.load(WORKDIR)", f'hap2s_jax.load("{HUB}{name}")')
@@ -174,7 +174,7 @@ def _plainly(name: str) -> Iterator[None]:
         raise UserError(
             f"{HUB}{name} is not in this machine's cache, and the hub cannot be reached; check the network"
         ) from error
-    except Exception as error:  # it raises what its HTTP client stumbles over
+    except Exception as error:  # its HTTP client may raise anything
         status = getattr(getattr(error, "response", None), "status_code", None)
         denied = f"; this machine's token may not: {log_in}" if status in (401, 403) else ""
         raise UserError(f"{HUB}{name}: the hub says: {reason(error)}{denied}") from error

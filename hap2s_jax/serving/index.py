@@ -20,13 +20,13 @@ from hap2s_jax.evaluation.neighbors import ExactIndex
 from hap2s_jax.reporting.atomic import replacing
 
 KINDS = ("auto", "exact", "faiss")
-# Below it, exact search answers before faiss has learnt its cells.
+# Below this size, exact search takes less time than training faiss's cells.
 LARGE = 1_000_000
 _PROBES = 32
-# Of those that rounded rows let look nearest, so many more than asked for are compared exactly.
+# So many more than asked for are found with rounded rows, and compared exactly.
 _SPARE = 32
 _AT_ONCE = 65_536
-# Of so few rows all are compared.
+# Up to so many rows, all are compared.
 _FEW = 10_000
 
 
@@ -153,7 +153,7 @@ def _read_cache(cache: pathlib.Path | None, identity: list[Any]) -> Any:
             return None
         return faiss.read_index(str(cache))
     except (OSError, ValueError, RuntimeError):
-        return None  # it is made again
+        return None  # it will be built again
 
 
 def _write_cache(cache: pathlib.Path | None, identity: list[Any], index: Any) -> None:
@@ -161,7 +161,7 @@ def _write_cache(cache: pathlib.Path | None, identity: list[Any], index: Any) ->
 
     if cache is None:
         return
-    # A gallery in a folder that is read only is searched all the same.
+    # Searching works without the cache, as in a read-only folder.
     with contextlib.suppress(UserError, OSError, RuntimeError):
         with replacing(cache) as temporary:
             faiss.write_index(index, str(temporary))

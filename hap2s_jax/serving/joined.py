@@ -35,7 +35,7 @@ def read(name: str | os.PathLike[str]) -> vectors.Vectors:
     found = [(file, vectors.read(file)) for file in files]
     for file, gallery in found:
         _check_same(files[0], found[0][1].model, file, gallery.model)
-    found.sort(key=lambda pair: _part(pair[1].model)[0])  # stable: those that are no parts stay as they are
+    found.sort(key=lambda pair: _part(pair[1].model)[0])  # stable: files that are not parts keep their order
     _check_complete(found)
     galleries = [gallery for _, gallery in found]
     if len(galleries) == 1:

@@ -102,8 +102,8 @@ def described(config: Any, path: pathlib.Path) -> tuple[Any, PyTree]:
         return module, jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct(size, np.uint8))
     except UserError:
         raise
-    except Exception as error:  # flax and JAX raise what they stumble over
-        if ":" in settings["name"]:  # of code that is the user's own
+    except Exception as error:  # flax and JAX may raise anything
+        if ":" in settings["name"]:  # the user's own code
             raise
         file = path / configs.FILE_NAME
         raise UserError(f"cannot build an encoder from {file}: {reason(error)}") from error

@@ -64,7 +64,7 @@ def _digests(source: Source, sizes: set[int]) -> set[bytes]:
         try:
             if os.stat(source.describe(n)).st_size not in sizes:
                 continue
-        except OSError:  # a member of an archive
+        except OSError:  # an image inside an archive
             pass
         found.add(hashlib.sha256(source.read(n)).digest())
     return found

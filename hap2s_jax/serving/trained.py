@@ -73,7 +73,7 @@ class TrainedEncoder:
         self.distance: str = config.evaluate.distance
         self.trained_on = source_names(config.data)
         self._transform = _transform(config)
-        # A run from elsewhere may ask for more than this machine has memory for.
+        # A run from elsewhere may ask for more memory than this machine has.
         made = decoding(config)
         self._decoding = made._replace(max_pixels=min(made.max_pixels, pixels.DEFAULT.max_pixels))
         self.fingerprint = fingerprint(variables, config)
@@ -81,7 +81,7 @@ class TrainedEncoder:
         self._placed = self._parallel.replicate(variables)
         self._function = embedding_function(module, config.evaluate)
         self._embed = self._parallel.compile_map(self._function)
-        # Of one view, as of their mean, which takes longer to trace.
+        # One view has the shape of their mean, and is traced faster.
         one = functools.partial(embed_step, encoder=module, feature=config.evaluate.feature)
         sample = jax.ShapeDtypeStruct((1, *self.image_size, 3), np.uint8)
         self.dim = int(jax.eval_shape(one, variables, sample).shape[1])
@@ -197,7 +197,7 @@ class TrainedEncoder:
                 if not waiting:
                     break
                 images_now, failures = self._collect(waiting.popleft())
-                # The last batch is filled up rather than compiled for, unless it is the only one.
+                # The last batch is padded, which avoids compiling again, unless it is the only one.
                 rows = compiled or min(size, self._bucket(len(failures)))
                 compiled = max(compiled, rows)
                 batch = np.zeros((rows, *self.image_size, 3), np.uint8)
@@ -234,12 +234,12 @@ def fingerprint(variables: PyTree, config: Any) -> str:
     """Sixteen hexadecimal digits that tell these weights, with this preprocessing, from all others."""
     size = [int(side) for side in config.data.image_size]
     settings = [config.evaluate[key] for key in ("feature", "flip", "five_crops", "crop", "distance")]
-    # Added only where it counts, so that indexes made before it was known keep their fingerprint.
+    # Added only if it differs from the old behaviour, so that older indexes keep their fingerprint.
     settings += ["zooms"] if config.evaluate.zooms else []
     if (config.evaluate.flip or config.evaluate.five_crops) and config.evaluate.distance != "cosine":
-        # These means were once left shorter than 1.
+        # Older versions did not normalise these means.
         settings += ["unit mean"] if config.encoder.normalize or config.encoder.bnneck else []
-    if (made := decoding(config))[:2] != (False, None):  # as all runs had it once
+    if (made := decoding(config))[:2] != (False, None):  # older versions had only this
         settings += [list(made[:2])]
     digest = hashlib.sha256(repr((size, settings, sorted(_transform(config).items()))).encode())
     for path, leaf in sorted(
@@ -265,7 +265,7 @@ def _fetch(embedded: Any, failures: list[Exception | None]) -> Embedded:
 
 
 def _is_pillow(image: Any) -> bool:
-    # By its methods: whoever has such an image has loaded Pillow, which need not be loaded here.
+    # Recognised by its methods: no need to import Pillow here.
     return hasattr(image, "getexif") and hasattr(image, "convert")
 
 

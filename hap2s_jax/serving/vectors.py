@@ -136,7 +136,7 @@ def _write_parquet(
             begin += len(block)
             values = arrow.array(np.ascontiguousarray(block).reshape(-1))
             table: dict[str, Any] = {
-                # Parquet's text is UTF-8, which a file's name need not be.
+                # Parquet's text is UTF-8; file names may hold other bytes.
                 "path": [listing.paths[row].encode(errors="replace").decode() for row in chosen],
                 "label": [listing.class_names[n] if n >= 0 else None for n in listing.labels[chosen]],
                 "embedding": arrow.FixedSizeListArray.from_arrays(values, dim),
@@ -160,7 +160,7 @@ def read(path: str | os.PathLike[str]) -> Vectors:
         stored.check_labels(arrays["labels"], arrays["class_names"], path)
         with np.errstate(over="ignore", invalid="ignore"):
             embeddings = arrays["embeddings"].astype(np.float32, copy=False)
-            total = embeddings.sum()  # carries any NaN or infinity, and may be too large itself
+            total = embeddings.sum()  # not finite if any value is not, or if the sum overflows
         if not (np.isfinite(total) or np.isfinite(embeddings).all()):
             raise UserError(f"{path} holds embeddings that are not finite; its encoder has diverged")
         model = stored.read_model(arrays["model"], path)
@@ -174,7 +174,7 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
         yield
     except KeyError as error:
         raise UserError(f"{path} lacks {error}; make it with python -m hap2s_jax.embed") from error
-    except Exception as error:  # pyarrow and NumPy raise what they stumble over
+    except Exception as error:  # pyarrow and NumPy may raise anything
         if isinstance(error, UserError) and not isinstance(error, stored.DamagedError):
             raise
         raise UserError(
@@ -200,7 +200,7 @@ def _read_parquet(path: pathlib.Path) -> dict[str, Any]:
     arrow, parquet = _pyarrow()
     file = open_regular(path)
     most = allowed(os.fstat(file.fileno()).st_size)
-    # Text as numbers of a dictionary: a short file may repeat a long text without end.
+    # Text stays numbers of a dictionary: a short file may repeat a long text very often.
     with file, parquet.ParquetFile(file, read_dictionary=["path", "label"]) as opened:
         schema, rows = opened.schema_arrow, opened.metadata.num_rows
         kind = schema.field("embedding").type

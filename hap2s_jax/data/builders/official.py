@@ -97,7 +97,7 @@ def _examples(source: Source, indices: np.ndarray, offset: int) -> Iterator[tupl
         data = source.read(index)
         label = int(source.labels[index])
         example = {
-            # Out of cuhk-03.mat come bare pixels; stored as PNG they take a third.
+            # cuhk-03.mat holds raw pixels; as PNG they take a third of the space.
             "image": decode_whole(data) if data.startswith(b"BM") else io.BytesIO(data),
             "identity": label + offset,
             "identity_name": source.class_names[label],

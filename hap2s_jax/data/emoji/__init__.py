@@ -21,9 +21,9 @@ ARCHIVE = "emoji.zip"
 INDEX = "emoji.csv"
 INDEX_FIELDS = ("file", "class", "split", "family", "camera", "set", "icon")
 SPLITS = ("train", "validation", "test")
-# In sorted order: the cameras' numbers are positions in this list.
+# Sorted: the numbers of the cameras are positions in this list.
 CAMERAS = ("emojione", "google", "microsoft", "mozilla", "twitter")
-# What raw pixels retrieve on the test classes, to three digits; `baseline.py` computes it again.
+# Metrics of raw pixels on the test classes, to three digits; `baseline.py` computes them again.
 PIXEL_BASELINE = {
     "mAP": 0.155,
     "rank-1": 0.251,
@@ -51,7 +51,7 @@ class EmojiSource:
         self.name = "emoji"
         with open(folder / INDEX, encoding="utf-8", newline="") as file:
             self.rows = list(csv.DictReader(file))
-        # Read at once: a zip file handle is neither shared between threads without a lock nor picklable.
+        # Read whole: a handle of a zip file cannot be pickled, and threads would need a lock for it.
         with zipfile.ZipFile(folder / ARCHIVE) as archive:
             self._images = [archive.read(row["file"]) for row in self.rows]
         self.class_names = tuple(sorted({row["class"] for row in self.rows}))

@@ -62,7 +62,7 @@ def open_csv(file: Path, wanted: Mapping[str, str]) -> tuple[list[str], Iterator
             raise UserError(f"{file} is no CSV file: {error}") from None
 
     found = rows()
-    next(found, None)  # the head
+    next(found, None)  # skip the header
     return head, found
 
 

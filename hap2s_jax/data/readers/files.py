@@ -17,7 +17,7 @@ from hap2s_jax.data.source import Source
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 EXTENSIONS += (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k")
-# What operating systems, network drives and photo programs leave behind.
+# Files and folders that operating systems, network drives and photo programs leave behind.
 _LITTER = ("thumbs.db", "desktop.ini", "picasa.ini")
 _LITTER += ("$recycle.bin", "system volume information", "__macosx", "@eadir", "#recycle", "lost+found")
 

@@ -21,8 +21,8 @@ from hap2s_jax.data.readers.table import named_columns, table_of
 from hap2s_jax.data.regular_files import read_bytes
 from hap2s_jax.errors import UserError, reason
 
-FORMATS = ("imagefolder", "parquet", "arrow", "cache")  # the last is how one of the hub is found offline
-_SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves
+FORMATS = ("imagefolder", "parquet", "arrow", "cache")  # cache: a data set of the hub, offline
+_SAVED = ("dataset_dict.json", "state.json")  # files that save_to_disk writes
 _WHOLE = "all"
 
 

@@ -67,7 +67,7 @@ def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
     """The images by part, and what was left out."""
     names = list_folders(root)
     by_part = {SPLITS[n.lower()]: n for n in names if n.lower() in SPLITS}
-    # A class may well be called "test"; only together are the names a split.
+    # A class may be called "test"; the names are a split only if all of them are there.
     if "train" in by_part and ("test" in by_part or {"query", "gallery"} <= by_part.keys()):
         folders = by_part
     else:
@@ -91,7 +91,7 @@ def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
             if len(inside) > 1:
                 deep.append(path)
     remarks = name_others(others)
-    # Images that all lie deeper lie in folders of something else than classes.
+    # If all images lie deeper, the folders are not classes.
     if not direct:
         raise UserError(
             f"{root}: found no image in a folder of its own class, such as {root}/CLASS/IMAGE.jpg"

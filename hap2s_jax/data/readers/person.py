@@ -14,7 +14,7 @@ from hap2s_jax.data.readers.rows import judged
 from hap2s_jax.errors import UserError
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
-# Hand-drawn boxes of all people; those of the queries' are what Market-1501's multi-query pools.
+# Hand-drawn boxes of all people; Market-1501's multi-query pools those of the queries.
 VIEWS = "gt_bbox"
 VEHICLES = ("image_train", "image_query", "image_test")
 _NAME = re.compile(r"(-?\d{1,18})_c(\d{1,9})(?!\d)")
@@ -90,7 +90,7 @@ def read_market(
         ids += [row[1] for row in seen]
         cameras += [row[2] for row in seen]
         protocols = ("query_gallery", "multi_query")
-    # Cameras count from 1; own ones may count from 0.
+    # Cameras count from 1; in own data they may count from 0.
     first = min(1, *train.cameras, *cameras)
     trained = FileSource(f"{name} train", root, train.paths, train.ids, [c - first for c in train.cameras])
     test = FileSource(f"{name} test", root, paths, ids, [c - first for c in cameras])

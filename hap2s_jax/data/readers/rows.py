@@ -18,7 +18,7 @@ from hap2s_jax.errors import UserError
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
 SPLITS |= {"test": "test", "query": "query", "gallery": "gallery", "database": "gallery"}
-# What animal data sets write for an individual that nobody recognised.
+# Labels that animal data sets give to unrecognised individuals.
 _UNKNOWN = ("", "?", "unknown", "unidentified", "new_individual", "nan", "n/a")
 _OF_UNKNOWN = ("junk", "open_set", "class")
 NO_SPLIT = "no split"
@@ -234,7 +234,7 @@ def judged(parts: Parts) -> Parts:
         remarks += (
             "no training class has two images: a batch repeats one, and only the random changes differ",
         )
-    # Own images with queries or cameras are judged in both ways; validation classes have no queries.
+    # Own images with queries or cameras get both protocols; validation classes have no queries.
     test, asked = parts.test, {"query": parts.query, "gallery": parts.gallery}
     paired = parts.query is not None or test.cameras is not None
     protocols = parts.protocols or (("class", "query_gallery") if paired else ("class",))

@@ -21,7 +21,7 @@ from hap2s_jax.errors import UserError, did_you_mean
 
 _COLUMNS = ("path", "label", "split", "camera", "box")
 _CORNERS = ("x1", "y1", "x2", "y2")
-# What others call these columns; suggested, not taken, for they may mean something else.
+# Other names for these columns. They are suggested but not used: they may mean something else.
 _SYNONYMS = {
     "path": (
         *(
@@ -252,7 +252,8 @@ def _number_cameras(names: list[str]) -> np.ndarray | None:
     if not (cameras >= 0).any():
         return None
     unknown = np.flatnonzero(cameras < 0)
-    cameras[unknown] = -1 - np.arange(len(unknown))  # so that no two of them are taken for one camera
+    # Each its own camera: two unknown ones must not count as the same.
+    cameras[unknown] = -1 - np.arange(len(unknown))
     return cameras
 
 

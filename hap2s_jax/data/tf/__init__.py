@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 
-# How many whole batches wait for the one who takes them.
+# How many complete batches wait to be taken.
 AHEAD = 2
 
 

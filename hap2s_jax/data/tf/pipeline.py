@@ -28,9 +28,9 @@ def made_ahead(
 
 @atexit.register
 def _end_running() -> None:
-    # TensorFlow's threads abort the process if they ask for Python's lock when the interpreter has gone.
+    # TensorFlow's threads abort the process if they need Python's lock after the interpreter has ended.
     for batches in list(_RUNNING):
-        # One that another thread is drawing from cannot be closed.
+        # A generator cannot be closed while another thread draws from it.
         with contextlib.suppress(ValueError):
             batches.close()
 
@@ -38,10 +38,10 @@ def _end_running() -> None:
 def _made_ahead(
     make: Callable[[int], _Batch], start: int, stop: int, at_once: int
 ) -> Generator[_Batch, None, None]:
-    # Only the numbers of the steps go through tf.data, which would copy the arrays, and turn an exception into one of
-    # its own with a traceback in the message.
+    # Only the numbers of the steps go through tf.data: it would copy arrays, and turn an exception into one of its own
+    # with a traceback in the message.
     made: dict[int, _Batch | Exception] = {}
-    # TensorFlow never frees a Python function it was given; what hangs on it must be cut off at the end.
+    # TensorFlow never frees a Python function, so at the end the function drops what it refers to.
     work = [make]
 
     def run(step: np.ndarray) -> np.ndarray:

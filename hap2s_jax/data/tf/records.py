@@ -47,7 +47,7 @@ class Features:
                 for n, column in self._attributes[part].items()
             },
         }
-        # Two messages one after the other are one with the fields of both.
+        # Two concatenated messages are one message with the fields of both.
         return _example({n: v for n, v in values.items() if n in self.info}) + _example({"image": [image]})
 
 
@@ -121,7 +121,7 @@ def describe(
 
     with signals.temporary_folder() as folder:
         where, infos = epath.Path(folder), []
-        for file in sizes:  # whose names alone it looks at
+        for file in sizes:  # it looks at the names only
             (where / file).touch()
         for split, images in lengths.items():
             template = tfds.core.ShardedFileTemplate(
@@ -141,7 +141,7 @@ def describe(
             features=tfds.features.FeaturesDict(info),
             split_infos=infos,
             filename_template=infos[0].filename_template,
-            check_data=False,  # of which there is none here
+            check_data=False,  # there is no data here to check
             description="Packed by hap2s_jax.pack.",
         )
         for file in pathlib.Path(folder).iterdir():

@@ -74,7 +74,7 @@ class Writer:
                     self._plan[part].rows[i] = row
                     self._plan[part].rows["shard"][i] = len(self.shards)
                 at += len(rows)
-                size = int(rows["offset"][-1] + rows["length"][-1]) + 4  # and a checksum
+                size = int(rows["offset"][-1] + rows["length"][-1]) + 4  # 4 bytes: the checksum
                 self.shards.append([name, size])
                 self.lengths[split].append(len(rows))
                 self._tell_more(0 if images is not None else len(rows))
@@ -119,7 +119,7 @@ class Writer:
                     data, box = next(images)
                     record = self.features.record(self._plan, part, i, data, box)
                     file.write(record)
-                    begin = offset + 12 + len(record) - len(data)  # after the length and its checksum
+                    begin = offset + 12 + len(record) - len(data)  # skips the length and its checksum
                     rows.append(
                         (0, begin, len(data), zlib.crc32(data), 0, 0, (0,) * 4 if box is None else tuple(box))
                     )
