@@ -1,4 +1,4 @@
-"""Images into a store: new ones, and all of them again for another encoder."""
+"""Adds images to a store: new ones, and all of them again for another encoder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Added(NamedTuple):
 
 
 class _Image(NamedTuple):
-    """An image to be: where it lies, its size in bytes when it was listed, its box, and its texts."""
+    """An image that may be added: its place, its size in bytes when it was listed, its box and its texts."""
 
     folder: str
     path: str
@@ -151,9 +151,7 @@ def _listed(found: Listing, given: np.ndarray | None) -> Iterator[_Image]:
 
 
 def _place(root: pathlib.Path, name: str) -> tuple[str, str]:
-    """A folder, and where in it a file really lies: below `root`, or in its own folder where a path or link leads out
-    of that.
-    """
+    """A folder and the file's path in it: `root`, or the file's own folder if a path or link leads out of `root`."""
     with contextlib.suppress(OSError, ValueError):
         real, top = os.path.realpath(root / name), os.path.realpath(root)
         if not real.startswith(os.path.join(top, "")):
@@ -173,7 +171,7 @@ def check_encoder(store: Store, made_by: Mapping[str, Any]) -> None:
 
 
 def _check_labels(store: Store, labels: set[str]) -> None:
-    """All labels before any image: nothing is added where one of them cannot be."""
+    """Checks all labels before any image is added: one wrong label refuses all."""
     folded: dict[str, str] = {}
     for label, kept in zip(sorted(labels), store.check_labels(sorted(labels)), strict=True):
         if kept != label:
@@ -243,8 +241,9 @@ def embed(
     batch_size: int | None = None,
     contents: Mapping[tuple[str, str, str], int] | None = None,
 ) -> tuple[np.ndarray, list[Exception | None]]:
-    """Embeds images by (folder, path, box): float32 `[n, d]`, and why each could not be; `contents` says which ids
-    they should have.
+    """Embeds images given as (folder, path, box): float32 `[n, d]`, and for each image why it failed.
+
+    `contents` are the ids that the images should have.
     """
 
     def read(place: tuple[str, str, str]) -> np.ndarray:

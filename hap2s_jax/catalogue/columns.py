@@ -1,4 +1,4 @@
-"""The columns of a store's tables, and how what they hold is written."""
+"""The columns of a store's tables, and how their values are written."""
 
 from __future__ import annotations
 
@@ -64,17 +64,17 @@ def image_id(digest: bytes) -> int:
 
 
 def shown_id(number: int) -> str:
-    """As people read and type it."""
+    """The id as people read and type it."""
     return f"{number:016x}"
 
 
 def storable(text: str) -> str:
-    """A text as a table holds it, in UTF-8, which a file's name need not be."""
+    """A text for a table, which holds UTF-8 only; file names may hold other bytes."""
     return text.encode(errors="replace").decode()
 
 
 def more_of(text: str) -> Record:
-    """The columns that are kept as JSON; a UserError for what is none."""
+    """The columns that are kept as JSON; a UserError for anything else."""
     try:
         found = json.loads(text) if text else {}
         if not (isinstance(found, dict) and all(isinstance(value, str) for value in found.values())):

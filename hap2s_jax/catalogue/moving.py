@@ -14,7 +14,7 @@ from hap2s_jax.serving.trained import TrainedEncoder
 
 
 class Moved(NamedTuple):
-    """The result of moving a store: how many images were embedded anew."""
+    """The result of moving a store: how many images were embedded again."""
 
     embedded: int
     total: int
@@ -28,7 +28,7 @@ def re_embed(
     at_once: int = AT_ONCE,
     show_progress: bool = True,
 ) -> Moved:
-    """Moves the store to another encoder; interrupted and run again, it goes on. What the old one made stays.
+    """Moves the store to another encoder; run again after an interruption, it goes on. The old embeddings stay.
 
     Images that are of no use or taken out and cannot be read any more get zeros, and are never found.
 

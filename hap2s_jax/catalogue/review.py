@@ -60,7 +60,7 @@ Session = dict[str, Any]
 
 
 class Review:
-    """The actions of the review page, without the page; one for all who look at it.
+    """The actions of the review page, without the page; one object for all its visitors.
 
     Args:
       finder: of the store.
@@ -79,7 +79,7 @@ class Review:
         return {"key": secrets.token_hex(8), "image": None, "seen": 0, "names": []}
 
     def decide(self, session: Session, kind: str, by: str, label: str = "", place: int = 0) -> str:
-        """Writes a decision about the image that a window shows; returns what to say of it.
+        """Writes a decision about the image that a window shows; returns a message.
 
         Args:
           session: of the window.
@@ -115,7 +115,7 @@ class Review:
             return ""
 
     def undo(self, session: Session, by: str) -> str:
-        """Takes back the newest decision of this reviewer, and shows its image again; returns what to say of it."""
+        """Takes back the newest decision of this reviewer, and shows its image again; returns a message."""
         with self._turn:
             try:
                 number, overtaken = self.store.undo(by=by.strip())

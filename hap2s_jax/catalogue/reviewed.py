@@ -1,4 +1,4 @@
-"""The encoder judged by people's decisions: whether it would have found them, and where the threshold should lie.
+"""Judges the encoder by people's decisions: would it have made them, and which threshold would have been right?
 
 Each image that was added without a label and given one later is a query again, in the gallery as it was when it first
 got one, with what the others are called today.

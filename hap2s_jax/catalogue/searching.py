@@ -146,7 +146,7 @@ class Finder:
         return float(np.mean(apart <= threshold))
 
     def _first(self, rows: np.ndarray, per: str) -> list[int]:
-        """Places of the answers among rows that are sorted by distance: of each individual the first."""
+        """Positions of the answers in rows sorted by distance: the first row of each individual."""
         there = np.flatnonzero(rows >= 0)
         if per == "image":
             return there.tolist()

@@ -119,7 +119,7 @@ class State:
         self.last = 0
 
     def _fold(self, rows: Any) -> None:
-        """Lets decisions take effect; of several about one image the last holds."""
+        """Applies decisions; of several about one image the last counts."""
         self.log = rows if self.log is None else pyarrow().concat_tables([self.log, rows])
         if len(rows):
             self._apply(rows)
@@ -141,7 +141,7 @@ class State:
         return number
 
     def places(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of those `ids` that there are, and which of them these are, bool `[len(ids)]`."""
+        """The rows of those `ids` that exist, and a mask of these ids, bool `[len(ids)]`."""
         if not len(self.ids):
             return np.zeros(0, np.int64), np.zeros(len(ids), bool)
         near = np.minimum(np.searchsorted(self.ids, ids, sorter=self._order), len(self.ids) - 1)
@@ -156,11 +156,11 @@ class State:
         return self._table.column(name)[row].as_py() or ""
 
     def texts(self, name: str) -> list[str]:
-        """As `text`, of all images."""
+        """As `text`, for all images."""
         return self._table.column(name).fill_null("").to_pylist()
 
     def rows(self, rows: np.ndarray) -> dict[str, list[Any]]:
-        """All that is kept of images but their embeddings, by column: id, size in bytes, and texts."""
+        """All columns of images except embeddings: id, size in bytes, and texts."""
         return self._table.take(rows).to_pydict()
 
     def has(self, number: int) -> bool:
@@ -168,11 +168,11 @@ class State:
         return bool(self.places(np.array([number]))[1][0])
 
     def folder_of(self, row: int) -> pathlib.Path | None:
-        """The folder that an image's path is relative to; None where it is not opened, see `claimed_folder`."""
+        """The folder that an image's path is relative to; None if it must not be opened, see `claimed_folder`."""
         return self.pictures or claimed_folder(self.text("folder", row))
 
     def name_of(self, row: int) -> str:
-        """The individual that an image shows, "" where nobody has said."""
+        """The individual that an image shows, "" if undecided."""
         return self.names[self.labels[row]]
 
     @property
@@ -186,7 +186,7 @@ class State:
         return self.usable & (self.labels > 0)
 
     def individuals(self) -> dict[str, int]:
-        """How many images there are of each, by name."""
+        """The number of images of each individual, by name."""
         codes, counts = np.unique(self.labels[self.known], return_counts=True)
         return dict(sorted((self.names[code], int(n)) for code, n in zip(codes, counts, strict=True)))
 
@@ -212,7 +212,7 @@ class State:
         return np.array(rows, np.int64)
 
     def rows_at(self, paths: Sequence[str]) -> dict[str, list[int]]:
-        """The rows of images at `paths`, by these as they are stored."""
+        """The rows of images at `paths`, as the store spells these."""
         if not paths:
             return {}
         compute, column = extras.load("a store", "pyarrow.compute", "gallery"), self._table.column("path")
@@ -253,7 +253,7 @@ class State:
         return self._columns[name]
 
     def history(self, newest: int | None = None) -> list[Decision]:
-        """The decisions, oldest first; the `newest` ones alone."""
+        """The decisions, oldest first; with `newest`, only so many of the newest."""
         numbers = np.asarray(self.log.column("number"))
         _, first, counts = np.unique(numbers, return_index=True, return_counts=True)
         first, counts = (values[-(newest or len(values)) :] for values in (first, counts))
@@ -265,7 +265,7 @@ class State:
 
 
 def _typed_id(image: int | str) -> int:
-    """The number that an id is written for, -1 for what is none."""
+    """The number of an id in text form, -1 if it is not an id."""
     if isinstance(image, str):
         return int(image, 16) if len(image) == 16 and re.fullmatch("[0-7][0-9a-f]{15}", image) else -1
     return int(image)

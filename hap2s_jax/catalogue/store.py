@@ -1,4 +1,4 @@
-"""A gallery that lives: decisions about images of known and new individuals."""
+"""A growing gallery: decisions about images of known and new individuals."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Store(State):
         return cls(folder)
 
     def check_labels(self, labels: Sequence[str], *, exists: bool | None = None) -> list[str]:
-        """Labels as they will be kept.
+        """Checks labels; returns them as they will be kept.
 
         Args:
           labels: of somebody who knows.
@@ -103,7 +103,7 @@ class Store(State):
         return self._decide(status, images, None, status=status, by=by, seen=seen)
 
     def merge(self, labels: Sequence[str], into: str, *, by: str = "") -> int:
-        """Makes one individual of several."""
+        """Merges several individuals into one."""
         with self._held():
             (into,) = self.check_labels([into])
             codes = [self._numbers[label] for label in self.check_labels(labels, exists=True)]
@@ -120,7 +120,7 @@ class Store(State):
             return self._append("split", rows, self._unused(label), "", by)
 
     def undo(self, number: int | None = None, *, by: str = "") -> tuple[int, int]:
-        """Takes a decision back, by an entry that says the opposite.
+        """Takes a decision back, by an entry of the opposite decision.
 
         What was decided later about the same images stays as it is. To undo an undo is to decide again.
 
@@ -205,7 +205,7 @@ class Store(State):
         undoes: int = 0,
         holds: Sequence[int] | None = None,
     ) -> int:
-        """Writes an entry of the log; None leaves labels or statuses as they are."""
+        """Writes an entry of the log; None leaves labels or statuses unchanged."""
         if not len(rows):
             raise UserError(f"{kind}: no image is named, or none fits; `list` shows them")
         require(len(by) <= _LONGEST and (by.isprintable()), "by", repr(by[:_LONGEST]), "a short name")

@@ -44,7 +44,7 @@ def on_disk(folder: str | os.PathLike[str]) -> pathlib.Path:
 
 
 class Tables:
-    """The tables of one store, which may be somebody else's: what they promise is checked before it is read.
+    """The tables of one store. It may be somebody else's, so sizes and types are checked before reading.
 
     Args:
       folder: of the store.
@@ -98,7 +98,7 @@ class Tables:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Holds the store until the block ends, so that what is checked in it still holds when it is written.
+        """Locks the store until the block ends, so that checks in it are still true when it writes.
 
         Raises:
           UserError: another process holds it for too long, or it cannot be written.
@@ -114,11 +114,11 @@ class Tables:
             time.sleep(0.01)
 
     def images(self, fingerprint: str) -> Any:
-        """The table of the images embedded by one encoder, as LanceDB has it, at its newest version."""
+        """LanceDB's table of the images embedded by one encoder, at its newest version."""
         return self._table(table_name(fingerprint))
 
     def add_images(self, fingerprint: str, rows: Mapping[str, Any], embeddings: np.ndarray) -> None:
-        """Appends images in one transaction; made first if there is no table for this encoder."""
+        """Appends images in one transaction; creates the table if this encoder has none."""
         arrow, dim = pyarrow(), embeddings.shape[1]
         name = table_name(fingerprint)
         with _plainly(self.folder):
@@ -133,7 +133,7 @@ class Tables:
         return (self.folder / f"{table_name(fingerprint)}.lance").is_dir()
 
     def read_images(self, fingerprint: str, had: Images | None = None) -> Images:
-        """All images of an encoder; where they begin with those that were `had`, the others alone are read."""
+        """All images of an encoder. If they begin with `had`, only the others are read."""
         table = self.images(fingerprint)
         kind = table.schema.field("embedding").type if "embedding" in table.schema.names else None
         dim = getattr(kind, "list_size", 0)
@@ -162,7 +162,7 @@ class Tables:
         return Images(found, embeddings, kept)
 
     def read_ids(self, fingerprint: str) -> np.ndarray:
-        """Ids of the images that there are for an encoder, int64 `[n]`."""
+        """Ids of an encoder's images, int64 `[n]`."""
         if not self.has_images(fingerprint):
             return np.zeros(0, np.int64)
         with _plainly(self.folder):
@@ -182,7 +182,7 @@ class Tables:
             self._table(_DECISIONS).add(pyarrow().table(dict(rows), schema=decision_schema()))
 
     def tidy(self) -> None:
-        """Joins the small files that many appends have left; nobody is disturbed."""
+        """Joins the small files of many appends, without disturbing other processes."""
         # Another process that tidies up may have been quicker.
         with contextlib.suppress(UserError), _plainly(self.folder):
             for name in (table_name(self.state["active"]["fingerprint"]), _DECISIONS):
@@ -202,7 +202,7 @@ class Tables:
             return self._open[name]
 
     def _check(self, table: Any, schema: Any, width: int) -> None:
-        """Columns, types and size before anything is read."""
+        """Checks columns, types and size before anything is read."""
         with _plainly(self.folder):
             if schema is None or not table.schema.equals(schema):
                 raise UserError(
@@ -219,7 +219,7 @@ def _newer(table: Any, after: int, columns: list[str]) -> Any:
 
 
 def _room(had: np.ndarray | None, count: int, dim: int) -> np.ndarray:
-    """Room for `count` embeddings, which begins with those that there were; these stay where they are if they can."""
+    """An array for `count` embeddings that begins with the present ones; these are not copied if possible."""
     behind = None if had is None else had.base
     if isinstance(behind, np.ndarray) and count <= len(behind):
         return behind[:count]
@@ -231,7 +231,7 @@ def _room(had: np.ndarray | None, count: int, dim: int) -> np.ndarray:
 
 
 def give_back() -> None:
-    """Returns to the system what LanceDB has freed after reading, a third of what it read: glibc would keep it."""
+    """Returns memory that LanceDB has freed to the system: glibc would keep it, a third of what was read."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -19,8 +19,10 @@ WARMUP, INTERVAL = 1 / 16, 1 / 8
 
 
 def validation_fraction(classes: int) -> float:
-    """The share of `classes` training classes to validate on: `CHOICE` classes at least, where `MOST` of them are as
-    many; none where two to train on would not be left."""
+    """The share of `classes` training classes to validate on.
+
+    At least `CHOICE` classes, unless that is more than the share `MOST`; 0 if fewer than two were left to train on.
+    """
     if classes * MOST >= CHOICE:
         return round(max(VALIDATION, CHOICE / classes), 4)
     return (
@@ -29,23 +31,23 @@ def validation_fraction(classes: int) -> float:
 
 
 def weights(validation_classes: float) -> str:
-    """Which checkpoint to report: the best on so many validation classes, or the last."""
+    """Which checkpoint to report, for this number of validation classes: "best" or "last"."""
     return "best" if validation_classes >= CHOICE else "last"
 
 
 def batch_classes(classes: float) -> int:
-    """P, for so many training classes."""
+    """P, for this number of training classes."""
     return int(max(1, min(CLASSES, classes)))
 
 
 def steps(images: float, batch_size: int) -> int:
-    """Updates in which so many training images are seen `PASSES` times, in hundreds, and within `STEPS`."""
+    """Updates for `PASSES` passes over so many training images, rounded to hundreds, within `STEPS`."""
     wanted = min(images * PASSES / batch_size, STEPS[1])
     return max(STEPS[0], 100 * round(wanted / 100))
 
 
 def warmup_steps(total: int) -> int:
-    """Updates of the warm-up, of so many in all."""
+    """Updates of the warm-up, for so many updates in all."""
     return int(total * WARMUP)
 
 

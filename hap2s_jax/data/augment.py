@@ -24,7 +24,7 @@ IMAGENET_MEAN = (124, 116, 104)
 
 
 class _Draw(enum.IntEnum):
-    """Which of an image's numbers decides what; fixed, so that switching one on leaves the others alone."""
+    """The use of each random number of an image; fixed, so that switching one change on leaves the others alone."""
 
     AREA = 0
     RATIO = 1
@@ -237,7 +237,7 @@ class Augmentation(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Centre:
-    """The view of an image that evaluation has, in the place of an `Augmentation`."""
+    """The view of an image in evaluation, used like an `Augmentation`."""
 
     enlarge: float
     keep_aspect: bool

@@ -65,7 +65,7 @@ def auto_augment(image: np.ndarray, u: np.ndarray, fill: Fill) -> np.ndarray:
 
 
 def _looked_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """`table` `[256]`, or `[256, 3]` for each channel its own."""
+    """Looks each value up in `table` `[256]`, or `[256, 3]` with one column per channel."""
     table = np.clip(table, 0, 255).astype(np.uint8)
     return cv2.LUT(image, np.ascontiguousarray(table if table.ndim == 1 else table[None]))
 
@@ -77,7 +77,7 @@ def posterize(image: np.ndarray, strength: float, fill: Fill) -> np.ndarray:
 
 
 def solarize(image: np.ndarray, strength: float, fill: Fill) -> np.ndarray:
-    """Inverts what is as bright as 256 down to 0."""
+    """Inverts values from a limit of 256 down to 0 on."""
     return _looked_up(image, np.where(256 * (1 - abs(strength)) <= _LEVELS, 255 - _LEVELS, _LEVELS))
 
 

@@ -89,7 +89,7 @@ class Reading:
             raise UserError(f"data.cache_bytes: must be 0 (keep nothing) or more, found {self.cache_bytes}")
 
     def reader(self, source: Source) -> Reader:
-        """Reads the images of `source` as this says."""
+        """A reader of the images of `source` with these settings."""
         return Reader(DecodedImages(source, self.cache_bytes, self.decoding), self.on_unreadable)
 
 
@@ -248,7 +248,7 @@ def _run(
 def on_threads(
     make: Callable[[int], _Batch], start: int, stop: int, at_once: int
 ) -> Generator[_Batch, None, None]:
-    """make(start), ..., make(stop - 1) in order, as `data.tf.pipeline.made_ahead` has them."""
+    """make(start), ..., make(stop - 1) in order, as `data.tf.pipeline.made_ahead` yields them."""
     pool, steps = ThreadPoolExecutor(at_once, "batches"), iter(range(start, stop))
     try:
         waiting = deque(pool.submit(make, step) for step in itertools.islice(steps, at_once + AHEAD))

@@ -38,7 +38,7 @@ def _client() -> Any:
 
 
 class BucketPath(pathlib.PurePosixPath):
-    """An object in a bucket, or what would be a folder there; made by `place`.
+    """An object in a bucket, or a prefix of objects that acts as a folder; made by `place`.
 
     Errors are a disk's, FileNotFoundError and PermissionError, and `Unreachable` once the bucket has not answered for
     `PATIENCE` seconds.
@@ -105,10 +105,10 @@ class BucketPath(pathlib.PurePosixPath):
         return _client().list_blobs(self.parts[1], prefix=prefix, **settings, **patient())
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-        """Does nothing: what is written makes its folder."""
+        """Does nothing: writing an object makes its folder."""
 
     def open(self, mode: str = "rb", limit: int | None = None) -> IO[bytes]:
-        """A copy to read, as it is now, in a file without a name.
+        """Opens a copy of its present state, in a file without a name.
 
         Raises:
           OSError: it is not there, or holds more than `limit` bytes.
@@ -157,7 +157,7 @@ class BucketPath(pathlib.PurePosixPath):
         self.write_bytes(b"")
 
     def upload(self, file: str | os.PathLike[str]) -> None:
-        """Writes what a file on this machine holds, whole or not at all."""
+        """Writes the content of a file on this machine, whole or not at all."""
         with answering(self):
             self.blob().upload_from_filename(os.fspath(file), **patient())
 
@@ -171,7 +171,7 @@ class BucketPath(pathlib.PurePosixPath):
                 raise
 
     def rename(self, target: BucketPath) -> None:
-        """Gives all objects below it names below `target`; each is copied and then removed."""
+        """Moves all objects below it to below `target`: each is copied and then removed."""
         for name in self.checksums():
             with answering(self):
                 self.bucket.copy_blob((self / name).blob(), target.bucket, (target / name).key, **patient())
@@ -198,7 +198,7 @@ def patient(silence: float | None = None, patience: float | None = None) -> dict
 
 
 def failed() -> int:
-    """How often a request has failed for a while, and was sent again, since this was asked last."""
+    """How many requests failed and were sent again since the last call."""
     number = len(_failed)
     del _failed[:number]
     return number
@@ -206,7 +206,7 @@ def failed() -> int:
 
 @contextlib.contextmanager
 def answering(path: BucketPath) -> Iterator[None]:
-    """Makes OSErrors, in one line and without addresses or tokens, of what the client raises."""
+    """Turns the client's errors into OSErrors of one line, without addresses or tokens."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Data sets by name, from wherever they lie."""
+"""Opens data sets by name, wherever they are."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def find_parts(
     options: dict[str, Any],
     cache: Cache = DEFAULT,
 ) -> Parts:
-    """A data set as its reader returns it, from wherever it lies; arguments and errors are `load`'s."""
+    """A data set as its reader returns it, wherever it is; arguments and errors are `load`'s."""
     remote = os.fspath(data_dir) if data_dir is not None and is_remote(data_dir) else ""
     for base in [remote] if remote else registry.search_directories(data_dir):
         try:

@@ -1,4 +1,4 @@
-"""Images that stand twice in a data set: listed again, under two labels, or in training and test."""
+"""Images that occur twice in a data set: listed again, under two labels, or in training and test."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def find(dataset: Dataset, at_most_bytes: int | None = None) -> Duplicates:
 def digests_of(
     images: Mapping[str, tuple[Source, int]], at_most_bytes: int | None
 ) -> tuple[dict[str, Any], bool]:
-    """Digests of all images that may equal another one, by name; and whether they were made.
+    """Digests of all images that may equal another one, by name; and whether they were computed.
 
     Those of packed images are there already. Of others, images are read that another one equals in size.
 

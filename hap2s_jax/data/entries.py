@@ -61,7 +61,7 @@ class Entry:
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "seed"}
 
     def find(self, bases: list[Path]) -> Path | None:
-        """Its root below one of these directories, or None."""
+        """The data set's root below one of these directories, or None."""
         for markers in self.markers:
             root = find_root(bases, self.folders, markers)
             if root is not None:

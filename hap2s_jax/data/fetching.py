@@ -1,4 +1,4 @@
-"""Parts of files in a bucket, many at a time and ahead of their use, kept on this machine within a limit."""
+"""Fetches parts of files in a bucket ahead of their use, many at a time, and caches them on this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STEPS_AHEAD = 16
 
 
 class Cache(NamedTuple):
-    """Where a packed data set out of a bucket is kept, see `data.cache_dir` and `data.cache_gb` of a config."""
+    """Where a packed data set from a bucket is cached, see `data.cache_dir` and `data.cache_gb` of a config."""
 
     folder: str | None = None
     gigabytes: float = 20.0
@@ -87,7 +87,7 @@ class Fetched:
         return self._get(file, offset, offset + length)
 
     def prefetch(self, files: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> int:
-        """Begins to fetch parts of files; the bytes of the cache that they take."""
+        """Begins to fetch parts of files; returns the bytes of the cache that they take."""
         wanted = set()
         for where in zip(files.tolist(), offsets.tolist(), lengths.tolist(), strict=True):
             first, last = self._blocks(*where)
@@ -97,7 +97,7 @@ class Fetched:
 
     @property
     def room(self) -> int:
-        """Bytes that may be on their way at a time."""
+        """Bytes that may be fetched at a time."""
         return self._ring.size // 4
 
     def _blocks(self, file: int, offset: int, length: int) -> tuple[int, int]:
@@ -111,7 +111,7 @@ class Fetched:
         return self._ring.read(int(self._places[block]), begin, end - begin)
 
     def _request(self, file: int, first: int, last: int) -> list[Future[Any]]:
-        """Sees to it that blocks come; those that lie side by side by one request."""
+        """Requests blocks; adjacent ones by one request."""
         futures: list[Future[Any]] = []
         with self._lock:
             missing = [b for b in range(first, last + 1) if not self._ring.holds(int(self._places[b]))]
@@ -156,7 +156,7 @@ class Fetched:
 
 
 class _Ring:
-    """A file without a name in which the newest of what was written is kept, within `size` bytes.
+    """A file without a name that keeps the newest `size` bytes written to it.
 
     Places count on for ever: what was written at one is there until `size` bytes later something else has begun to be.
     """
@@ -194,11 +194,11 @@ class _Ring:
         return place
 
     def holds(self, place: int) -> bool:
-        """Whether what was written at a place is there still."""
+        """Whether the data written at a place is still there."""
         return place >= 0 and self._head <= place + self.size
 
     def read(self, place: int, begin: int, length: int) -> bytes | None:
-        """Bytes of what was written at a place, from `begin` on; None where it is no longer there."""
+        """Bytes of the data written at a place, from `begin` on; None if it was overwritten."""
         if not self.holds(place):
             return None
         data = os.pread(self._file.fileno(), length, place % self.size + begin)
@@ -221,7 +221,7 @@ def _end(work: queue.SimpleQueue[Any]) -> None:
 
 
 class Ahead:
-    """Has the images of coming batches fetched before their turn, where they come out of a bucket.
+    """Fetches the images of coming batches early, if they come from a bucket.
 
     Args:
       source: the images.
@@ -237,7 +237,7 @@ class Ahead:
         self._wanted = any(getattr(s, "images", None) is not None for s, _ in _origins(source, some))
 
     def reach(self, step: int) -> None:
-        """Says that the batch of `step` is about to be made."""
+        """Tells that the batch of `step` is about to be made."""
         if not self._wanted:
             return
         with self._lock:
@@ -252,7 +252,7 @@ class Ahead:
 
 
 def _origins(source: Any, indices: Any) -> Iterable[tuple[Any, list[int]]]:
-    """The sources in which images lie, behind those that only choose among others, with their indices there."""
+    """The sources that hold the images, behind sources that only choose from others, with the indices there."""
     found: dict[int, tuple[Any, list[int]]] = {}
     for index in indices:
         at, place = origin_of(source, int(index))

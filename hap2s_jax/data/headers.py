@@ -23,7 +23,7 @@ _pillow_lock = threading.Lock()
 
 
 class UnreadableImageError(ValueError):
-    """The bytes are no image, or only a part of one, or a larger one than is allowed, or its box lies outside."""
+    """The bytes are no image, part of one, or too large an image; or a box lies outside of it."""
 
 
 class Header(NamedTuple):
@@ -217,7 +217,7 @@ def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _exif(block: bytes) -> int:
-    """The orientation that a block of EXIF notes, 1 where it is damaged or notes none."""
+    """The orientation in a block of EXIF; 1 if it is damaged or has none."""
     try:
         return _orientation(_tags(block))
     except struct.error:
@@ -230,7 +230,7 @@ def _orientation(tags: dict[int, int]) -> int:
 
 
 def _tags(block: bytes) -> dict[int, int]:
-    """The whole numbers in the first directory of a TIFF file, BigTIFF too; of several the first."""
+    """The whole numbers in the first directory of a TIFF or BigTIFF file; the first of several."""
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None:
         raise struct.error

@@ -123,7 +123,7 @@ def _kept_images(source: Source, cache_bytes: int, decoding: Decoding) -> _Kept 
 
 
 def _estimate_bytes(source: Source, decoding: Decoding) -> float:
-    """Bytes of all images decoded, from a few of them spread over the source."""
+    """Estimates the bytes of all decoded images from a few of them."""
     sizes = []
     for index in np.unique(np.linspace(0, len(source) - 1, _SAMPLE, dtype=np.int64)) if len(source) else ():
         try:

@@ -1,4 +1,4 @@
-"""An inspection of a data set: its parts counted, decoded, and seen as the encoder will see them."""
+"""Inspects a data set: counts and decodes its parts, and shows images as the encoder will see them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHOWN = 10
 
 
 class View(NamedTuple):
-    """An image as evaluation cuts it; see `hap2s_jax.data.pixels.centre_part`."""
+    """How evaluation cuts an image; see `hap2s_jax.data.pixels.centre_part`."""
 
     size: tuple[int, int] = (224, 224)
     enlarge: float = 256 / 224

@@ -15,7 +15,7 @@ _COUNTED = ("open_set", "verification")  # these report themselves what they lea
 
 
 def one_camera(cameras: ArrayLike | None, labels: ArrayLike) -> bool:
-    """Whether all images that are not junk are by one known camera: then none would be left under the camera rule."""
+    """Whether one known camera took all images (junk aside): then the camera rule would leave none."""
     if cameras is None:
         return False
     seen = np.asarray(cameras)[np.asarray(labels) != _JUNK]
@@ -90,7 +90,7 @@ def describe(
 
 
 def _missing(name: str, asked: int, no_class: int, same_camera: int) -> str:
-    """The line about one protocol's queries without a match, "" where there are none."""
+    """The line about one protocol's queries without a match, "" if there are none."""
     reasons = []
     if no_class and name == "class":
         reasons.append(f"{no_class:,} are alone in their class (a test class needs two images or more)")

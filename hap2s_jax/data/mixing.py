@@ -1,4 +1,4 @@
-"""PK batches out of several data sets, every batch a pure function of (seed, step)."""
+"""PK batches from several data sets, every batch a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plan(
     images_per_class: int,
     seed: int,
 ) -> PKPlan | MixedPlan:
-    """The plan that a config asks for; arguments are `MixedPlan`'s, with `mixing` as in a config.
+    """The plan of a config; arguments are `MixedPlan`'s, with `mixing` as in a config.
 
     Classes drawn from all sets alike need no plan of their own, nor does a single set.
     """
@@ -49,7 +49,7 @@ def plan(
 
 
 def _weights(mixing: str, names: Sequence[str], classes: Sequence[int]) -> list[float]:
-    """From "classes", "sets", or text such as "market1501=2,dukemtmc=1"."""
+    """The sets' weights from "classes", "sets", or text such as "market1501=2,dukemtmc=1"."""
     if mixing in ("classes", "sets"):
         found = dict(zip(names, classes if mixing == "classes" else [1] * len(names), strict=True))
     else:
@@ -68,7 +68,7 @@ def _weights(mixing: str, names: Sequence[str], classes: Sequence[int]) -> list[
 
 
 class MixedPlan:
-    """Chooses the images of each batch, when several sets have given shares.
+    """Chooses the images of each batch from several sets with given shares.
 
     Together "mixed": the P classes of a batch are shared out among the sets, now rounded down and now up, so that after
     any number of batches no set is further from its share than there are sets. A set deals out its classes one after
@@ -195,7 +195,7 @@ class MixedPlan:
 
 
 def share_out(weights: Sequence[float], total: int) -> list[int]:
-    """Whole numbers that add up to `total`, in the ratio of `weights`; none falls as `total` grows.
+    """Splits `total` into whole numbers in the ratio of `weights`; none shrinks as `total` grows.
 
     The first set has its share rounded down, the next ones theirs of what is left.
     """

@@ -97,7 +97,7 @@ class PKPlan:
         return self.images(classes, np.array([self._visits(int(c), epoch) for c in classes])).reshape(-1)
 
     def images(self, classes: np.ndarray, visits: np.ndarray) -> np.ndarray:
-        """K images each of `classes` `[c]` when they are drawn for the time number `visits` `[c]`, int64 `[c, K]`."""
+        """K images for each of `classes` `[c]` at its draw number `visits` `[c]`, int64 `[c, K]`."""
         indices = np.empty((len(classes), self.images_per_class), np.int64)
         enough = self._counts[classes] >= self.images_per_class
         if enough.any():
@@ -115,13 +115,13 @@ class PKPlan:
         return order
 
     def _visits(self, c: int, epoch: int) -> int:
-        """In how many epochs before this one class `c` took part."""
+        """The number of earlier epochs that class `c` took part in."""
         left_over = self.num_classes % self.classes_per_batch
         absences = -((int(self._ring_position[c]) - epoch * left_over) // self.num_classes)
         return epoch - max(0, absences)
 
     def _distinct_images(self, classes: np.ndarray, visits: np.ndarray) -> np.ndarray:
-        """K images each of classes that have so many, `[c, K]`, when they are drawn for the time number `visits` `[c]`.
+        """K images for each class that has as many, at its draw number `visits` `[c]`, `[c, K]`.
 
         All classes at once, since a class by itself has so few images that NumPy's calls would cost more than its work.
         """
@@ -142,7 +142,7 @@ class PKPlan:
         return self._by_class[self._offsets[classes][:, None] + chosen]
 
     def _repeated_images(self, c: int, visit: int) -> np.ndarray:
-        """K images of class `c`, which has fewer, when it is drawn for the time number `visit`."""
+        """K images for class `c`, which has fewer, at its draw number `visit`."""
         n, k = int(self._counts[c]), self.images_per_class
         ring = permutation(n, self.seed, _IMAGE_RING, c)
         order = np.concatenate([np.tile(ring, k // n), _window(ring, visit, k % n)])
@@ -160,13 +160,13 @@ def _shuffled(rows: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 
 def _window(ring: np.ndarray, turn: int, size: int) -> np.ndarray:
-    """The `size` members of the ring after those of the turns before, int64 `[size]`."""
+    """The next `size` members of the ring, after those of earlier turns, int64 `[size]`."""
     start = turn * size % len(ring)
     return ring[(start + np.arange(size)) % len(ring)]
 
 
 def _deal(ring: np.ndarray, size: int, turn: int, words: tuple[int, ...]) -> np.ndarray:
-    """All but len(ring) mod size of 0..len(ring)-1 in random order; who is left out moves on each turn."""
+    """0..len(ring)-1 in random order, without len(ring) mod size of them; each turn leaves out others."""
     kept = np.ones(len(ring), bool)
     kept[_window(ring, turn, len(ring) % size)] = False
     kept = np.flatnonzero(kept)

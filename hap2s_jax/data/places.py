@@ -70,7 +70,7 @@ def _refusal(text: str, scheme: str) -> str:
 
 @functools.cache
 def _prepare() -> None:
-    """Makes orbax, which opens gs:// by etils and fsspec, see what lies there now."""
+    """Configures etils and fsspec, by which orbax opens gs://, so that they see the present state."""
     import fsspec.config
 
     # etils would take TensorFlow's client where that is installed, whose retries have no limit.
@@ -86,7 +86,7 @@ def _prepare() -> None:
 
 
 def remove_folder(path: pathlib.Path) -> None:
-    """Takes a folder away with all that is in it, as far as it can be."""
+    """Removes a folder and its content, as far as possible."""
     if isinstance(path, BucketPath):
         path.rmtree()
     else:
@@ -95,7 +95,7 @@ def remove_folder(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def local_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A file on this machine that holds what `path` does: itself, or a copy until the block ends."""
+    """A file on this machine with the content of `path`: itself, or a copy until the block ends."""
     if not isinstance(path, BucketPath):
         yield path
         return
@@ -108,7 +108,7 @@ def local_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def local_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder on this machine to write to: itself, or one whose files are brought to `path` when the block ends."""
+    """A folder on this machine to write to: `path`, or one whose files are copied to `path` when the block ends."""
     if not isinstance(path, BucketPath):
         yield path
         return

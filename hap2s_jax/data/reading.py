@@ -1,4 +1,4 @@
-"""Images of a source, decoded, and what to do about those that cannot be read."""
+"""Decodes the images of a source, with a policy for those that cannot be read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Reader:
         self._labels = np.asarray(images.source.labels)
 
     def get(self, index: int, choose: Callable[..., Any], size: tuple[int, int]) -> np.ndarray | None:
-        """The part of an image, or None where it cannot be read and may be skipped."""
+        """The part of an image, or None if it cannot be read and may be skipped."""
         try:
             return self.images.get(index, choose, size)
         except (OSError, UnreadableImageError) as error:
@@ -44,7 +44,7 @@ class Reader:
     def get_or_substitute(
         self, index: int, choose: Callable[..., Any], size: tuple[int, int]
     ) -> tuple[np.ndarray, int]:
-        """The part of an image, or of the next readable one of its class, or of any class; and that one's number."""
+        """The part of an image, or of a readable substitute of its class or of any class; and that image's number."""
         part = self.get(index, choose, size)
         if part is not None:
             return part, index
@@ -58,7 +58,7 @@ class Reader:
         )
 
     def _substitutes(self, index: int) -> Iterator[int]:
-        """All other images with a class in the order in which they may stand in: first those of the same class.
+        """All other images with a class, in the order in which they are tried as substitutes: first the same class.
 
         The images of a class go over to as many different ones of the class that follows.
         """

@@ -1,4 +1,4 @@
-"""Data sets by name: found, read, counted."""
+"""Data sets by name: finding, reading and counting them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading files that may be anything: regular ones alone, and their size is asked before they are read."""
+"""Reads files that may be anything: only regular ones, whose size is checked before they are read."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ class RefusedError(OSError):
 
 
 def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> IO[bytes]:
-    """Opens a regular file of at most `limit` bytes to be read; links to one are followed. Of a place in a bucket, and
-    of no mere text that names one, a copy.
+    """Opens a regular file of at most `limit` bytes; links are followed. A `BucketPath` (not text) is copied.
 
     Raises:
       RefusedError: it is not a regular file, or too large.
@@ -43,7 +42,7 @@ def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> IO[b
 
 
 def _descriptor(path: str | os.PathLike[str], limit: int | None) -> tuple[int, int]:
-    """A regular file, opened to be read, and its size; see `open_regular`."""
+    """The descriptor of a regular file opened for reading, and its size; see `open_regular`."""
     try:
         # Checked before opening: a pipe would wait for its writer, and opening a device may have an effect.
         _check(os.stat(path), limit)
@@ -105,7 +104,7 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
 
 
 def below(folder: str | os.PathLike[str], path: str) -> pathlib.Path:
-    """Where `path`, relative to `folder`, leads to, links followed.
+    """The target of `path`, relative to `folder`, with links followed.
 
     Raises:
       RefusedError: out of the folder.
@@ -121,12 +120,12 @@ def below(folder: str | os.PathLike[str], path: str) -> pathlib.Path:
 
 
 def allowed(size: int) -> int:
-    """Bytes that a file of `size` bytes may become in memory."""
+    """The bytes that a packed file of `size` bytes may unpack to."""
     return _SMALL + _TIMES * size
 
 
 def open_zip(file: IO[bytes]) -> zipfile.ZipFile:
-    """A zip file to be read, if its list of members, which is read at once, is of a bearable length.
+    """Opens a zip file, unless its list of members, which is read at once, is too long.
 
     Raises:
       RefusedError: it lists too many.

@@ -1,4 +1,4 @@
-"""Several data sets as one to train on, and others to test on."""
+"""Several data sets: joined to train on, and others to test on."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def source_names(data: Mapping[str, Any]) -> list[str]:
 def combine(
     sources: Mapping[str, Dataset], targets: Mapping[str, Dataset], parts: Sequence[str] = ("train",)
 ) -> Dataset:
-    """One data set out of several.
+    """Joins several data sets to one.
 
     Args:
       sources: to train and to validate on, by the names of the sets.
@@ -110,7 +110,7 @@ def combine(
 
 
 def _training_part(data: Dataset, parts: Sequence[str]) -> Source:
-    """The training images of a source, with those queries and gallery images whose class some query has."""
+    """The training images of a source, with all queries and the gallery images of the queries' classes."""
     rows = [rows for name, rows in (("query", data.query), ("gallery", data.gallery)) if name in parts]
     if not rows:
         return data.train
@@ -150,7 +150,7 @@ def _shared(trained: Mapping[str, Source], tested: Mapping[str, Source]) -> Iter
 
 
 def _first_of_each(group: list[tuple[str, str, str]], uses: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The first image of a group and another set's, for these uses; none where all are of one set."""
+    """The first image of a group and the first of another set, for these uses; none if all are of one set."""
     first = [(name, path) for use, name, path in group if use == uses[0]][:1]
     others = [(name, path) for use, name, path in group if use == uses[-1] and first and name != first[0][0]]
     return [*first, others[0]] if others else []

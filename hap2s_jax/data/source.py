@@ -1,4 +1,4 @@
-"""A data set to the rest of the project: labels, cameras, and encoded images by index.
+"""The interface of data sets: labels, cameras, and encoded images by index.
 
 NumPy and the standard library only. Decoding, resizing and augmentation belong to the pipeline.
 """
@@ -59,7 +59,7 @@ class Source(Protocol):
 
 
 class Derived:
-    """A source whose images are others' images: `origin` says whose."""
+    """A source made of images of other sources; `origin` says which."""
 
     def origin(self, index: int) -> tuple[Source, int]:
         """The source of image number `index`, and its number there."""
@@ -77,7 +77,7 @@ class Derived:
 
 
 def origin_of(source: Any, index: int) -> tuple[Any, int]:
-    """The source that has image number `index` of its own, whatever was made of it, and its number there."""
+    """The source that really holds image number `index`, and the image's number there."""
     while hasattr(source, "origin"):
         source, index = source.origin(index)
     return source, index
@@ -181,11 +181,11 @@ class Dataset:
 
     @property
     def validation_protocols(self) -> tuple[str, ...]:
-        """Those by which validation classes are judged: special ones depend on how the test images were collected."""
+        """The protocols of validation classes: special ones depend on how the test images were collected."""
         return self.judged or tuple(p for p in self.protocols if p in _OF_ANY_SOURCE) or _OF_ANY_SOURCE[:1]
 
     def __post_init__(self) -> None:
-        """Refuse what no evaluation could read."""
+        """Refuses data that no evaluation could use."""
         if (self.query is None) != (self.gallery is None):
             raise ValueError("query and gallery: must be given together, or both be None")
         for name, value in (("query", self.query), ("gallery", self.gallery), ("views", self.views)):

@@ -12,7 +12,7 @@ from hap2s_jax.errors import UserError
 
 
 def validation_classes(num_classes: int, fraction: float, seed: int) -> np.ndarray:
-    """Draw the training classes on which the best checkpoint is chosen.
+    """Draws the training classes by which the best checkpoint is chosen.
 
     Args:
       num_classes: C, the training classes.
@@ -40,7 +40,7 @@ def validation_classes(num_classes: int, fraction: float, seed: int) -> np.ndarr
 
 
 def split_by_class(source: Source, fraction: float, seed: int) -> tuple[Source, Source | None]:
-    """Take validation classes out of a training source.
+    """Takes validation classes out of a training source.
 
     Args:
       source: labelled images.

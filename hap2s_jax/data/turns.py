@@ -1,4 +1,4 @@
-"""Quarter turns of the training images as further classes."""
+"""Quarter turns of the training images as additional classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TURNS = 4
 
 
 class QuarterTurns:
-    """A source and its copies turned by 90, 180 and 270 degrees, each class of each turn being one of its own.
+    """A source and its copies turned by 90, 180 and 270 degrees; each class of each turn is a class of its own.
 
     Where classes are few and upright is part of what an image shows, four times as many classes teach an encoder more
     about classes it has not seen than any augmentation within a class does (Santoro et al., "Meta-Learning with

@@ -218,12 +218,12 @@ def _key(name: str) -> _Key:
 
 
 def _beside(root: Path, name: str) -> Path | None:
-    """A file in the folder, or beside it, where some toolboxes ask for it."""
+    """A file in the folder, or beside it, where some toolboxes expect it."""
     return next((path for path in (root / name, root.parent / name) if path.is_file()), None)
 
 
 def _split(path: Path, number: int) -> dict[str, list[_Key]]:
-    """One of the splits in torchreid's file, whose paths are of the machine that wrote it."""
+    """One of the splits in torchreid's file, with paths of the machine that wrote it."""
     try:
         splits = [
             {

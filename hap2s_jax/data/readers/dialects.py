@@ -16,7 +16,7 @@ _DELIMITERS = ",;\t|"
 
 
 def open_csv(file: Path, wanted: Mapping[str, str]) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """The names of the columns, and the rows that are not blank, each with its line and as long as the head.
+    """The names of the columns, and the rows that are not blank, each with its line and padded to the header's length.
 
     Args:
       file: the CSV.
@@ -67,7 +67,7 @@ def open_csv(file: Path, wanted: Mapping[str, str]) -> tuple[list[str], Iterator
 
 
 def _decode(data: bytes) -> str:
-    """UTF-8, or line by line Windows-1252 where it is not, or UTF-16 or -32, by their marks or their zeros."""
+    """Decodes UTF-8, with Windows-1252 for lines that are not, or UTF-16 or -32 by their marks or zeros."""
     for mark, name in (
         (codecs.BOM_UTF32_LE, "utf-32"),
         (codecs.BOM_UTF32_BE, "utf-32"),

@@ -1,4 +1,4 @@
-"""For all readers of folders: images on disk as a source, labels that do not depend on the machine."""
+"""Shared by all readers of folders: images on disk as a source, labels that do not depend on the machine."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def walk_files(folder: Path | str) -> tuple[list[str], list[str]]:
 
 
 def name_others(paths: Sequence[str]) -> tuple[str, ...]:
-    """A line about files of other kinds than images, none where there are none."""
+    """A line about files that are not images; none without such files."""
     if not paths:
         return ()
     kinds = Counter(os.path.splitext(path)[1].lower() or "without an ending" for path in paths)

@@ -1,4 +1,4 @@
-"""Data sets as the library `datasets` keeps them: from the Hugging Face hub or its cache, folders, parquet.
+"""Data sets of the library `datasets`: from the Hugging Face hub or its cache, folders, parquet.
 
 Nothing that comes along is run or unpickled: `datasets` 4 and later refuse scripts, and of its own formats only those
 that hold images as bytes or files are read here.
@@ -47,7 +47,7 @@ class HubSource(FileSource):
 
     @functools.cached_property
     def _stored(self) -> dict[str, tuple[list[int | None], list[str | None]]]:
-        """Of each split the lengths of the images that it holds, and the files of others."""
+        """For each split, the lengths of its embedded images, and the files of the others."""
         import pyarrow as arrow
 
         compute: Any = importlib.import_module("pyarrow.compute")  # whose functions have no types
@@ -212,7 +212,7 @@ def _undecoded(data: Any, image: str) -> Any:
 
 
 def _texts(data: Any, columns: list[str]) -> list[list[str]]:
-    """The values of columns as texts, of classes their names; "" for what is not known."""
+    """The values of columns as texts, classes as their names; "" for unknown values."""
     values, texts = data.select_columns(columns)[:], []
     for column in columns:
         names = getattr(data.features[column], "names", None)
@@ -224,7 +224,7 @@ def _texts(data: Any, columns: list[str]) -> list[list[str]]:
 
 
 def _chosen(name: str, splits: str, there: list[str]) -> dict[str, str]:
-    """The splits that are taken, and which part each is; `_WHOLE` for one that is to be split by class."""
+    """The splits to use, and the part that each is; `_WHOLE` for one that must still be split by class."""
     if not splits:
         known = {split: SPLITS[split.lower()] for split in there if split.lower() in SPLITS}
         return {there[0]: _WHOLE} if len(there) == 1 else known

@@ -64,7 +64,7 @@ def read_folder(
 
 
 def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
-    """The images by part, and what was left out."""
+    """The images by part, and remarks on what was left out."""
     names = list_folders(root)
     by_part = {SPLITS[n.lower()]: n for n in names if n.lower() in SPLITS}
     # A class may be called "test"; the names are a split only if all of them are there.

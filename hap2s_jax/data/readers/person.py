@@ -61,7 +61,7 @@ def read_market_layout(root: Path) -> Parts:
 def read_market(
     root: Path, name: str, folders: Sequence[str] = (TRAIN, QUERY, GALLERY), *, multi_query: bool = False
 ) -> Parts:
-    """The layout of Market-1501, as others have it too: DukeMTMC-reID, VeRi-776, CUHK03 in ready folders.
+    """The layout of Market-1501, shared by DukeMTMC-reID, VeRi-776 and CUHK03 in ready folders.
 
     Files are named IDENTITY_cCAMERA...; others are left out and counted. Identity -1 is junk and dropped. Identity 0,
     the distractors of the gallery, stays as an identity like any other: no query has it, so it can only be retrieved
@@ -139,7 +139,7 @@ def _parts(train: FileSource, test: FileSource, queries: int) -> Parts:
 
 @dataclasses.dataclass
 class _Named:
-    """The images of a folder whose names say whom they show: paths, identities and cameras, and the other images."""
+    """The images of a folder: paths, identities and cameras from their names, and images with other names."""
 
     paths: list[str]
     ids: list[int]

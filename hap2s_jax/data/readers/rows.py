@@ -1,4 +1,4 @@
-"""The users' own images, from rows to parts: their split, unknown individuals, how they can be judged."""
+"""The users' own images, from rows to parts: split, unknown individuals, possible protocols."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Rows:
         return make(name, root, self.paths, self.classes, cameras, boxes)
 
     def where(self, kept: list[bool]) -> Rows:
-        """Those that are to be kept."""
+        """The rows to keep."""
         chosen = Rows()
         for field, values in vars(self).items():
             setattr(
@@ -51,7 +51,7 @@ class Rows:
         return chosen
 
     def join(self, other: Rows) -> Rows:
-        """These and the others after them."""
+        """These rows followed by others."""
         both = Rows()
         for field in vars(both):
             setattr(both, field, getattr(self, field) + getattr(other, field))
@@ -90,7 +90,7 @@ def arrange(
     unknown: str,
     seed: int,
 ) -> Parts:
-    """The data set that these rows are.
+    """Makes the data set of these rows.
 
     Args:
       parts: rows by the name of their part; "all" where there is no split, `NO_SPLIT` for those that name none.
@@ -159,7 +159,7 @@ def is_unknown(label: str) -> bool:
 
 
 def _take_out_unknown(parts: dict[str, Rows], unknown: str) -> tuple[dict[str, Rows], Rows, tuple[str, ...]]:
-    """The parts without images of unknown individuals; those of them that can be queries; and remarks."""
+    """The parts without images of unknown individuals; such images that can be queries; and remarks."""
     strangers, kept, dropped = Rows(), {}, []
     for name, rows in parts.items():
         nobody = [not c or (is_unknown(c) and unknown != "class") for c in rows.classes]
@@ -224,7 +224,7 @@ def _known_only(asking: Rows, database: Rows, unknown: str, *, given: bool) -> t
 
 
 def judged(parts: Parts) -> Parts:
-    """Own images with how they can be judged, and remarks on what cannot."""
+    """Own images with their possible protocols, and remarks on impossible ones."""
     remarks = parts.remarks
     for source in (parts.train, parts.validation, parts.test):
         if isinstance(source, FileSource) and matches.one_camera(source.cameras, source.labels):

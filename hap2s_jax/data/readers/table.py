@@ -125,7 +125,7 @@ def table_of(
     needed: Sequence[str] = ("path", "label"),
     find: Callable[[str], str | None] = str,
 ) -> Table:
-    """The same of rows that are open already: each with its line, and a text for each column of the head.
+    """As `read_table`, from rows: each with its line, and a text for each column of the header.
 
     `find` gives the path under which an image is there, or None.
     """
@@ -179,7 +179,7 @@ def table_of(
 
 
 def named_columns(columns: str) -> Iterator[tuple[str, str]]:
-    """Our columns and what they are called, as ``label=person,path=file`` says."""
+    """Our columns -> the user's names, from text such as ``label=person,path=file``."""
     for item in filter(None, columns.split(",")):
         name, equals, actual = item.partition("=")
         name = name.strip().lower()
@@ -194,7 +194,7 @@ def named_columns(columns: str) -> Iterator[tuple[str, str]]:
 def _find_columns(
     file: Path | str, head: list[str], columns: str, needed: Sequence[str]
 ) -> dict[str, list[int]]:
-    """The places of each column that is there: four or one of a box, and of others as many as are joined."""
+    """The positions of each present column: four or one for a box, and for others as many as are joined."""
     given = dict(named_columns(columns))
     found: dict[str, list[int]] = {}
     for name in _COLUMNS:
@@ -240,7 +240,7 @@ def _like(name: str, head: list[str], used: set[int]) -> str:
 
 
 def _number_cameras(names: list[str]) -> np.ndarray | None:
-    """Whole numbers as they are, other names by their place in sorted order; unknown ones below 0, all different."""
+    """Whole numbers stay, other names are numbered in sorted order; unknown ones get different numbers below 0."""
     known = {name for name in names if name}
     try:
         numbers = {name: int(name) for name in known}

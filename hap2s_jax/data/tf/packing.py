@@ -71,7 +71,7 @@ def pack(parts: Parts, name: str, options: Mapping[str, Any], output: str, chang
 
 
 def _begin(root: pathlib.Path, wanted: Mapping[str, Any]) -> bool:
-    """Makes sure that the place is new, or was begun with the same; whether it is finished."""
+    """Checks that the place is new, or was begun with the same data; returns whether it is finished."""
     there = {path.name for path in root.iterdir()} - {_LOCK}
     file = root / (FILE_NAME if FILE_NAME in there else _BEGUN)
     if there and file.name not in there:
@@ -94,7 +94,7 @@ def _finish(
     *,
     boxes: bool,
 ) -> None:
-    """Writes the index, what TFDS wants to know, and last `pack.json`; takes away what is no longer needed."""
+    """Writes the index, the files for TFDS, and last `pack.json`; removes temporary files."""
     record: dict[str, Any] = {**told, "shards": writer.shards, "parts": {}, "rows": {}}
     for part, p in plan.items():
         for i, (first, j) in p.stored_as.items():
@@ -126,7 +126,7 @@ def _finish(
 
 
 def _check(root: pathlib.Path, parts: Parts, name: str, *, changed: bool) -> str:
-    """Opens what was packed and compares it with the data set it was packed from; a line on it."""
+    """Opens the packed data set and compares it with the original; returns a line about it."""
     copy, digest, images = read(root, name, {}, DEFAULT), hashlib.sha256(), 0
     for part in PARTS:
         ours, theirs = getattr(copy, part), getattr(parts, part)
@@ -140,7 +140,7 @@ def _check(root: pathlib.Path, parts: Parts, name: str, *, changed: bool) -> str
 
 
 def _alike(ours: Any, theirs: Source, changed: bool) -> bool:
-    """Whether a part has the same labels, cameras and classes, and, as far as they are tried, the same images."""
+    """Whether a part has the same labels, cameras and classes, and the same images in a sample."""
     arrays = [(ours.labels, theirs.labels), (ours.cameras, theirs.cameras)]
     same = len(ours) == len(theirs) and ours.class_names == tuple(theirs.class_names)
     same = same and all(np.array_equal(a, b) if b is not None else a is None for a, b in arrays)

@@ -20,7 +20,7 @@ _RUNNING: weakref.WeakSet[Generator[Any]] = weakref.WeakSet()
 def made_ahead(
     make: Callable[[int], _Batch], start: int, stop: int, at_once: int
 ) -> Generator[_Batch, None, None]:
-    """make(start), ..., make(stop - 1) in order, `at_once` in the making and `AHEAD` waiting."""
+    """Yields make(start), ..., make(stop - 1) in order; `at_once` are made at a time, `AHEAD` wait."""
     batches = _made_ahead(make, start, stop, at_once)
     _RUNNING.add(batches)
     return batches

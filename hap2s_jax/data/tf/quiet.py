@@ -1,4 +1,4 @@
-"""TensorFlow, silent on import and off the accelerators; whoever needs it takes it from here."""
+"""TensorFlow, silent on import and off the accelerators; import it from here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records of images as TensorFlow Datasets reads them, and what it wants to know of them."""
+"""Records of images as TensorFlow Datasets reads them, and their description for it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def features(plan: Mapping[str, Part], parts: Parts, name: str, *, boxes: bool) 
 
 
 def _attributes(source: Source) -> dict[str, list[str]]:
-    """Further columns of a CSV, by names that are no others'."""
+    """Further columns of a CSV, with names that are not taken."""
     columns: dict[str, list[str]] = getattr(source, "attributes", {})
     return {f"{n}_name" if n in _OURS else shown(n).replace("/", "_"): c for n, c in columns.items()}
 

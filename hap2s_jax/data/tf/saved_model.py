@@ -1,4 +1,4 @@
-"""Writing TensorFlow's SavedModel; here because TensorFlow is imported in this package alone."""
+"""Writes TensorFlow's SavedModel; here, since only this package imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def load(path: pathlib.Path) -> Callable[[Any], Any]:
 
 
 def _named(function: Callable[[Any], Any], signature: list[Any]) -> Any:
-    """Servers want outputs by name."""
+    """Wraps the function for servers, which want named outputs."""
     return tf.function(
         lambda images: {"embeddings": function(images)}, autograph=False, input_signature=signature
     )

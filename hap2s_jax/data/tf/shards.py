@@ -25,14 +25,14 @@ _AT_ONCE = 512
 
 
 def write_file(path: pathlib.Path, data: bytes) -> list[int]:
-    """Writes a file whole or not at all; its bytes and CRC-32."""
+    """Writes a file whole or not at all; returns its size and CRC-32."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
     return [len(data), zlib.crc32(data)]
 
 
 class Writer:
-    """Writes files of images, or takes over those that are there.
+    """Writes files of images, or reuses finished ones.
 
     Attributes:
       shards: [name, bytes] of each.
@@ -94,7 +94,7 @@ class Writer:
     def _images(
         self, chosen: list[tuple[str, int]], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[bytes, np.ndarray | None]]:
-        """The images in order, some of them read ahead."""
+        """Yields the images in order, reading ahead."""
         for begin in range(0, len(chosen), _AT_ONCE):
             yield from pool.map(self._image, chosen[begin : begin + _AT_ONCE])
 

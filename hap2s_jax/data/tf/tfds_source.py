@@ -57,7 +57,7 @@ _OWN = Layout(label="identity", camera="camera")
 
 
 def read_tfds(name: str, data_dir: str | os.PathLike[str]) -> Parts | None:
-    """A data set prepared with TFDS below `data_dir`, or None where there is none.
+    """A data set prepared with TFDS below `data_dir`, or None if there is none.
 
     Nothing is downloaded and nothing prepared.
 
@@ -202,7 +202,7 @@ class _RandomAccess:
 
 
 class _TfRecords:
-    """A split in TFRecord files, with the places of the records."""
+    """A split in TFRecord files, with the offsets of the records."""
 
     def __init__(self, builder: Any, split: str, paths: list[str]):
         self._info = builder.info
