@@ -45,7 +45,7 @@ class Rows(NamedTuple):
 
 
 def check_distance(distance: str, known: tuple[str, ...] = DISTANCES) -> str:
-    """The name of a distance again; raises ValueError unless it is one of `known`."""
+    """Returns the name of a distance; raises ValueError unless it is one of `known`."""
     if distance not in known:
         raise ValueError(f"distance is {distance!r}; it should be one of {', '.join(known)}")
     return distance
@@ -95,7 +95,7 @@ def gram_distances(
 
 
 def distances_of_pairs(a: Array, b: Array, distance: str) -> Array:
-    """Distances `[...]` between cleaned vectors `[..., d]` that stand opposite each other, by differences."""
+    """Distances `[...]` between cleaned vectors `[..., d]` in pairs, by differences."""
     if distance in ("cosine", "negative_dot"):
         inner: Any = (a * b).sum(axis=-1)  # NumPy's or JAX's
         return 1 - inner if distance == "cosine" else -inner
@@ -122,7 +122,7 @@ def directions(vectors: np.ndarray) -> np.ndarray:
 def check_embeddings(
     name: str, vectors: ArrayLike | None, label_name: str, labels: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Both as arrays; raises ValueError or TypeError, by name, unless these are `[n, d]` floats and `[n]` integers."""
+    """Returns both as arrays; raises an error with the names unless these are `[n, d]` floats and `[n]` integers."""
     if vectors is None or labels is None:
         raise ValueError(f"{name} and {label_name} go together; one of them is missing")
     widest = jnp.iinfo(jnp.asarray(0).dtype)
@@ -161,7 +161,7 @@ def check_embeddings(
 
 
 def whole(array: jax.Array) -> jax.Array:
-    """The same on every device, where it is split over a mesh's explicit axes: they know no split sort or gather."""
+    """Replicates an array that is split over explicit axes of a mesh: JAX cannot sort or gather over these."""
     sharding = jax.typeof(array).sharding
     if not any(sharding.spec):
         return array

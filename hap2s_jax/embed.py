@@ -118,7 +118,7 @@ def _make(
     rows_per_part: int,
     show_progress: bool,
 ) -> None:
-    """Embeds what no part covers yet."""
+    """Embeds the images that no part covers yet."""
     done = parts.done
     with ProgressBar(len(found.paths), done, "embedding", images_per_step=1, enabled=show_progress) as bar:
         waiting: list[Part] = []

@@ -31,7 +31,7 @@ class Preempted(Exception):
 
 
 class Unreachable(Exception):
-    """A bucket did not answer, however often it was asked; what was saved before stays, and the same command goes on.
+    """A bucket did not answer in spite of retries. Saved files stay, and the same command goes on later.
 
     Attributes:
       where: the place, or what happened there.
@@ -58,8 +58,9 @@ def shown(text: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, on one line: a library's first, and of one that goes on and on the fault of the disk alone,
-    where it is that, or whole words.
+    """Why something failed, in one line: the first line of a library's message.
+
+    A very long line is reduced to the error of the disk, if it names one, or else cut between words.
     """
     lines = [
         line.strip() for line in str(getattr(error, "strerror", None) or error).splitlines() if line.strip()

@@ -69,7 +69,7 @@ def _measure(options: argparse.Namespace) -> None:
 
 
 def _words(names: Sequence[str]) -> dict[str, str]:
-    """A word for each data set that may stand in a file's name; numbered where two have the same."""
+    """A word for each data set that is fit for a file's name; numbered if two have the same."""
     words = [re.sub(r"[^\w.-]+", "_", name).strip("_") for name in names]
     numbered = (f"{word}_{n}" if words.count(word) > 1 else word for n, word in enumerate(words, 1))
     return dict(zip(names, numbered, strict=True))
@@ -85,7 +85,7 @@ def _of_set(options: argparse.Namespace, word: str) -> argparse.Namespace:
 
 
 def _compare(found: Mapping[str, Mapping[str, float]]) -> None:
-    """One table of all data sets, with their mean where all are judged alike."""
+    """Prints one table of all data sets, with their mean if all have the same protocols."""
     rows = {name: {k: v for k, v in row.items() if not k.endswith(_COUNTS)} for name, row in found.items()}
     columns = list(dict.fromkeys(k for row in rows.values() for k in row))
     if all(len(row) == len(columns) for row in rows.values()):
@@ -181,7 +181,7 @@ def _parser() -> cli.Parser:
 
 
 def _add_sources(parser: cli.Parser) -> None:
-    """What is judged."""
+    """The flags for what is judged."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--embeddings", help="an .npz file")
     source.add_argument("--workdir", help="the workdir of a run")
@@ -215,7 +215,7 @@ def _add_sources(parser: cli.Parser) -> None:
 
 
 def _add_figures(parser: cli.Parser) -> None:
-    """How it is judged, and what is written."""
+    """The flags for how it is judged, and for output."""
     parser.add_argument(
         "--protocols", type=_names, help=f"comma-separated: {', '.join(definitions.PROTOCOLS)}"
     )

@@ -54,7 +54,7 @@ MODULES: dict[str, tuple[str, ...]] = {
 
 
 def require(user: str, *extras: str) -> None:
-    """Refuses to begin without what `extras` bring.
+    """Raises unless the packages of `extras` are installed.
 
     Args:
       user: who needs them, as the message names it: "embed", "--index=faiss".

@@ -1,4 +1,4 @@
-"""The number in every file that outlives the version that wrote it, and how files of older numbers are read.
+"""Numbers of file formats, and how files of older formats are read.
 
 ``"format": n`` stands in config.json, results.json, thresholds.json, the preprocessing.json of exports, in galleries'
 description of their encoder, and in the study's cells. A file without a number is of format 0. Checkpoints, whose
@@ -32,13 +32,13 @@ BEFORE_1: dict[str, Record] = {
 
 
 def _from_0(config: Record | None, record: Record) -> None:
-    """Formats had no numbers, and keys were added on the way."""
+    """To format 1: before it, formats had no numbers, and keys were added on the way."""
     del record
     _add(config, BEFORE_1)
 
 
 def _from_1(config: Record | None, record: Record) -> None:
-    """Keys were added, and the trunk's own figures to a run's results."""
+    """To format 2: keys were added, and the trunk's own figures in a run's results."""
     added = {
         "encoder": {"frozen": False},
         "data": {"cached_views": 1, "sources": {}, "parts": ["train"]},
@@ -53,7 +53,7 @@ def _from_1(config: Record | None, record: Record) -> None:
 
 
 def _from_2(config: Record | None, record: Record) -> None:
-    """Keys were added."""
+    """To format 3: keys were added."""
     del record
     added: dict[str, Record] = {
         "encoder": {"drop_path": 0.0},
@@ -63,7 +63,7 @@ def _from_2(config: Record | None, record: Record) -> None:
 
 
 def _add(config: Record | None, added: dict[str, Record]) -> None:
-    """Gives keys their values where the config has the section and not the key."""
+    """Adds keys with their values to the sections that the config has, unless they are there."""
     for name, values in added.items():
         if isinstance(section := (config or {}).get(name), dict):
             section |= {**values, **section}
@@ -76,7 +76,7 @@ _STEPS: tuple[Callable[[Record | None, Record], None], ...] = (_from_0, _from_1,
 
 
 def stamped(record: Record) -> Record:
-    """The record with today's number before all else."""
+    """The record with today's format number in front."""
     return {KEY: FORMAT, **{key: value for key, value in record.items() if key != KEY}}
 
 
@@ -90,7 +90,7 @@ def read(path: str | os.PathLike[str], *, config: str | None = None) -> Record:
 
 
 def upgraded(record: Any, path: str | os.PathLike[str], *, config: str | None = None) -> Record:
-    """A record with the names and the number of today, whichever version wrote it; may change `record`.
+    """A record of any version with today's names and format number; may change `record`.
 
     Args:
       record: what was in the file.

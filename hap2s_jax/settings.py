@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses: the type, the range and the meaning of each stand once, in its annotation.
+"""Settings as frozen dataclasses: type, range and meaning of each are written once, in its annotation.
 
     @dataclasses.dataclass(frozen=True)
     class Batch(Settings):
@@ -23,7 +23,7 @@ from hap2s_jax.errors import UserError, did_you_mean, require, unknown_name
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A condition on a value, the words for it, and where it is a choice among names, these."""
+    """A condition on a value, the words for it, and the names if it is a choice among names."""
 
     holds: Callable[[Any], bool]
     wanted: str
@@ -159,7 +159,7 @@ def _check(name: str, value: Any, field: Field) -> None:
 
 
 def _said(value: Any) -> str:
-    """A value for an error: in one line, and not all of a long one."""
+    """A value for an error message: in one line, and cut if it is long."""
     text = repr(value.to_dict() if hasattr(value, "to_dict") else value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 

@@ -1,4 +1,4 @@
-"""All that this package uses of `jax.experimental`, in one place, since it may move with any release of JAX.
+"""Every use of `jax.experimental` in this package, in one place: any release of JAX may move it.
 
 No other module imports it. Work-arounds for a release carry the same words, "Remove when", where they stand:
 `hap2s_jax.losses.pytrees.register_dataclass`.
@@ -19,7 +19,7 @@ from hap2s_jax.errors import UserError
 
 
 def gather(tree: Any, *, tiled: bool = False) -> Any:  # a tree of arrays, and one of the same structure
-    """The arrays of all processes on each: stacked as `[processes, ...]`, or put together along the first axis (tiled).
+    """The arrays of all processes, on each: stacked as `[processes, ...]`, or joined along the first axis (tiled).
 
     Remove when `process_allgather` has a place outside jax.experimental.
     """
@@ -32,7 +32,7 @@ def broadcast(array: np.ndarray | int) -> np.ndarray:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns once every process has come here. Remove when `sync_global_devices` has such a place."""
+    """Waits until every process has called it. Remove when `sync_global_devices` has such a place."""
     multihost_utils.sync_global_devices(name)
 
 
@@ -73,7 +73,7 @@ def with_options(mapped: Any, options: dict[str, str]) -> Callable[..., Any]:
 
 
 def tpu_devices(name: str) -> tuple[Any, ...]:  # as jax.devices(), which has no type either
-    """The devices of a TPU slice that need not be there. Remove when JAX describes topologies outside jax.experimental.
+    """The devices of a TPU slice that need not exist. Remove when JAX describes topologies outside jax.experimental.
 
     Raises:
       jax.errors.JaxRuntimeError: the TPU compiler does not start.

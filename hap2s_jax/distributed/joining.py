@@ -1,4 +1,4 @@
-"""Before processes join as a job, they tell process 0 who they are: JAX itself aborts where two have the same number.
+"""Before processes join, they tell process 0 their number: JAX itself aborts if two have the same.
 
 On the coordinator's own port, which is free until JAX's service begins there, each sends one line of JSON and gets one.
 """
@@ -23,7 +23,7 @@ _PAUSE, _LINE, _STRANGE, _LATE = 0.2, 5.0, 10.0, 3.0
 
 
 def agree(coordinator: str, num_processes: int, process_id: int, timeout: float) -> None:
-    """Returns once all processes have said that they are different ones of equally many.
+    """Waits until all processes have reported different numbers and the same count.
 
     Args:
       coordinator: host:port of process 0.
@@ -49,7 +49,7 @@ def agree(coordinator: str, num_processes: int, process_id: int, timeout: float)
 
 
 def _listening(port: int) -> socket.socket | None:
-    """A socket on all of this machine's addresses; None where another process has the port."""
+    """A socket on all of this machine's addresses; None if another process has the port."""
     with contextlib.suppress(OSError):
         if socket.has_dualstack_ipv6():
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -82,7 +82,7 @@ def _ask(address: tuple[str, int], num_processes: int, process_id: int, until: f
 
 
 def _serve(server: socket.socket, num_processes: int, until: float) -> None:
-    """Process 0's desk: answers all at once, as soon as all have come or two do not fit together."""
+    """Process 0's part: answers all together, once all have called or two of them conflict."""
     mistake, waiting = None, {}
     with server, contextlib.ExitStack() as stack:
         for connection, line in _callers(server, until):
@@ -111,7 +111,7 @@ def _serve(server: socket.socket, num_processes: int, until: float) -> None:
 
 
 def _callers(server: socket.socket, until: float) -> Iterator[tuple[socket.socket, dict[str, Any]]]:
-    """Those who call and say who they are, until it is too late."""
+    """Yields processes that call and give their number, until the time is up."""
     while (left := until - time.monotonic()) > 0:
         server.settimeout(left)
         try:
@@ -126,7 +126,7 @@ def _callers(server: socket.socket, until: float) -> Iterator[tuple[socket.socke
 
 
 def _received(connection: socket.socket) -> dict[str, Any] | None:
-    """A line of ours, None for anything else."""
+    """A received line if it is one of ours, else None."""
     text = b""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         while not text.endswith(b"\n") and len(text) < _MAX_LINE:

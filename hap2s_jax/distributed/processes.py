@@ -1,4 +1,4 @@
-"""Several processes as one job: they agree before they begin, stop together, and do not outlive each other.
+"""Several processes as one job: they compare facts before they begin, stop together, and end when one is gone.
 
 `hap2s_jax.distributed.devices.initialize_processes` joins them. With a single process every check passes at once.
 """

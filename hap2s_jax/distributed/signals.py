@@ -51,7 +51,7 @@ def watch() -> None:
 
 
 def working(line: str | None) -> None:
-    """From now on a signal raises KeyboardInterrupt, and `line` is what it ends with; None: it ends at once."""
+    """From now on a signal raises KeyboardInterrupt, and the process ends with `line`; None: it ends at once."""
     _line[:] = [] if line is None else [line]
     _spoken.clear()
 
@@ -67,7 +67,7 @@ def temporary_folder() -> tempfile.TemporaryDirectory[str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what libraries in C++ write straight to standard error away from it; `say` is heard."""
+    """Discards what C++ libraries write directly to standard error; `say` still reaches it."""
     saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     _terminal.append(saved)
     try:
@@ -81,14 +81,14 @@ def quiet() -> Iterator[None]:
 
 
 def notice() -> int:
-    """Says that the signal has arrived where it ends the work, however long that takes; returns the exit code."""
+    """Records that the signal has reached the work and ends it, however long that takes; returns the exit code."""
     with _speaking:
         _noticed.set()
     return CODES[signal.Signals(_asked[0])] if _asked else CODES[signal.SIGINT]
 
 
 def say(line: str) -> None:
-    """Says what the work ends with, once, whichever thread comes first."""
+    """Prints the work's last line, once, from whichever thread comes first."""
     with _speaking, contextlib.suppress(OSError):
         if not _spoken:
             _spoken.append(line)
@@ -97,7 +97,7 @@ def say(line: str) -> None:
 
 
 def leave(code: int, *, anyway: bool = False) -> None:
-    """Ends the process if a signal asked for it, or `anyway`, without the farewells of threads; returns otherwise."""
+    """Ends the process if a signal asked for it, or `anyway`, without waiting for threads; else returns."""
     if _asked or anyway:
         with contextlib.suppress(OSError, ValueError):  # the reader of the pipe is gone
             sys.stdout.flush()
@@ -105,7 +105,7 @@ def leave(code: int, *, anyway: bool = False) -> None:
 
 
 def end(code: int) -> NoReturn:
-    """Ends the process at once, but for its temporary folders, which are removed."""
+    """Ends the process at once, after removing its temporary folders."""
     import shutil
 
     for folder in _folders:
@@ -136,7 +136,7 @@ def _wait(reader: int) -> None:
 
 
 def _ignore() -> None:
-    """All is done and the exit code is known: Python, which drops our handlers next, shall end undisturbed."""
+    """Ignores signals once the exit code is known: Python drops our handlers next, and must end undisturbed."""
     for number in CODES:
         if signal.getsignal(number) is _on_signal:
             signal.signal(number, signal.SIG_IGN)
@@ -158,7 +158,7 @@ def _say_and_exit(number: int) -> NoReturn:
 
 
 def _is_command() -> bool:
-    """Whether this process was started as one of our commands, which `python -m` knows before their modules load."""
+    """Whether this process was started as one of our commands; known before their modules load."""
     started = sys.orig_argv
     if sys.argv[:1] == ["-m"] and "-m" in started[:-1]:
         return started[started.index("-m") + 1].partition(".")[0] == "hap2s_jax"

@@ -1,4 +1,4 @@
-"""Compiles a config for TPUs that are not there: the TPU compiler runs on any x86-64 Linux machine.
+"""Compiles programs for absent TPUs: the TPU compiler runs on any x86-64 Linux machine.
 
 It needs libtpu, which the extra ``tpu`` installs, and no TPU, no data and no weights: arguments are shapes.
 """
@@ -57,7 +57,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice: its name (``v5e:4x4``), generation, and devices, none of which exists here."""
+    """A slice: its name (``v5e:4x4``), generation and devices, none of which need exist."""
 
     name: str
     chip: Chip
@@ -149,7 +149,7 @@ class DoesNotFitError(UserError):
 
 
 def compile_for(slice_: Topology, program: Any, *arguments: PyTree, effort: float = 0.0) -> Compiled:
-    """Compiles what `DataParallel.compile_step` or `map_program` returned, for arguments of these shapes.
+    """Compiles a program of `DataParallel.compile_step` or `map_program` for arguments of these shapes.
 
     Args:
       slice_: the devices.
@@ -236,7 +236,7 @@ def _bytes_of_arrays(shapes: str) -> list[int]:
 
 
 def largest(fits: Callable[[int], tuple[bool, float | None]], start: int, capacity: float) -> int:
-    """The largest whole number that fits, shown by the next one failing; 0 if 1 does not fit.
+    """The largest whole number that fits, found by the next one failing; 0 if 1 does not fit.
 
     Args:
       fits: says of a number whether it fits, and the bytes that it takes or would take, where known.

@@ -20,7 +20,7 @@ SPLITS = ("query", "gallery", "both", "views")
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Embeddings to evaluate, wherever they came from; rows are None where every image is query and gallery.
+    """Embeddings to evaluate, from any source; rows are None if every image is query and gallery.
 
     Attributes:
       images: rows -> uint8 `[n, h, w, 3]`, where there are any.
@@ -94,8 +94,9 @@ def from_npz(path: str) -> Inputs:
 
 
 def _distance(path: str, labels: np.ndarray) -> str:
-    """The distance that `hap2s_jax.embed` wrote beside its embeddings. A file of
-    its own is read as `hap2s_jax.search` reads it: its labels are numbers of its classes.
+    """The distance that `hap2s_jax.embed` wrote beside its embeddings; Euclidean for other files.
+
+    Files of `hap2s_jax.embed` are checked as `hap2s_jax.search` checks them: their labels are numbers of their classes.
     """
     try:
         found = read_npz(place(path), ("model",), ("class_names",))

@@ -127,7 +127,7 @@ def _seed_centres(key: jax.Array, points: jax.Array, lengths: jax.Array, cluster
 
 
 def measures(labels: ArrayLike, assignment: ArrayLike) -> tuple[float, float, float]:
-    """nmi, ami and f1 of clusters against classes, integers `[n]` each; see there."""
+    """nmi, ami and f1 of clusters against classes, integers `[n]` each; see the functions of these names."""
     assigned = np.asarray(assignment)
     classes = np.unique(check_integers(labels, len(assigned), "labels"), return_inverse=True)[1]
     clusters = np.unique(check_integers(assigned, len(classes), "assignment"), return_inverse=True)[1]

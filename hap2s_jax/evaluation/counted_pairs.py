@@ -83,7 +83,7 @@ class CountedPairs:
         return out[:, :, : self._count]
 
     def _tiles(self, form: Callable[..., jax.Array], *, halved: bool) -> Iterator[jax.Array]:
-        """The value of `form` for each square block of pairs, those below the diagonal left out if `halved`."""
+        """The value of `form` for each square block of pairs; if `halved`, without those below the diagonal."""
         scale = np.float32(1 / (self._width * self._space.scale))
         starts = range(0, len(self._vectors), self._side)
         for row in starts:
@@ -93,7 +93,7 @@ class CountedPairs:
 
 
 def _largest(vectors: np.ndarray, to_space: Space) -> float:
-    """A distance that no pair exceeds."""
+    """An upper bound of all pairs' distances."""
     if to_space.cosine:
         return 2.0
     return float(2 * np.sqrt(squares(vectors).max()) * (1 + 1e-5) / to_space.scale) or 1.0
@@ -122,7 +122,7 @@ def _places(block: _Block, *, side: int, cosine: bool) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("side", "cosine"))
 def _count_within(block: _Block, *, limits: jax.Array, side: int, cosine: bool) -> jax.Array:
-    """Each row's pairs, same and different, in the steps below each limit, int32 `[2, g, side]`."""
+    """Number of each row's pairs, same and different, below each limit, int32 `[2, g, side]`."""
     step, same, valid = _step_of_each(block, side, cosine)
 
     def within(limit: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Checks of what a user hands in, and the one preparation that every distance needs."""
+"""Checks of users' arguments, and the preparation that all distances share."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def check_rows(rows: ArrayLike, count: int, name: str) -> np.ndarray:
 
 
 def check_members(query: ArrayLike | None, gallery: ArrayLike | None, count: int) -> np.ndarray:
-    """The rows that are in either, ascending; None stands for all."""
+    """The rows in either of two choices, ascending; None stands for all rows."""
     used = np.zeros(count, bool)
     for rows, name in ((query, "query"), (gallery, "gallery")):
         used[np.arange(count) if rows is None else check_rows(rows, count, name)] = True
@@ -157,7 +157,7 @@ def check_problem(
     query: ArrayLike | None,
     gallery: ArrayLike | None,
 ) -> Problem:
-    """Checks the arguments that all retrieval has, and takes junk out; a one-line ValueError or TypeError."""
+    """Checks the arguments of all retrieval, and takes junk out; raises a one-line ValueError or TypeError."""
     array = check_embeddings(embeddings)
     count = array.shape[0]
     label = check_integers(labels, count, "labels")
@@ -237,7 +237,7 @@ def space(embeddings: np.ndarray, distance: str) -> Space:
 
 @functools.cache
 def cached_cells() -> int:
-    """Float32 distances that fit into half of the processor's last cache; 16 MiB of them where it does not say."""
+    """Float32 distances that fit into half of the processor's last cache; 16 MiB of them if its size is unknown."""
     sizes = [0]
     for path in pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         with contextlib.suppress(OSError, ValueError):

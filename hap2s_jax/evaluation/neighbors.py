@@ -1,4 +1,4 @@
-"""Nearest neighbours among all embeddings, a block of rows at a time: where re-ranking and expansion start."""
+"""Nearest neighbours among all embeddings, a block of rows at a time; for re-ranking and expansion."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ _cross = jax.jit(gram_distances, static_argnames="cosine")
 
 
 class ExactIndex:
-    """The nearest of many rows to any vectors, exactly: every distance is formed, on the device, block by block.
+    """Finds the nearest of many rows exactly: computes every distance, on the device, block by block.
 
     Args:
       embeddings: float `[n, d]`, finite.

@@ -1,4 +1,4 @@
-"""Do two images show the same? Verification: all pairs of images, or a given list of them, as a ROC curve.
+"""Verification: do two images show the same? All pairs of images, or a given list, as a ROC curve.
 
 At a threshold t on the distance a pair is accepted when its distance is at most t. TAR (true-accept rate) is the share
 of accepted pairs among those of one class, FAR (false-accept rate) among those of two.
@@ -86,7 +86,7 @@ class Roc:
 
 
 def enough_for(rate: float, count: int) -> bool:
-    """Whether so many pairs or queries can show a rate of false accepts."""
+    """Whether so many pairs or queries are enough to measure a rate of false accepts."""
     return rate * count >= FEWEST * (1 - 1e-9)
 
 
@@ -149,7 +149,7 @@ def intervals(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How sure the curve is, by a bootstrap over classes, whose pairs rise and fall together.
+    """Confidence intervals of the curve, by a bootstrap over classes, since pairs of a class are not independent.
 
     A class drawn w times brings its pairs w times; a pair of two classes, drawn v and w times, counts v + w - 1 times,
     which is v * w to first order.
@@ -183,7 +183,7 @@ def intervals(
 
 
 class _Listed(NamedTuple):
-    """Pairs one by one: distances `[p]`, whether of one class `[p]`, and rows `[p, 2]`."""
+    """A list of pairs: distances `[p]`, whether of one class `[p]`, and rows `[p, 2]`."""
 
     distances: np.ndarray
     same: np.ndarray
@@ -193,7 +193,7 @@ class _Listed(NamedTuple):
 def _pairs(
     embeddings: ArrayLike, labels: ArrayLike | None, pairs: ArrayLike | None, distance: str
 ) -> _Listed | CountedPairs:
-    """The pairs that are meant, without junk."""
+    """The chosen pairs, without junk."""
     array = check_embeddings(embeddings)
     if labels is None and (pairs is None or np.shape(pairs)[-1] != 3):
         raise ValueError(
@@ -220,7 +220,7 @@ def _pairs(
 def _by_class(
     embeddings: ArrayLike, labels: ArrayLike, pairs: ArrayLike | None, limits: np.ndarray, distance: str
 ) -> np.ndarray:
-    """Pairs at most `limits` `[g]` apart that a class has part in, of one class and of two, `[2, c, g]`."""
+    """Each class's pairs at most `limits` `[g]` apart, with the same class and with others, `[2, c, g]`."""
     found = _pairs(embeddings, labels, pairs, distance)
     classes = np.setdiff1d(labels, [JUNK])
     numbers = np.searchsorted(classes, np.asarray(labels))

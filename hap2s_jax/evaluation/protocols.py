@@ -102,7 +102,7 @@ def means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def figures(results: QueryResults, metrics: Mapping[str, Metric], protocol: str) -> dict[str, float]:
-    """Means of the metrics, queries asked, and those that no key could answer."""
+    """Means of the metrics, the number of queries, and of those without a possible match."""
     return means({name: metric(results) for name, metric in metrics.items()}) | {
         f"{protocol}_queries": float(len(results.query)),
         f"{protocol}_queries_without_match": float(np.sum(~results.answerable)),

@@ -38,7 +38,7 @@ class Keys(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """One block of queries, and where among the keys their classes stand; all arrays `[q]`."""
+    """One block of queries, and the places of their classes among the keys; all arrays `[q]`."""
 
     cameras: jax.Array
     starts: jax.Array
@@ -66,7 +66,7 @@ class Tiles(NamedTuple):
 
 
 def bucket(most: int, least: int = _CHUNK, factor: int = 4) -> int:
-    """A static bound: few values, so that few programs are compiled."""
+    """Rounds a bound up to one of few values, so that few programs are compiled."""
     bound = least
     while bound < most:
         bound *= factor
@@ -74,7 +74,7 @@ def bucket(most: int, least: int = _CHUNK, factor: int = 4) -> int:
 
 
 def tile_shape(queries: int, keys: int, device: Device, *, whole_rows: bool) -> tuple[int, int]:
-    """Queries in a block, and keys in a tile of it, a multiple of `_LANES`; both as even as can be.
+    """Queries in a block, and keys in a tile (a multiple of `_LANES`), each of nearly equal size.
 
     Args:
       queries: how many ask.
@@ -92,7 +92,7 @@ def tile_shape(queries: int, keys: int, device: Device, *, whole_rows: bool) -> 
 
 
 def _even(count: int, most: int, multiple: int) -> int:
-    """The size of even parts of `count` of at most `most`, rounded up to a `multiple`."""
+    """The size of equal parts of `count`, each at most `most`, rounded up to a `multiple`."""
     parts = -(-count // most)
     part = -(-count // parts)
     return part + -part % multiple

@@ -22,7 +22,7 @@ def size_of(image_size: tuple[int, int]) -> tuple[int, int]:
 
 
 def is_affordable(images: int, image_size: tuple[int, int]) -> bool:
-    """Whether comparing so many images takes no more than a few seconds."""
+    """Whether comparing these images takes only a few seconds."""
     return images**2 * 3 * int(np.prod(size_of(image_size))) <= _AFFORDABLE
 
 

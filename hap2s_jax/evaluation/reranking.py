@@ -19,7 +19,7 @@ _ROWS_AT_ONCE = 2048
 
 
 class KReciprocal:
-    """The re-ranked distance, to be handed to `rank_matches` as its `distance`.
+    """The re-ranked distance, to pass to `rank_matches` as its `distance`.
 
     The original distance enters as Zhong's code has it: squared if Euclidean (for "cosine", `(1 - cos)^2`),
     over the query's largest such distance to any image.
@@ -39,7 +39,7 @@ class KReciprocal:
         k2: int = 6,
         mixing: float = 0.3,
     ) -> None:
-        """Finds everybody's reciprocal neighbours among query and gallery.
+        """Finds the reciprocal neighbours of all images among query and gallery.
 
         Args:
           embeddings: `[n, d]` floats, all finite.

@@ -67,7 +67,7 @@ def rank_single_gallery_shot(
 
 
 def _one_of_each(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A random place for each distinct label."""
+    """A random position of each distinct label."""
     shuffled = random.permutation(len(labels))
     return shuffled[np.unique(labels[shuffled], return_index=True)[1]]
 

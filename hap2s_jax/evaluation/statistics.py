@@ -81,7 +81,7 @@ def by_group(values: Mapping[str, np.ndarray], groups: ArrayLike) -> dict[int, d
 
 
 def worst(values: np.ndarray, count: int) -> np.ndarray:
-    """Places of the `count` lowest of one figure `[q]`, lowest first; queries that do not count are passed over."""
+    """Positions of the `count` lowest values of a figure `[q]`, lowest first; without queries that do not count."""
     order = np.argsort(values, kind="stable")
     return order[: min(count, int(np.sum(~np.isnan(values))))]
 

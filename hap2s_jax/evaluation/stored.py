@@ -1,4 +1,4 @@
-"""Files of embeddings that anybody may have made, checked by what their headers promise before anything is allocated.
+"""Files of embeddings from anybody, whose headers are checked before anything is allocated.
 
 One schema for galleries and for `evaluate --embeddings`, .npz and .parquet.
 """
@@ -63,7 +63,7 @@ class DamagedError(UserError):
 def read_npz(
     path: str | os.PathLike[str], needed: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
-    """The arrays of `SCHEMA` that are asked for, of an .npz file.
+    """Reads the wanted arrays of `SCHEMA` from an .npz file.
 
     Args:
       path: of the file.

@@ -140,7 +140,7 @@ def _count_strip(
 
 
 def _count(hits: jax.Array, axis: int) -> jax.Array:
-    """Counts along an axis, int32; in bytes first, which XLA's CPU code adds many at a time."""
+    """Counts along an axis, int32; adds bytes first, which XLA's CPU code vectorises."""
     parts = jnp.split(hits.astype(jnp.uint8), _LANES, axis=axis)
     return jnp.sum(lax.optimization_barrier(sum(parts[1:], parts[0])), axis=axis, dtype=jnp.int32)
 

@@ -54,7 +54,7 @@ def over_views(embed: Embed, views: Sequence[str], *, crop: float = 0.875, norma
 def at_once(
     embed: Embed, views: Sequence[str], *, crop: float = 0.875, normalize: bool, size: tuple[int, int]
 ) -> Embed:
-    """`over_views` of images `[n, *size, 3]` for converters that know neither loops nor choices.
+    """`over_views` of images `[n, *size, 3]` for converters that support neither loops nor branches.
 
     All views go through `embed` in one batch. Each is two products with constant matrices, one for either side of the
     image, since cutting, mirroring and resizing treat rows and columns apart.

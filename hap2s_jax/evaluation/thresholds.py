@@ -1,4 +1,4 @@
-"""When is the nearest image near enough to be an answer? Open-set retrieval: false accepts against false rejects.
+"""Open-set retrieval: is the nearest image near enough to be an answer? False accepts against false rejects.
 
 A query is *known* when the gallery holds an image of its class, and *unknown* otherwise. At a threshold t on the
 distance
@@ -134,7 +134,7 @@ class ErrorRates:
         )
 
     def to_json(self) -> dict[str, Any]:  # of JSON's types
-        """As plain lists and numbers; `from_json` is the inverse."""
+        """The rates as plain lists and numbers; `from_json` is the inverse."""
         return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(self).items()}
 
     @classmethod

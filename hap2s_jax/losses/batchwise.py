@@ -118,8 +118,7 @@ def quadruplet_loss(
 
 
 def _nearest_others(pairs: Pairs, labels: jax.Array, axis_name: Axis) -> jax.Array:
-    """For each label `[n]`, the smallest distance of two keys of different classes, neither of that label; infinite
-    where there is none.
+    """For each label `[n]`, the smallest distance between two keys of two other classes; infinite if there are none.
 
     Each key has offered its nearest key of another class and its nearest of yet another. The nearest pair of all serves
     every label but its own two, and for each of these the nearest pair without it.

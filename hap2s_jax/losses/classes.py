@@ -1,4 +1,4 @@
-"""For all losses against learnt points of the classes, see `softmaxes` and `proxies`.
+"""Shared by the losses against learnt points of the classes, `softmaxes` and `proxies`.
 
 They are not functions of an anchor's row, but have the engine's calling convention. The learnt arrays are an argument,
 `params`; `losses.create(name).init_params(key, num_classes, embedding_dim)` makes the first ones. Every sample whose
@@ -120,17 +120,17 @@ def _evaluate(loss: AgainstPoints, batch: Batch, options: Options) -> Result:
 
 
 def everyones(value: jax.Array, valid: jax.Array, stats: Stats) -> RowLosses:
-    """The loss of a whole batch as that of each of its samples `[n]`."""
+    """Gives each sample `[n]` the loss of the whole batch."""
     return RowLosses(jnp.where(valid, value, 0), valid.astype(value.dtype), stats)
 
 
 def over_devices(value: jax.Array, axis_name: Axis) -> jax.Array:
-    """`[n, ...]` of all devices, with gradients."""
+    """Gathers `[n, ...]` from all devices, with gradients."""
     return value if axis_name is None else lax.all_gather(value, axis_name, tiled=True)
 
 
 def own_entry(table: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each sample's entry for its own class `[n]`, and where that stands, bool `[n, c]`."""
+    """Each sample's entry for its own class `[n]`, and a mask of these entries, bool `[n, c]`."""
     is_own = jnp.arange(table.shape[1], dtype=labels.dtype)[None, :] == labels[:, None]
     # Not by indexing: the gradient would be a scatter, which XLA's CPU code does one element at a time.
     return jnp.sum(jnp.where(is_own, table, 0), axis=1), is_own

@@ -1,4 +1,4 @@
-"""Random keys of anchors.
+"""Random draws for anchors.
 
 Draws are made from (key, the anchor's number in the global batch), so they do not depend on devices or blocks.
 """
@@ -14,7 +14,7 @@ _GROUP = 64
 
 
 def key_data(key: jax.Array | None) -> jax.Array:
-    """Raw data of a random key, or of the one that stands for none."""
+    """Raw data of a random key; None means a fixed one."""
     # Stored as an integer array, which custom rules and tree maps treat like any other leaf.
     key = jax.random.key(0) if key is None else key
     return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
@@ -38,5 +38,5 @@ def drawn(shares: jax.Array, draws: jax.Array) -> jax.Array:
 
 
 def _first_above(sums: jax.Array, goals: jax.Array) -> jax.Array:
-    """Where running sums `[..., s]` first pass the goals `[...]`, or last rise, should rounding leave a goal there."""
+    """Where running sums `[..., s]` first exceed the goals `[...]`, or last rise if rounding keeps them below."""
     return jnp.minimum(jnp.sum(sums <= goals[..., None], axis=-1), jnp.sum(sums < sums[..., -1:], axis=-1))

@@ -156,7 +156,7 @@ def check_options(
 def _evaluate(
     loss: LossTree, samples: Labelled, further: Labelled | None, weights: jax.Array | None, options: Options
 ) -> Result:
-    """The way that suits the problem: chosen pairs, the whole matrix, tiles, or blocks of anchors."""
+    """Chooses how to compute: by chosen pairs, the whole matrix, tiles, or blocks of anchors."""
     batch = prepare(*samples, further, weights, options)
     size, count, width = options.block_size, len(batch.vectors), len(batch.key_vectors)
     weighting = getattr(loss, "weighting", None)  # of weighted sets, which says what suffices
@@ -182,7 +182,7 @@ def prepare(
     weights: jax.Array | None = None,
     options: Options = Options(),  # noqa: B008 - immutable
 ) -> Batch:
-    """Cleans the embeddings, and gathers the keys from wherever they come."""
+    """Cleans the embeddings, and gathers the keys: the batch itself, given keys, all devices."""
     dtype = COMPUTED_IN.get(embeddings.dtype, FLOAT32)
     count, axis = embeddings.shape[0], options.axis_name
     valid = counted(labels, options.ignore_label)
@@ -219,7 +219,7 @@ def prepare(
 
 
 def counted(labels: jax.Array, ignore_label: int | None) -> jax.Array:
-    """The rule of ignored labels: which samples `[n]` count."""
+    """Which samples `[n]` count: the rule of ignored labels."""
     return jnp.ones(labels.shape, bool) if ignore_label is None else labels != ignore_label
 
 

@@ -1,4 +1,4 @@
-"""Losses of distances that the caller has formed."""
+"""Losses of distances that the caller has computed."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class _Entry:
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """Those of the function, and before them those of the one that it hands its other arguments to."""
+        """The function's parameters, after those of the function that it passes its other arguments to."""
         own = inspect.signature(self.function).parameters
         handed = {} if self.like is None else inspect.signature(self.like).parameters
         return {**own, **{name: p for name, p in handed.items() if name not in own}}
@@ -95,12 +95,12 @@ class Loss:
 
     @property
     def rate(self) -> float:
-        """Learning rate of those arrays over that of the encoder's head, as the loss's paper has it."""
+        """Factor of these arrays' learning rate, relative to the encoder's head, as in the loss's paper."""
         return self._entry.rate
 
     @property
     def needs_pairs(self) -> bool:
-        """Whether a batch needs two classes and two images of each; of losses of others nothing is known."""
+        """Whether a batch needs two classes and two images of each; False for users' losses, where it is unknown."""
         # A loss without blocks learns points of the classes and needs no other image of the batch.
         to_points = self.has_params and not self.has_blocks
         return not to_points and self._entry.function.__module__.startswith("hap2s_jax.")

@@ -1,4 +1,4 @@
-"""The words of the engine: what a loss is given, what it gives back, and what a call may say."""
+"""Types of the engine: the input of a loss, its result, and the arguments of a call."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class EngineCall(EngineArguments, total=False):
 
 
 class AnchorRow(NamedTuple):
-    """All that a loss may know of one anchor; of several, with another axis in front, `[n, m]` and `[n]`.
+    """The input of a loss for one anchor; for several with another axis in front, `[n, m]` and `[n]`.
 
     Attributes:
         distances: `[m]`, from the anchor to every key.
@@ -123,7 +123,7 @@ class Keys(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Cleaned anchors, and the keys from wherever they come."""
+    """Cleaned anchors, and the keys."""
 
     vectors: jax.Array  # [n, d]
     anchors: Anchors

@@ -38,7 +38,7 @@ class Pairs(NamedTuple):
 
 
 def first_largest(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The place `[n]` of each row's largest masked value in `[n, m]`, the first of equals; and whether there is one."""
+    """The position `[n]` of each row's first largest masked value in `[n, m]`, and whether there is one."""
     # XLA's CPU code vectorises a maximum and a comparison, but walks an argmax in a scalar loop.
     kept = jnp.where(mask, values, -jnp.inf)
     best = jnp.max(kept, axis=1)

@@ -29,7 +29,7 @@ class PointToSet(Protocol):
 
 
 class Extra(NamedTuple):
-    """Further carries for the statistics; gathered only where they are asked for."""
+    """Further carries for the statistics; computed only on request."""
 
     logs: jax.Array  # sum of exp(l - L) l
     plain: jax.Array  # sum of d

@@ -121,7 +121,7 @@ class _Sweep:
 
 
 def _log_weights(function: LogWeights, distances: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """A tile's log-weights, no lower than `_SILENT` for members; a mask of None means all of it."""
+    """A tile's log-weights, no lower than `_SILENT` for members; without a mask all are members."""
     if mask is None:
         return jnp.maximum(function(distances, jnp.ones_like(distances, bool)), _SILENT)
     return jnp.where(mask, jnp.maximum(function(jnp.where(mask, distances, 1), mask), _SILENT), _EMPTY)

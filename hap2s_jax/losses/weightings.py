@@ -258,7 +258,7 @@ def separate(loss: Tree, like: jax.Array) -> tuple[Structure, list[jax.Array], l
 
 
 def merge(structure: Structure, smooth: list[jax.Array], rough: list[jax.Array | None]) -> Tree:
-    """The loss again, from what `separate` returned."""
+    """Undoes `separate`."""
     rest = iter(smooth)
     leaves = []
     for leaf in rough:

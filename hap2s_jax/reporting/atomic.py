@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and files that one process at a time holds."""
+"""Files that are either complete or absent, and files that one process at a time locks."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _uploading(target: Path) -> Iterator[Path]:
-    """The same in a bucket, where an object takes its place whole."""
+    """`replacing` in a bucket, where an object is replaced as a whole."""
     try:
         with local_folder(target.parent) as folder:
             (folder / target.name).touch()
@@ -82,7 +82,7 @@ def _uploading(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def holding(path: str | os.PathLike[str]) -> Iterator[bool]:
-    """Yields whether no other process holds `path`; none will until the block ends. A process that dies lets go.
+    """Locks `path` until the block ends; yields False if another process has it. A process that dies releases it.
 
     The file is there while it is held. Where files cannot be locked (some network file systems) everyone may enter. In
     a bucket it is a `lease.Lease`.
@@ -96,7 +96,7 @@ def holding(path: str | os.PathLike[str]) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def claiming(path: str | os.PathLike[str]) -> Iterator[Iterator[bool | None]]:
-    """`holding`, with its answers one by one: None while it is not known yet, some seconds each."""
+    """`holding` with intermediate answers: None, every few seconds, while it is not known yet."""
     target = place(path)
     if isinstance(target, BucketPath):
         with contextlib.closing(lease.Lease(target)) as wanted:

@@ -1,4 +1,4 @@
-"""Text under and over images: its face, its breaks, its height."""
+"""Text under and over images: font, line breaks, height."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model card of a run: what was trained on what, how good it is by which measure, and where that came from."""
+"""The model card of a run: encoder, data, figures and their origin."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def _cpu_model() -> str:
 
 
 def usable_cores() -> int:
-    """How many CPU cores this process may use: a container or a scheduler may grant fewer than there are."""
+    """The number of CPU cores that this process may use; a container or a scheduler may grant only some."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _granted_cores(Path("/sys/fs/cgroup")) or cores)
 

@@ -61,7 +61,7 @@ class EventFile:
             raise cannot_write(self._path, error) from error
 
     def close(self, failed: bool = False) -> None:
-        """Closes the file, which does not say whether the run failed."""
+        """Closes the file; whether the run failed is not written."""
         del failed
         self._file.close()
 
@@ -95,7 +95,7 @@ def _event(record: Mapping[str, float], wall_time: float) -> Any:
 
 
 def _messages() -> Any:
-    """The message classes by name; they are made at run time, so no type checker can see them."""
+    """The message classes by name. They are made at run time, so type checkers cannot see them."""
     event, summary = (
         importlib.import_module(f"tensorboardX.proto.{name}_pb2") for name in ("event", "summary")
     )

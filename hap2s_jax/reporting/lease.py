@@ -1,4 +1,4 @@
-"""Holding a place in a bucket, where files cannot be locked: a lease, which its holder renews.
+"""Leases on places in a bucket, where files cannot be locked; the holder renews its lease.
 
 A lease is an object. It is made on condition that it does not exist, renewed on condition that nobody else has, and
 taken over on condition that it is still the one that has not been renewed for `SECONDS`; the bucket decides who was
@@ -25,7 +25,7 @@ _held: set[Lease] = set()
 
 
 def check() -> None:
-    """Raises unless this process holds all leases that it took, asking the bucket where one may have run out.
+    """Raises unless this process still holds all its leases; asks the bucket if one may have run out.
 
     Raises:
       UserError: somebody else has taken one over: nothing may be written any more.
@@ -36,13 +36,13 @@ def check() -> None:
 
 
 def check_known() -> None:
-    """The same by what is known already, at once."""
+    """As `check`, without asking the bucket."""
     for lease in tuple(_held):
         lease.check(ask=False)
 
 
 class Lease:
-    """A lease on `path`, which nobody has asked for yet.
+    """A lease on `path`; `attempts` acquires it.
 
     Attributes:
       path: the object.
@@ -58,7 +58,7 @@ class Lease:
         self._renewing = threading.Lock()
 
     def attempts(self) -> Iterator[bool | None]:
-        """Tries to get it: None while that is open, at last whether it was got. Asking for the next waits a while."""
+        """Tries to acquire it: yields None while undecided, at last whether it succeeded. Waits between tries."""
         seen, since = 0, 0.0
         while True:
             try:
@@ -90,7 +90,7 @@ class Lease:
             time.sleep(SECONDS / 12)
 
     def check(self, *, ask: bool) -> None:
-        """Raises a UserError if somebody else holds it now; `ask`: the bucket, where it may have run out."""
+        """Raises a UserError if somebody else holds it now; with `ask`, asks the bucket if it may have run out."""
         if ask and time.monotonic() - self._renewed > SECONDS / 2:
             self._renew_once(SECONDS)
         if self._lost:
@@ -100,7 +100,7 @@ class Lease:
             )
 
     def close(self) -> None:
-        """Gives it back, if it is still held."""
+        """Releases it, if it is still held."""
         self._ended.set()
         with self._renewing:
             _held.discard(self)
@@ -125,13 +125,13 @@ class Lease:
                 self._lost = True
 
     def _read(self) -> tuple[int, str] | None:
-        """Generation and token of what is there."""
+        """Generation and token of the present lease object."""
         with answering(self.path):
             blob = self.path.bucket.get_blob(self.path.key, **patient(SECONDS / 6))
         return None if blob is None else (int(blob.generation), (blob.metadata or {}).get(_TOKEN, ""))
 
     def _write(self, generation: int, patience: float = SECONDS) -> bool:
-        """Writes it in the place of a generation, 0 for none.
+        """Writes the lease over a given generation, 0 for none.
 
         Raises:
           FileExistsError: another one is there.

@@ -1,4 +1,4 @@
-"""The numbers of a run over its steps: JSON lines for programs, TensorBoard event files for eyes, CSV for tables."""
+"""A run's numbers by step: JSON lines for programs, TensorBoard event files for people, CSV for tables."""
 
 from __future__ import annotations
 
@@ -99,12 +99,12 @@ class MetricLog:
             self._mirror.changed()
 
     def add(self, trackers: Iterable[Tracker]) -> None:
-        """From here on the metrics go to these too; they are closed with the log."""
+        """Sends metrics to these trackers too from now on; they are closed with the log."""
         for tracker in trackers if self._enabled else ():
             self._sinks.append(tracker)
 
     def attach_files(self) -> None:
-        """Sends what lies beside the log to the trackers: config, results, model card, tables and pictures."""
+        """Sends the files beside the log to the trackers: config, results, model card, tables and pictures."""
         if not self._enabled:
             return
         if not any(isinstance(sink, Tracker) for sink in self._sinks):
@@ -119,7 +119,7 @@ class MetricLog:
                     sink.attach(paths, self._last_step)
 
     def write(self, step: int, metrics: Mapping[str, Any], *, part: str = "") -> None:
-        """Appends one line; it is with the operating system when the call returns.
+        """Appends one line and hands it to the operating system.
 
         Args:
           step: completed updates, at least that of the line before.

@@ -1,4 +1,4 @@
-"""Files that grow, in a bucket, where nothing can be appended to: they grow on this machine and are copied whole.
+"""Growing files for a bucket, which cannot append: they grow on this machine and are copied as a whole.
 
 A thread copies, at most every `PAUSE` seconds and for a tenth of the time, so neither a slow bucket nor one that does
 not answer stops a step. `Mirror.flush` waits for it, which a run does before each checkpoint.
@@ -23,7 +23,7 @@ _LONGEST_PAUSE = 60.0
 
 
 class Mirror:
-    """A folder on this machine, the files of which are copied to a place in a bucket as they change.
+    """A folder on this machine whose files are copied to a place in a bucket as they change.
 
     Args:
       there: the place.
@@ -47,11 +47,11 @@ class Mirror:
         threading.Thread(target=self._follow, name="mirror", daemon=True).start()
 
     def changed(self) -> None:
-        """Says that files have changed: they will be copied in the background."""
+        """Tells that files have changed; they are copied in the background."""
         self._changed.set()
 
     def flush(self) -> None:
-        """Waits until all that is in the folder is in the bucket.
+        """Waits until the whole folder is in the bucket.
 
         Raises:
           Unreachable: the bucket has not answered for `bucket.PATIENCE` seconds.
@@ -64,7 +64,7 @@ class Mirror:
             self._copy(bucket.PATIENCE)
 
     def close(self, *, flush: bool = True) -> None:
-        """Flushes, unless that was in vain already, and takes the folder away."""
+        """Flushes, unless that has failed before, and removes the folder."""
         self._ended.set()
         self._changed.set()
         try:

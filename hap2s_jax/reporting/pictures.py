@@ -1,4 +1,4 @@
-"""Pictures of retrievals and contact sheets, composed with Pillow at the images' own sharpness."""
+"""Pictures of retrievals and contact sheets, composed with Pillow without losing sharpness."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def curves(workdir: str | os.PathLike[str]) -> Path:
 
 
 def embedding_map(embeddings: npt.ArrayLike, images: npt.ArrayLike, path: str | os.PathLike[str]) -> None:
-    """Draws the embeddings in two dimensions, each image at its place; what lies close was embedded close.
+    """Draws the embeddings in two dimensions, each image at its place: similar ones lie close together.
 
     The plane is t-SNE (van der Maaten and Hinton, 2008; scikit-learn's), started from the principal
     components; these alone for more than 3,000 points, fewer than 10, or without scikit-learn. The picture
@@ -166,7 +166,7 @@ def _draw_panel(axes: Axes, title: str, lines: Mapping[str, _Line], smooth: bool
 
 
 def _merged(lines: Mapping[str, _Line]) -> dict[str, _Line]:
-    """Lines that are equal, as where all figures are 1, as one: each would hide the one before."""
+    """Joins equal lines (as when all figures are 1) to one: each would hide the one before."""
     found: dict[str, _Line] = {}
     for label, line in lines.items():
         same = next((other for other in found if np.array_equal(found[other], line, equal_nan=True)), None)
@@ -178,7 +178,7 @@ def _merged(lines: Mapping[str, _Line]) -> dict[str, _Line]:
 
 
 def _smoothed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Centred mean over a fiftieth of the curve at either side, over what is finite."""
+    """Centred mean of the finite values within a fiftieth of the curve on either side."""
     half = max(1, len(values) // 50)
     finite = np.isfinite(values)
     kernel = np.ones(2 * half + 1)

@@ -24,7 +24,7 @@ def traced(
     start_step: int,
     workdir: str | os.PathLike[str],
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """An update that has `jax.profiler` trace updates `steps[0]` to `steps[1]` into ``workdir/profile``.
+    """Wraps `update` so that `jax.profiler` traces updates `steps[0]` to `steps[1]` into ``workdir/profile``.
 
     Args:
       update: ``(state, batch) -> (state, metrics)``, called once for each step.

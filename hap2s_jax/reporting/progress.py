@@ -159,7 +159,7 @@ class ProgressBar:
 
     @contextlib.contextmanager
     def _harmless(self) -> Iterator[None]:
-        """A closed stream (ValueError) or a reader that has gone (OSError) ends the display only."""
+        """A closed stream (ValueError) or a reader that is gone (OSError) ends only the display."""
         try:
             yield
         except (ValueError, OSError):

@@ -1,4 +1,4 @@
-"""Which images to show, where there are too many to show all."""
+"""Chooses images to show when there are too many to show all."""
 
 from __future__ import annotations
 

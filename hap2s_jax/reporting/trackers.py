@@ -1,4 +1,4 @@
-"""A run in Weights & Biases and in MLflow, through their own libraries: numbers, config, pictures and model card.
+"""Sends a run to Weights & Biases and MLflow with their libraries: numbers, config, pictures and model card.
 
 Their own environment variables, such as ``WANDB_MODE=offline`` and ``MLFLOW_TRACKING_URI``, decide where things go and
 when. Neither can stop a run: a failure to send is reported once, and the log on the disk has everything.
@@ -22,7 +22,7 @@ _BATCH = 100  # parameters in one request to MLflow
 
 
 class Tracker:
-    """One service. `_log`, `_attach` and `_close` are its own; whatever they raise ends the sending, not the run."""
+    """One service. Subclasses define `_log`, `_attach` and `_close`; their errors end the sending, not the run."""
 
     service = ""
 

@@ -1,1 +1,1 @@
-"""A config's run from start to end: what it builds, how it trains, what it leaves behind."""
+"""The run of a config from start to end: building, training, results."""

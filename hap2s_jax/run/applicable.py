@@ -10,8 +10,8 @@ from hap2s_jax.settings import fields
 
 
 def check(config: Config, is_frozen: bool, *, has_layers: bool) -> None:
-    """Raises a UserError that names the keys that are set and do not apply, to a frozen trunk or to one that is not, or
-    to one without layers.
+    """Raises a UserError that names keys that are set but do not apply: to a frozen trunk, to one that is not frozen,
+    or to one without layers.
     """
     if not (has_layers or config.optimizer.layer_decay == 1):
         raise UserError(

@@ -31,7 +31,7 @@ class Rehearsal:
         return self.learner.config.batch.images_per_class * len(self.topology.devices)
 
     def _inputs(self, *sides: int) -> jax.ShapeDtypeStruct:
-        """As many inputs of the encoder."""
+        """Inputs of the encoder, in this number."""
         one = self.learner.inputs
         return jax.ShapeDtypeStruct((*sides, *one.shape[1:]), one.dtype)
 
@@ -47,7 +47,7 @@ class Rehearsal:
         return tpu.compile_for(self.topology, step, state, batch, effort=self.effort)
 
     def embed_step(self) -> tuple[int, Compiled]:
-        """The evaluation's program on one host: images in its batch, and what the compiler says."""
+        """The program of evaluation on one host: images in its batch, and the compiler's figures."""
         host = tpu.topology(self.topology.name.partition(":")[0] + ":" + self.topology.chip.shapes[0])
         config, devices = self.learner.config, len(host.devices)
         images = -(-config.evaluate.batch_size // devices) * devices
@@ -58,7 +58,7 @@ class Rehearsal:
         return images, tpu.compile_for(host, program, variables, batch, effort=self.effort)
 
     def loss(self, topology: Topology, share: int, **settings: Any) -> Compiled:
-        """The loss with its gradient by the embeddings, for `share` images a device; `settings` of the engine's."""
+        """The loss and its gradient by the embeddings, for `share` images a device; `settings` are the engine's."""
         state = self.learner.abstract_state(self.num_classes)
         images = self._inputs(share)
         apply = functools.partial(self.learner.encoder.apply, train=False)

@@ -1,4 +1,4 @@
-"""Configs as values: checking overrides, saving beside a run, and comparing with the run that is there."""
+"""Configs as values: checking overrides, saving beside a run, comparing with an existing run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ CHANGEABLE = (
 
 
 def among(key: str, names: Sequence[str]) -> bool:
-    """Whether one of `names` is the dotted `key`, or a section that holds it."""
+    """Whether the dotted `key`, or a section that holds it, is among `names`."""
     return any(fnmatch.fnmatchcase(key, name) or fnmatch.fnmatchcase(key, f"{name}.*") for name in names)
 
 

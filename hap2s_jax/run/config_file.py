@@ -167,7 +167,7 @@ def _failed(where: tuple[object, object] | None, error: str) -> str:
 
 
 def _moved(error: Exception) -> str:
-    """The new place of the shared recipes, for an old config that expects them beside it."""
+    """The new place of the shared recipes, for an old config that expects them in its own folder."""
     if not isinstance(error, ImportError):
         return ""
     names = re.findall(r"\b(common|reid|fine_grained)\b", str(error))

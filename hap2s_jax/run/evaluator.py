@@ -31,7 +31,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """A config's data set, devices and compiled encoder: what it takes to embed images and to judge the embeddings.
+    """A config's data set, devices and compiled encoder, to embed images and judge the embeddings.
 
     Attributes:
       config: the config, locked.
@@ -77,7 +77,7 @@ class Evaluator:
         )
 
     def inputs(self, source: Source) -> Iterator[PyTree]:
-        """This process's share of what the encoder embeds of a source: its images."""
+        """This process's share of the encoder's inputs for a source: its images."""
         return self.eval_batches(source)
 
     def embed_source(self, variables: PyTree, source: Source) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +103,7 @@ class Evaluator:
     def embed_with_pixels(
         self, variables: PyTree, source: Source
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """As `embed_source`, with raw pixels in between: ``(embeddings, pixels [N, p], present)``.
+        """As `embed_source`, and raw pixels too: ``(embeddings, pixels [N, p], present)``.
 
         Pixels are compared for your own images only, and None if that would take long.
         """
@@ -147,13 +147,13 @@ class Evaluator:
         return matches.describe(source.labels, source.cameras, query=query, gallery=gallery, protocols=chosen)
 
     def of_targets(self) -> list[Evaluator]:
-        """Itself for each data set to test on, which is then its own."""
+        """Yields an evaluator for each data set to test on."""
         return [
             dataclasses.replace(self, dataset=target) for target in self.dataset.targets or (self.dataset,)
         ]
 
     def remarks_on_others(self) -> list[str]:
-        """The same of the data sets to test on after the first, each with its name."""
+        """As `remarks`, for the data sets to test on after the first, each with its name."""
         others = self.of_targets()[1:]
         return [
             f"{judge.dataset.name}: {line}" for judge in others for line in judge.remarks(judge.dataset.test)
@@ -206,7 +206,7 @@ def decoding(config: Config) -> Decoding:
 
 
 def with_noise(config: Config, dataset: Dataset) -> tuple[Dataset, NoiseRecord | None]:
-    """The data set as a run trains on it, and which training images were made wrong on purpose, None without noise.
+    """The data set as a run trains on it, and a record of its noise (wrong labels or images on purpose), or None.
 
     Raises:
       UserError: naming the key that is wrong, or the foreign data that are missing.

@@ -1,4 +1,4 @@
-"""A run's working directory: which run it holds, and whether this run may continue there."""
+"""A run's working directory: checks whether this run may begin or continue there."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def entered(workdir: str | os.PathLike[str], config: configs.Config) -> Iterator
 
 
 def open_folder(path: pathlib.Path, config: configs.Config) -> None:
-    """Makes the folder, or checks that what is in it is this config's run."""
+    """Makes the folder, or checks that the run in it is this config's."""
     with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
     # A config without a checkpoint belongs to a run that saved nothing: replacing it loses nothing.

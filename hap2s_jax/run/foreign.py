@@ -108,7 +108,7 @@ def load(
 
 
 def without_places(config: configs.Config) -> configs.Config:
-    """A copy of a config that `load` gave, for others: it names no folder of this machine."""
+    """A copy of a config of `load` for others: without folders of this machine."""
     import ml_collections
 
     made: Any = ml_collections.ConfigDict(config.to_dict())
@@ -118,7 +118,7 @@ def without_places(config: configs.Config) -> configs.Config:
 
 
 def _overlay(ours: dict[str, Any], theirs: dict[str, Any], key: str) -> None:
-    """Puts their value in the place of ours, and nothing where they have none."""
+    """Overwrites our values by theirs, where they have any."""
     *sections, leaf = key.split(".")
     for name in sections:
         if not isinstance(theirs.get(name, {}), dict):

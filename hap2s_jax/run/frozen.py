@@ -1,4 +1,4 @@
-"""Features of a frozen trunk in the place of images: made once, kept in the working directory, and trained on.
+"""Features of a frozen trunk instead of images: computed once, kept in the working directory, and trained on.
 
 Every image goes through the trunk once: those of the validation and test classes as evaluation shows them, each
 training image in `data.cached_views` views. A file of float32 rows holds the features, as long as it has come; so an
@@ -50,7 +50,7 @@ _ROWS_AT_ONCE = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Features in the place of a data set's images.
+    """Features used instead of a data set's images.
 
     Attributes:
       variables: of the frozen trunk, ``{"params", "batch_stats"}``, on the devices.
@@ -123,7 +123,7 @@ def make(trainer: Any, variables: PyTree, workdir: pathlib.Path, stop: Callable[
 
 
 class _Maker:
-    """All that making the features of a part needs."""
+    """Computes and writes the features of a data set's parts."""
 
     def __init__(self, trainer: Any, variables: PyTree, folder: pathlib.Path, stop: Callable[[], bool]):
         self.trainer, self.variables, self.folder, self.stop = trainer, variables, folder, stop
@@ -148,7 +148,7 @@ class _Maker:
         return self._rows(name, source, len(source), size, batches)
 
     def train(self, labelled: np.ndarray) -> np.ndarray:
-        """The rows of the training images with a class, those of their numbers `labelled`."""
+        """The rows of the training images with a class, whose numbers are `labelled`."""
         config, hosts = self.trainer.config, jax.process_count()
         count = config.data.cached_views * len(labelled)
         batch_size = math.lcm(_DRAWN_TOGETHER, hosts)
@@ -206,7 +206,7 @@ class _Maker:
         return np.memmap(path, np.float32, "r", shape=(count, self._width))
 
     def _pieces(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Batches of one size, without those that are all padding, as long as nobody asks to stop."""
+        """Batches of one size, without those that are only padding, until somebody asks to stop."""
         devices, size = len(self._parallel.local_devices), self.trainer.config.evaluate.batch_size
         if self._parallel.devices[0].platform == "cpu":
             size = min(size, _ON_A_CPU * devices)
@@ -236,7 +236,7 @@ class _Maker:
         return hashlib.sha256(json.dumps(found, default=list).encode()).hexdigest()[:16]
 
     def _done(self, name: str, identity: str, count: int, size: int) -> int:
-        """How many rows are there already, whole writes of them."""
+        """The number of rows that are already written, counting complete writes only."""
         try:
             if read_json(self.folder / f"{name}.json").get("rows_of") != identity:
                 return 0
@@ -246,7 +246,7 @@ class _Maker:
         return rows if rows == count else min(rows, count) // size * size
 
     def _begin(self, name: str, identity: str, done: int) -> None:
-        """Leaves the first `done` rows of the file, and writes down what they are."""
+        """Truncates the file to the first `done` rows, and records what they are."""
         path = self._path(name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A config as pure functions, without data and devices: encoder, losses, optimiser and training step."""
+"""The pure functions of a config, without data and devices: encoder, losses, optimiser and training step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """A config's pure functions and what they are made of.
+    """A config's pure functions and their parts.
 
     Attributes:
       config: the config, locked.
@@ -165,7 +165,7 @@ class Learner:
 
 
 def _check_batch(config: Config, named: Mapping[str, losses.Loss]) -> None:
-    """Raises UserError where the losses cannot do with batches and a memory of these sizes."""
+    """Raises UserError unless the losses can work with batches and a memory of these sizes."""
     batch, size, name = config.batch, config.loss.get("memory_size", 0), config.loss.name
     if size:
         least = batch.classes * batch.images_per_class

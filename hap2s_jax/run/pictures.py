@@ -1,4 +1,4 @@
-"""The pictures that a run leaves: what queries found, a map of the embeddings, curves."""
+"""The pictures of a run: retrievals, a map of the embeddings, curves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory and estimated speed of a config's programs, compiled for TPUs that are not there: the lines of a report."""
+"""A report of the memory and estimated speed of a config's programs, compiled for absent TPUs."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _report_step(
 
 
 def _report_bfloat16(subject: Rehearsal, step: Compiled, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """The same step with the encoder in bfloat16; None, and nothing said, where it does not fit."""
+    """Reports the same step with the encoder in bfloat16; None, and no report, if it does not fit."""
     config: Config = ml_collections.ConfigDict(subject.learner.config)
     config.encoder.dtype = "bfloat16"
     narrow = dataclasses.replace(subject, learner=Learner.create(config))
@@ -145,7 +145,7 @@ def _report_bfloat16(subject: Rehearsal, step: Compiled, say: Callable[[str], No
 def _report_largest(
     subject: Rehearsal, known: int | None, step: Compiled | None, say: Callable[[str], None]
 ) -> int:
-    """The largest multiple of K times chips that compiles."""
+    """Reports the largest multiple of K times chips that compiles."""
     config, unit, hbm = subject.learner.config, subject.step_unit, subject.topology.chip.hbm
     # A device's share must divide into the pieces.
     pieces = config.batch.pieces
@@ -185,7 +185,7 @@ def _report_largest(
 def _report_scaling(
     subject: Rehearsal, step: Compiled | None, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """The loss for growing global batches, each chip keeping its number of images."""
+    """Reports the loss for growing global batches, with a constant number of images a chip."""
     generation = subject.topology.name.partition(":")[0]
     share = subject.learner.batch_size // len(subject.topology.devices)
     say(
@@ -222,7 +222,7 @@ def _report_scaling(
 
 
 def _memory(compiled: Compiled, topology: Topology) -> str:
-    """One clause about memory, for people."""
+    """A few words about memory."""
     parts = ", ".join(
         f"{name} {size / 2**30:,.2f}"
         for name, size in (

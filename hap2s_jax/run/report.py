@@ -150,7 +150,7 @@ def finish(
 
 
 def _conclude(workdir: pathlib.Path, results: Mapping[str, Any], log: MetricLog) -> None:
-    """Writes the results last, since it is they that say that the run is finished, and says how to go on."""
+    """Writes the results last, since they mark the run as finished, and prints how to go on."""
     with replacing(workdir / RESULTS) as temporary:
         temporary.write_text(json.dumps(results, indent=2, default=list, allow_nan=False) + "\n")
     log.attach_files()
@@ -204,7 +204,7 @@ def _write_card(
 
 
 def is_finished(workdir: pathlib.Path, step: int) -> bool:
-    """Whether the results in `workdir` are of a run of `step` updates; older ones stay there while a run goes on.
+    """Whether the results in `workdir` are of `step` updates; older results stay while a run goes on.
 
     Raises:
       UserError: a later version wrote them.
@@ -253,7 +253,7 @@ def print_results(results: Mapping[str, Any]) -> None:
 def _by_set(
     data: Dataset, first: dict[str, float], others: dict[str, dict[str, float]]
 ) -> dict[str, dict[str, float]]:
-    """Figures of each data set tested on, where there are several, and their mean if all are judged alike."""
+    """Figures by data set, if there are several to test on, and their mean if all have the same protocols."""
     if not others:
         return {}
     found = {data.targets[0].name: first, **others}

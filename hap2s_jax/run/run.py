@@ -116,8 +116,9 @@ def _train_and_report(
 
 
 def _first_state(trainer: Trainer, checkpointer: Checkpointer, start: int) -> tuple[TrainState, Any]:
-    """The state to begin with, on the devices: the checkpoint of step `start`, or the first weights for 0. And the
-    variables of a frozen trunk, None without one.
+    """The first state, on the devices, and the variables of a frozen trunk (None without one).
+
+    The state is that of the checkpoint of step `start`, or has the first weights if `start` is 0.
     """
     state, is_lead = trainer.initial_state(), trainer.parallel.is_lead
     if start:
@@ -189,13 +190,13 @@ def _train(
 
 
 def _summary(metrics: Mapping[str, float], best_metric: str) -> str:
-    """An evaluation of the validation classes in a line: what the best checkpoint is chosen by, and first places."""
+    """An evaluation of the validation classes in a line: the metric that chooses checkpoints, and the usual ones."""
     names = [n for n in dict.fromkeys((best_metric, "mAP", "rank-1", "recall@1")) if n in metrics]
     return "validation " + ", ".join(f"{name} {metrics[name]:.3f}" for name in names)
 
 
 def _chosen_weights(trainer: Trainer, last: TrainState, checkpointer: Checkpointer) -> TrainState:
-    """The state whose figures on the test classes are reported."""
+    """The state that is measured on the test classes."""
 
     def best() -> int | None:
         step = checkpointer.evaluated_step(trainer.config.evaluate.weights)
@@ -207,7 +208,7 @@ def _chosen_weights(trainer: Trainer, last: TrainState, checkpointer: Checkpoint
 
 @contextlib.contextmanager
 def _closing(checkpointer: Checkpointer) -> Iterator[Checkpointer]:
-    """Waits until the last checkpoint is complete. After an error too, which a second error must not hide."""
+    """Waits until the last checkpoint is complete, after an error too; a second error must not hide the first."""
     try:
         yield checkpointer
     except Preempted:

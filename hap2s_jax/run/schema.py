@@ -84,7 +84,7 @@ def default_config(cls: Any = Run) -> Config:
 
 
 def check(config: Config) -> Run:
-    """Holds a config against the schema.
+    """Checks a config against the schema.
 
     Returns:
       It as dataclasses.

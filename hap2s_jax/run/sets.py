@@ -1,4 +1,4 @@
-"""From a config to its data set, which may be several to train on and others to test on."""
+"""Loads a config's data set: perhaps several to train on, and others to test on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Wanted(NamedTuple):
 
     @property
     def place(self) -> tuple[str, str | None]:
-        """Which data set it is, and where, however either is spelt."""
+        """Identifies a data set and its place, however they are spelt."""
         from hap2s_jax.data import registry
 
         folder = None if self.data_dir is None else os.path.realpath(os.path.expanduser(self.data_dir))
@@ -39,7 +39,7 @@ class _Wanted(NamedTuple):
         return datasets.load(self.name, **where, **self.options)
 
     def to_test_on(self, seed: int, cache: Cache = DEFAULT) -> Dataset:
-        """The same, where images without a split are all for testing."""
+        """The same data set, except that all images are for testing if they have no split."""
         from hap2s_jax.data import datasets, registry
 
         whole = {"test_fraction": 1.0} if registry.entry(self.name).is_own else {}
@@ -48,7 +48,7 @@ class _Wanted(NamedTuple):
 
 
 def load_dataset(config: Config) -> Dataset:
-    """The data set that a config names, without the label noise or foreign images it may ask for.
+    """The data set that a config names, without its label noise or foreign images.
 
     Raises:
       UserError: naming the key that is wrong, or the data that are missing.
@@ -70,7 +70,7 @@ def load_dataset(config: Config) -> Dataset:
 
 
 def _named(name: str, load: Callable[[], Dataset]) -> Dataset:
-    """The result of `load`, or its error with the name of the data set."""
+    """Calls `load`; adds the name of the data set to an error."""
     try:
         return load()
     except UserError as error:
@@ -78,13 +78,13 @@ def _named(name: str, load: Callable[[], Dataset]) -> Dataset:
 
 
 def cache_of(config: Config) -> Cache:
-    """Where packed images out of a bucket are kept; by default, where the config is of before there were such."""
+    """Where packed images from a bucket are cached; the default for configs older than these keys."""
     keys = {"folder": "cache_dir", "gigabytes": "cache_gb"}
     return Cache(**{name: config.data[key] for name, key in keys.items() if key in config.data})
 
 
 def target(text: str, seed: int) -> tuple[str, Dataset]:
-    """A data set to test on out of NAME:DIR, a name alone, a folder or a CSV, and what to call it.
+    """A data set to test on, from NAME:DIR, a name, a folder or a CSV; and its name in tables.
 
     Raises:
       UserError: there is no such data set, or not there.
@@ -120,7 +120,7 @@ def _sources(data: Config) -> dict[str, _Wanted]:
 
 
 def _section(section: Any, key: str, data_dir: str | None) -> dict[str, _Wanted]:
-    """The sets of a section: name -> data_dir and options, and name where the set is called otherwise."""
+    """The sets of a section: name -> data_dir and options, and `name` if the set has another name."""
     found = {}
     for name, entry in (section or {}).items():
         if not hasattr(entry, "keys"):

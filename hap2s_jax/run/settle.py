@@ -15,7 +15,7 @@ from hap2s_jax.training.checkpoint import FOLDER
 
 
 def settle(config: Config, workdir: pathlib.Path | None = None) -> list[str]:
-    """Settles, in place, keys that may be None and are, and keys that the number of steps does not allow.
+    """Fills in, in place, keys that are None, and corrects keys that do not fit the number of steps.
 
     If `workdir` holds a run, its values are used; keys added since that run was written are filled in with the
     behaviour it had at the time. Otherwise the training data decide.
@@ -79,7 +79,7 @@ def _about_validation(config: Config, sizes: _Sizes, chosen: Sequence[str]) -> I
 
 
 def _count(config: Config) -> _Sizes:
-    """The sizes of the data, once the share of the validation classes is settled too."""
+    """Counts the data, after settling the share of the validation classes."""
     from hap2s_jax.data.splits import split_by_class
     from hap2s_jax.run.evaluator import load_dataset
 
@@ -96,7 +96,7 @@ def _count(config: Config) -> _Sizes:
 
 
 def _as_begun(config: Config, workdir: pathlib.Path) -> list[str]:
-    """Takes what a run that was begun has in effect for keys that are open here or were added since."""
+    """For keys that are open here, or newer than the run, takes the values of the run that was begun."""
     if not any((workdir / FOLDER).glob("[0-9]*")):
         return []
     then: Any = configs.load(workdir)
@@ -112,7 +112,7 @@ def _as_begun(config: Config, workdir: pathlib.Path) -> list[str]:
 
 
 def _clamp(config: Config) -> list[str]:
-    """Shortens what is longer than the run itself."""
+    """Shortens periods that are longer than the run."""
     total = config.steps
     if not isinstance(total, int) or total < 1:
         return []

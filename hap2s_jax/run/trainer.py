@@ -1,4 +1,4 @@
-"""From a config to the objects that it names; what training, evaluation and the other commands share."""
+"""Makes the objects that a config names, for training."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def use_compilation_cache(config: Config) -> None:
 
 
 def use_devices(config: Config) -> None:
-    """Splits a CPU into devices that a batch, and each of its pieces, divides over; see `parallel.use_cores`."""
+    """Splits a CPU into devices over which a batch and its pieces divide; see `use_cores`."""
     batch_size = config.batch.classes * config.batch.images_per_class
     use_cores(batch_size // max(config.batch.pieces, 1), config.num_devices)
 
@@ -148,7 +148,7 @@ class Trainer(Evaluator):
         return state, kept, line
 
     def _pretrained(self, variables: PyTree) -> tuple[PyTree, str]:
-        """An encoder's variables with `config.pretrained`'s weights, and a line that says what came."""
+        """An encoder's variables with `config.pretrained`'s weights, and a line about what was loaded."""
         settings = self.config.pretrained
         try:
             encoder, report = initial_weights.load(
@@ -164,9 +164,7 @@ class Trainer(Evaluator):
         return encoder, str(report)
 
     def on_features(self, variables: PyTree, workdir: pathlib.Path, stop: Callable[[], bool]) -> Trainer:
-        """The trainer that has the features of a frozen trunk, of these `variables`, in the place of images; see
-        `frozen.make`.
-        """
+        """The trainer with features of a frozen trunk (of these `variables`) instead of images; see `frozen`."""
         return dataclasses.replace(self, features=frozen.make(self, variables, workdir, stop))
 
     def image_batches(self, plan: Any, augmentation: Any, start_step: int) -> Iterator[PyTree]:
@@ -192,7 +190,7 @@ class Trainer(Evaluator):
         return (self.parallel.split(batch) for batch in batches)
 
     def inputs(self, source: Source) -> Iterator[PyTree]:
-        """This process's share of what the encoder embeds of a source: its images, or their features."""
+        """This process's share of the encoder's inputs for a source: its images, or their features."""
         if self.features is None:
             return self.eval_batches(source)
         return self.features.eval_batches(source, self.parallel)
@@ -220,8 +218,9 @@ class Trainer(Evaluator):
         return self.embed_source(self.variables(state), source)
 
     def evaluate(self, state: TrainState, source: Source) -> dict[str, float]:
-        """The metrics of the weights that `variables` takes; where these are a moving average, those of the weights
-        that it averages stand beside them under "live/".
+        """The metrics of the weights that `variables` takes.
+
+        If these are a moving average, the metrics of the current weights are added under "live/".
         """
         measured = self.measure(*self.embeddings(state, source), source)
         if state.ema_params is None:
@@ -241,8 +240,11 @@ class Trainer(Evaluator):
 
 
 def check_best_metric(config: Config, dataset: Dataset) -> None:
-    """Raises a UserError unless, where there are validation classes, `checkpoint.best_metric` is measured on them and
-    the best checkpoint is kept if it is wanted.
+    """Checks `checkpoint.best_metric`, if there are validation classes.
+
+    Raises:
+      UserError: it is not measured on them, or the best checkpoint is wanted but not kept.
+
     """
     if dataset.validation is None:
         return

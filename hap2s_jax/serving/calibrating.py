@@ -15,7 +15,7 @@ from hap2s_jax.serving.trained import TrainedEncoder
 
 
 def open_gallery(options: argparse.Namespace) -> vectors.Vectors:
-    """The file of embeddings, whose checkpoint the flags mean unless they say otherwise."""
+    """Reads the file of embeddings; its checkpoint becomes the flags' default."""
     gallery = joined.read(options.gallery)
     if missing := sorted({"step", "average", "workdir"} - gallery.model.keys()):
         raise UserError(
@@ -27,7 +27,7 @@ def open_gallery(options: argparse.Namespace) -> vectors.Vectors:
 
 
 def check_weights(gallery: vectors.Vectors, encoder: TrainedEncoder) -> None:
-    """Raises UserError where the gallery was embedded with other weights."""
+    """Raises UserError if the gallery was embedded with other weights."""
     if gallery.model.get("fingerprint") != encoder.fingerprint:
         raise UserError(
             f"the gallery was embedded with other weights (step {gallery.model.get('step')} of "

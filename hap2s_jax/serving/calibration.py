@@ -76,13 +76,13 @@ class Labelled(NamedTuple):
     def of_source(
         cls, evaluator: Evaluator, source: Source, embeddings: np.ndarray, present: np.ndarray
     ) -> Labelled:
-        """From a run's own images; those not `present` [n] could not be read."""
+        """The embeddings of a run's own images, without those that could not be read (not `present` [n])."""
         cameras = source.cameras if "query_gallery" in evaluator.dataset.protocols else None
         return cls(embeddings, np.where(present, source.labels, -1), cameras)
 
     @classmethod
     def joined(cls, parts: Sequence[Labelled]) -> Labelled:
-        """All classes of all parts, of which no two share any."""
+        """Joins parts; no two of them have a class in common."""
         labels, before = [], 0
         for part in parts:
             labels.append(np.where(part.labels < 0, -1, part.labels + before))
@@ -130,7 +130,7 @@ def write(
 
 
 def read(workdir: str | os.PathLike[str], weights: str) -> ErrorRates | None:
-    """The error rates in a working directory, None where there are none of these `weights` (a fingerprint).
+    """The error rates in a working directory, None if there are none for these `weights` (a fingerprint).
 
     Older files, which count no classes, are as good as none.
 

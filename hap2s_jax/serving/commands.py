@@ -33,7 +33,7 @@ def add_encoder(parser: Parser, *, required: bool = True, where: str = "") -> No
 
 
 def workdir_of(options: argparse.Namespace, what: str, ours: str) -> str:
-    """The working directory of the run whose encoder is meant: that of the flags, or `ours`, which `what` names.
+    """The working directory of the encoder's run: that of the flags, or `ours`, which the file `what` names.
 
     What is named by no user, but by a file that anybody may have made, is not asked for over the network.
 

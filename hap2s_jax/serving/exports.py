@@ -1,4 +1,4 @@
-"""The encoder in forms that run without this project: StableHLO, ONNX, TensorFlow's SavedModel, torchvision's names.
+"""Exports of the encoder that run without this project: StableHLO, ONNX, SavedModel, safetensors.
 
 Each export takes uint8 images of the encoder's own size; ``preprocessing.json`` beside it says how to make those.
 Each is loaded again and run once before it takes its name, so that what lies there works with the versions present.
@@ -185,7 +185,7 @@ FORMATS: dict[str, Callable[..., pathlib.Path]] = {
 def _checked(
     name: str, fault: str = "the versions here cannot run what they wrote", remedy: str = ""
 ) -> Iterator[None]:
-    """Around converting, or loading and running what was written; whatever it raises becomes one line."""
+    """Around converting a file, or loading and running it; turns any error into one line."""
     try:
         yield
     except Exception as error:  # from another library's loader, compiler or runtime

@@ -1,4 +1,4 @@
-"""Serving a local page, and whom it answers: an ASGI layer around all others.
+"""Serves a local page, behind an ASGI layer that decides which requests it answers.
 
 A web page anywhere may send a browser's requests to this machine, by another name for its address (DNS rebinding) or
 straight, and would read the answers if it were let.
@@ -104,7 +104,7 @@ def launch(
     port: int | None = None,
     block: bool = True,
 ) -> Any:
-    """Serves a page of gradio's to whom `Gate` lets in.
+    """Serves a gradio page behind `Gate`.
 
     Returns:
       What gradio's launch does: (app, local address, None).
@@ -141,7 +141,7 @@ def launch(
 
 
 def _place(origin: str) -> str:
-    """host:port of a page's address; "" for what is none."""
+    """host:port of a page's address; "" for anything else."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:

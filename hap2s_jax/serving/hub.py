@@ -1,4 +1,4 @@
-"""Trained encoders on the Hugging Face hub, ``hf://user/model``: what `load` takes from there, what `push` hands on.
+"""Trained encoders on the Hugging Face hub, ``hf://user/model``: fetching and pushing.
 
 A model there is a small working directory: a config, one checkpoint of nothing but the encoder's weights, and the
 threshold. Nothing else is fetched, and what is fetched counts as any stranger's: no code, no pickle.
@@ -32,7 +32,7 @@ _TOLD = ("mAP", "rank-1", "recall@1")
 
 
 class _Weights(NamedTuple):
-    """As much of a training state as a checkpoint needs to be loaded."""
+    """The part of a training state that a checkpoint needs to be loaded."""
 
     step: np.int32
     params: Any
@@ -62,7 +62,7 @@ def check_login(name: str) -> None:
 
 
 def push(encoder: TrainedEncoder, name: str, folder: pathlib.Path, *, private: bool = False) -> str:
-    """Hands an encoder on, with its run's model card.
+    """Uploads an encoder with its run's model card.
 
     Args:
       encoder: the weights that its run's results are of.
@@ -89,7 +89,7 @@ def push(encoder: TrainedEncoder, name: str, folder: pathlib.Path, *, private: b
 
 
 def write(encoder: TrainedEncoder, name: str, folder: pathlib.Path) -> None:
-    """Writes what `fetch` takes into a folder, and the card as its README.md.
+    """Writes the files that `fetch` downloads into a folder, and the card as its README.md.
 
     No path of this machine is among it, and nothing of the training but what the card says.
 

@@ -71,8 +71,9 @@ def open_index(
 
 
 def cache_of(gallery: str | os.PathLike[str]) -> pathlib.Path:
-    """The file for a gallery's index: not beside it, for who made that could have put an index there, and faiss trusts
-    what it reads.
+    """The file for a gallery's index.
+
+    It is not beside the gallery: the gallery's maker could have put an index there, and faiss trusts what it reads.
     """
     name = hashlib.sha256(os.fsencode(os.path.realpath(gallery))).hexdigest()[:16]
     return pathlib.Path.home() / ".cache" / "hap2s_jax" / "faiss" / name
@@ -130,7 +131,7 @@ class FaissIndex:
         return np.take_along_axis(distances, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
     def _search_few(self, queries: np.ndarray, k: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Exactly, among rows that may well lie in other cells than the queries."""
+        """Searches exactly, among rows that may be in other cells than the queries."""
         distances, found = np.full((len(queries), k), np.inf), np.full((len(queries), k), -1)
         for number, query in enumerate(queries):
             apart = distances_between(query[None], self._rows[rows], self._distance)

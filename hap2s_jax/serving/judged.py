@@ -1,4 +1,4 @@
-"""A run's embeddings of test images, to be judged."""
+"""Embeds a run's test images for evaluation."""
 
 from __future__ import annotations
 

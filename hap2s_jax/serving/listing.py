@@ -1,4 +1,4 @@
-"""Which images to embed: a folder, or a CSV file."""
+"""The images to embed: from a folder, or a CSV file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Listing:
     remarks: tuple[str, ...] = ()
 
     def part(self, number: int, count: int) -> Listing:
-        """Part `number`, from 1 on, of `count` parts of equal length, to one image; all know the same classes."""
+        """Part `number`, from 1 on, of `count` parts whose lengths differ by at most one; all have the same classes."""
         first, last = ((n * len(self.paths)) // count for n in (number - 1, number))
         some = slice(first, last)
         return dataclasses.replace(
@@ -67,9 +67,7 @@ class Listing:
         return digest.hexdigest()[:16]
 
     def contents(self) -> str:
-        """As `digest`, of the files' sizes: whether the images are still those that they were. Times would differ
-        wherever the images are copied to anew.
-        """
+        """As `digest`, of the files' sizes: tells whether images have changed. Their times differ between copies."""
         digest = hashlib.sha256()
         for path in dict.fromkeys(self.paths):
             try:

@@ -1,4 +1,4 @@
-"""Opening a trained encoder from nothing but the working directory of a run."""
+"""Opens a trained encoder from the working directory of a run alone."""
 
 from __future__ import annotations
 

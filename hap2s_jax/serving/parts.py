@@ -85,7 +85,7 @@ class Parts:
             temporary.write_bytes(data.getbuffer())
 
     def _drop_damaged(self) -> None:
-        """Removes the first part that is not what was kept, by the digest in its name, and all after it."""
+        """Removes the first part that does not match the digest in its name, and all after it."""
         files = self._files()
         for number, file in enumerate(files):
             digest = file.stem.split("-")[2:]
@@ -101,7 +101,7 @@ class Parts:
                 yield Part(**{field.name: arrays[field.name] for field in dataclasses.fields(Part)})
 
     def remove(self) -> None:
-        """Takes the parts away, once the file is whole."""
+        """Removes the parts, once the file is complete."""
         remove_folder(self.folder)
 
     def _files(self) -> list[pathlib.Path]:

@@ -1,4 +1,4 @@
-"""Were images of a gallery trained on? Told by the bytes of their files."""
+"""Finds images of a gallery that were trained on, by the bytes of their files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def count_trained_on(
 
 
 def remarks(path: str) -> Iterator[str]:
-    """A line if a file that `hap2s_jax.embed` made holds training images of its run; none where either is not here."""
+    """A line if a file of `hap2s_jax.embed` holds training images of its run; none if images or run are not here."""
     with contextlib.suppress(OSError, ValueError, KeyError, UserError):
         known = read_npz(path, ("model", "paths", "class_names"))
         workdir = pathlib.Path(read_model(known["model"], path)["workdir"])
@@ -58,7 +58,7 @@ def remarks(path: str) -> Iterator[str]:
 
 
 def _digests(source: Source, sizes: set[int]) -> set[bytes]:
-    """Of the images with one of these sizes; other files are not read."""
+    """Digests of the images with one of these sizes; other files are not read."""
     found = set()
     for n in range(len(source)):
         try:

@@ -36,7 +36,7 @@ _CHUNKS_AHEAD = 2
 
 
 class Embedded(NamedTuple):
-    """A batch of what `TrainedEncoder.stream` yields.
+    """A batch of `TrainedEncoder.stream`.
 
     Attributes:
       embeddings: float32 `[b, d]`; zeros where an image could not be read.
@@ -102,7 +102,7 @@ class TrainedEncoder:
         return self._function(self.variables, images)
 
     def embed_pixels(self, images: np.ndarray) -> np.ndarray:
-        """Embeds what `preprocess` gave, uint8 `[n, *image_size, 3]`, in one batch to float32 `[n, d]`."""
+        """Embeds results of `preprocess`, uint8 `[n, *image_size, 3]`, in one batch to float32 `[n, d]`."""
         batch = np.zeros((self._bucket(len(images)), *self.image_size, 3), np.uint8)
         batch[: len(images)] = images
         return _fetch(self._embed(self._placed, batch), [None] * len(images)).embeddings
@@ -226,7 +226,7 @@ class TrainedEncoder:
         return max(1, -(-rows // devices)) * devices
 
     def _bucket(self, rows: int) -> int:
-        """Few distinct sizes, so that single queries are quick and little is compiled."""
+        """Rounds up to one of few sizes: single queries are quick, and little is compiled."""
         return self._round_up(1 << (rows - 1).bit_length())
 
 
@@ -270,7 +270,7 @@ def _is_pillow(image: Any) -> bool:
 
 
 def _encoded(image: Any) -> bytes:
-    """Pillow's Image as a PNG: what is transparent or lies on its side is treated as in any file."""
+    """Encodes Pillow's Image as a PNG, so that transparency and orientation are treated as in a file."""
     stream = io.BytesIO()
     kept = image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
     (image if kept else image.convert("RGB")).save(stream, "PNG", exif=image.getexif(), compress_level=1)

@@ -62,7 +62,7 @@ class Outcome(NamedTuple):
 
 
 def write(output: pathlib.Path, parts: Iterable[Part], listing: Listing, model: dict[str, Any]) -> Outcome:
-    """Puts the parts together to `output`, whole or not at all."""
+    """Joins the parts to `output`, whole or not at all."""
     kept, unreadable = [np.zeros(0, np.int64)], []
     dim = 0
     for part in parts:
@@ -169,7 +169,7 @@ def read(path: str | os.PathLike[str]) -> Vectors:
 
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[None]:
-    """The fault of a file, in one line."""
+    """Turns the fault of a file into one line."""
     try:
         yield
     except KeyError as error:
@@ -183,7 +183,7 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
 
 
 def read_model(path: pathlib.Path) -> dict[str, Any]:
-    """Which encoder and which images a finished file is of, without reading its embeddings."""
+    """The encoder and images of a finished file, without reading its embeddings."""
     if path.suffix == ".parquet":
         _, parquet = _pyarrow()
         with open_regular(path) as file:
@@ -196,7 +196,7 @@ def _model_of(schema: Any) -> str:
 
 
 def _read_parquet(path: pathlib.Path) -> dict[str, Any]:
-    """The arrays of a parquet file, as those of an .npz file are named; its own promises are checked first."""
+    """The arrays of a parquet file under the names of an .npz file; its metadata is checked first."""
     arrow, parquet = _pyarrow()
     file = open_regular(path)
     most = allowed(os.fstat(file.fileno()).st_size)

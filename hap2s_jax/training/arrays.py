@@ -1,4 +1,4 @@
-"""Trees of arrays on disk, as orbax keeps them: one by itself, and the state in a checkpoint."""
+"""Trees of arrays on disk, in orbax's format: single ones, and the state in a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PyTree = Any
 
 
 class Manager(ocp.CheckpointManager):
-    """Opens a directory of checkpoints whatever is damaged in it; what was left unfinished there is gone then."""
+    """Opens a directory of checkpoints in spite of damaged ones; removes unfinished ones."""
 
     def __init__(self, *arguments: Any, **options: Any):
         log = logging.getLogger("absl")
@@ -44,7 +44,7 @@ class Manager(ocp.CheckpointManager):
 
 
 def write(path: pathlib.Path, tree: PyTree) -> None:
-    """Writes a tree of arrays into the folder `path`, with its digests, in the place of what lies there."""
+    """Writes a tree of arrays and its digests into the folder `path`, replacing its content."""
     host = jax.tree.map(np.asarray, tree)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
         writer.save(path, args=ocp.args.PyTreeSave(host), force=True)
@@ -53,7 +53,7 @@ def write(path: pathlib.Path, tree: PyTree) -> None:
 
 
 def read_whole(path: pathlib.Path) -> PyTree:
-    """Reads what `write` has written, as NumPy arrays; None where nothing lies.
+    """Reads a tree of `write` as NumPy arrays; None if there is none.
 
     Raises:
       UserError: it is damaged.

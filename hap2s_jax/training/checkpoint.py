@@ -269,7 +269,7 @@ class Checkpointer:
             self._try_again(e)
 
     def _try_again(self, error: Exception) -> None:
-        """Does the last save again, which failed, as often as that may help."""
+        """Repeats the last save, which failed, as often as that may help."""
         if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
             raise error  # another process is gone; the storage is fine
         for again in patience.tries(self._again, error, self._directory):

@@ -53,7 +53,7 @@ def write(folder: pathlib.Path) -> None:
 
 
 def fault(folder: pathlib.Path, most: int | None = None) -> str | None:
-    """The fault of a checkpoint's files; None without one, or where it is older than digests are.
+    """The fault of a checkpoint's files; None if there is none, or if the checkpoint is older than digests.
 
     Args:
       folder: of the checkpoint.
@@ -81,7 +81,7 @@ def fault(folder: pathlib.Path, most: int | None = None) -> str | None:
 
 
 def has_digests(folder: pathlib.Path) -> bool:
-    """Whether a checkpoint's own record, where there is one, says that it was saved with digests."""
+    """Whether a checkpoint's own record says that it was saved with digests."""
     record = folder / "record"
     return record.exists() and bool(read_json(record / "metadata").get("digests"))
 
@@ -132,7 +132,7 @@ def _blocks(path: pathlib.Path, pool: ThreadPoolExecutor, kind: str) -> Iterator
 
 
 def _of_block(path: pathlib.Path, begin: int, kind: str) -> tuple[int, str]:
-    """How many bytes there are from `begin` to the end of a block, and their digest."""
+    """The number of bytes from `begin` to the end of a block, and their digest."""
     piece, size, digest = np.empty(_PIECE, np.uint8), 0, 0
     # Which fills a piece, but for the last.
     with io.BufferedReader(open_regular(path)) as file:  # type: ignore[arg-type]
@@ -145,14 +145,14 @@ def _of_block(path: pathlib.Path, begin: int, kind: str) -> tuple[int, str]:
 
 
 def _sums(piece: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The sums of a piece's columns and rows, mod 2^64, and the few bytes that fill no further column."""
+    """The sums of a piece's columns and rows, mod 2^64, and the few remaining bytes."""
     whole = len(piece) - len(piece) % (8 * _ROWS)
     table = piece[:whole].view("<u8").reshape(_ROWS, -1)
     return table.sum(0), table.sum(1), piece[whole:]
 
 
 class Checks:
-    """Which checkpoints of a directory are whole. Each is looked at once, beside whatever else is done meanwhile.
+    """Finds out which checkpoints of a directory are whole. Each is checked once, in the background.
 
     Args:
       directory: of the checkpoints, one folder a step.
@@ -173,17 +173,17 @@ class Checks:
         return sorted(int(path.name) for path in found)
 
     def begin(self, step: int | None) -> None:
-        """Begins to look at a checkpoint, if there is one."""
+        """Begins to check a checkpoint, if there is one."""
         if step is not None and step not in self._found:
             self._found[step] = self._pool.submit(fault, self._directory / str(step))
 
     def begin_newest(self) -> Checks:
-        """Begins to look at the newest checkpoint, beside whatever takes long before the directory is opened."""
+        """Begins to check the newest checkpoint in the background, before the directory is opened."""
         self.begin(max(self.on_disk(), default=None))
         return self
 
     def check(self, step: int, most: int | None = None) -> None:
-        """Raises a DamagedError for a checkpoint that is damaged, of whose files those up to `most` bytes count."""
+        """Raises a DamagedError for a damaged checkpoint; checks its files of up to `most` bytes."""
         if most is None:
             self.begin(step)
             why = self._found[step].result()
@@ -196,7 +196,7 @@ class Checks:
             )
 
     def leave_out(self, step: int, error: DamagedError) -> None:
-        """Goes on without a damaged checkpoint, which stays where it is; raises the error where that may not be."""
+        """Goes on without a damaged checkpoint, which stays where it is; raises the error if that is not allowed."""
         if self._strict or not self._others(step):
             raise error
         self.left_out.add(step)
@@ -223,14 +223,14 @@ class Checks:
         self._found.pop(step, None)
 
     def remark(self, step: int) -> None:
-        """Says so if a checkpoint is older than digests are."""
+        """Says so if a checkpoint is older than digests."""
         if not (self._directory / str(step) / FILE_NAME).exists():
             _warn(
                 f"checkpoint {self._directory / str(step)} is of a version that kept no digests; it is taken as it is"
             )
 
     def open_whole(self, opened: Callable[[], Any]) -> Any:
-        """Opens the directory once its newest checkpoint is whole, and others set aside."""
+        """Opens the directory; before, damaged newer checkpoints are set aside."""
         while True:
             manager, damaged = self._opened(opened, newest=True)
             if not damaged:
@@ -240,7 +240,7 @@ class Checks:
                 self.set_aside(step, error)
 
     def open_read_only(self, opened: Callable[[], Any]) -> Any:
-        """Opens the directory, and leaves out what is known to be damaged."""
+        """Opens the directory, and leaves out checkpoints known to be damaged."""
         manager, damaged = self._opened(opened, newest=False)
         for step, error in damaged.items():
             self.leave_out(step, error)
@@ -278,7 +278,7 @@ class Checks:
                     raise UserError(f"{path}: {reason(error)}; remove it, or copy it again") from error
 
     def close(self) -> None:
-        """Lets go of the threads."""
+        """Ends the threads."""
         self._pool.shutdown()
 
     def _others(self, step: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The training loop. It knows an iterator of batches and callables, but no config and no TensorFlow."""
+"""The training loop. It takes an iterator of batches and callables, and knows no config and no TensorFlow."""
 
 from __future__ import annotations
 

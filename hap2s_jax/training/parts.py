@@ -1,4 +1,4 @@
-"""Parts of the parameters that are trained in a way of their own: patterns of their paths, and what becomes of them."""
+"""Parts of the parameters that are trained differently, chosen by patterns of their paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saving to a bucket that may not answer: no wait is without end, and what failed is tried again."""
+"""Saving to a bucket that may not answer: waits are limited, and failed saves are tried again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAUSES = (0.5, 2.0, 8.0, 32.0, 60.0)
 
 
 def bounded(work: Callable[[], object], where: pathlib.Path) -> None:
-    """Does what waits for a checkpoint in `where`; in a bucket for `LIMIT` seconds at most.
+    """Calls a function that waits for a checkpoint in `where`; for at most `LIMIT` seconds in a bucket.
 
     Raises:
       Unreachable: it took longer. `work` goes on in a thread, which ends with the process.
@@ -48,7 +48,7 @@ def bounded(work: Callable[[], object], where: pathlib.Path) -> None:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether a bucket has answered that it will not take what is written."""
+    """Whether a bucket has refused to be written to."""
     return isinstance(error, PermissionError) or bool(re.search("Forbidden|PERMISSION_DENIED", str(error)))
 
 

@@ -1,4 +1,4 @@
-"""The one training step: a pure function that knows nothing of devices but the name of an axis."""
+"""The training step: a pure function that knows only the name of the devices' axis."""
 
 from __future__ import annotations
 
