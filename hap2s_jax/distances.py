@@ -231,7 +231,7 @@ def pair_distances(
 def _squared(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Squared distances `[n, m]`, exactly 0 for coincident pairs, and their scale |a|^2 + |b|^2.
 
-    What is not a number, or overflows, must not pass for coincident. Rounding alone can leave eps max(4, root of d) of
+    NaN and overflow must not count as coincident. Rounding alone can leave eps max(4, root of d) of
     the scale as the squared distance of equal rows, twice what was measured for XLA's CPU product from 8 to 2,048
     dimensions.
     """

@@ -1,7 +1,7 @@
 """Missing packages, named as users install them: ``pip install "hap2s_jax[train]"``.
 
-Everything beyond the losses, the encoders and the metrics is an extra, as pyproject.toml lists them. Whoever needs one
-asks for it here before any work begins.
+Everything beyond the losses, the encoders and the metrics is an extra in pyproject.toml. Code that needs one asks for
+it here before any work begins.
 """
 
 from __future__ import annotations

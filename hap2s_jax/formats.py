@@ -4,8 +4,8 @@
 description of their encoder, and in the study's cells. A file without a number is of format 0. Checkpoints, whose
 layout is orbax's, have a number of their own.
 
-Whoever adds, renames or removes a config key, or a name in one of those files, raises `FORMAT` and adds the step that
-makes the new names of the old ones. `tests/witness/` keeps a run of every format, which the tests go on with.
+To add, rename or remove a config key, or a name in one of those files, raise `FORMAT` and add the step from the old
+names to the new. `tests/witness/` keeps a run of every format, which the tests continue.
 """
 
 from __future__ import annotations

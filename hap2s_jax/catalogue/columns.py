@@ -45,7 +45,7 @@ class Images(NamedTuple):
     Attributes:
       texts: a table of pyarrow, all columns but the embeddings.
       embeddings: float32 `[n, d]`.
-      kept: how many of them, the first, are those that there were before.
+      kept: so many of the first ones were there before.
     """
 
     texts: Any

@@ -1,7 +1,7 @@
 """Filters such as ``camera = 'north' and time > '2026-05-01'``, read into conditions that are then looked up.
 
-No part of the text ever becomes an expression of somebody else's language: a condition is a column that exists, one of
-six operators, and a value.
+The text never becomes an expression of another language: a condition is an existing column, one of six operators, and
+a value.
 """
 
 from __future__ import annotations

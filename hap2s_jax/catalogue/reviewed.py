@@ -129,8 +129,8 @@ def check_promise(reviewed: Reviewed, threshold: float, since: int) -> tuple[int
     """The record of a threshold that was chosen after decision number `since`.
 
     Returns:
-      Of the new individuals since then: how many of their first images lay within the threshold of somebody else's, how
-      many there were, and the bounds of the share, of which either is wrong with 5 % probability.
+      (count within, count, lower bound, upper bound): of the first images of new individuals since then, how many lay
+      within the threshold of another individual; and bounds of that share, each wrong with 5 % probability.
     """
     later = (reviewed.numbers > since) & ~np.isfinite(reviewed.right) & np.isfinite(reviewed.wrong)
     count, accepted = int(later.sum()), int((reviewed.wrong[later] <= threshold).sum())

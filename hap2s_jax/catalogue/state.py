@@ -38,9 +38,9 @@ class Decision:
 
 
 class State:
-    """The images and decisions of a store as they were when it was last looked at.
+    """The images and decisions of a store as of the last `refresh`.
 
-    What an image is called follows from its first label and the log alone. Memory holds all embeddings.
+    An image's label follows from its first label and the log. All embeddings are in memory.
 
     Args:
       folder: made by `Store.create`.

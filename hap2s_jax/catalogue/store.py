@@ -93,7 +93,7 @@ class Store(State):
           The number of the decision.
 
         Raises:
-          UserError: there is no such image; the label cannot be; somebody decided about an image after `seen`.
+          UserError: there is no such image; the label is not allowed; an image has a decision newer than `seen`.
         """
         return self._decide("relabel", images, label, by=by, seen=seen)
 
@@ -122,7 +122,7 @@ class Store(State):
     def undo(self, number: int | None = None, *, by: str = "") -> tuple[int, int]:
         """Takes a decision back, by an entry of the opposite decision.
 
-        What was decided later about the same images stays as it is. To undo an undo is to decide again.
+        Later decisions about the same images stay. To undo an undo, decide again.
 
         Args:
           number: of the decision; by default the newest one that has not been undone or overtaken.

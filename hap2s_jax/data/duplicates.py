@@ -24,7 +24,7 @@ class Duplicates:
     Attributes:
       repeated: files that a part lists more than once, and how often.
       two_labels: groups of files of the same bytes (often one file) that stand under several labels, with these.
-      shared: groups of files of the same bytes of which training or validation has some and test others.
+      shared: groups of files of the same bytes, some in training or validation and some in test.
       compared: whether bytes were compared, and not names alone.
     """
 

@@ -1,6 +1,6 @@
 """The data sets: where each is looked for, how it is read, what it should hold, where to get it.
 
-Addresses, layouts and numbers are those that public readers of the same data give (torchreid, fastreid, mmpretrain,
+Addresses, layouts and numbers are taken from public readers of the same data (torchreid, fastreid, mmpretrain,
 TensorFlow Datasets; compared in November 2026). The archives themselves were not at hand, and pages move: MSMT17's and
 Cars196's first ones are gone.
 """

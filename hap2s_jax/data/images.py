@@ -28,16 +28,16 @@ _SAMPLE = 32
 class DecodedImages:
     """The images of a source, decoded on demand; kept when all of them fit into `cache_bytes`.
 
-    Every `DecodedImages` of one source object shares what is kept, because evaluation comes back to the same
-    images many times in a run. What is kept changes no pixel: a part is always cut out of the whole image, decoded
-    at the fraction that the part allows. (Decoding a window alone saves nothing: most of the time goes into
+    All `DecodedImages` of one source object share their cache, because evaluation uses the same images many times
+    in a run. The cache changes no pixel: a part is always cut out of the whole image, decoded at the fraction that
+    the part allows. (Decoding a window alone saves nothing: most of the time goes into
     unpacking the bits before it.)
 
     Args:
       source: the encoded images. Its optional attribute `boxes`, int `[N, 4]` (left, top, right, bottom, the
         last two exclusive), limits each image to a box.
       cache_bytes: how much to keep; 0 keeps nothing. Whether all images fit is judged from the headers of a few.
-      decoding: what is made of the bytes.
+      decoding: how the bytes are decoded.
     """
 
     def __init__(self, source: Source, cache_bytes: int = CACHE_BYTES, decoding: Decoding = DEFAULT):

@@ -48,8 +48,8 @@ class Report:
       cameras: how many took an image; 0 where they are not known.
       single_image: names of the classes with one image: never a positive pair.
       single_camera: names of the classes seen by one camera: never a match across cameras.
-      unreadable: where the images that cannot be read are, each with the reason.
-      cropped: where images are of which the centre crop leaves less than half.
+      unreadable: places of the images that cannot be read, each with the reason.
+      cropped: places of images that lose more than half to the centre crop.
       sides: (smallest, median, largest) height and width of the images that were decoded.
     """
 

@@ -197,7 +197,7 @@ class MixedPlan:
 def share_out(weights: Sequence[float], total: int) -> list[int]:
     """Splits `total` into whole numbers in the ratio of `weights`; none shrinks as `total` grows.
 
-    The first set has its share rounded down, the next ones theirs of what is left.
+    The share of the first set is rounded down, then that of each next one out of the rest.
     """
     shares, left, rest = [], total, 1.0
     for weight in weights[:-1]:

@@ -1,9 +1,8 @@
 """Wrong training data on purpose, for the study of robustness: flipped labels, foreign images.
 
 How the outliers of the HAP2S paper were made is not known; both kinds here are this project's own. Which images
-are touched depends on the seed and the number of images alone, and a larger fraction touches the same ones and
-more, so that studies over fractions are paired. A flipped label is the same at every fraction; which foreign image
-stands in another's place is not.
+are changed depends only on the seed and the number of images. A larger fraction changes the same images and more, so
+that studies over fractions are paired. A flipped label is the same at every fraction; a foreign image is not.
 """
 
 from __future__ import annotations
@@ -134,7 +133,7 @@ def flip_labels(source: Source, fraction: float, seed: int) -> tuple[NoisySource
 def swap_images(
     source: Source, foreign: Source, fraction: float, seed: int
 ) -> tuple[NoisySource, NoiseRecord]:
-    """Put images that belong to no class of the source in the place of a fraction of its images.
+    """Replaces a fraction of a source's images by images that belong to none of its classes.
 
     Args:
       source: the images to learn from.

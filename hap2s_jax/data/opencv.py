@@ -49,9 +49,9 @@ def _c_stderr() -> _Stderr | None:
 def imdecode(data: bytes, flags: int) -> np.ndarray | None:
     """Decodes with OpenCV's flags; None for what it cannot read.
 
-    libjpeg's and libpng's own lines about damaged images, which name no file, stay off the terminal. They go to C's
-    `stderr`, a variable that may be set to another stream; Python's `sys.stderr`, and whatever writes to the file
-    descriptor, are as before.
+    Lines of libjpeg and libpng about damaged images, which name no file, are kept from the terminal. They are written
+    to C's `stderr`, a variable that is set to another stream meanwhile; Python's `sys.stderr` and the file descriptor
+    are unchanged.
     """
     return _decoder()(data, flags)
 

@@ -1,8 +1,8 @@
 """Packed data sets: images in a few large files, with an index, on a disk or in a bucket.
 
 `hap2s_jax.pack` writes them, as TFRecord files that TensorFlow Datasets opens too. Here they are read without it: the
-index says where in which file the bytes of each image are. ``pack.json`` names all files with their sizes; an index is
-taken only if it is as long, and has the checksum, that stands there, and if each of its rows lies inside its file.
+index says in which file and where the bytes of each image are. ``pack.json`` names all files with their sizes. An index
+is used only if its length and checksum are as in ``pack.json``, and if each of its rows lies inside its file.
 """
 
 from __future__ import annotations
@@ -118,11 +118,11 @@ class PackedSource:
 
     Args:
       name: what messages call the source.
-      files: those that hold the images.
+      files: the files that hold the images.
       rows: `[N]` of `ROW`.
       class_names: of the labels.
       has: which of "cameras" and "boxes" there are.
-      origins: the file of the images' origins, bytes and CRC-32, read when somebody asks.
+      origins: the file of the images' origins, its size and CRC-32; it is read on demand.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class _Files:
     Args:
       root: their folder.
       shards: [name, bytes] of each.
-      cache: where what comes out of a bucket is kept.
+      cache: for files in a bucket.
 
     Raises:
       ValueError: a name is none of ours, or a size is not what it should be.

@@ -25,9 +25,9 @@ class Decoding(NamedTuple):
     Attributes:
       exif: whether an image is turned upright as its EXIF (or TIFF) orientation says. Boxes are then those of the
         upright image, which is what people and most annotation tools see; otherwise of the stored pixels.
-      background: red, green and blue, 0 to 255, on which transparent images are laid; None drops the transparency,
-        and whatever colours lie hidden under it come out.
-      max_pixels: images whose header promises more count as unreadable and are not decoded.
+      background: red, green and blue, 0 to 255, behind transparent images; None ignores transparency, which shows
+        the colours hidden under it.
+      max_pixels: images whose header claims more count as unreadable and are not decoded.
     """
 
     exif: bool = True

@@ -1,8 +1,9 @@
 """Places: a file or folder on this machine, or in a bucket of Google Cloud Storage, ``gs://bucket/path``.
 
-The one module that knows. `place` makes of a text what every other module takes: a `pathlib.Path` as ever, or a
-`hap2s_jax.data.bucket.BucketPath`, which has the same methods. Whoever opens, lists or writes through these need not
-know which it is.
+Only this module distinguishes the two. `place` turns a text into a `pathlib.Path`, or into a
+`hap2s_jax.data.bucket.BucketPath`, which has the same methods. Other modules open, list and write through these
+without knowing which it is.
+
 A bucket differs from a disk in three things: folders exist while an object lies in them, an object is written whole or
 not at all, and nothing can be appended to (see `hap2s_jax.reporting.mirror`).
 

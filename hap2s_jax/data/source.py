@@ -156,12 +156,11 @@ class Dataset:
         evaluation's metrics, to be shown beside a run's own.
       views: int64 `[V]` indices into `test` of the images that "multi_query" pools a query from, neither queries
         nor gallery; None without any.
-      seen_classes: names of the test classes that training or validation has images of too, as a split of one's own
-        may have it.
+      seen_classes: names of test classes that also occur in training or validation, as in a user's own split.
       remarks: lines for the user, such as numbers of images that differ from the published ones.
-      judged: protocols of the validation classes, where they do not follow from those of the test.
-      targets: all data sets to test on, where there are several or they are others than this one; the first is `test`.
-      class_sets: int `[C]` which of several data sets each training class is of; None for a single one.
+      judged: protocols of the validation classes, if they do not follow from those of the test.
+      targets: all data sets to test on, if there are several or other ones than this; the first is `test`.
+      class_sets: int `[C]`, the data set of each training class; None for a single data set.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Data parallelism: the only module that calls `jax.pmap` or `jax.distributed`.
 
-A step is a pure function of ``(state, batch)`` that knows nothing of devices but the name of one axis,
-`AXIS`, over which it gathers and averages. This module runs it on whatever devices there are: through
+A step is a pure function of ``(state, batch)`` that knows only the name of the devices' axis,
+`AXIS`, over which it gathers and averages. This module runs it on any devices: through
 `jax.pmap` on several, and on one through ``jax.jit(jax.vmap(step, axis_name=AXIS))`` over a single row,
 which is the same program with the collectives in place but much faster on CPU.
 """

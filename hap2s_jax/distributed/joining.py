@@ -1,6 +1,6 @@
 """Before processes join, they tell process 0 their number: JAX itself aborts if two have the same.
 
-On the coordinator's own port, which is free until JAX's service begins there, each sends one line of JSON and gets one.
+They use the coordinator's own port, which is free until JAX's service begins. Each sends one line of JSON and gets one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from hap2s_jax.errors import UserError
 
 _NAME = "hap2s_jax"
 _MAX_LINE = 4096
-# Seconds: between two tries, for one line, until whoever answers otherwise is taken to be no coordinator of ours, and
-# in which those who come late still hear of a mistake.
+# Seconds between two tries; for one line; until a port with other answers counts as not ours; and for telling
+# latecomers of a mistake.
 _PAUSE, _LINE, _STRANGE, _LATE = 0.2, 5.0, 10.0, 3.0
 
 
@@ -28,7 +28,7 @@ def agree(coordinator: str, num_processes: int, process_id: int, timeout: float)
     Args:
       coordinator: host:port of process 0.
       num_processes, process_id: what this process was given.
-      timeout: seconds after which it gives up waiting and returns, which JAX will do next.
+      timeout: seconds after which it returns; JAX itself will then give up waiting.
 
     Raises:
       UserError: on every process alike, naming what differs.

@@ -1,9 +1,8 @@
 """Ends a command within two seconds of SIGINT or SIGTERM, with one line, from its first second on.
 
-Python runs the handlers of signals between two of its own instructions, of which none comes while a program compiles,
-and what a handler raises inside a callback of the garbage collector is lost. So a thread watches too: where the signal
-has not been noticed in time, it ends the process. Whoever handles a signal himself, as training does SIGTERM, is left
-alone.
+Python runs signal handlers between two of its own instructions, so none runs while a program compiles. And an exception
+that a handler raises inside a callback of the garbage collector is lost. So a thread watches too: it ends the process
+if the signal was not noticed in time. Signals with a handler of their own, as SIGTERM in training, are left alone.
 """
 
 from __future__ import annotations

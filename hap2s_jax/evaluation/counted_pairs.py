@@ -33,8 +33,8 @@ class CountedPairs:
 
     Args:
       embeddings: `[m, d]`, checked.
-      rows: `[n]` those that are compared.
-      labels: `[n]` theirs, from 0 on.
+      rows: `[n]`, the embeddings to compare.
+      labels: `[n]`, the classes of these, from 0 on.
       distance: how they are compared; a cosine distance in steps of the directions' Euclidean one.
     """
 

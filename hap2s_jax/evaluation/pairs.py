@@ -8,10 +8,10 @@ of accepted pairs among those of one class, FAR (false-accept rate) among those 
 - `tar@1e-03`: the largest TAR at any threshold with a FAR of at most 1e-3. It is reported if at least ten pairs of
   different classes may be accepted, so 1e-3 takes 10,000 of them.
 
-What is exact. Up to `_EXACT` pairs, distances are formed by differences in float64 and sorted: everything is exact,
-ties included. More pairs are counted in 2^20 steps of equal width from 0 to the largest distance that there can be:
-distances of one step count as tied, and the counts at every reported threshold (the end of a step) are exact for the
-distances that float32 products give. A step is about as wide as the rounding of these products.
+Exactness. Up to `_EXACT` pairs, distances are formed by differences in float64 and sorted: everything is exact, ties
+included. More pairs are counted in 2^20 steps of equal width from 0 to the largest possible distance: distances of one
+step count as tied, and the counts at every reported threshold (the end of a step) are exact for the distances that
+float32 products give. A step is about as wide as the rounding of these products.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def rank_block(
       keys: sorted by class.
       first: the first tile with keys of the queries' classes.
       last: the tile after the last such one.
-      tiles: see there.
+      tiles: see `Tiles`.
     """
 
     def score(number: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ _MAX_MODEL = 2**20
 
 
 class Stored(NamedTuple):
-    """An array of the schema: kinds of NumPy's dtypes, their name, and sides, of which equal letters are equal."""
+    """An array of the schema: kinds of NumPy's dtypes, their name, and sides; equal letters mean equal lengths."""
 
     kinds: str
     words: str

@@ -46,9 +46,9 @@ class ErrorRates:
     Attributes:
       thresholds: `[p]` distances, ascending.
       false_accepts, false_rejects: `[p]` shares of queries, 0 to 1; the first rises, the second falls.
-      accepting_classes, rejecting_classes: `[p]` classes of which any query is one of them.
-      known, unknown: queries that each share is of.
-      known_classes, unknown_classes: classes that these queries are of.
+      accepting_classes, rejecting_classes: `[p]` numbers of classes with at least one such query.
+      known, unknown: number of queries behind each share.
+      known_classes, unknown_classes: number of these queries' classes.
       gallery: images that a query was compared with.
       data: what it was calibrated on, in words.
     """
@@ -245,8 +245,8 @@ def nearest_right_and_wrong(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each query's distance to the nearest other image of its class, and to the nearest of another class.
 
-    Arguments are those of `error_rates`, and the rows that ask and that are asked for, None for all; infinite where
-    there is none. float64 `[q]` each, without junk.
+    Arguments are those of `error_rates`, and the rows of queries and gallery, None for all. Returns float64 `[q]` each,
+    without junk; infinite without such an image.
     """
     problem = check_problem(embeddings, labels, cameras, query, gallery)
     array, asked, kept = problem.embeddings, problem.query, problem.gallery

@@ -131,8 +131,7 @@ def lifted_structure_loss(
     """Generalised lifted structure (Hermans et al. 2017, after Oh Song et al., CVPR 2016).
 
     Per anchor max(0, log sum_p exp(d) + log sum_n exp(margin - d)), mean over anchors with a positive and a
-    negative: pytorch-metric-learning's GeneralizedLiftedStructureLoss under MeanReducer where all anchors
-        have both.
+    negative: pytorch-metric-learning's GeneralizedLiftedStructureLoss under MeanReducer if all anchors have both.
 
     Args:
         embeddings: `[n, d]`.

@@ -1,10 +1,10 @@
 """Point-to-set losses over square tiles of the batch against itself: two matmuls' work in place of three.
 
-Two things make the whole batch special. Its distance matrix is symmetric, so only tiles on and above the
-diagonal are formed: a first sweep gathers every anchor's running maxima and weighted sums, a second forms
-each tile again and, knowing both ends' sums, its whole share of the gradient. And sorted by label, almost all
-tiles hold negative pairs only, which need neither masks nor a positive set. Memory is linear in the batch;
-the plain loop over blocks of anchors (`blocks`) serves whatever has other keys.
+A batch that is its own keys has two advantages. Its distance matrix is symmetric, so only tiles on and above the
+diagonal are formed: a first sweep gathers every anchor's running maxima and weighted sums, a second forms each tile
+again and, knowing both ends' sums, its whole share of the gradient. And when it is sorted by label, almost all tiles
+hold negative pairs only, which need neither masks nor a positive set. Memory is linear in the batch; batches with other
+keys use the plain loop over blocks of anchors (`blocks`).
 
 For an anchor a, one of its sets S, distances d_i = d(a, i) and log-weights l_i = l(d_i; theta), i in S:
 
@@ -32,7 +32,7 @@ whose last factors are the weighting's own derivatives; JAX has them, and those 
 of the tiles both ends are the same anchors and the second terms of (5) are left out.
 
 To add a second loss whose weights look at one distance at a time: if it is a function of D+ and D-, give it
-`weighting`, `penalty`, `can_tile` and `tiled_sums` as `Hap2s` has them, and nothing changes here. If it needs another
+`weighting`, `penalty` and `tiled_sums` as `Hap2s` has them, and nothing changes here. If it needs another
 sum over its sets (log sum exp, say, is L + log Z, and its slope by l_i is w_i), add that sum to `Set` with its rule in
 (2), its slope to (3), and its term to q_ab in (5). Begin with the NumPy twin in tests/losses/test_tiles.py, which is
 written from these equations.

@@ -51,7 +51,7 @@ class Weighting:
 def check_range(name: str, value: Any, *, positive: bool | None = True, below: float = math.inf) -> None:
     """Raises an error unless `value` is one number, positive (False: at least 0; None: of any sign), less than `below`.
 
-    `value` is whatever a caller passes, hence Any. What is traced has no value yet and passes.
+    `value` may be anything, hence Any. A traced value is not known yet and passes.
 
     Raises:
         TypeError: not a number.
@@ -108,7 +108,7 @@ def hardest(count: int = 1) -> Weighting:
     Of members that tie for the one hardest, the first in the batch has all the weight, as in torch.
 
     Args:
-        count: how many. What ties with the last of several counts too; a set with fewer members counts whole.
+        count: how many. Members that tie with the last of several count too; of a smaller set all members count.
 
     Raises:
         ValueError: `count` is not a whole number of at least 1.
@@ -156,7 +156,7 @@ def detached(weighting: Weighting) -> Weighting:
 def as_weighting(weighting: Any) -> Weighting:
     """A Weighting from a Weighting or a pair of functions; plain functions become pytrees without leaves.
 
-    `weighting` is whatever a caller passes, hence Any.
+    `weighting` may be anything, hence Any.
 
     Raises:
         TypeError: neither.

@@ -1,9 +1,9 @@
 """Leases on places in a bucket, where files cannot be locked; the holder renews its lease.
 
-A lease is an object. It is made on condition that it does not exist, renewed on condition that nobody else has, and
-taken over on condition that it is still the one that has not been renewed for `SECONDS`; the bucket decides who was
-first. No clock is compared with another machine's. A job that is killed blocks the place for `SECONDS`; one that was
-cut off for longer finds at its next write or step whether it holds it still.
+A lease is an object. Creating it requires that it does not exist. Renewing it requires that nobody else has written it.
+Taking it over requires that it was not renewed for `SECONDS`. The bucket decides who was first; clocks of machines are
+never compared. A job that is killed blocks the place for `SECONDS`. One that was cut off for longer learns at its next
+write or step whether it still has the lease.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Mirror:
 
     Args:
       there: the place.
-      patterns: of the names of the files; those that lie there already are fetched first.
+      patterns: of the files' names; files that are in the bucket already are fetched first.
 
     Attributes:
       folder: the folder on this machine; removed by `close`.

@@ -19,9 +19,8 @@ def print_metrics(
 ) -> None:
     """Prints one row per system and one column per metric.
 
-    On a terminal a table with rules, split into several below one another where it is too wide; elsewhere
-    plain aligned text without colours or escape codes. Fractions show three digits, integers all of
-    theirs, what a system lacks a dash.
+    On a terminal a table with rules, split into several below one another where it is too wide; elsewhere plain aligned
+    text without colours or escape codes. Fractions show three digits, integers all digits, missing values a dash.
 
     Args:
       rows: system ("raw pixels", "untrained", "trained") -> metric -> number (or text).

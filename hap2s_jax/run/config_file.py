@@ -44,10 +44,10 @@ def read(arguments: Sequence[str]) -> configs.Config:
     """The config, locked.
 
     Args:
-      arguments: what begins with ``--config``, as `hap2s_jax.cli.Parser` sets it apart.
+      arguments: those that begin with ``--config``, as `hap2s_jax.cli.Parser` collects them.
 
     Raises:
-      UsageError: in one line, whatever is wrong with the file, its argument, a key or a value.
+      UsageError: in one line, for any mistake in the file, its argument, a key or a value.
     """
     given = _located(arguments)
     _offer_shipped_configs()

@@ -1,7 +1,7 @@
 """Reads the config of a working directory that anybody may have made: only the keys listed here count.
 
-Whoever opens a run (embed, search, demo, export, evaluate, `hap2s_jax.load`, pretrained.source) reads its config here.
-All other keys have their defaults, above all where compiled programs are kept.
+Everything that opens a run (embed, search, demo, export, evaluate, `hap2s_jax.load`, pretrained.source) reads its
+config here. All other keys keep their defaults, above all the folder of compiled programs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Features of a frozen trunk instead of images: computed once, kept in the working directory, and trained on.
 
 Every image goes through the trunk once: those of the validation and test classes as evaluation shows them, each
-training image in `data.cached_views` views. A file of float32 rows holds the features, as long as it has come; so an
-interrupted run goes on where it stopped, and memory does not grow with the number of images.
+training image in `data.cached_views` views. The features are appended to a file of float32 rows, so an interrupted run
+goes on where it stopped, and memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class Features:
     Attributes:
       variables: of the frozen trunk, ``{"params", "batch_stats"}``, on the devices.
       train: `[views * n, c + 1]`, a memory-mapped file, view after view of the n training images with a class; the last
-        column is the class of the image that stands there.
-      place: `[N]`, which of the n a training image is.
-      parts: of the validation and test images each the source and its rows `[N, c + 1]`, of which the last column is
-        -1 where the image cannot be read.
+        column is the image's class.
+      place: `[N]`, the number of each training image among these n.
+      parts: for the validation and the test images, the source and its rows `[N, c + 1]`; the last column is -1 if the
+        image cannot be read.
     """
 
     variables: PyTree

@@ -56,11 +56,11 @@ class Trainer(Evaluator):
 
     Attributes, besides those of an `Evaluator`:
       augmentation: the random changes to training images.
-      plan: which images make the batch of which step.
+      plan: the images of each step's batch.
       learner: encoder, losses, optimiser and step.
       update: compiled ``(state, split batch) -> (state, metrics)``.
       noise: which training images were made wrong on purpose, None without noise.
-      features: what stands in the place of the images, once a frozen trunk has made it; see `on_features`.
+      features: used instead of images, if the trunk is frozen; see `on_features`.
     """
 
     augmentation: Any

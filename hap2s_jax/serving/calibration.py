@@ -132,7 +132,7 @@ def write(
 def read(workdir: str | os.PathLike[str], weights: str) -> ErrorRates | None:
     """The error rates in a working directory, None if there are none for these `weights` (a fingerprint).
 
-    Older files, which count no classes, are as good as none.
+    Older files, without counts of classes, are ignored.
 
     Raises:
       UserError: the file is damaged, or of a later version.

@@ -35,7 +35,7 @@ def add_encoder(parser: Parser, *, required: bool = True, where: str = "") -> No
 def workdir_of(options: argparse.Namespace, what: str, ours: str) -> str:
     """The working directory of the encoder's run: that of the flags, or `ours`, which the file `what` names.
 
-    What is named by no user, but by a file that anybody may have made, is not asked for over the network.
+    A place that only a file names, which anybody may have made, is never opened over the network.
 
     Raises:
       UserError: it is not there, or not to be asked for.

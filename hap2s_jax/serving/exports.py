@@ -1,7 +1,7 @@
 """Exports of the encoder that run without this project: StableHLO, ONNX, SavedModel, safetensors.
 
 Each export takes uint8 images of the encoder's own size; ``preprocessing.json`` beside it says how to make those.
-Each is loaded again and run once before it takes its name, so that what lies there works with the versions present.
+Each is loaded again and run once before it gets its name, so that every export works with the present versions.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def write_safetensors(
 ) -> pathlib.Path:
     """Writes ``encoder.safetensors``, in torch's layout: the trunk under torchvision's names, the head under "head.".
 
-    A stem other than "imagenet" is none of torchvision's and stands under "stem.". Weights suit any `batch_size`.
+    A stem other than "imagenet" does not exist in torchvision and is under "stem.". Weights suit any `batch_size`.
 
     Raises:
       UserError: the trunk is no ResNet of ours.

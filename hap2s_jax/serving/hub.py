@@ -1,7 +1,7 @@
 """Trained encoders on the Hugging Face hub, ``hf://user/model``: fetching and pushing.
 
-A model there is a small working directory: a config, one checkpoint of nothing but the encoder's weights, and the
-threshold. Nothing else is fetched, and what is fetched counts as any stranger's: no code, no pickle.
+A model there is a small working directory: a config, one checkpoint with only the encoder's weights, and the threshold.
+Nothing else is fetched, and it is trusted no more than any stranger's: no code, no pickle.
 """
 
 from __future__ import annotations

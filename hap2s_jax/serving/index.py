@@ -86,8 +86,8 @@ def _has_faiss() -> bool:
 class FaissIndex:
     """Cells of nearby images (faiss's IndexIVFScalarQuantizer), of which the nearest few are searched.
 
-    What lies in a cell that is not searched is not found: nearly all true neighbours are, not all. The index holds a
-    byte a number; distances are those of `embeddings`.
+    Images in other cells are not found, so nearly all true neighbours are found, but not all. The index holds a byte a
+    number; distances are those of `embeddings`.
     """
 
     def __init__(self, embeddings: np.ndarray, distance: str, cache: pathlib.Path | None):

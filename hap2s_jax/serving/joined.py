@@ -1,6 +1,5 @@
-"""Several files of embeddings as one gallery: what `hap2s_jax.embed --part` made on several machines, or of several
-folders.
-"""
+"""Several files of embeddings as one gallery: parts from several machines (`hap2s_jax.embed --part`), or several
+folders."""
 
 from __future__ import annotations
 

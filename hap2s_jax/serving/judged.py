@@ -45,7 +45,7 @@ def from_workdir(
       data_dir: where the run's data lie on this machine, if elsewhere than `data.data_dir` says.
 
     Returns:
-      What is to be judged: of the first data set, with the others in it.
+      The embeddings of the first data set, with the others inside.
 
     Raises:
       UserError: there is no run, no checkpoint, or no data.

@@ -95,7 +95,7 @@ def check_fits(tree: PyTree, template: PyTree, path: pathlib.Path) -> None:
 
     Args:
       tree: arrays, or orbax's record of them.
-      template: of the same structure as what is wanted, a state or an encoder's variables.
+      template: a state or an encoder's variables, of the wanted structure.
       path: of the checkpoint.
 
     Raises:

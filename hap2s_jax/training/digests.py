@@ -1,9 +1,9 @@
 """Digests of a checkpoint's files: damage is noticed before anything is computed from it.
 
-A piece of a file is a table of whole numbers of 64 bits, and its digest the CRC-32 of the sums of its columns and rows.
-What changes one number, or moves some, changes both. NumPy adds up 20 GB/s on a core, so that a digest costs what it
-takes to read the file; CRC-32 of all bytes, the fastest that Python brings, has 1 to 4. Digests are there for damage,
-not for malice.
+A piece of a file is read as a table of 64-bit integers. Its digest is the CRC-32 of the sums of its columns and rows,
+which changes if a number changes or moves. NumPy adds 20 GB/s on a core, so that a digest takes no longer than reading
+the file; CRC-32 of all bytes, the fastest digest in Python, reaches 1 to 4 GB/s. Digests protect against damage, not
+against malice.
 """
 
 from __future__ import annotations

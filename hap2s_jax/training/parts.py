@@ -13,7 +13,7 @@ from hap2s_jax.errors import UserError
 
 PyTree = Any
 
-# Those that may have a learning rate of their own.
+# Patterns of the parameters that may have a learning rate of their own.
 TRUNK = r"encoder/(?:.*/)?trunk"
 LOSS = r"loss"
 

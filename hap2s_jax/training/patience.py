@@ -53,9 +53,11 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def tries(again: Again | None, error: Exception, where: pathlib.Path) -> Iterator[Again]:
-    """Yields `again`, which does a save in `where` that failed with `error`, as often as it may be done, after
-    growing pauses: never where there is none, a bucket has refused or all time is used up, nor among several processes,
-    which end and start again together.
+    """Yields `again`, which repeats a save in `where` that failed with `error`, after growing pauses.
+
+    Yields nothing without `again`, if the bucket has refused or time is up, or among several processes: these end and
+    start again together.
+
     """
     if again is None or is_refusal(error) or isinstance(error, Unreachable) or jax.process_count() > 1:
         return

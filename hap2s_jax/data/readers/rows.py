@@ -100,7 +100,7 @@ def arrange(
       test_fraction, split, unknown, seed: of `own.read_folder`.
 
     Raises:
-      UserError: a value is none of those that there are, or parts are missing.
+      UserError: a value is unknown, or parts are missing.
     """
     for name, value, known in (("split", split, _KINDS), ("unknown", unknown, _OF_UNKNOWN)):
         if value not in known:

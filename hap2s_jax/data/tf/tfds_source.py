@@ -1,7 +1,7 @@
 """Data sets that were prepared with TensorFlow Datasets, as sources with random access.
 
-What `tfds` prepares by default, TFRecord files, can only be read from front to back. Here the places of the
-records are noted once, in a file beside them, so that the data people already have will do. Data prepared with
+TFRecord files, the default of `tfds`, can only be read from front to back. Here the offsets of the records are
+written once, to a file beside them, so that existing data can be used. Data prepared with
 `--file_format=array_record` has random access of its own.
 
 The data may be in a bucket or on any other file system that TensorFlow knows by a prefix such as gs://.
