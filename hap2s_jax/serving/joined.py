@@ -1,5 +1,4 @@
-"""Several files of embeddings as one gallery: parts from several machines (`hap2s_jax.embed --part`), or several
-folders."""
+"""Several files of embeddings as one gallery: parts of one (`hap2s_jax.embed --part`), or files of several folders."""
 
 from __future__ import annotations
 
