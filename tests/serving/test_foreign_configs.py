@@ -214,7 +214,7 @@ def test_first_weights_of_another_run_need_none_of_its_code(run, workdir):
     _change(workdir, **{"encoder.name": "evil:Net", "compilation_cache": "/nowhere"})
     state = run.job.initial_state()
     variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
-    _, report = initial_weights.load(str(workdir), run.job.encoder, variables)
+    _, report = initial_weights.load(str(workdir), run.job.learner.encoder, variables)
     assert report.taken > 0
     assert "evil" not in sys.modules
 
