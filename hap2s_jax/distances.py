@@ -136,14 +136,10 @@ def check_embeddings(
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"{label_name} are {labels.dtype}; they should be integers: {remedy}")
     # Known values must not wrap around to another class, or become infinite, when they are converted.
-    if (
-        isinstance(labels, np.ndarray)
-        and labels.size
-        and not widest.min <= labels.min() <= labels.max() <= widest.max
-    ):
-        raise ValueError(
-            f"{label_name} go from {labels.min()} to {labels.max()}, beyond {widest.dtype}; {remedy}"
-        )
+    if isinstance(labels, np.ndarray) and labels.size:
+        low, high = labels.min(), labels.max()
+        if not widest.min <= low <= high <= widest.max:
+            raise ValueError(f"{label_name} go from {low} to {high}, beyond {widest.dtype}; {remedy}")
     if vectors.dtype == np.float64 and isinstance(vectors, np.ndarray) and vectors.size:
         reach = np.max(np.abs(vectors), initial=0, where=np.isfinite(vectors))
         held = jax.dtypes.canonicalize_dtype(vectors.dtype)
