@@ -11,6 +11,8 @@ from hap2s_jax.evaluation.inputs import cached_cells, check_problem, check_rows,
 from hap2s_jax.evaluation.neighbors import cross_distances
 from hap2s_jax.evaluation.retrieval import QueryResults, check_ties, rank_matches
 
+POOLS = ("mean", "max")
+
 
 def rank_single_gallery_shot(
     embeddings: ArrayLike,
@@ -80,21 +82,23 @@ def rank_multi_query(
     query: ArrayLike | None = None,
     gallery: ArrayLike | None = None,
     views: ArrayLike | None = None,
+    pool: str = "mean",
     distance: str = "euclidean",
     ties: str = "pessimistic",
 ) -> QueryResults:
-    """Market-1501's multi-query: a query is the mean of all images of its identity by its camera.
-
-    With the cosine distance it is the mean of their directions.
+    """Market-1501's multi-query: a query is pooled from all images of its identity by its camera.
 
     Args:
       embeddings, labels, query, gallery, distance, ties: as for `rank_matches`.
       cameras: `[n]` integers, required.
       views: rows to pool from (Market-1501's `gt_bbox`); None for the queries themselves.
+      pool: "mean" or "max" over the views, of their directions where `distance` is "cosine".
 
     Returns:
       QueryResults, one per query, in their order.
     """
+    if pool not in POOLS:
+        raise ValueError(f"pool must be one of {', '.join(POOLS)}, but is {pool!r}.")
     if cameras is None:
         raise ValueError("cameras must be given: multi-query pools the images of one identity by one camera.")
     array, label, camera, asked, kept = check_problem(embeddings, labels, cameras, query, gallery)
@@ -110,7 +114,7 @@ def rank_multi_query(
             raise ValueError(
                 f"views holds no image of the identity and camera of query row {asked[places[0]]}."
             )
-        pooled[places] = array[members].mean(axis=0)
+        pooled[places] = array[members].mean(axis=0) if pool == "mean" else array[members].max(axis=0)
     results = rank_matches(
         np.concatenate([array, pooled]),
         np.concatenate([label, label[asked]]),

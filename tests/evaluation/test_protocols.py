@@ -187,14 +187,15 @@ def test_single_gallery_shot_with_one_image_each_is_plain_cmc():
     assert figures["single_gallery_shot_rank-5"] == pytest.approx(np.mean(plain.first_rank <= 5))
 
 
-def test_multi_query_pools_an_identity_s_images_by_its_camera():
+@pytest.mark.parametrize("pool", ["mean", "max"])
+def test_multi_query_pools_an_identity_s_images_by_its_camera(pool):
     x, labels, cameras, query, gallery = case()
     views = np.arange(90)
-    ours = special.rank_multi_query(x, labels, cameras, query=query, gallery=gallery, views=views)
+    ours = special.rank_multi_query(x, labels, cameras, query=query, gallery=gallery, views=views, pool=pool)
     np.testing.assert_array_equal(ours.query, query)
     for place, q in enumerate(query):
         alike = (labels == labels[q]) & (cameras == cameras[q])
-        pooled = np.mean(x[alike].astype(np.float64), axis=0)
+        pooled = getattr(np, pool)(x[alike].astype(np.float64), axis=0)
         table = np.concatenate([x, pooled[None]])
         expected = oracle.walk(
             table, np.append(labels, labels[q]), np.append(cameras, cameras[q]), [90], gallery
@@ -203,6 +204,8 @@ def test_multi_query_pools_an_identity_s_images_by_its_camera():
         assert ours.average_precision[place] == pytest.approx(
             expected[0]["average_precision"], abs=1e-6, nan_ok=True
         )
+    with pytest.raises(ValueError, match="pool must be one of"):
+        special.rank_multi_query(x, labels, cameras, query=query, pool="sum")
 
 
 def test_multi_query_of_single_images_is_query_gallery():
