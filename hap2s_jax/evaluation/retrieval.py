@@ -146,7 +146,7 @@ def rank_matches(
     strict = ties == "optimistic"
     measure = distance if callable(distance) else space(problem.embeddings, distance)
     # Ties need equal pairs to get equal products in two programs, which is tested on CPUs alone.
-    halved = first_only and cameras is None and {device.platform for device in pool} == {"cpu"}
+    halved = first_only and cameras is None and _all_cpus(pool)
     if halved and isinstance(measure, Space) and np.array_equal(problem.query, np.sort(problem.gallery)):
         counts, averages = count_first_of_all(problem, measure, strict=strict, devices=pool)
     else:
@@ -171,8 +171,7 @@ def _rank_blocks(
     kept, starts, sizes = problem.by_class()
     ends = np.where(sizes > 0, starts + sizes, 0)
     to_space = measure if isinstance(measure, Space) else None
-    on_cpu = {device.platform for device in devices} == {"cpu"}
-    sorts = on_cpu and not first_only and int(sizes.max()) > MANY
+    sorts = _all_cpus(devices) and not first_only and int(sizes.max()) > MANY
     block, tile = tile_shape(len(asked), len(kept), devices[0], whole_rows=sorts or to_space is None)
     block = block_size or block
     keys = build_keys(problem.embeddings, to_space, cameras, kept, tile)
@@ -255,3 +254,7 @@ def nearest(
     problem = check_problem(embeddings, labels, cameras, query, gallery)
     check_ranks((k,), len(problem.gallery))
     return nearest_keys(problem, space(problem.embeddings, distance), k)
+
+
+def _all_cpus(devices: list[Device]) -> bool:
+    return all(device.platform == "cpu" for device in devices)
