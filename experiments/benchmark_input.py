@@ -213,19 +213,23 @@ def scale(folder: Path, names: list[str], images: int, classes: int) -> dict[str
 
 def to_tables(results: dict[str, Any]) -> str:
     """The results in Markdown."""
-    facts = results["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
-    text = f"`{results['command']}`\n\n{facts['cpu']}, {facts['cpus']} cores; Python {facts['python']}, {versions}.\n\n"
+    text = f"`{results['command']}`\n\n{_machine(results['environment'])}\n\n"
     rates = {f"{n}, {kind}": row for n in SETTINGS for kind, row in results[n]["throughput"].items()}
     text += f"Whole pipeline and bare decoding:\n\n{to_markdown(rates)}\n"
     stages = {name: results[name]["microseconds_per_image"] for name in SETTINGS}
     text += f"Microseconds of processor time per image, by stage:\n\n{to_markdown(stages)}\n"
     text += f"Scale:\n\n{to_markdown({name: results[name] for name in ('sop', 'million')})}"
     if "packed" in results:
-        rows = {name: row for name, row in results["packed"].items() if isinstance(row, dict)}
-        told = f"{results['packed']['images']:,} images of 96 x 96 (`{results['packed']['command']}`)"
-        text += f"\nPacked, {told}:\n\n{to_markdown(rows)}"
+        figures = results["packed"]
+        rows = {name: row for name, row in figures.items() if isinstance(row, dict) and name != "environment"}
+        told = f"{figures['images']:,} images of 96 x 96 (`{figures['command']}`)"
+        text += f"\nPacked, {told}:\n\n{_machine(figures['environment'])}\n\n{to_markdown(rows)}"
     return text
+
+
+def _machine(facts: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    return f"{facts['cpu']}, {facts['cpus']} cores; Python {facts['python']}, {versions}."
 
 
 def _loose_files(temporary: Path, files: int, turns: int, count: int, shrink: int) -> dict[str, Any]:
@@ -271,7 +275,8 @@ def main() -> None:
             results |= _loose_files(Path(temporary), files, turns, count, shrink)
         images = 2_000 if args.tiny else 1_000_000
         figures = packed.measure(Path(temporary), images, turns, 10 * count)
-        results["packed"] = {"command": command, "images": images, **figures}
+        about = {"command": command, "environment": environment.describe(), "images": images}
+        results["packed"] = about | figures
         print("packed", json.dumps(results["packed"]))
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=2) + "\n")
