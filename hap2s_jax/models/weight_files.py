@@ -152,6 +152,8 @@ def _fault(tensor: Any, torch: Any) -> str | None:
     """Why a tensor cannot be taken as it is."""
     if tensor.is_meta:
         return "is a meta tensor, without numbers"
+    if tensor.is_nested:
+        return "is nested"
     if tensor.layout is not torch.strided:
         return "is sparse"
     if tensor.is_quantized:

@@ -42,7 +42,7 @@ STRANGE = {
     "complex": (lambda: torch.ones(4, dtype=torch.complex64), "conv1.weight is complex"),
     "nested": (
         lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
-        "conv1.weight is of an unusual kind",
+        "conv1.weight is nested",
     ),
     "code": (Runs, "anything else might be code, which is not run"),
     "a long bytearray": (lambda: Long(), "anything else might be code"),
@@ -69,6 +69,8 @@ class Long:
 def test_a_torch_file_that_is_not_plain_weights_is_one_line(tmp_path, monkeypatch, capfd, kind, old):
     monkeypatch.chdir(tmp_path)
     make, says = STRANGE[kind]
+    if kind == "nested" and old:  # torch cannot read what it writes
+        says = "is damaged or not a file of plain weights"
     try:
         torch.save(_names(make()), "a.pth", _use_new_zipfile_serialization=not old)
     except Exception as error:
@@ -97,7 +99,7 @@ def test_parameters_views_and_tied_tensors_are_plain_weights(tmp_path):
         assert convert.main([str(tmp_path / "a.pth"), str(tmp_path / "a.safetensors")]) == 0
         found = pretrained.read_tensors(tmp_path / "a.safetensors")
         assert all(
-            np.array_equal(found[name].ravel(), value.detach().numpy().ravel())
+            np.array_equal(found[name].ravel(), value.detach().resolve_neg().numpy().ravel())
             for name, value in state.items()
         )
 
