@@ -78,13 +78,12 @@ def write(path: pathlib.Path, mode: str, record: dict[str, Any]) -> None:
     text = ""
     for name, known in modes.items():
         facts = known["environment"]
-        versions = ", ".join(f"{package} {version}" for package, version in facts["packages"].items())
         devices = ", ".join(f"{count} x {kind}" for kind, count in facts["devices"].items())
         rows = {
             row["contestant"]: {k: v for k, v in row.items() if k != "contestant"} for row in known["rows"]
         }
         text += f"## {name}\n\n`{known['command']}`\n\n{facts['cpu']}, {facts['cpus']} cores, {devices}; "
-        text += f"Python {facts['python']}, {versions}.\n\n{to_markdown(rows)}\n"
+        text += f"Python {facts['python']}, {environment.versions(facts)}.\n\n{to_markdown(rows)}\n"
     path.with_suffix(".md").write_text(text.rstrip() + "\n")
 
 

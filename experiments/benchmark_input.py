@@ -228,8 +228,8 @@ def to_tables(results: dict[str, Any]) -> str:
 
 
 def _machine(facts: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
-    return f"{facts['cpu']}, {facts['cpus']} cores; Python {facts['python']}, {versions}."
+    software = f"Python {facts['python']}, {environment.versions(facts)}"
+    return f"{facts['cpu']}, {facts['cpus']} cores; {software}."
 
 
 def _loose_files(temporary: Path, files: int, turns: int, count: int, shrink: int) -> dict[str, Any]:

@@ -146,6 +146,7 @@ def environment(peers: bool) -> dict[str, Any]:
 
 def write(path: Path, mode: str, record: dict[str, Any]) -> None:
     """Adds a mode's rows to the file of results, and writes the tables of all modes beside it."""
+    from hap2s_jax.reporting.environment import versions
     from hap2s_jax.reporting.table import to_markdown
 
     modes = json.loads(path.read_text()) if path.is_file() else {}
@@ -157,7 +158,6 @@ def write(path: Path, mode: str, record: dict[str, Any]) -> None:
     for name in (name for name in MODES if name in modes):
         known = modes[name]
         facts = known["environment"]
-        versions = ", ".join(f"{package} {version}" for package, version in facts["packages"].items())
         devices = ", ".join(f"{count} x {kind}" for kind, count in facts["devices"].items())
         rows = {
             f"{row['n']:,} x {row['d']}, {row['method']}": {
@@ -168,7 +168,7 @@ def write(path: Path, mode: str, record: dict[str, Any]) -> None:
         text += (
             f"## {name}\n\n`{known['command']}`\n\n{facts['cpu']}, {known['threads']} threads, {devices}; "
         )
-        text += f"Python {facts['python']}, {versions}.\n\n{to_markdown(rows)}\n"
+        text += f"Python {facts['python']}, {versions(facts)}.\n\n{to_markdown(rows)}\n"
     path.with_suffix(".md").write_text(text.rstrip() + "\n")
 
 

@@ -150,17 +150,17 @@ def verdict(
 ) -> Iterator[str]:
     """A verdict on your own images: ready or not, what to fix, and the command."""
     unreadable = sum(len(report.unreadable) for report in reports)
-    mend = [f"{unreadable:,} images that cannot be read (or leave them out, as the command below does)"]
-    mend = (mend if unreadable else []) + list(dataset.remarks) + list(found.lines())
-    none = unreadable == sum(report.images for report in reports)
-    if none:
+    mend = [*dataset.remarks, *found.lines()]
+    if unreadable == sum(report.images for report in reports):
         yield "verdict: no image can be read, so there is nothing to train on"
-    else:
-        yield f"verdict: {'ready to train' if not mend else 'this can be trained on, but first check'}"
-    for line in mend[none:]:
-        yield f"  - {line}"
-    if none:
+        yield from (f"  - {line}" for line in mend)
         return
+    if unreadable:
+        mend.insert(
+            0, f"{unreadable:,} images that cannot be read (or leave them out, as the command below does)"
+        )
+    yield f"verdict: {'ready to train' if not mend else 'this can be trained on, but first check'}"
+    yield from (f"  - {line}" for line in mend)
     classes = registry.num_classes(dataset.train)
     if dataset.validation is None:
         share = advice.validation_fraction(classes)

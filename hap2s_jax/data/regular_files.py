@@ -21,7 +21,7 @@ MAX_LIST = 2**30
 # What a packed file may become: so much at least, and so many times its size. Text packs well.
 _SMALL, _TIMES = 2**26, 50
 # In a zip file: the largest list of members (tens of thousands), and where its end is searched.
-_MAX_LIST, _MAX_TAIL = 2**22, 2**17
+_MAX_MEMBERS, _MAX_TAIL = 2**22, 2**17
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -140,7 +140,7 @@ def open_zip(file: IO[bytes]) -> zipfile.ZipFile:
     if end64 >= 0:
         sizes = [size for size in sizes if size < 2**32 - 1]
         sizes.append(int.from_bytes(tail[end64 + 40 : end64 + 48], "little"))
-    if any(size > _MAX_LIST for size in sizes):
+    if any(size > _MAX_MEMBERS for size in sizes):
         raise RefusedError(f"it lists too many members: {max(sizes):,} bytes of them")
     file.seek(0)
     return zipfile.ZipFile(file)

@@ -121,7 +121,9 @@ class DataParallel:
         The state is donated; state and metrics come out equal on all devices, which `step` must ensure by
         its collectives. On several CPU devices of one process, all calls must have the first one's shapes.
         """
-        options = experimental.step_options(self.devices[0].platform)
+        # Among several processes a compiled program takes other arguments than `jax.pmap`'s function.
+        alone = jax.process_count() == 1
+        options = experimental.step_options(self.devices[0].platform) if alone else {}
         if len(self.devices) == 1:
             over_row = jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name=AXIS)
             return jax.jit(over_row, donate_argnums=0, compiler_options=options)
@@ -133,10 +135,7 @@ class DataParallel:
             donate_argnums=0,
             devices=self.devices,
         )
-        alone = (
-            jax.process_count() == 1
-        )  # among several, a compiled program takes other arguments than `mapped`
-        return experimental.with_options(mapped, options) if options and alone else mapped
+        return experimental.with_options(mapped, options) if options else mapped
 
     def compile_map(self, function: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:
         """Compiles ``function(variables, batch)`` with rows in and rows out, split over the local devices.

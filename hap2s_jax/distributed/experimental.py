@@ -50,8 +50,10 @@ def step_options(platform: str) -> dict[str, str]:
     ResNet's and a transformer's are as fast as before, and a forward pass is faster without. Remove when
     `experiments/benchmark_encoders.py` finds ResNets' steps as fast without it.
     """
+    if platform != "cpu":
+        return {}
     fusions = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
-    options = {"xla_cpu_experimental_ynn_fusion_type": fusions} if platform == "cpu" else {}
+    options = {"xla_cpu_experimental_ynn_fusion_type": fusions}
     try:
         jax.jit(lambda: 0, compiler_options=options)()
     except jax.errors.JaxRuntimeError:  # an XLA without this option

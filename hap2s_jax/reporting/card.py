@@ -125,11 +125,10 @@ def _data(name: str, data: Mapping[str, Mapping[str, int]], seen_classes: int) -
 
 
 def _origin(results: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     return (
         f"Seed {results['config']['seed']}; {results['seconds_of_this_process']:,} s in the last process; "
         f"{environment.summary(dict(facts))}; hap2s_jax {facts['hap2s_jax']}, commit {facts['commit'] or 'unknown'}; "
-        f"{versions}."
+        f"{environment.versions(facts)}."
     )
 
 

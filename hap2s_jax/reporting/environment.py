@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ def summary(facts: dict[str, Any] | None = None) -> str:
         f"jax {facts['packages'].get('jax', '?')} on {devices}, {facts['cpus']} CPUs ({facts['cpu']}), "
         f"Python {facts['python']}"
     )
+
+
+def versions(facts: Mapping[str, Any]) -> str:
+    """The packages of `describe`: "jax 0.10.2, jaxlib 0.10.2, ..."."""
+    return ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
 
 
 def peak_memory() -> dict[str, float]:

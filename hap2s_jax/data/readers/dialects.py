@@ -89,6 +89,5 @@ def _decode_line(line: bytes) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError:
-        return line.decode(
-            "cp1252", "surrogateescape"
-        )  # its five bytes without a letter survive as file names
+        # Its five bytes without a letter survive as file names.
+        return line.decode("cp1252", "surrogateescape")
