@@ -50,7 +50,7 @@ class Axis:
             return setting
         if self.name in ("rate", "identification"):
             return dataclasses.replace(setting, **{self.name: value})
-        return setting.but(**{"overrides" if "." in self.name else "hyperparameters": {self.name: value}})
+        return setting.changed({self.name: value})
 
     def beyond(self, edge: float, next_to_it: float) -> float | None:
         """The value to try beyond the first or the last one, or None where there is none."""
@@ -115,7 +115,7 @@ def search(study: Study, base: Setting, alternatives: Iterable[Mapping[str, Any]
     Args:
       study: runs the cells.
       base: the loss with its defaults.
-      alternatives: hyperparameters to try in turn; every loss has equally many.
+      alternatives: hyperparameters, and config keys, to try in turn; every loss has equally many.
 
     Returns:
       The setting, or None where a cell failed or another process is at it.
@@ -125,10 +125,7 @@ def search(study: Study, base: Setting, alternatives: Iterable[Mapping[str, Any]
     if rates is None:
         return None
     best = best_of(rates)
-    tried = [
-        best,
-        *(best.but(hyperparameters=changes) for changes in list(alternatives)[: 1 if tiny else None]),
-    ]
+    tried = [best, *(best.changed(changes) for changes in list(alternatives)[: 1 if tiny else None])]
     scores = budget.scores(study, tried)
     return None if scores is None else best_of(list(zip(scores, tried, strict=True)))
 
@@ -149,7 +146,7 @@ def staged(
       base: the loss as the search begins with it.
       axes: its own parameters.
       budget: of the trials.
-      others: hyperparameters to try at the best of these.
+      others: hyperparameters, and config keys, to try at the best of these.
       longer: config keys of the last stage, such as more steps; without it the best of the trials is chosen.
 
     Returns:
@@ -167,7 +164,7 @@ def staged(
         tried |= {repr(setting): (score, setting) for score, setting in found}
         best = best_of(found)
     for changes in others:
-        setting = best.but(hyperparameters=changes)
+        setting = best.changed(changes)
         if (scores := budget.scores(study, [setting])) is None:
             return None
         tried[repr(setting)] = scores[0], setting

@@ -62,9 +62,17 @@ class Setting:
             changes[name] = {**getattr(self, name), **changes.get(name, {})}
         return dataclasses.replace(self, **changes)
 
+    def changed(self, changes: Mapping[str, Any]) -> Setting:
+        """The same with other hyperparameters and, by their dotted names, other config keys."""
+        keys = {name: value for name, value in changes.items() if "." in name}
+        own = {name: value for name, value in changes.items() if name not in keys}
+        return self.but(hyperparameters=own, overrides=keys)
+
     def describe(self) -> str:
         """Its hyperparameters and rate in one line."""
         parts = [f"{name} {value}" for name, value in self.hyperparameters.items()]
+        factor = self.overrides.get("optimizer.loss_factor", 1.0)
+        parts += [f"class weights' rate x {factor:g}"] if factor != 1.0 else []
         return ", ".join([*parts, f"rate x {self.rate:g}"])
 
 

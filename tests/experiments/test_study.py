@@ -278,10 +278,14 @@ def test_an_estimate_trains_nothing(tmp_path, monkeypatch, capsys):
 
 
 def test_every_loss_has_as_many_trials_of_values_that_it_knows():
-    for setting, alternatives in {**accuracy.HEADLINE, **accuracy.OTHERS}.values():
+    for setting, alternatives in {**accuracy.HEADLINE, **accuracy.OTHERS, **accuracy.LATER}.values():
         assert len(alternatives) == 3
-        for changes in ({}, *alternatives):
-            losses.create(setting.loss, **setting.but(hyperparameters=changes).hyperparameters)
+        known = losses.hyperparameters(setting.loss)
+        tried = [setting, *(setting.changed(changes) for changes in alternatives)]
+        for one in tried:
+            losses.create(setting.loss, **one.hyperparameters)
+        # None of them is the setting that the search begins with.
+        assert len({str([{**known, **one.hyperparameters}, one.overrides]) for one in tried}) == 4
 
 
 def difference_of(values, others, groups=None):
