@@ -25,9 +25,8 @@ from hap2s_jax.losses.rows import Anchors, Axis, Batch, Keys, Options, Result, R
 
 Params = Mapping[str, ArrayLike]
 Stats = dict[str, jax.Array]
-# With more logits than this, a block of samples is computed at a time; on a CPU it stays in the processor's cache.
-_LOGITS = 2**23
-_CACHED_LOGITS = 2**19
+# With more logits than this, a block of samples is computed at a time.
+_LOGITS = 2**22
 
 
 @register_dataclass
@@ -111,11 +110,10 @@ def _evaluate(loss: AgainstPoints, batch: Batch, options: Options) -> Result:
     count, logits = len(batch.vectors), batch.key_vectors.size // batch.vectors.shape[1]
     if loss.unit is not None:  # once, not for every block
         batch = batch._replace(vectors=unit(batch.vectors), key_vectors=unit(batch.key_vectors, loss.unit))
-    most = _CACHED_LOGITS if jax.default_backend() == "cpu" else _LOGITS
-    if options.reduction == "none" or count * logits <= most:
+    if options.reduction == "none" or count * logits <= _LOGITS:
         result = loss.of_batch(batch)
     else:
-        result = blocked_sums(loss, batch, options.distance, min(max(16, most // logits), count))
+        result = blocked_sums(loss, batch, options.distance, min(max(16, _LOGITS // logits), count))
     return reduced(result, batch.anchors.weight, options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Unpack
@@ -165,18 +166,23 @@ def _margin_softmax(
     kernel: jax.Array,
     labels: jax.Array,
 ) -> tuple[jax.Array, Stats]:
-    similarities = _to_centres(vectors, kernel)
-    similarities = similarities[:, 0] if kernel.ndim == 2 else jnp.max(similarities, axis=1)
+    # By selection: where two centres are equally near, the gradient is of one of them.
+    similarities = functools.reduce(
+        lambda best, s: jnp.where(s > best, s, best), _to_centres(vectors, kernel)
+    )
     own, is_own = own_entry(similarities, labels)
     less = lessened(own, margin)
     logits = scale * jnp.where(is_own, less[:, None], similarities)
     return jax.nn.logsumexp(logits, axis=1) - scale * less, accuracy(similarities, labels)
 
 
-def _to_centres(vectors: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Products `[n, k, c]` with the k centres of each class, of a kernel `[d, k, c]` or `[d, c]`."""
-    rows = kernel.reshape(len(kernel), -1).T
-    return products(vectors, rows).reshape(len(vectors), -1, kernel.shape[-1])
+def _to_centres(vectors: jax.Array, kernel: jax.Array) -> list[jax.Array]:
+    """Products `[n, c]` with each of the k centres of the classes, of a kernel `[d, k, c]` or `[d, c]`.
+
+    Not at once: on a CPU, slices of `[n, k, c]` and their gradients take XLA as long as the products.
+    """
+    of_all = kernel.reshape(len(kernel), -1, kernel.shape[-1])
+    return [products(vectors, of_all[:, k].T) for k in range(of_all.shape[1])]
 
 
 def _turned(cosine: jax.Array, margin: jax.Array) -> jax.Array:
@@ -248,9 +254,10 @@ def _soft_triple(
 ) -> tuple[jax.Array, Stats]:
     to_centres = _to_centres(vectors, kernel)
     # The barrier keeps XLA's CPU code from finding the maximum anew for every exponential.
-    top = lax.optimization_barrier(lax.stop_gradient(jnp.max(to_centres, axis=1, keepdims=True)))
-    parts = jnp.exp((to_centres - top) / gamma)
-    similarities = jnp.sum(parts * to_centres, axis=1) / jnp.sum(parts, axis=1)
+    top = lax.optimization_barrier(lax.stop_gradient(functools.reduce(jnp.maximum, to_centres)))
+    parts = [jnp.exp((similarity - top) / gamma) for similarity in to_centres]
+    weighted = functools.reduce(jnp.add, map(jnp.multiply, parts, to_centres))
+    similarities = weighted / functools.reduce(jnp.add, parts)
     own, is_own = own_entry(similarities, labels)
     logits = scale * jnp.where(is_own, similarities - margin, similarities)
     values = jax.nn.logsumexp(logits, axis=1) - scale * (own - margin)

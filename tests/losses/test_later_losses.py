@@ -201,7 +201,7 @@ def test_class_losses_in_blocks_of_samples_are_the_same(name, monkeypatch):
         return jax.value_and_grad(lambda x, p: loss(x, labels, params=p), argnums=(0, 1))(x, params)
 
     value, (of_x, of_params) = value_and_slopes(X, LABELS)
-    monkeypatch.setattr(losses.classes, "_CACHED_LOGITS", 16)
+    monkeypatch.setattr(losses.classes, "_LOGITS", 16)
     # An ignored sample more, or the program of the other call would serve this one too.
     got, slopes = value_and_slopes(np.vstack([X, X[:1]]), np.append(LABELS, -1))
     np.testing.assert_allclose(got, value, rtol=1e-5)
