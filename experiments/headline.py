@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from accuracy import HEADLINE, suffix
+from accuracy import HEADLINE, PROXY_ANCHOR, suffix
 from flexibility import register_weightings
 from robustness import GLYPHS, noisy
 from study import figures, report
@@ -85,11 +85,9 @@ NAMED: dict[str, Loss] = {
     "point_to_set_mean": Loss(HEADLINE["point_to_set_mean"][0], (_MARGINS,), _SOFT),
 }
 LATER: dict[str, Loss] = {
-    **_named(
-        "proxy_anchor",
-        "proxy_anchor",
-        Axis("optimizer.loss_factor", (0.1, 10.0)),
-        Axis("alpha", (16.0, 64.0)),
+    "proxy_anchor": Loss(
+        PROXY_ANCHOR,
+        (Axis("optimizer.loss_factor", (0.003, 0.04)), Axis("alpha", (16.0, 64.0))),
     ),
     **_named(
         "sub-centre arcface",
