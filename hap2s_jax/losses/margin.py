@@ -71,18 +71,19 @@ class Margin:
         candidates = jnp.where(jnp.any(candidates, axis=1, keepdims=True), candidates, rows.is_negative)
         cutoff, last = (lax.stop_gradient(jnp.asarray(x, distances.dtype)) for x in (self.cutoff, 1.99))
 
-        def log_odds(distances: jax.Array) -> jax.Array:
-            """-log of r times the density r^(d - 2) (1 - r^2 / 4)^((d - 3) / 2) at r, but for a factor."""
+        def bend(distances: jax.Array) -> jax.Array:
+            """r^2 (1 - r^2 / 4): the density at r is r times its power of (d - 3) / 2, but for a factor."""
             squares = jnp.square(jnp.clip(distances, cutoff, last))
-            return (3 - self.dimensions) / 2 * jnp.log(squares * (1 - squares / 4))
+            return squares * (1 - squares / 4)
 
-        # It falls up to a distance of root 2 and rises from there, so it is largest at the nearest or the farthest.
+        # It rises up to a distance of root 2 and falls from there, so it is least at the nearest or the farthest.
         nearest = jnp.min(jnp.where(candidates, distances, jnp.inf), axis=1, keepdims=True)
         farthest = jnp.max(jnp.where(candidates, distances, 0), axis=1, keepdims=True)
-        top = lax.optimization_barrier(jnp.maximum(log_odds(nearest), log_odds(farthest)))
-        return jnp.where(
-            candidates, jnp.exp(log_odds(distances) - top) / jnp.clip(distances, cutoff, last), 0
-        )
+        least = lax.optimization_barrier(jnp.minimum(bend(nearest), bend(farthest)))
+        # By products, which cost less than a logarithm and an exponential.
+        ratio, exponent = least / bend(distances), self.dimensions - 3
+        power = lax.integer_pow(ratio, exponent // 2) * (jnp.sqrt(ratio) if exponent % 2 else 1)
+        return jnp.where(candidates, power / jnp.clip(distances, cutoff, last), 0)
 
     def draw(self, shares: jax.Array, index: jax.Array, number: jax.Array) -> jax.Array:
         """The keys `[n, 16]` of the anchors' `number`-th draws."""
