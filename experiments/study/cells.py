@@ -157,7 +157,8 @@ class Study:
         crashed.unlink(missing_ok=True)
         self.trained += 1
         shown = {k: round(v, 4) for k, v in outcome.get("metrics", {}).items()} or outcome
-        what = ", ".join([setting.describe(), *(f"{k} {v}" for k, v in setting.overrides.items())])
+        keys = (f"{k} {v}" for k, v in setting.overrides.items() if k != "optimizer.loss_factor")
+        what = ", ".join([setting.describe(), *keys])
         print(f"{dataset} {part} {setting.label} ({what}), seed {seed}: {shown}", flush=True)
 
     def _train(self, setting: Setting, seed: int, dataset: str, part: str) -> dict[str, Any]:
