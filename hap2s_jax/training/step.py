@@ -46,7 +46,7 @@ def train_step(
       axis_name: the axis over which devices are reduced.
       ema_decay: decay of the moving average, see `move_average`; None without one.
       pieces: in how many pieces each device's share goes through the encoder, one after another, with the
-        same gradient and the memory of one piece; see `gradients_in_pieces`.
+        same gradient and the memory of one piece; see `encode`.
       seed: of the random keys of an encoder that takes them.
 
     Returns:
@@ -54,11 +54,18 @@ def train_step(
       clipping), ``param_norm``, ``embedding_spread``, and the objective's stats.
     """
 
+    keys = {}
     if getattr(encoder, "needs_keys", False):
-        batch = {**batch, "keys": image_keys(seed, state.step, len(batch["label"]), axis_name)}
-    differentiate = gradients if pieces == 1 else functools.partial(gradients_in_pieces, pieces=pieces)
-    loss, stats, batch_stats, embedding, grads = differentiate(state, batch, encoder, objective, axis_name)
-    grads = jax.lax.pmean(grads, axis_name)
+        keys["keys"] = image_keys(seed, state.step, len(batch["label"]), axis_name)
+    output, batch_stats, pull_back = encode(
+        encoder, state.params["encoder"], state.batch_stats, (batch["image"], keys), pieces
+    )
+    differentiate = jax.value_and_grad(objective, argnums=(0, 2), has_aux=True)
+    (loss, stats), (by_output, by_loss_params) = differentiate(
+        output, batch["label"], state.params["loss"], axis_name, state.step, state.memory
+    )
+    # The mean of the devices' parts is the gradient of the global batch.
+    grads = jax.lax.pmean({"encoder": pull_back(by_output), "loss": by_loss_params}, axis_name)
     # Already equal on all devices, unless a custom encoder does not synchronise them.
     batch_stats = jax.tree.map(
         lambda s: jax.lax.pmean(s, axis_name) if jnp.issubdtype(s.dtype, jnp.floating) else s, batch_stats
@@ -73,7 +80,7 @@ def train_step(
         "loss": loss,
         "grad_norm": optax.global_norm(grads),
         "param_norm": optax.global_norm(params),
-        "embedding_spread": embedding_spread(embedding, axis_name),
+        "embedding_spread": embedding_spread(output.embedding, axis_name),
         **stats,
     }
     new_state = dataclasses.replace(
@@ -86,7 +93,7 @@ def train_step(
         # After the loss: a batch in the memory would be its own positives.
         memory=state.memory
         if state.memory is None
-        else push(state.memory, embedding, batch["label"], axis_name=axis_name),
+        else push(state.memory, output.embedding, batch["label"], axis_name=axis_name),
     )
     # Narrower types are too coarse for a log; float64 stays float64.
     return new_state, {
@@ -101,91 +108,56 @@ def image_keys(seed: int, step: jax.Array, count: int, axis_name: str) -> jax.Ar
     return jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(count))
 
 
-def gradients(
-    state: TrainState, batch: Mapping[str, jax.Array], encoder: Any, objective: Objective, axis_name: str
-) -> tuple[jax.Array, Mapping[str, jax.Array], PyTree, jax.Array, PyTree]:
-    """Loss, its statistics, new batch statistics, embeddings ``[b, d]``, and this device's part of the gradient.
+def encode(
+    encoder: Any, params: PyTree, batch_stats: PyTree, inputs: tuple[jax.Array, PyTree], pieces: int = 1
+) -> tuple[Any, PyTree, Callable[[Any], PyTree]]:
+    """Encodes this device's share of a batch in training.
 
-    The mean of the parts over devices is the gradient of the global batch. The arguments are `train_step`'s.
-    """
-
-    def loss_function(params: PyTree) -> Any:
-        output, batch_stats = _encode(encoder, params["encoder"], state.batch_stats, _inputs(batch))
-        loss, stats = objective(output, batch["label"], params["loss"], axis_name, state.step, state.memory)
-        return loss, (stats, batch_stats, output.embedding)
-
-    (loss, rest), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
-    return loss, *rest, grads
-
-
-def gradients_in_pieces(
-    state: TrainState,
-    batch: Mapping[str, jax.Array],
-    encoder: Any,
-    objective: Objective,
-    axis_name: str,
-    *,
-    pieces: int,
-) -> tuple[jax.Array, Mapping[str, jax.Array], PyTree, jax.Array, PyTree]:
-    """The same as `gradients` in the memory of one piece of the batch, at the price of a second forward pass.
-
-    A metric loss is no sum over pieces, so gradients of pieces' own losses would be those of another loss.
-    Here (as in GradCache, Gao et al. 2021) all pieces are embedded first, the loss of the whole batch and its
-    gradient by the embeddings are computed once, and each piece is encoded again to carry its share back.
+    A metric loss is no sum over pieces, so gradients of pieces' own losses would be those of another loss. Here (as in
+    GradCache, Gao et al. 2021) all pieces are embedded first, the loss of the whole batch and its gradient by the
+    output are computed once, and each piece is encoded again to carry its share back: in the memory of one piece, at
+    the price of a second forward pass.
 
     Exact where an image's embedding depends on that image alone. Batch normalisation that is not frozen takes
     its statistics from a piece (of all devices), in both passes alike, and the running ones move by the mean
     over the pieces.
 
     Args:
-      pieces: a divisor of this device's share b.
+      encoder: flax module.
+      params: its parameters.
+      batch_stats: its running statistics.
+      inputs: images ``[b, h, w, 3]`` and further arguments by name, all ``[b, ...]``.
+      pieces: a divisor of b.
+
+    Returns:
+      The output, the new batch statistics, and a function that carries a gradient by the output back to one by
+      `params`.
     """
-    params = state.params
 
-    def encode(encoder_params: PyTree, piece: PyTree) -> tuple[Any, PyTree]:
+    def encode_piece(params: PyTree, piece: tuple[jax.Array, PyTree]) -> tuple[Any, PyTree]:
         # Every piece starts from the same running statistics: the second pass then repeats the first.
-        return _encode(encoder, encoder_params, state.batch_stats, piece)
+        variables = {"params": params, "batch_stats": batch_stats}
+        output, updates = encoder.apply(variables, piece[0], train=True, mutable=["batch_stats"], **piece[1])
+        return output, updates.get("batch_stats", batch_stats)
 
-    inputs = jax.tree.map(lambda x: x.reshape(pieces, x.shape[0] // pieces, *x.shape[1:]), _inputs(batch))
-    _, (outputs, batch_stats) = jax.lax.scan(
-        lambda carry, piece: (carry, encode(params["encoder"], piece)), None, inputs
-    )
+    if pieces == 1:
+        output, back, new_stats = jax.vjp(lambda p: encode_piece(p, inputs), params, has_aux=True)
+        return output, new_stats, lambda by_output: back(by_output)[0]
+    split = jax.tree.map(lambda x: x.reshape(pieces, x.shape[0] // pieces, *x.shape[1:]), inputs)
+    _, (outputs, new_stats) = jax.lax.scan(lambda _, piece: (None, encode_piece(params, piece)), None, split)
+
+    def pull_back(by_output: Any) -> PyTree:
+        by_outputs = jax.tree.map(lambda x, like: x.reshape(like.shape), by_output, outputs)
+
+        def add_piece(total: PyTree, piece: tuple[Any, Any]) -> tuple[PyTree, None]:
+            _, back = jax.vjp(lambda p: encode_piece(p, piece[0])[0], params)
+            return jax.tree.map(jnp.add, total, back(piece[1])[0]), None
+
+        return jax.lax.scan(add_piece, jax.tree.map(jnp.zeros_like, params), (split, by_outputs))[0]
+
     output = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
-
-    def loss_function(output: Any, loss_params: PyTree) -> Any:
-        return objective(output, batch["label"], loss_params, axis_name, state.step, state.memory)
-
-    (loss, stats), (by_output, by_loss_params) = jax.value_and_grad(
-        loss_function, argnums=(0, 1), has_aux=True
-    )(output, params["loss"])
-    by_outputs = jax.tree.map(lambda x, like: x.reshape(like.shape), by_output, outputs)
-
-    def add_piece(total: PyTree, piece: tuple[jax.Array, Any]) -> tuple[PyTree, None]:
-        _, pull_back = jax.vjp(lambda p: encode(p, piece[0])[0], params["encoder"])
-        return jax.tree.map(jnp.add, total, pull_back(piece[1])[0]), None
-
-    nothing = jax.tree.map(jnp.zeros_like, params["encoder"])
-    by_encoder, _ = jax.lax.scan(add_piece, nothing, (inputs, by_outputs))
-    batch_stats = jax.tree.map(lambda x: jnp.mean(x, axis=0, dtype=x.dtype), batch_stats)
-    return loss, stats, batch_stats, output.embedding, {"encoder": by_encoder, "loss": by_loss_params}
-
-
-def _inputs(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The part of a batch that the encoder takes."""
-    return {"images": batch["image"]} | ({"keys": batch["keys"]} if "keys" in batch else {})
-
-
-def _encode(encoder: Any, params: PyTree, batch_stats: PyTree, inputs: PyTree) -> tuple[Any, PyTree]:
-    """The encoder's output in training, and its new batch statistics."""
-    rest = {key: value for key, value in inputs.items() if key != "images"}
-    output, updates = encoder.apply(
-        {"params": params, "batch_stats": batch_stats},
-        inputs["images"],
-        train=True,
-        mutable=["batch_stats"],
-        **rest,
-    )
-    return output, updates.get("batch_stats", batch_stats)
+    new_stats = jax.tree.map(lambda x: jnp.mean(x, axis=0, dtype=x.dtype), new_stats)
+    return output, new_stats, pull_back
 
 
 def embedding_spread(embedding: jax.Array, axis_name: str) -> jax.Array:
