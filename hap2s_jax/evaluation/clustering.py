@@ -66,20 +66,21 @@ def _lloyd(
     """One start of k-means: assignment int32 `[n]` and inertia."""
     points = padded[:count]
     lengths = squares(points)
+    more = -clusters % _LANES
+    width = (clusters + more) // _LANES
 
-    def assign(centres: jax.Array) -> tuple[jax.Array, jax.Array]:
-        more = -clusters % _LANES
+    def step(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        number, centres, before, _, _ = carry
         of_centres = jnp.pad(squares(centres), (0, more), constant_values=jnp.inf)
         centres = jnp.pad(centres, ((0, more), (0, 0)))
-        width = len(centres) // _LANES
 
         def lowest(part: jax.Array) -> tuple[jax.Array, jax.Array]:
             # XLA's CPU code reduces a row in a scalar loop; slice against slice is vectorised, and leaves a short row.
             score = scores(products(part, centres), of_centres)
             value, lane = score[:, :width], jnp.zeros((block, width), jnp.int32)
-            for number in range(1, _LANES):
-                other = score[:, number * width : (number + 1) * width]
-                lane = jnp.where(other < value, number, lane)
+            for turn in range(1, _LANES):
+                other = score[:, turn * width : (turn + 1) * width]
+                lane = jnp.where(other < value, turn, lane)
                 value = jnp.minimum(other, value)
             value, lane = lax.optimization_barrier((value, lane))
             place = jnp.argmin(value, axis=1)[:, None]
@@ -87,21 +88,18 @@ def _lloyd(
             return found[:, 0].astype(jnp.int32), jnp.take_along_axis(value, place, axis=1)[:, 0]
 
         nearest, gaps = lax.map(lowest, padded.reshape(-1, block, padded.shape[1]))
-        return nearest.reshape(-1)[:count], jnp.maximum(gaps.reshape(-1)[:count] + lengths, 0)
-
-    def step(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        number, nearest, gaps, _ = carry
+        nearest, gaps = nearest.reshape(-1)[:count], jnp.maximum(gaps.reshape(-1)[:count] + lengths, 0)
         sums = jnp.zeros((clusters, points.shape[1]), points.dtype).at[nearest].add(points)
         sizes = jnp.zeros(clusters, jnp.int32).at[nearest].add(1)[:, None]
         empty = sizes[:, 0] == 0
         stand_in = points[jnp.argsort(-gaps)[:clusters][jnp.cumsum(empty) - 1]]
-        means = sums / jnp.maximum(sizes, 1).astype(points.dtype)
-        again, new_gaps = assign(jnp.where(empty[:, None], stand_in, means))
-        return number + 1, again, new_gaps, jnp.any(again != nearest)
+        means = jnp.where(empty[:, None], stand_in, sums / jnp.maximum(sizes, 1).astype(points.dtype))
+        return number + 1, means, nearest, gaps, jnp.any(nearest != before)
 
-    first = assign(_seed_centres(key, points, lengths, clusters))
-    start = (jnp.zeros((), jnp.int32), *first, jnp.array(True))
-    _, nearest, gaps, _ = lax.while_loop(lambda carry: carry[3] & (carry[0] < iterations), step, start)
+    centres = _seed_centres(key, points, lengths, clusters)
+    start = jnp.zeros((), jnp.int32), centres, jnp.full(count, -1, jnp.int32), lengths, jnp.array(True)
+    # One step more than `iterations`: the first assigns the embeddings to the starts.
+    *_, nearest, gaps, _ = lax.while_loop(lambda carry: carry[4] & (carry[0] <= iterations), step, start)
     return nearest, jnp.sum(gaps)
 
 

@@ -19,15 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import TypedDict
 
 import numpy as np
 from jax.typing import ArrayLike
 
 from hap2s_jax.data.source import PROTOCOLS
-from hap2s_jax.evaluation import clustering
-from hap2s_jax.evaluation.inputs import JUNK, Device, check_embeddings, check_integers, check_ranks
+from hap2s_jax.evaluation.clustering import kmeans, measures
+from hap2s_jax.evaluation.inputs import Device, check_ranks
 from hap2s_jax.evaluation.pairs import verification
 from hap2s_jax.evaluation.retrieval import QueryResults, rank_matches
 from hap2s_jax.evaluation.special import rank_multi_query, rank_single_gallery_shot
@@ -40,13 +40,9 @@ SINGLE_SHOT_RANKS = (1, 5, 10, 20)
 CLOSED_SET_AT = (1, 5)
 CLUSTERING = ("nmi", "ami", "f1")
 
-# A metric gives each query's value, `[q]`; NaN leaves the query out of the mean.
+# A metric gives each query's value, `[q]`; NaN leaves the query out of the mean. Recall is `QueryResults.hit`, where a
+# query without any possible match is a miss.
 Metric = Callable[[QueryResults], np.ndarray]
-
-
-def recall(results: QueryResults, k: int) -> np.ndarray:
-    """Whether a match stands among the first `k`; a query without any possible match is a miss."""
-    return results.hit(k).astype(float)
 
 
 def rank(results: QueryResults, k: int) -> np.ndarray:
@@ -56,7 +52,7 @@ def rank(results: QueryResults, k: int) -> np.ndarray:
 
 def class_metrics(ks: Sequence[int] = RECALL_AT) -> dict[str, Metric]:
     """The metrics of class retrieval by name."""
-    return {f"recall@{k}": partial(recall, k=k) for k in ks} | {
+    return {f"recall@{k}": methodcaller("hit", k) for k in ks} | {
         "map@r": attrgetter("map_at_r"),
         "r_precision": attrgetter("r_precision"),
         "mrr": attrgetter("reciprocal_rank"),
@@ -79,7 +75,7 @@ def multi_query_metrics(ks: Sequence[int] = RANKS) -> dict[str, Metric]:
 
 def in_shop_metrics(ks: Sequence[int] = IN_SHOP_AT) -> dict[str, Metric]:
     """The metrics of In-shop's own protocol by name."""
-    return {f"in_shop_recall@{k}": partial(recall, k=k) for k in ks} | {
+    return {f"in_shop_recall@{k}": methodcaller("hit", k) for k in ks} | {
         "in_shop_mAP": attrgetter("average_precision")
     }
 
@@ -185,18 +181,19 @@ def evaluate(
         rank_at = single_at = closed_at = check_ranks(ranks, size)
     common: _Compared = {"distance": distance, "ties": ties}
     rows: _Asked = {"query": query, "gallery": gallery}
+    ranked = partial(rank_matches, embeddings, labels, devices=devices, **common)
     found: dict[str, float] = {}
     if "class" in protocols:
-        results = rank_matches(embeddings, labels, devices=devices, **common)
+        results = ranked()
         found |= figures(results, class_metrics(at), "class")
         if cluster:
-            found |= cluster_figures(embeddings, labels, distance=distance, seed=seed, restarts=restarts)
+            images, classes = np.asarray(embeddings)[results.query], np.asarray(labels)[results.query]
+            groups = kmeans(images, len(np.unique(classes)), distance=distance, seed=seed, restarts=restarts)
+            found |= dict(zip(CLUSTERING, measures(classes, groups), strict=True))
     if "query_gallery" in protocols:
-        results = rank_matches(embeddings, labels, cameras=cameras, devices=devices, **rows, **common)
-        found |= figures(results, query_gallery_metrics(rank_at), "query_gallery")
+        found |= figures(ranked(cameras=cameras, **rows), query_gallery_metrics(rank_at), "query_gallery")
     if "in_shop" in protocols:
-        results = rank_matches(embeddings, labels, devices=devices, **rows, **common)
-        found |= figures(results, in_shop_metrics(in_shop_at), "in_shop")
+        found |= figures(ranked(**rows), in_shop_metrics(in_shop_at), "in_shop")
     if "single_gallery_shot" in protocols:
         places = rank_single_gallery_shot(
             embeddings, labels, cameras=cameras, repeats=repeats, seed=seed, **rows, **common
@@ -206,8 +203,7 @@ def evaluate(
         results = rank_multi_query(embeddings, labels, cameras, views=views, **rows, **common)
         found |= figures(results, multi_query_metrics(rank_at), "multi_query")
     if "closed_set" in protocols:
-        results = rank_matches(embeddings, labels, devices=devices, **rows, **common)
-        found |= closed_set_figures(results, labels, closed_at)
+        found |= closed_set_figures(ranked(**rows), labels, closed_at)
     if "open_set" in protocols:
         found |= open_set(embeddings, labels, cameras, threshold=threshold, distance=distance, **rows)
     if "verification" in protocols:
@@ -217,7 +213,7 @@ def evaluate(
 
 def class_values(results: QueryResults, ks: Sequence[int] = RECALL_AT) -> dict[str, np.ndarray]:
     """Each query's values of class retrieval by metric, `[q]` each; NaN where a query does not count."""
-    return {name: metric(results) for name, metric in class_metrics(ks).items()}
+    return {name: metric(results).astype(float) for name, metric in class_metrics(ks).items()}
 
 
 def query_gallery_values(results: QueryResults, ks: Sequence[int] = RANKS) -> dict[str, np.ndarray]:
@@ -245,15 +241,3 @@ def single_gallery_shot_figures(ranks: np.ndarray, ks: Sequence[int] = SINGLE_SH
         "single_gallery_shot_queries": float(len(answerable)),
         "single_gallery_shot_queries_without_match": float(np.sum(~answerable)),
     }
-
-
-def cluster_figures(
-    embeddings: ArrayLike, labels: ArrayLike, *, distance: str = "euclidean", seed: int = 0, restarts: int = 3
-) -> dict[str, float]:
-    """nmi, ami and f1 of k-means with as many clusters as there are classes (junk left out)."""
-    array = check_embeddings(embeddings)
-    label = check_integers(labels, array.shape[0], "labels")
-    array, label = array[label != JUNK], label[label != JUNK]
-    classes = len(np.unique(label))
-    assignment = clustering.kmeans(array, classes, distance=distance, seed=seed, restarts=restarts)
-    return dict(zip(CLUSTERING, clustering.measures(label, assignment), strict=True))

@@ -85,22 +85,11 @@ def tile_shape(queries: int, keys: int, device: Device, *, whole_rows: bool) -> 
     # Larger tiles are no faster: measured from 1 to 32 MiB, with a cache of 32 MiB.
     cells = min(cached_cells() // 4, 2**20) if device.platform == "cpu" else 2048 * 8192
     block = 1 << (int(np.sqrt(cells / 4)).bit_length() - 1)
-    tile = _even(keys, cells // block, _LANES)
+    tiles = -(-keys // (cells // block))
     if whole_rows:
         block = min(block, max(8, _WHOLE_ROWS // keys))
-    return _even(queries, block, 8), tile
-
-
-def _even(count: int, most: int, multiple: int) -> int:
-    """The size of equal parts of `count`, each at most `most`, rounded up to a `multiple`."""
-    parts = -(-count // most)
-    part = -(-count // parts)
-    return part + -part % multiple
-
-
-def pad(numbers: np.ndarray, count: int, value: float = 0) -> np.ndarray:
-    """Appends `value` up to length `count`."""
-    return np.pad(numbers, (0, count - len(numbers)), constant_values=value)
+    blocks = -(-queries // block)
+    return -(-queries // (blocks * 8)) * 8, -(-keys // (tiles * _LANES)) * _LANES
 
 
 def build_keys(
@@ -115,7 +104,7 @@ def build_keys(
         raise ValueError("embeddings spread over more than 19 orders of magnitude; no distance can tell.")
     if to_space is not None and to_space.cosine:
         lengths[: len(rows)] = 0
-    return vectors, lengths, pad(cameras[rows], count)
+    return vectors, lengths, np.pad(cameras[rows], (0, count - len(rows)))
 
 
 @functools.partial(jax.jit, static_argnames="tiles")
@@ -151,14 +140,13 @@ def rank_block(
             held = lax.dynamic_update_slice_in_dim(held, tile[None], number - first, axis=0)
         return jnp.where(inside, found, own), held
 
-    def count_own(number: jax.Array, before: jax.Array) -> jax.Array:
-        tile = held[number - first] if tiles.held else score(number)
-        at = number * tiles.size + jnp.arange(tiles.size)[None, :] - asked.starts[:, None]
-        wrong = jnp.where((at >= 0) & (at < asked.sizes[:, None]), jnp.inf, tile)
-        return before + _count_before(wrong, thresholds, most, tiles.strict)
-
-    def count_other(number: jax.Array, before: jax.Array) -> jax.Array:
-        tile = score(jnp.where(number < first, number, number + last - first))
+    def count(number: jax.Array, before: jax.Array, *, own: bool) -> jax.Array:
+        if own:
+            tile = held[number - first] if tiles.held else score(number)
+            at = number * tiles.size + jnp.arange(tiles.size)[None, :] - asked.starts[:, None]
+            tile = jnp.where((at >= 0) & (at < asked.sizes[:, None]), jnp.inf, tile)
+        else:
+            tile = score(jnp.where(number < first, number, number + last - first))
         return before + _count_before(tile, thresholds, most, tiles.strict)
 
     slots = jnp.arange(tiles.most)[None, :]
@@ -176,8 +164,9 @@ def rank_block(
     else:
         thresholds = jnp.sort(thresholds, axis=1)
     before = jnp.zeros(thresholds.shape, jnp.int32)
-    before = lax.fori_loop(first, last, count_own, before)
-    before = lax.fori_loop(0, keys.cameras.shape[0] // tiles.size - last + first, count_other, before)
+    before = lax.fori_loop(first, last, functools.partial(count, own=True), before)
+    others = keys.cameras.shape[0] // tiles.size - last + first
+    before = lax.fori_loop(0, others, functools.partial(count, own=False), before)
     if tiles.first_only:
         first_rank = jnp.where(matches > 0, before[:, 0] + 1, 0)
         counts = jnp.stack([matches, first_rank, jnp.zeros_like(first_rank)], axis=1)
@@ -267,12 +256,14 @@ def nearest_keys(problem: Problem, to_space: Space, k: int) -> np.ndarray:
     array, labels, cameras, asked, kept = problem
     block, _ = tile_shape(len(asked), len(kept), jax.devices()[0], whole_rows=True)
     keys = Keys(*map(jnp.asarray, build_keys(array, to_space, cameras, kept, _LANES)))
-    classes = pad(labels[kept], len(keys.cameras), -1)
+    classes = np.pad(labels[kept], (0, len(keys.cameras) - len(kept)), constant_values=-1)
     found = []
     for begin in range(0, len(asked), block):
         rows = asked[begin : begin + block]
-        queries = to_space(array, rows, block), pad(labels[rows], block), pad(cameras[rows], block)
-        found.append(np.asarray(_nearest_block(*queries, keys, classes, k=k))[: len(rows)])
+        known = np.pad([labels[rows], cameras[rows]], ((0, 0), (0, block - len(rows))))
+        found.append(
+            np.asarray(_nearest_block(to_space(array, rows, block), *known, keys, classes, k=k))[: len(rows)]
+        )
     places = np.concatenate(found)
     return np.where(places < 0, -1, kept[places])
 

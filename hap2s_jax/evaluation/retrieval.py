@@ -31,7 +31,6 @@ from hap2s_jax.evaluation.ranking import (
     bucket,
     build_keys,
     nearest_keys,
-    pad,
     rank_block,
     rank_block_by_sorting,
     tile_shape,
@@ -146,7 +145,7 @@ def rank_matches(
     strict = ties == "optimistic"
     measure = distance if callable(distance) else space(problem.embeddings, distance)
     # Ties need equal pairs to get equal products in two programs, which is tested on CPUs alone.
-    halved = first_only and cameras is None and _all_cpus(pool)
+    halved = first_only and cameras is None and {device.platform for device in pool} == {"cpu"}
     if halved and isinstance(measure, Space) and np.array_equal(problem.query, np.sort(problem.gallery)):
         counts, averages = count_first_of_all(problem, measure, strict=strict, devices=pool)
     else:
@@ -171,7 +170,7 @@ def _rank_blocks(
     kept, starts, sizes = problem.by_class()
     ends = np.where(sizes > 0, starts + sizes, 0)
     to_space = measure if isinstance(measure, Space) else None
-    sorts = _all_cpus(devices) and not first_only and int(sizes.max()) > MANY
+    sorts = devices[0].platform == "cpu" and not first_only and int(sizes.max()) > MANY
     block, tile = tile_shape(len(asked), len(kept), devices[0], whole_rows=sorts or to_space is None)
     block = block_size or block
     keys = build_keys(problem.embeddings, to_space, cameras, kept, tile)
@@ -193,7 +192,7 @@ def _rank_blocks(
             source = to_space(problem.embeddings, asked[part], block)
         else:
             source = _given(measure, asked[part], kept, (block, len(keys[0])))
-        queries = pad(cameras[asked[part]], block), pad(starts[part], block), pad(sizes[part], block)
+        queries = np.pad([cameras[asked[part]], starts[part], sizes[part]], ((0, 0), (0, block - len(part))))
         source, *queries = jax.device_put((source, *queries), device)
         one = source, Asked(*queries), copies[turn % len(devices)]
         tiles = Tiles(tile, bucket(largest), held, strict, first_only, to_space is None)
@@ -254,7 +253,3 @@ def nearest(
     problem = check_problem(embeddings, labels, cameras, query, gallery)
     check_ranks((k,), len(problem.gallery))
     return nearest_keys(problem, space(problem.embeddings, distance), k)
-
-
-def _all_cpus(devices: list[Device]) -> bool:
-    return all(device.platform == "cpu" for device in devices)

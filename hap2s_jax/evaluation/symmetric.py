@@ -18,7 +18,7 @@ from jax import lax
 from hap2s_jax.distances import products, scores
 from hap2s_jax.distributed import experimental
 from hap2s_jax.evaluation.inputs import JUNK, Device, Problem, Space
-from hap2s_jax.evaluation.ranking import AVERAGES, build_keys, pad
+from hap2s_jax.evaluation.ranking import AVERAGES, build_keys
 
 _TILE = 512
 _LANES = 32  # parts of a tile that are added up in bytes, so that no partial count exceeds it
@@ -49,13 +49,13 @@ def count_first_of_all(
     count = len(kept)
     side = min(_TILE, -(-count // _LANES) * _LANES)
     keys = build_keys(problem.embeddings, to_space, problem.cameras, kept, side)
-    rows = keys[0], keys[1], pad(problem.labels[kept], len(keys[1]), JUNK)
+    labels = np.pad(problem.labels[kept], (0, len(keys[1]) - count), constant_values=JUNK)
     tiles = len(keys[1]) // side
     # For each tile, the last tile with members of its rows' classes.
     changes = np.append(np.flatnonzero(np.diff(problem.labels[kept])), count - 1)
     ends = changes[np.searchsorted(changes, np.arange(count))] // side
     last = [int(ends[min((b + 1) * side, count) - 1]) for b in range(tiles)]
-    copies = [_Rows(*jax.device_put(rows, device)) for device in devices]
+    copies = [_Rows(*jax.device_put((*keys[:2], labels), device)) for device in devices]
     near = [jax.device_put(np.full(len(keys[1]), np.inf, keys[1].dtype), device) for device in devices]
     for b in range(tiles):
         at = b % len(devices)
