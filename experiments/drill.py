@@ -45,7 +45,7 @@ class Trial(NamedTuple):
 
     Attributes:
       kind: the row of the table that it counts in.
-      run: carries it out. Returns, or raises a UserError of one line: both are well.
+      run: carries it out. Returns, perhaps a line about it, or raises a UserError of one line: both are well.
       folder: what lies in there must be the same files afterwards; None for any.
       is_warm_up: an honest case, whose memory is what that of the others is compared with, if there is one.
       seconds: after which it hangs.
@@ -64,8 +64,8 @@ def outcome(trial: Trial) -> tuple[str, str]:
 
     before = _listed(trial.folder)
     try:
-        trial.run()
-        end, line = "taken", ""
+        found = trial.run()
+        end, line = "taken", found if isinstance(found, str) else ""
     except (UserError, OSError) as error:
         end, line = "refused", str(error)
         if "\n" in line or len(line) > 1000:

@@ -76,15 +76,42 @@ def outcome(workdir: pathlib.Path) -> dict[str, Any]:
     }
 
 
+def run(workdir: pathlib.Path, processes: int) -> list[subprocess.Popen[bytes]]:
+    """The processes of a run that starts or goes on; their standard error goes to `err` beside it."""
+    more: list[list[str]] = [[]]
+    if processes > 1:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        joining = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}", "--peer_timeout=20"]
+        more = [[*joining, f"--process_id={n}"] for n in range(processes)]
+    return [started(command(workdir, *flags), workdir.with_name("err")) for flags in more]
+
+
 @functools.cache
-def undisturbed() -> tuple[dict[str, Any], float]:
-    """The outcome of a run that nobody kills, and how long it took from its first step on."""
-    workdir = pathlib.Path(tempfile.mkdtemp(prefix="drill_whole_")) / "run"
-    began = time.monotonic()
-    process = started(command(workdir), workdir.with_name("err"))
-    if process.wait(SECONDS):
-        raise WrongError(workdir.with_name("err").read_text()[-2000:])
-    return outcome(workdir), time.monotonic() - began
+def undisturbed(processes: int) -> tuple[dict[str, Any], float]:
+    """The outcome of a run that nobody kills, and the seconds that it takes once its programs have been compiled."""
+    seconds, outcomes = 0.0, []
+    for _ in range(2):
+        workdir = pathlib.Path(tempfile.mkdtemp(prefix="drill_whole_")) / "run"
+        began = time.monotonic()
+        _finish(workdir, processes)
+        seconds = time.monotonic() - began
+        outcomes.append(outcome(workdir))
+        shutil.rmtree(workdir.parent)
+    _same(*outcomes)
+    return outcomes[0], seconds
+
+
+def _finish(workdir: pathlib.Path, processes: int) -> None:
+    codes = [process.wait(SECONDS) for process in run(workdir, processes)]
+    if any(codes):
+        raise WrongError(f"ended with {codes}: {workdir.with_name('err').read_text()[-2000:]}")
+
+
+def _same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for key, value in expected.items():
+        if found[key] != value:
+            raise WrongError(f"{key}: {found[key]} instead of {value}"[:2000])
 
 
 def strike(process: subprocess.Popen[bytes], name: str, random: np.random.Generator) -> None:
@@ -101,31 +128,27 @@ def _no_traceback(errors: pathlib.Path) -> None:
         raise WrongError(text[-3000:])
 
 
-def training(folder: pathlib.Path, name: str, random: np.random.Generator) -> None:
-    """One run, killed one to three times, until it is done."""
-    expected, seconds = undisturbed()
-    workdir, errors = folder / "run", folder / "err"
-    process = None
+def training(folder: pathlib.Path, name: str, random: np.random.Generator, processes: int = 1) -> str:
+    """One run, killed one to three times, until it is done. Of several processes only one is killed: all end."""
+    expected, seconds = undisturbed(processes)
+    workdir, strikes = folder / "run", 0
     for _ in range(int(random.integers(1, 4))):
-        process = started(command(workdir), errors)
+        alive = run(workdir, processes)
+        struck = alive[int(random.integers(processes))]
         try:
-            process.wait(float(random.uniform(0.1, 1)) * seconds)
-            break
+            struck.wait(float(random.uniform(0.1, 1)) * seconds)
         except subprocess.TimeoutExpired:
-            strike(process, name, random)
-        process.wait(SECONDS)
-    if process is None or process.returncode or not (workdir / "results.json").exists():
-        code = started(command(workdir), errors).wait(SECONDS)
-        if code:
-            raise WrongError(f"ended with {code}: {errors.read_text()[-2000:]}")
-    _no_traceback(errors)
-    found = outcome(workdir)
-    for key, value in expected.items():
-        if found[key] != value:
-            raise WrongError(f"{key}: {found[key]} instead of {value}"[:2000])
+            strike(struck, name, random)
+            strikes += 1
+        for process in alive:
+            process.wait(SECONDS)
+    _finish(workdir, processes)
+    _no_traceback(workdir.with_name("err"))
+    _same(outcome(workdir), expected)
+    return f"{strikes} signals"
 
 
-def embedding(folder: pathlib.Path, name: str, random: np.random.Generator) -> None:
+def embedding(folder: pathlib.Path, name: str, random: np.random.Generator) -> str:
     """embed, killed once, then run again."""
     pictures, output, errors = folder / "pictures", folder / "x.npz", folder / "err"
     small_run.images(pictures, 300)
@@ -138,10 +161,12 @@ def embedding(folder: pathlib.Path, name: str, random: np.random.Generator) -> N
     ]
     arguments += [f"--images={pictures}"]
     process = started([*arguments, f"--output={output}"], errors)
+    strikes = 0
     try:
         process.wait(float(random.uniform(1, 25)))
     except subprocess.TimeoutExpired:
         strike(process, name, random)
+        strikes = 1
         process.wait(SECONDS)
     for place in (output, folder / "whole.npz"):
         if code := started([*arguments, f"--output={place}"], errors).wait(SECONDS):
@@ -150,30 +175,15 @@ def embedding(folder: pathlib.Path, name: str, random: np.random.Generator) -> N
     with np.load(output) as ours, np.load(folder / "whole.npz") as whole:
         if not all(np.array_equal(ours[key], whole[key]) for key in whole.files if key != "model"):
             raise WrongError("other embeddings than those made at one go")
+    return f"{strikes} signals"
 
 
-def cluster(folder: pathlib.Path, name: str, random: np.random.Generator) -> None:
-    """Two processes, one of which is killed: the other ends too, and both go on to the end."""
-    workdir, errors = folder / "run", folder / "err"
-
-    def both() -> list[subprocess.Popen[bytes]]:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-        more = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--peer_timeout=20"]
-        return [started(command(workdir, *more, f"--process_id={n}"), errors) for n in range(2)]
-
-    processes = both()
-    time.sleep(float(random.uniform(5, 60)))
-    strike(processes[int(random.integers(0, 2))], name, random)
-    codes = [process.wait(SECONDS) for process in processes]
-    if any(codes):
-        codes = [process.wait(SECONDS) for process in both()]
-    if any(codes):
-        raise WrongError(f"ended with {codes}: {errors.read_text()[-2000:]}")
-    _no_traceback(errors)
-    log = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    if log != sorted(log) or log[-1] != STEPS:
-        raise WrongError(f"the log has the steps {log}")
+WORK = (
+    ("training", training),
+    ("embedding", embedding),
+    ("training", training),
+    ("cluster", functools.partial(training, processes=2)),
+)
 
 
 def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
@@ -181,13 +191,11 @@ def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
     number = 0
     while True:
         for name in SIGNALS:
-            for work in (training, embedding, training, cluster):
+            for what, work in WORK:
                 number += 1
                 place = folder / str(number)
                 place.mkdir()
                 random = np.random.default_rng((seed, number))
                 arguments = place, name, random
-                yield Trial(
-                    f"{name}, {work.__name__}", lambda w=work, a=arguments: w(*a), seconds=3 * SECONDS
-                )
+                yield Trial(f"{name}, {what}", lambda w=work, a=arguments: w(*a), seconds=3 * SECONDS)
                 shutil.rmtree(place, ignore_errors=True)
