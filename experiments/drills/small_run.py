@@ -57,7 +57,7 @@ def encoder() -> Any:
     return hap2s_jax.load(workdir())
 
 
-def images(folder: pathlib.Path, count: int = 12) -> list[pathlib.Path]:
+def images(folder: pathlib.Path, count: int = 12, classes: int = 3) -> list[pathlib.Path]:
     """Drawn pictures in folders of a class each."""
     import numpy as np
 
@@ -66,7 +66,7 @@ def images(folder: pathlib.Path, count: int = 12) -> list[pathlib.Path]:
     random = np.random.default_rng(0)
     paths = []
     for number in range(count):
-        path = folder / f"class{number % 3}" / f"{number}.png"
+        path = folder / f"class{number % classes}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(random.integers(0, 256, (24, 24, 3)).astype(np.uint8)))
         paths.append(path)
