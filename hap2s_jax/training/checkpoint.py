@@ -21,11 +21,10 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from hap2s_jax.data.places import is_bucket, place
 from hap2s_jax.errors import Unreachable, UserError, reason
-from hap2s_jax.training import arrays, digests, patience
+from hap2s_jax.training import arrays, digests, patience, sums
 
 _LOG = logging.getLogger(__name__)
 PyTree = Any
-
 FORMAT = 1
 FOLDER = "checkpoints"  # in a working directory
 FROZEN = "frozen"  # in that folder: the arrays that no update changes
@@ -60,7 +59,6 @@ class Checkpointer:
         checks: digests.Checks | None = None,
     ):
         self._directory = place(directory).absolute()  # orbax takes no relative paths
-
         quality = operator.itemgetter("quality")
         # Not best_fn with max_to_keep: that would delete the newest checkpoint when it is not among the best, and with
         # it the point to resume from.
@@ -86,17 +84,21 @@ class Checkpointer:
                     raise
                 raise Unreachable(f"the checkpoints in {self._directory}", reason(e)) from e
 
-        self._best_metric, self._saving = best_metric, 0
+        self._best_metric, self._saving, self._ahead = best_metric, 0, None
         self._open, self._again = opened, None
         self._checks = checks or digests.Checks(self._directory, strict=strict)
         self._manager = self._checks.open_read_only(opened) if read_only else self._checks.open_whole(opened)
 
     def _add_digests(self) -> None:
         """Called by orbax on one process, once all files of a checkpoint are written and before it has its name."""
+        (folder,) = self._written()
+        digests.write(folder, self._ahead.made(folder) if self._ahead else None)
+
+    def _written(self) -> list[pathlib.Path]:
+        """The folder of the checkpoint that is being written, if it is there."""
         # In a bucket it has its final name from the start; another file says that it is complete.
         name = f"{self._saving}" if is_bucket(self._directory) else f"{self._saving}.*tmp*"
-        (folder,) = self._directory.glob(name)
-        digests.write(folder)
+        return list(self._directory.glob(name))
 
     @property
     def latest_step(self) -> int | None:
@@ -150,6 +152,9 @@ class Checkpointer:
         host_state = jax.tree.map(lambda x: np.array(x, copy=True), state)
         self._wait()  # for the previous save, whose digests use `_saving`
         self._saving = step
+        # Of other hosts' files this one might not see at once that they have changed.
+        if jax.process_count() == 1 and not is_bucket(self._directory):
+            self._ahead = sums.Ahead(self._written)
         args = ocp.args.Composite(state=ocp.args.StandardSave(host_state), record=ocp.args.JsonSave(record))
 
         def again() -> None:
@@ -267,6 +272,9 @@ class Checkpointer:
             patience.bounded(self._manager.wait_until_finished, self._directory)
         except Exception as e:
             self._try_again(e)
+        finally:
+            if self._ahead:
+                self._ahead.end()
 
     def _try_again(self, error: Exception) -> None:
         """Repeats the last save, which failed, as often as that may help."""

@@ -1,14 +1,10 @@
 """Digests of a checkpoint's files: damage is noticed before anything is computed from it.
 
-A piece of a file is read as a table of 64-bit integers. Its digest is the CRC-32 of the sums of its columns and rows,
-which changes if a number changes or moves. NumPy adds 20 GB/s on a core, so that a digest takes no longer than reading
-the file; CRC-32 of all bytes, the fastest digest in Python, reaches 1 to 4 GB/s. Digests protect against damage, not
-against malice.
+They protect against damage, not against malice.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import logging
@@ -17,16 +13,17 @@ import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any
 
 import jax
-import numpy as np
 
 from hap2s_jax.data.bucket import BucketPath
 from hap2s_jax.data.places import is_bucket
 from hap2s_jax.data.regular_files import RefusedError, check_regular, open_regular, read_json
 from hap2s_jax.distributed import experimental
 from hap2s_jax.errors import UserError, reason, shown
+from hap2s_jax.training import sums
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,8 +33,7 @@ _METADATA, _WHOLE = "_CHECKPOINT_METADATA", "commit_success.txt"
 _LATER = (FILE_NAME, _METADATA, _WHOLE)
 # How the digests in a file are made. Earlier versions took the CRC-32 of all bytes.
 _SUMS, _BYTES = "sums", "crc32"
-# A file is read by several threads, in pieces that fit into a core's cache, of so many rows.
-_BLOCK, _PIECE, _ROWS, _THREADS = 2**23, 2**20, 64, 2
+_THREADS = 2
 _SMALL = 2**16
 # Of files beside the numbers, which lie in folders called d.
 _MOST = 2**28
@@ -47,9 +43,11 @@ class DamagedError(UserError):
     """A checkpoint whose files are no longer what was saved."""
 
 
-def write(folder: pathlib.Path) -> None:
-    """Writes the digests of all files below `folder`, a checkpoint that orbax is about to give its name."""
-    (folder / FILE_NAME).write_text(json.dumps({_SUMS: _digests(folder)}, indent=1) + "\n")
+def write(folder: pathlib.Path, known: Mapping[str, list[Any]] | None = None) -> None:
+    """Writes the digests of all files below `folder`, a checkpoint that orbax is about to give its name; those that are
+    `known` already need not be made.
+    """
+    (folder / FILE_NAME).write_text(json.dumps({_SUMS: _digests(folder, known=known or {})}, indent=1) + "\n")
 
 
 def fault(folder: pathlib.Path, most: int | None = None) -> str | None:
@@ -91,6 +89,7 @@ def _digests(
     most: int | None = None,
     kind: str = _SUMS,
     promised: Mapping[str, Sequence[Any]] | None = None,
+    known: Mapping[str, list[Any]] = MappingProxyType({}),
 ) -> dict[str, list[Any]]:
     """[bytes, digest of each block] of each file, by its path below `folder`; in a bucket [bytes, CRC-32C], which it
     keeps itself, so that nothing is read. Nor is a file whose size is not what was `promised`, of which -1 stands.
@@ -112,7 +111,7 @@ def _digests(
         blocks = {
             name: list(_blocks(path, pool, kind))
             for name, path in chosen.items()
-            if promised is None or promised.get(name, [-1])[0] == path.stat().st_size
+            if name not in known and (promised is None or promised.get(name, [-1])[0] == path.stat().st_size)
         }
         digests: dict[str, list[Any]] = {name: [-1] for name in chosen} | {
             name: [sum(size for size, _ in found), *(digest for _, digest in found)]
@@ -121,34 +120,14 @@ def _digests(
     metadata = read_json(folder / _METADATA)
     metadata.pop("commit_timestamp_nsecs", None)
     text = json.dumps(metadata, sort_keys=True).encode()
-    return {**digests, _METADATA: [len(text), f"{zlib.crc32(text):08x}"]}
+    return {**digests, **known, _METADATA: [len(text), f"{zlib.crc32(text):08x}"]}
 
 
 def _blocks(path: pathlib.Path, pool: ThreadPoolExecutor, kind: str) -> Iterator[Future[tuple[int, str]]]:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-    for begin in range(0, size, _BLOCK):
-        yield pool.submit(_of_block, path, begin, kind)
-
-
-def _of_block(path: pathlib.Path, begin: int, kind: str) -> tuple[int, str]:
-    """The number of bytes from `begin` to the end of a block, and their digest."""
-    piece, size, digest = np.empty(_PIECE, np.uint8), 0, 0
-    # Which fills a piece, but for the last.
-    with io.BufferedReader(open_regular(path)) as file:  # type: ignore[arg-type]
-        file.seek(begin)
-        while size < _BLOCK and (count := file.readinto(piece.data)):
-            size += count
-            for part in _sums(piece[:count]) if kind == _SUMS else (piece[:count],):
-                digest = zlib.crc32(part.data, digest)
-    return size, f"{digest:08x}"
-
-
-def _sums(piece: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The sums of a piece's columns and rows, mod 2^64, and the few remaining bytes."""
-    whole = len(piece) - len(piece) % (8 * _ROWS)
-    table = piece[:whole].view("<u8").reshape(_ROWS, -1)
-    return table.sum(0), table.sum(1), piece[whole:]
+    for begin in range(0, size, sums.BLOCK):
+        yield pool.submit(sums.of_block, path, begin, kind == _SUMS)
 
 
 class Checks:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
 
 import numpy as np
 import pytest
 
-from hap2s_jax.training import digests
+from hap2s_jax.training import digests, sums
 
 SIZE = (
     2**23 + 2**20 + 1000 * 8 + 3
@@ -57,3 +58,23 @@ def test_flips_swaps_and_what_cancels_out_are_noticed(tmp_path, kind):
         change(damaged, one, other)
         (tmp_path / "d").write_bytes(damaged)
         assert digests.fault(tmp_path) == "d is not what was saved", (change, one, other)
+
+
+def test_digests_made_ahead_count_for_files_that_are_as_they_were(tmp_path):
+    random = np.random.default_rng(0)
+    (tmp_path / "_CHECKPOINT_METADATA").write_text("{}")
+    folder = tmp_path / "state" / "d"
+    folder.mkdir(parents=True)
+    for name in ("same", "changed", "gone", "unfinished.__lock"):
+        (folder / name).write_bytes(random.bytes(SIZE))
+    ahead, until = sums.Ahead(lambda: [tmp_path]), time.monotonic() + 60
+    while len(ahead._made) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    (folder / "changed").write_bytes(random.bytes(SIZE))
+    (folder / "gone").unlink()
+    made = ahead.made(tmp_path)
+    assert set(made) == {"state/d/same"}
+    digests.write(tmp_path, made)
+    assert digests.fault(tmp_path) is None
+    (folder / "same").write_bytes(random.bytes(SIZE))
+    assert "state/d/same is not what was saved" in digests.fault(tmp_path)
