@@ -1,11 +1,12 @@
 """Losses of random batches, in every way they can be computed, against loops in float64.
 
-Shapes come from a few, since each costs a compilation; labels, lengths, duplicates and rows that are ignored are drawn.
+Each dtype has one shape, since each costs a compilation; labels, lengths, duplicates and ignored rows are drawn.
 """
 
 from __future__ import annotations
 
-import math
+import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,77 +14,29 @@ from typing import Any
 import numpy as np
 from drill import Trial, WrongError
 
-SHAPES = ((12, 4), (17, 6))
-# Relative to the lengths of the embeddings. bfloat16 has 8 bits, and what it holds is what the oracle gets.
-TOLERANCE = {"float32": 2e-4, "bfloat16": 2e-4, "float16": 2e-4}
+from drills import class_oracles, loss_oracles
+from drills.loss_oracles import Case, Oracle
 
-Rows = list[tuple[list[float], list[float]]]
-Oracle = Callable[[np.ndarray, np.ndarray], float]
-
-
-def rows(x: np.ndarray, labels: np.ndarray, *, squared: bool = False) -> Rows:
-    """Of each anchor with both: its distances to its positives, and to its negatives."""
-    found = []
-    kept = [i for i in range(len(labels)) if labels[i] != -1]
-    for a in kept:
-        far = {k: math.fsum((x[a] - x[k]) ** 2) for k in kept if k != a}
-        far = {k: v if squared else math.sqrt(v) for k, v in far.items()}
-        near = [v for k, v in far.items() if labels[k] == labels[a]]
-        others = [v for k, v in far.items() if labels[k] != labels[a]]
-        if near and others:
-            found.append((near, others))
-    return found
-
-
-def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values) if values else 0.0
-
-
-def _hinge(value: float) -> float:
-    return max(value, 0.0)
-
-
-def _weighted(values: list[float], sign: float, sigma: float) -> float:
-    hardest = max(sign * v for v in values)
-    weights = [math.exp((sign * v - hardest) / sigma) for v in values]
-    return math.fsum(w * v for w, v in zip(weights, values, strict=True)) / math.fsum(weights)
-
-
-def _power(values: list[float], exponent: float) -> float:
-    logs = [exponent * math.log1p(v) for v in values]
-    weights = [math.exp(log - max(logs)) for log in logs]
-    return math.fsum(w * v for w, v in zip(weights, values, strict=True)) / math.fsum(weights)
-
-
-def _batch_all(x: np.ndarray, labels: np.ndarray) -> float:
-    found = rows(x, labels)
-    terms = [p - n + 0.3 for near, others in found for p in near for n in others]
-    active = [t for t in terms if t > 0]
-    return _mean(active)
-
-
-# Settings, and the loss as loops. Every form of weighting, mining and reduction is among them.
-ORACLES: dict[str, tuple[dict[str, object], Oracle]] = {
-    "hap2s_e": (
-        {"sigma": 0.5, "margin": 0.3, "soft_margin": False},
-        lambda x, y: _mean(
-            [_hinge(_weighted(p, 1, 0.5) - _weighted(n, -1, 0.5) + 0.3) for p, n in rows(x, y)]
-        ),
-    ),
-    "hap2s_p": (
-        {"alpha": 4.0, "margin": 0.3, "soft_margin": False},
-        lambda x, y: _mean([_hinge(_power(p, 4.0) - _power(n, -8.0) + 0.3) for p, n in rows(x, y)]),
-    ),
-    "batch_hard": (
-        {"margin": 0.3, "soft_margin": False},
-        lambda x, y: _mean([_hinge(max(p) - min(n) + 0.3) for p, n in rows(x, y)]),
-    ),
-    "point_to_set_mean": (
-        {"margin": 0.3, "soft_margin": False},
-        lambda x, y: _mean([_hinge(_mean(p) - _mean(n) + 0.3) for p, n in rows(x, y)]),
-    ),
-    "batch_all": ({"margin": 0.3}, _batch_all),
+ORACLES = {**loss_oracles.ORACLES, **class_oracles.ORACLES}
+SHAPES = {"float32": (16, 6), "float64": (16, 5), "bfloat16": (12, 4), "float16": (18, 3)}
+# As a whole, on two devices, in tiles, and with a memory's keys. Compiling is most of the cost: not all are tried in
+# every dtype, which the library converts before anything else, and only the first are compiled as for users.
+PATHS = {
+    "float32": ("whole", "devices", "tiles", "memory"),
+    "float64": ("whole", "tiles"),
+    "bfloat16": ("memory", "whole"),
+    "float16": ("devices",),
 }
+_AS_FOR_USERS = (("whole", "float32"), ("tiles", "float32"))
+_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+FURTHER, CLASSES = 7, 32  # keys of a memory; labels are below
+# Relative to the lengths of the embeddings, or what else rounding is relative to. An oracle gets what a dtype holds,
+# and losses are computed in float32.
+TOLERANCE = {"float64": 1e-9}
+COARSE = 2e-4
+_IN_A_ROW = 8  # batches of a loss and dtype, so that little time has many batches
+
+Arrays = tuple[np.ndarray, ...]
 
 
 def batch(shape: tuple[int, int], random: np.random.Generator, dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -105,54 +58,127 @@ def batch(shape: tuple[int, int], random: np.random.Generator, dtype: str) -> tu
     return x.astype(kind), labels
 
 
-def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
-    """Without end: every loss that has an oracle here in whole and in tiles; of all others that value and gradient are
-    finite, and alike in both.
-    """
-    import jax
+class Computed:
+    """A loss by the library, each way compiled once for each dtype."""
 
+    def __init__(self, name: str):
+        from hap2s_jax import losses
+
+        self._loss = losses.create(name, **ORACLES[name].settings)
+        self._compiled: dict[tuple[str, str], Any] = {}
+
+    def paths(self, dtype: str) -> tuple[str, ...]:
+        """The ways to try with a dtype, of those that the loss knows."""
+        known = ("whole", "devices", *(("tiles", "memory") if self._loss.has_blocks else ()))
+        chosen = tuple(path for path in PATHS[dtype] if path in known)
+        return chosen[:1] if dtype == "bfloat16" else chosen
+
+    @functools.cache  # noqa: B019 - there is one for each loss
+    def params(self, dimensions: int) -> Any:
+        """The loss's own arrays for embeddings of so many dimensions, moved at random from where they begin."""
+        import jax
+
+        begin = self._loss.init_params(jax.random.key(1), CLASSES, dimensions)
+        random = np.random.default_rng(dimensions)
+        return jax.tree.map(lambda p: np.float32(p + 0.2 * random.normal(size=p.shape)), begin)
+
+    def __call__(self, path: str, arrays: Arrays) -> tuple[float, np.ndarray]:
+        """Value, and in tiles and as a whole the gradient in float64, at (embeddings, labels, keys, their labels)."""
+        import jax
+
+        at = path, arrays[0].dtype.name
+        with jax.enable_x64(at[1] == "float64"):
+            if at not in self._compiled:
+                function = self._function(path, arrays)
+                if path in ("whole", "tiles"):
+                    function = jax.value_and_grad(function)
+                options = None if at in _AS_FOR_USERS else _QUICK
+                self._compiled[at] = jax.jit(function, compiler_options=options)
+            found = self._compiled[at](*arrays)
+        value, gradient = found if isinstance(found, tuple) else (found, np.zeros(arrays[0].shape))
+        return float(value), np.asarray(gradient, np.float64)
+
+    def _function(self, path: str, arrays: Arrays) -> Callable[..., Any]:
+        import jax
+
+        loss, params = self._loss, self.params(arrays[0].shape[1])
+        fixed = {"key": jax.random.key(2)} if loss.draws else {}
+
+        def value(x: jax.Array, labels: jax.Array, keys: jax.Array, key_labels: jax.Array) -> Any:
+            if path == "devices":
+                halves = x.reshape(2, -1, x.shape[1]), labels.reshape(2, -1)
+                one = functools.partial(loss, axis_name="devices", params=params, **fixed)
+                return sum(jax.vmap(one, axis_name="devices")(*halves)) / 2
+            more = {
+                "whole": {},
+                "tiles": {"block_size": 5},
+                "memory": {"keys": keys, "key_labels": key_labels},
+            }
+            return loss(x, labels, params=params, **fixed, **more[path])
+
+        return value
+
+
+def check(name: str, loss: Computed, arrays: Arrays) -> None:
+    """Raises a WrongError if any way of computing a loss gives another value than the loop."""
+    oracle, (x, labels, keys, key_labels) = ORACLES[name], arrays
+    dtype, exact = x.dtype.name, [np.asarray(part, np.float64) for part in (x, keys)]
+    kept, further = labels >= 0, key_labels >= 0
+    params = {k: np.asarray(v, np.float64) for k, v in (loss.params(x.shape[1]) or {}).items()}
+    for path in loss.paths(dtype):
+        value, gradient = loss(path, arrays)
+        if not np.isfinite(value) or not np.isfinite(gradient).all():
+            raise WrongError(
+                f"{path}, {dtype}: {value}, gradient finite: {bool(np.isfinite(gradient).all())}"
+            )
+        if np.abs(gradient[~kept]).max(initial=0.0) > 0:
+            raise WrongError(f"{path}, {dtype}: what is ignored has a gradient")
+        ours = [(exact[0][kept], labels[kept])]
+        ours += [(exact[1][further], key_labels[further])] if path == "memory" else []
+        all_keys, all_labels = (np.concatenate(parts) for parts in zip(*ours, strict=True))
+        length = max(float(np.abs(all_keys).max(initial=0.0)), 1.0) ** oracle.power
+        tolerance = TOLERANCE.get(dtype, COARSE)
+        case = Case(*ours[0], all_keys, all_labels, params, tolerance * length)
+        low, high = bounds(oracle, case)
+        slack = tolerance * max(length, abs(low), abs(high))
+        if not low - slack <= value <= high + slack:
+            raise WrongError(f"{path}, {dtype}: {value}, by loops {low} to {high}, of lengths up to {length}")
+        if dtype == "float64" and oracle.is_slope and low == high and path != "memory":
+            check_slope(oracle, case, gradient[kept], f"{path}: ")
+
+
+def bounds(oracle: Oracle, case: Case) -> tuple[float, float]:
+    """The least and the largest value of a batch."""
+    value = oracle.value(case)
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def check_slope(oracle: Oracle, case: Case, gradient: np.ndarray, where: str) -> None:
+    """Compares a gradient with a difference of the loop, in a direction that keeps equal embeddings equal."""
+    direction = case.x @ np.random.default_rng(3).normal(size=(case.x.shape[1],) * 2)
+    ends = []
+    for step in (-1e-6, 1e-6):
+        moved = case.x + step * direction
+        ends.append(bounds(oracle, case._replace(x=moved, keys=moved)))
+    slope, difference = float((gradient * direction).sum()), (ends[1][0] - ends[0][0]) / 2e-6
+    size = max(float(np.abs(gradient * direction).sum()), abs(ends[0][0]), 1.0)
+    if abs(slope - difference) > 1e-4 * size and ends[0][0] == ends[0][1]:
+        raise WrongError(f"{where}slope {slope}, by differences {difference}, of size {size}")
+
+
+def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
+    """Without end: every loss, dtype and way of computing it."""
     from hap2s_jax import losses
 
     del folder
-    compiled = {}
-
-    def value(name: str, path: str, x: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-        if (name, path, x.shape) not in compiled:
-            loss = losses.create(name, **(ORACLES[name][0] if name in ORACLES else {}))
-            fixed: dict[str, Any] = {"key": jax.random.key(2)} if loss.draws else {}
-            fixed |= {} if path == "whole" else {"block_size": 5}
-            learnt = loss.init_params(jax.random.key(1), 32, x.shape[1])
-
-            def both(x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-                return jax.value_and_grad(lambda x: loss(x, labels, params=learnt, **fixed))(x)
-
-            compiled[name, path, x.shape] = jax.jit(both)
-        found, gradient = compiled[name, path, x.shape](x, labels)
-        return float(found), np.asarray(gradient, np.float64)
-
-    def check(name: str, x: np.ndarray, labels: np.ndarray) -> None:
-        whole, gradient = value(name, "whole", x, labels)
-        exact, kept = np.asarray(x, np.float64), labels >= 0
-        scale = max(float(np.abs(exact[kept]).max(initial=0.0)), 1.0)
-        if not np.isfinite(whole) or not np.isfinite(gradient).all():
-            raise WrongError(f"{name}: {whole}, gradient finite: {bool(np.isfinite(gradient).all())}")
-        if np.abs(gradient[~kept]).max(initial=0.0) > 0:
-            raise WrongError(f"{name}: what is ignored has a gradient")
-        if name in ORACLES:
-            expected = ORACLES[name][1](exact, labels)
-            if abs(whole - expected) > TOLERANCE[str(x.dtype)] * max(scale, abs(expected)):
-                raise WrongError(f"{name}: {whole}, by loops {expected}, of lengths up to {scale}")
-        if losses.create(name).has_blocks and not losses.create(name).draws:
-            tiled, _ = value(name, "tiles", x, labels)
-            if abs(whole - tiled) > 1e-3 * max(scale, abs(whole)):
-                raise WrongError(f"{name}: {whole} as a whole, {tiled} in tiles")
-
-    names = [*ORACLES, *(name for name in losses.names() if name not in ORACLES)]
+    if missing := set(losses.names()) ^ set(ORACLES):
+        raise WrongError(f"losses without an oracle, or the other way round: {sorted(missing)}")
+    computed = {name: Computed(name) for name in ORACLES}
     number = 0
     while True:
-        for name in names:
-            for dtype in TOLERANCE:
+        for name, (dtype, shape) in itertools.product(ORACLES, SHAPES.items()):
+            for _ in range(_IN_A_ROW):
                 number += 1
                 random = np.random.default_rng((seed, number))
-                x, labels = batch(SHAPES[number % len(SHAPES)], random, dtype)
-                yield Trial(name, lambda a=(name, x, labels): check(*a), seconds=120.0)
+                arrays = *batch(shape, random, dtype), *batch((FURTHER, shape[1]), random, dtype)
+                yield Trial(name, lambda a=(name, computed[name], arrays): check(*a), seconds=120.0)
