@@ -192,6 +192,14 @@ def test_class_losses_are_loops():
     np.testing.assert_allclose(got, np.mean(terms[0]) + np.mean(terms[1]), rtol=1e-5)
 
 
+def test_centres_are_as_far_apart_whatever_dtype_they_are_kept_in():
+    kernel = losses.create("soft_triple").init_params(jax.random.key(0), 5, 6)["kernel"].astype(jnp.bfloat16)
+    narrow, wide = (
+        losses.soft_triple_loss(X, LABELS, params={"kernel": k}) for k in (kernel, np.float32(kernel))
+    )
+    assert narrow == wide
+
+
 @pytest.mark.parametrize("name", ["soft_triple", "softmax"])
 def test_class_losses_in_blocks_of_samples_are_the_same(name, monkeypatch):
     loss = losses.create(name)
