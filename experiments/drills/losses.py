@@ -19,15 +19,15 @@ from drills.loss_oracles import Case, Oracle
 
 ORACLES = {**loss_oracles.ORACLES, **class_oracles.ORACLES}
 SHAPES = {"float32": (16, 6), "float64": (16, 5), "bfloat16": (12, 4), "float16": (18, 3)}
-# As a whole, on two devices, in tiles, and with a memory's keys. Compiling is most of the cost: not all are tried in
-# every dtype, which the library converts before anything else, and only the first are compiled as for users.
+# As a whole, on two devices, in tiles, and with a memory's keys. Compiling is most of the cost: it optimises little,
+# not all are tried in every dtype, which the library converts before anything else, and few are differentiated.
 PATHS = {
     "float32": ("whole", "devices", "tiles", "memory"),
-    "float64": ("whole", "tiles"),
+    "float64": ("whole",),
     "bfloat16": ("memory", "whole"),
     "float16": ("devices",),
 }
-_AS_FOR_USERS = (("whole", "float32"), ("tiles", "float32"))
+_DIFFERENTIATED = (("whole", "float32"), ("tiles", "float32"), ("whole", "float64"))
 _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 FURTHER, CLASSES = 7, 32  # keys of a memory; labels are below
 # Relative to the lengths of the embeddings, or what else rounding is relative to. An oracle gets what a dtype holds,
@@ -83,17 +83,15 @@ class Computed:
         return jax.tree.map(lambda p: np.float32(p + 0.2 * random.normal(size=p.shape)), begin)
 
     def __call__(self, path: str, arrays: Arrays) -> tuple[float, np.ndarray]:
-        """Value, and in tiles and as a whole the gradient in float64, at (embeddings, labels, keys, their labels)."""
+        """Value and gradient at (embeddings, labels, keys, their labels); the gradient is 0 where it is not taken."""
         import jax
 
         at = path, arrays[0].dtype.name
         with jax.enable_x64(at[1] == "float64"):
             if at not in self._compiled:
                 function = self._function(path, arrays)
-                if path in ("whole", "tiles"):
-                    function = jax.value_and_grad(function)
-                options = None if at in _AS_FOR_USERS else _QUICK
-                self._compiled[at] = jax.jit(function, compiler_options=options)
+                function = jax.value_and_grad(function) if at in _DIFFERENTIATED else function
+                self._compiled[at] = jax.jit(function, compiler_options=_QUICK)
             found = self._compiled[at](*arrays)
         value, gradient = found if isinstance(found, tuple) else (found, np.zeros(arrays[0].shape))
         return float(value), np.asarray(gradient, np.float64)
@@ -143,7 +141,7 @@ def check(name: str, loss: Computed, arrays: Arrays) -> None:
         slack = tolerance * max(length, abs(low), abs(high))
         if not low - slack <= value <= high + slack:
             raise WrongError(f"{path}, {dtype}: {value}, by loops {low} to {high}, of lengths up to {length}")
-        if dtype == "float64" and oracle.is_slope and low == high and path != "memory":
+        if dtype == "float64" and oracle.is_slope and low == high:
             check_slope(oracle, case, gradient[kept], f"{path}: ")
 
 
