@@ -140,11 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = _names(study.options.losses, study.options.tiny)
 
     def tables(seeds: Sequence[int]) -> report.Tables:
-        # A report shows what earlier calls have left too.
+        # A report shows what earlier calls have finished too.
         known = _ALL if study.options.report_only else names
         rows = {name: collect(study, name, chosen_setting(study, name), seeds) for name in known}
         shown = {
-            t: [rows[n] for n in e if n in names or (n in rows and rows[n].outcomes)]
+            t: [rows[n] for n in e if n in names or (n in rows and len(rows[n].outcomes) == len(seeds))]
             for t, e in _TABLES.items()
         }
         if not study.options.tiny:

@@ -24,6 +24,13 @@ _NAMES = {
     "lifted_structure": "lifted structure",
     "msml": "MSML",
     "hap2s_p + softmax": "HAP2S_P + softmax",
+    "adasp": "AdaSP",
+    "arcface": "ArcFace",
+    "proxy_anchor": "Proxy-Anchor",
+    "proxy_nca": "Proxy-NCA",
+    "smooth_ap": "Smooth-AP",
+    "sub-centre arcface": "sub-centre ArcFace",
+    "supervised_contrastive": "supervised contrastive",
 }
 
 
