@@ -115,10 +115,8 @@ def undisturbed(processes: int) -> tuple[dict[str, Any], float]:
 
 def _finish(workdir: pathlib.Path, processes: int) -> None:
     codes = [75]
-    while set(codes) & {75} and not set(codes) - {
-        0,
-        75,
-    }:  # a machine that stands still makes a cluster fall apart
+    # "Run it again": a machine that stands still makes a cluster fall apart.
+    while 75 in codes and {*codes} <= {0, 75}:
         codes = [process.wait(SECONDS) for process in run(workdir, processes)]
     if any(codes):
         raise WrongError(f"ended with {codes}: {workdir.with_name('err').read_text()[-2000:]}")
