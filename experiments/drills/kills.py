@@ -167,25 +167,26 @@ def embedding(folder: pathlib.Path, name: str, random: np.random.Generator) -> s
     """embed, killed once, then run again."""
     pictures, output, errors = folder / "pictures", folder / "x.npz", folder / "err"
     small_run.images(pictures, 300)
-    arguments = [
-        sys.executable,
-        "-m",
-        "hap2s_jax.embed",
-        f"--workdir={small_run.workdir()}",
-        "--batch_size=8",
-    ]
-    arguments += [f"--images={pictures}"]
-    process = started([*arguments, f"--output={output}"], errors)
-    strikes = 0
+    embed = [sys.executable, "-m", "hap2s_jax.embed", f"--workdir={small_run.workdir()}", "--batch_size=8"]
+
+    def into(place: pathlib.Path) -> subprocess.Popen[bytes]:
+        return started([*embed, f"--images={pictures}", f"--output={place}"], errors)
+
+    def to_its_end(place: pathlib.Path) -> float:
+        began = time.monotonic()
+        if code := into(place).wait(SECONDS):
+            raise WrongError(f"ended with {code}: {errors.read_text()[-2000:]}")
+        return time.monotonic() - began
+
+    seconds, strikes = to_its_end(folder / "whole.npz"), 0
+    process = into(output)
     try:
-        process.wait(float(random.uniform(1, 25)))
+        process.wait(float(random.uniform(0.1, 1)) * seconds)
     except subprocess.TimeoutExpired:
         strike(process, name, random)
         strikes = 1
         process.wait(SECONDS)
-    for place in (output, folder / "whole.npz"):
-        if code := started([*arguments, f"--output={place}"], errors).wait(SECONDS):
-            raise WrongError(f"ended with {code}: {errors.read_text()[-2000:]}")
+    to_its_end(output)
     _no_traceback(errors)
     with np.load(output) as ours, np.load(folder / "whole.npz") as whole:
         if not all(np.array_equal(ours[key], whole[key]) for key in whole.files if key != "model"):
