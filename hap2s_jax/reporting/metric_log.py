@@ -39,7 +39,8 @@ class MetricLog:
     SIGTERM cut a window of averages short.
     Numbers of float32 are written with as many digits as identify them.
 
-    When a run resumes, everything after `resume_step` is cut off, and so is a line that a crash left torn.
+    When a run resumes, everything after `resume_step` is cut off, what was measured on the test classes at that step
+    included, and so is a line that a crash left torn.
     The JSON lines lead: the event files are then written anew from them (with the times at which the
     points were first written), so every reader of event files sees one curve without doubled points. The
     loop must therefore write what belongs to step t before it saves checkpoint t.
@@ -84,7 +85,7 @@ class MetricLog:
         except OSError as error:
             raise cannot_write(self._path, error) from error
         if resume_step is not None:
-            kept = [line for line in kept if line["step"] <= resume_step] if resume_step > 0 else []
+            kept = [line for line in kept if _is_before(line, resume_step)] if resume_step > 0 else []
         # Rewritten whole even when nothing is cut: a torn last line must never be appended to.
         with replacing(self._path) as temporary:
             temporary.write_bytes(b"".join(map(_encode, kept)))
@@ -267,6 +268,13 @@ def _jsonable(value: float) -> float | str:
     if isinstance(value, int) or math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _is_before(line: Mapping[str, Any], step: int) -> bool:
+    """Whether a line was written before the checkpoint of a step; the test comes after it."""
+    return line["step"] < step or (
+        line["step"] == step and not any(name.startswith("test/") for name in line)
+    )
 
 
 def _number(name: str, value: Any) -> float:

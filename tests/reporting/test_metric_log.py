@@ -243,3 +243,17 @@ def test_the_table_has_a_row_for_each_step_and_a_column_for_each_metric(tmp_path
         "0,0.5,,",
         "10,,nan,0.1",
     ]
+
+
+def test_a_run_killed_after_its_test_logs_it_once(tmp_path):
+    for resume_step in (0, 20):
+        with MetricLog(tmp_path, resume_step) as log:
+            if not resume_step:
+                log.write(0, {"mAP": 0.1}, part="test")
+                log.write(20, {"loss": 1.0}, part="train")
+            log.write(20, {"mAP": 0.5}, part="test")
+    assert [{*line} - {"step"} for line in read_metrics(tmp_path)] == [
+        {"test/mAP"},
+        {"train/loss"},
+        {"test/mAP"},
+    ]
