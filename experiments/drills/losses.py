@@ -161,7 +161,8 @@ def check_slope(oracle: Oracle, case: Case, gradient: np.ndarray, where: str) ->
         found.append(bounds(oracle, case._replace(x=moved, keys=moved)))
     slope, values = float((gradient * direction).sum()), [low for low, _ in found]
     # Where two keys change ranks, or a hinge closes, within one of the two steps, the other has the slope.
-    differences = np.diff(values) / 1e-6
+    sides = np.diff(values) / 1e-6
+    differences = np.array([*sides, sides.mean()])
     size = max(float(np.abs(gradient * direction).sum()), abs(values[0]), 1.0)
     if np.abs(slope - differences).min() > 1e-4 * size and found[0][0] == found[0][1]:
         raise WrongError(f"{where}slope {slope}, by differences {differences}, of size {size}")
