@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from accuracy import HEADLINE, PROXY_ANCHOR, suffix
+from accuracy import ENTRIES, suffix
 from flexibility import register_weightings
 from robustness import GLYPHS, noisy
 from study import figures, report
@@ -59,48 +59,39 @@ _SOFT = ({"soft_margin": True, "margin": 0.0},)
 _MARGINS = Axis("margin", (0.1, 0.2, 0.6))
 # Class weights learn at a rate of their own, this times the trunk's.
 _CLASS_RATES = Axis("optimizer.loss_factor", (4.0, 16.0))
-_ANGLES = {"margin": 0.2, "scale": 16.0}
 
 
-def _named(name: str, loss: str, *axes: Axis, **hyperparameters: Any) -> dict[str, Loss]:
-    return {name: Loss(Setting(name, loss, hyperparameters), axes)}
+def _known(name: str, *axes: Axis, others: Sequence[Mapping[str, Any]] = ()) -> dict[str, Loss]:
+    """A loss from the setting with which the search of `accuracy` begins too."""
+    return {name: Loss(ENTRIES[name][0], axes, others)}
+
+
+def _further(name: str, *axes: Axis) -> dict[str, Loss]:
+    return {name: Loss(Setting(name, name), axes)}
 
 
 NAMED: dict[str, Loss] = {
-    "batch_hard": Loss(HEADLINE["batch_hard"][0], (_MARGINS,), _SOFT),
-    **_named("hap2s_e", "hap2s_e", _SIGMAS),
-    **_named("hap2s_p", "hap2s_p", _ALPHAS),
-    **_named("nt_xent (n-pair)", "nt_xent", Axis("temperature", (0.05, 0.07, 0.14, 0.2))),
-    "contrastive": Loss(HEADLINE["contrastive"][0], (Axis("margin", (0.7, 0.85, 1.15, 1.3), below=2.0),)),
-    **_named("multi_similarity", "multi_similarity", Axis("base", (0.1, 0.3)), Axis("beta", (25.0, 100.0))),
-    "softmax": Loss(HEADLINE["softmax"][0], (_CLASS_RATES, Axis("scale", (8.0, 32.0)))),
-    **_named("hap2s_hardest", "hap2s_hardest", Axis("count", (2, 5, 8, 16))),
-    **_named("hap2s_ranked", "hap2s_ranked", Axis("ratio", (0.3, 0.4, 0.65, 0.8), below=1.0)),
-    **_named("hap2s_e detached", "hap2s_e detached", _SIGMAS),
-    **_named("hap2s_p detached", "hap2s_p detached", _ALPHAS),
-    **_named("arcface", "arcface", _CLASS_RATES, Axis("margin", (0.1, 0.4), below=1.5), **_ANGLES),
-    **_named(
-        "proxy_nca", "proxy_nca", Axis("optimizer.loss_factor", (10.0, 100.0)), Axis("scale", (6.0, 12.0))
-    ),
-    "point_to_set_mean": Loss(HEADLINE["point_to_set_mean"][0], (_MARGINS,), _SOFT),
+    **_known("batch_hard", _MARGINS, others=_SOFT),
+    **_known("hap2s_e", _SIGMAS),
+    **_known("hap2s_p", _ALPHAS),
+    **_known("nt_xent (n-pair)", Axis("temperature", (0.05, 0.07, 0.14, 0.2))),
+    **_known("contrastive", Axis("margin", (0.7, 0.85, 1.15, 1.3), below=2.0)),
+    **_known("multi_similarity", Axis("base", (0.1, 0.3)), Axis("beta", (25.0, 100.0))),
+    **_known("softmax", _CLASS_RATES, Axis("scale", (8.0, 32.0))),
+    **_further("hap2s_hardest", Axis("count", (2, 5, 8, 16))),
+    **_further("hap2s_ranked", Axis("ratio", (0.3, 0.4, 0.65, 0.8), below=1.0)),
+    **_further("hap2s_e detached", _SIGMAS),
+    **_further("hap2s_p detached", _ALPHAS),
+    **_known("arcface", _CLASS_RATES, Axis("margin", (0.1, 0.4), below=1.5)),
+    **_known("proxy_nca", Axis("optimizer.loss_factor", (10.0, 100.0)), Axis("scale", (6.0, 12.0))),
+    **_known("point_to_set_mean", _MARGINS, others=_SOFT),
 }
 LATER: dict[str, Loss] = {
-    "proxy_anchor": Loss(
-        PROXY_ANCHOR,
-        (Axis("optimizer.loss_factor", (0.003, 0.04)), Axis("alpha", (16.0, 64.0))),
-    ),
-    **_named(
-        "sub-centre arcface",
-        "subcenter_arcface",
-        _CLASS_RATES,
-        Axis("margin", (0.1, 0.4), below=1.5),
-        **_ANGLES,
-    ),
-    **_named("smooth_ap", "smooth_ap", Axis("temperature", (0.005, 0.02, 0.04, 0.08))),
-    **_named("adasp", "adasp", Axis("temperature", (0.02, 0.08, 0.16, 0.32))),
-    **_named(
-        "supervised_contrastive", "supervised_contrastive", Axis("temperature", (0.05, 0.07, 0.14, 0.2))
-    ),
+    **_known("proxy_anchor", Axis("optimizer.loss_factor", (0.003, 0.04)), Axis("alpha", (16.0, 64.0))),
+    **_known("sub-centre arcface", _CLASS_RATES, Axis("margin", (0.1, 0.4), below=1.5)),
+    **_known("smooth_ap", Axis("temperature", (0.005, 0.02, 0.04, 0.08))),
+    **_known("adasp", Axis("temperature", (0.02, 0.08, 0.16, 0.32))),
+    **_known("supervised_contrastive", Axis("temperature", (0.05, 0.07, 0.14, 0.2))),
 }
 JOINT = ("hap2s_e", "hap2s_p", "nt_xent (n-pair)", "multi_similarity", "contrastive", BASELINE)
 # Of the later losses the best two go beside softmax too.

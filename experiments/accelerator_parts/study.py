@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from accuracy import HEADLINE, OTHERS, chosen_setting
+from accuracy import ENTRIES, chosen_setting
 from study.cells import Study, parser
 
 from accelerator_parts.record import Record
@@ -41,7 +41,7 @@ def run(record: Record, seeds: Sequence[int]) -> None:
         for name in LOSSES[1:2] if record.toy else LOSSES:
             with record.trying(f"{name}, seed {seed}", seconds=1.0 if record.toy else _CELL):
                 # Where the search's cells are not found, the loss's defaults are what there is.
-                setting = chosen_setting(small, name) or {**HEADLINE, **OTHERS}[name][0]
+                setting = chosen_setting(small, name) or ENTRIES[name][0]
                 cell = large.run(setting, seed)
                 if cell is None:
                     raise RuntimeError("; ".join(large.failed.values()))

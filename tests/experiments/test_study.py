@@ -278,7 +278,7 @@ def test_an_estimate_trains_nothing(tmp_path, monkeypatch, capsys):
 
 
 def test_every_loss_has_as_many_trials_of_values_that_it_knows():
-    for setting, alternatives in {**accuracy.HEADLINE, **accuracy.OTHERS, **accuracy.LATER}.values():
+    for setting, alternatives in accuracy.ENTRIES.values():
         assert len(alternatives) == 3
         known = losses.hyperparameters(setting.loss)
         tried = [setting, *(setting.changed(changes) for changes in alternatives)]
