@@ -117,8 +117,8 @@ def symmetric_ranks(record: Record) -> None:
         ("ties", np.round(smooth[:, :6])),
         ("twins", np.repeat(smooth[::2], 2, 0)),
     ):
+        problem = inputs.check_problem(x, labels, None, None, None)
         for ties in retrieval.TIES:
-            problem = inputs.check_problem(x, labels, None, None, None)
             halved, _ = symmetric.count_first_of_all(
                 problem,
                 inputs.space(problem.embeddings, "euclidean"),

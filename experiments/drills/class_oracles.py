@@ -70,12 +70,16 @@ def _linear(case: Case) -> np.ndarray:
     return case.x @ case.params["kernel"] + case.params["bias"]
 
 
-def _cosines(case: Case) -> np.ndarray:
-    """Those with each centre of each class `[n, k, c]`."""
+def _centres(case: Case) -> np.ndarray:
+    """Those of each class at length 1, `[d, k, c]`."""
     kernel = case.params["kernel"]
     kernel = kernel[:, None] if kernel.ndim == 2 else kernel
-    centres = kernel / np.sqrt((kernel**2).sum(0))
-    return np.einsum("nd,dkc->nkc", unit(case.x), centres)
+    return kernel / np.sqrt((kernel**2).sum(0))
+
+
+def _cosines(case: Case) -> np.ndarray:
+    """Those with each centre of each class `[n, k, c]`."""
+    return np.einsum("nd,dkc->nkc", unit(case.x), _centres(case))
 
 
 def _arcface(case: Case) -> np.ndarray:
@@ -96,12 +100,11 @@ def _cosface(case: Case) -> np.ndarray:
 def _soft_triple(case: Case) -> float:
     if not len(case.x):
         return 0.0
-    cosines, kernel = _cosines(case), case.params["kernel"]
+    cosines, centres = _cosines(case), _centres(case)
     weights = np.exp(cosines / 0.1) / np.exp(cosines / 0.1).sum(1, keepdims=True)
     similar = (weights * cosines).sum(1)
     similar[np.arange(len(similar)), case.labels] -= 0.01
-    centres = kernel / np.sqrt((kernel**2).sum(0))
-    count, classes = kernel.shape[1:]
+    count, classes = centres.shape[1:]
     apart = [
         math.sqrt(((centres[:, i, c] - centres[:, j, c]) ** 2).sum())
         for c in range(classes)

@@ -124,7 +124,8 @@ def _finish(workdir: pathlib.Path, processes: int) -> None:
 
 def _same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     differing = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
-    for key in differing[:1]:
+    if differing:
+        key = differing[0]
         said = f"{key} is {found.get(key)} instead of {expected.get(key)}"
         raise WrongError(f"{said}, and {len(differing) - 1} more differ")
 

@@ -92,7 +92,7 @@ class Checkpointer:
     def _add_digests(self) -> None:
         """Called by orbax on one process, once all files of a checkpoint are written and before it has its name."""
         (folder,) = self._written()
-        digests.write(folder, self._ahead.made(folder) if self._ahead else None)
+        digests.write(folder, self._ahead.made(folder) if self._ahead else {})
 
     def _written(self) -> list[pathlib.Path]:
         """The folder of the checkpoint that is being written, if it is there."""

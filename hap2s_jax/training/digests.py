@@ -43,11 +43,11 @@ class DamagedError(UserError):
     """A checkpoint whose files are no longer what was saved."""
 
 
-def write(folder: pathlib.Path, known: Mapping[str, list[Any]] | None = None) -> None:
+def write(folder: pathlib.Path, known: Mapping[str, list[Any]] = MappingProxyType({})) -> None:
     """Writes the digests of all files below `folder`, a checkpoint that orbax is about to give its name; those that are
     `known` already need not be made.
     """
-    (folder / FILE_NAME).write_text(json.dumps({_SUMS: _digests(folder, known=known or {})}, indent=1) + "\n")
+    (folder / FILE_NAME).write_text(json.dumps({_SUMS: _digests(folder, known=known)}, indent=1) + "\n")
 
 
 def fault(folder: pathlib.Path, most: int | None = None) -> str | None:
@@ -114,8 +114,7 @@ def _digests(
             if name not in known and (promised is None or promised.get(name, [-1])[0] == path.stat().st_size)
         }
         digests: dict[str, list[Any]] = {name: [-1] for name in chosen} | {
-            name: [sum(size for size, _ in found), *(digest for _, digest in found)]
-            for name, found in ((name, [block.result() for block in begun]) for name, begun in blocks.items())
+            name: sums.joined(block.result() for block in begun) for name, begun in blocks.items()
         }
     metadata = read_json(folder / _METADATA)
     metadata.pop("commit_timestamp_nsecs", None)

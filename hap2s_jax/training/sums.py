@@ -39,6 +39,12 @@ def of_block(path: pathlib.Path, begin: int, as_sums: bool = True) -> tuple[int,
     return size, f"{digest:08x}"
 
 
+def joined(blocks: Iterable[tuple[int, str]]) -> list[Any]:
+    """[bytes, digest of each block] of a file, from its blocks."""
+    found = list(blocks)
+    return [sum(size for size, _ in found), *(digest for _, digest in found)]
+
+
 def _sums(piece: np.ndarray) -> tuple[np.ndarray, ...]:
     """The sums of a piece's columns and rows, mod 2^64, and the few remaining bytes."""
     whole = len(piece) - len(piece) % (8 * _ROWS)
@@ -89,8 +95,9 @@ class Ahead:
                     return
                 with contextlib.suppress(OSError):  # orbax has moved or removed it
                     if state and state not in self._made:
-                        blocks = [of_block(path, begin) for begin in range(0, state.size, BLOCK)]
-                        self._made[state] = [sum(size for size, _ in blocks), *(crc for _, crc in blocks)]
+                        self._made[state] = joined(
+                            of_block(path, begin) for begin in range(0, state.size, BLOCK)
+                        )
             self._end.wait(max(_PAUSE, 10 * took))
 
 
