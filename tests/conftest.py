@@ -38,7 +38,10 @@ OPTIMISED = ("losses", "evaluation")
 
 
 def pytest_collection_modifyitems(items):
-    """Files with end-to-end tests first: the last file to be taken up should not be one of minutes."""
+    """Two halves, each with one setting of the compiler, so that a process changes it once.
+
+    Files with end-to-end tests come first: the last file to be taken up should not be one of minutes.
+    """
     if PLATFORM:
         import jax
 
@@ -47,7 +50,7 @@ def pytest_collection_modifyitems(items):
             if item.get_closest_marker("eight_devices"):
                 item.add_marker(fewer)
     long = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in long)
+    items.sort(key=lambda item: (item.path.parent.name in OPTIMISED, item.path not in long))
 
 
 @pytest.fixture(autouse=True, scope="module")
