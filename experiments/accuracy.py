@@ -2,7 +2,7 @@
 
     python experiments/accuracy.py                                  # the headline table, about two hours of two cores
     python experiments/accuracy.py --losses=headline,others         # and eight more
-    python experiments/accuracy.py --losses=later                   # and seven later ones
+    python experiments/accuracy.py --losses=later                   # and nine later ones
     python experiments/accuracy.py --minutes=50                     # as far as it comes; again to go on
     python experiments/accuracy.py --dataset=emoji:gpu              # the GPU-sized study
     python experiments/accuracy.py --dataset=market1501
@@ -93,6 +93,8 @@ OTHERS: dict[str, Entry] = {
 }
 _CLASS_RATES = tuple({"optimizer.loss_factor": factor} for factor in (4.0, 16.0))
 _ANGLES = {"margin": 0.2, "scale": 16.0}
+_ADASP = ({"temperature": 0.02}, {"temperature": 0.08}, {"temperature": 0.16})
+_SMOOTH_AP = ({"temperature": 0.02}, {"temperature": 0.04}, {"temperature": 0.08})
 # Those of which a comparison today must speak. Where classes have weights, the alternatives are of their learning rate.
 LATER: dict[str, Entry] = {
     # The trunk learns a hundred times as fast here as in its paper, so that the proxies need not learn yet faster.
@@ -100,14 +102,10 @@ LATER: dict[str, Entry] = {
         Setting("proxy_anchor", "proxy_anchor", overrides={"optimizer.loss_factor": 0.01}),
         ({"optimizer.loss_factor": 0.003}, {"optimizer.loss_factor": 0.04}, {"alpha": 16.0}),
     ),
-    "adasp": (
-        Setting("adasp", "adasp"),
-        ({"temperature": 0.02}, {"temperature": 0.08}, {"temperature": 0.16}),
-    ),
-    "smooth_ap": (
-        Setting("smooth_ap", "smooth_ap"),
-        ({"temperature": 0.02}, {"temperature": 0.04}, {"temperature": 0.08}),
-    ),
+    "adasp": (Setting("adasp", "adasp"), _ADASP),
+    "adasp + softmax": (Setting("adasp + softmax", "adasp", identification=0.1), _ADASP),
+    "smooth_ap": (Setting("smooth_ap", "smooth_ap"), _SMOOTH_AP),
+    "smooth_ap + softmax": (Setting("smooth_ap + softmax", "smooth_ap", identification=0.1), _SMOOTH_AP),
     "sub-centre arcface": (
         Setting("sub-centre arcface", "subcenter_arcface", _ANGLES),
         (*_CLASS_RATES, {"margin": 0.4}),
