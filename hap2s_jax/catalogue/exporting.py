@@ -12,6 +12,7 @@ import numpy as np
 from hap2s_jax.catalogue.adding import box_of
 from hap2s_jax.catalogue.columns import more_of
 from hap2s_jax.catalogue.state import State
+from hap2s_jax.data import shares
 from hap2s_jax.data.regular_files import below
 from hap2s_jax.errors import UserError, require
 from hap2s_jax.reporting.atomic import replacing
@@ -97,7 +98,7 @@ def _row(store: State, row: int, beside: pathlib.Path) -> dict[str, str]:
     found = {name: store.text(name, row) for name in _COLUMNS[2:]}
     found |= {name: value for name, value in more_of(store.text("more", row)).items() if name not in _COLUMNS}
     if (box := box_of(store.text("box", row))) is not None:
-        found |= dict(zip(_CORNERS, map(str, box.tolist()), strict=True))
+        found |= dict(zip(_CORNERS, map(str, shares.decode(box) or box.tolist()), strict=True))
     path = image.relative_to(beside) if image.is_relative_to(beside) else image
     return {"path": path.as_posix(), "label": store.name_of(row), **found}
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hap2s_jax.data import shares
 from hap2s_jax.data.headers import Header, UnreadableImageError, open_pillow, read_header
 from hap2s_jax.data.opencv import imdecode, opencv
 
@@ -243,14 +244,14 @@ def resize(image: np.ndarray, size: tuple[int, int], out: np.ndarray | None = No
 def place(height: int, width: int, choose: Choose, box: np.ndarray | None = None) -> Window:
     """The window that `choose` takes of an image, or of a `box` in it: left, top, right, bottom, both exclusive.
 
-    A box is cut to the image; one of zeros alone stands for the whole image.
+    A box, in pixels or of `shares`, is cut to the image; one of zeros alone stands for the whole image.
 
     Raises:
       UnreadableImageError: the box lies outside the image, or is empty.
     """
     top = left = 0
     if box is not None and np.any(box):
-        x1, y1, x2, y2 = (int(v) for v in box)
+        x1, y1, x2, y2 = shares.in_pixels(np.asarray(box), height, width)
         left, top, right, bottom = max(0, x1), max(0, y1), min(width, x2), min(height, y2)
         if right <= left or bottom <= top:
             raise UnreadableImageError(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hap2s_jax.data import shares
 from hap2s_jax.data.headers import UnreadableImageError, read_header
 from hap2s_jax.data.opencv import opencv
 from hap2s_jax.data.pixels import cut, decode_whole, encode_png, place, resize
@@ -57,7 +58,7 @@ def change(longest_side: int | None, apply_boxes: bool) -> Change:
             return data, kept
         size = (max(1, round(part.shape[0] * share)), max(1, round(part.shape[1] * share)))
         small = resize(part, size)
-        if kept is not None and np.any(kept):
+        if kept is not None and np.any(kept) and shares.decode(kept) is None:
             low, high = np.floor(kept[:2] * share), np.ceil(kept[2:] * share)
             kept = np.concatenate([low, high]).astype(np.int32)
         return (_jpeg(small) if read_header(data).kind == "jpeg" else encode_png(small)), kept

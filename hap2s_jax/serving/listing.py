@@ -29,7 +29,7 @@ class Listing:
       labels: int64 `[n]`, numbers of `class_names`; -1 where an image has no class, or one such as "unknown".
       class_names: sorted.
       cameras: int64 `[n]`, or None.
-      boxes: `[n, 4]` left, top, right, bottom in pixels, the last two exclusive; None for whole images.
+      boxes: `[n, 4]` left, top, right, bottom in pixels, the last two exclusive, or `shares`; None for whole images.
       others: texts `[n]` of the cameras and of the other columns of a CSV, by the columns' names.
       remarks: lines for the user, such as what was left out.
     """

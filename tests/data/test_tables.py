@@ -14,8 +14,11 @@ import trees
 
 from hap2s_jax import check_data
 from hap2s_jax.data import datasets, duplicates
+from hap2s_jax.data.headers import read_header
+from hap2s_jax.data.pixels import encode_png, place
 from hap2s_jax.data.readers import own
 from hap2s_jax.data.readers.table import read_table
+from hap2s_jax.data.resized import change
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import evaluate
 from hap2s_jax.serving.listing import list_images
@@ -191,7 +194,6 @@ def test_empty_boxes_are_counted_and_refused_everywhere(root, cells):
 @pytest.mark.parametrize(
     ("head", "cells", "says"),
     [
-        ("x1,y1,x2,y2", "0.1,0.2,0.8,1.0", "no box reaches beyond 1, .* they should be in pixels"),
         ("x1,y1,x2", "1,2,9", "a box has the columns x1, y1, x2, y2, and y2 is not there"),
         (
             "xmin,xmax,ymin,ymax",
@@ -207,6 +209,31 @@ def test_what_is_no_box_in_pixels_is_refused_everywhere(root, head, cells, says)
     for read in (lambda p: own.read_folder(p, columns=columns), lambda p: list_images(p, columns)):
         with pytest.raises(UserError, match=says):
             read(path)
+
+
+@pytest.mark.parametrize(
+    ("head", "cells"),
+    [
+        ("x1,y1,x2,y2", "0.25,0.5,0.75,1"),
+        ("cx,cy,w,h", "0.5,0.75,0.5,0.5"),
+        ("x,y,width,height", "0.25,0.5,0.5,0.50001"),
+    ],
+)
+def test_boxes_as_shares_are_those_pixels(root, head, cells):
+    """As MegaDetector and YOLO write them; some images are taken whole."""
+    lines = [[*row, *(cells if n % 2 else ",,,").split(",")] for n, row in enumerate(rows())]
+    path = write(root, lines, head=f"path,label,split,{head}")
+    columns = "" if "x1" in head else f"box={head.replace(',', '+')}"
+    table = read_table(path, columns)
+    assert "taken as shares of their images" in table.remarks[0]
+    assert "16 of 32 images have no box" in table.remarks[1]
+    assert table.boxes[0].tolist() == [0, 0, 0, 0]
+    drawn = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    for box in (table.boxes[1], own.read_folder(path, columns=columns).train.boxes[1]):
+        assert place(40, 60, lambda h, w: (0, 0, h, w), box) == (20, 15, 20, 30)
+        small, kept = change(30, False).call(encode_png(drawn), box)
+        assert place(*read_header(small).upright, lambda h, w: (0, 0, h, w), kept) == (10, 8, 10, 14)
+        assert change(None, True).call(encode_png(drawn), box)[1] is None
 
 
 def test_columns_are_joined_and_labels_that_are_nearly_alike_are_counted(root):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hap2s_jax.data import shares
 from hap2s_jax.errors import UserError
 
 _LETTERS = r"(^|[^a-z])"
@@ -42,10 +43,8 @@ class Boxes:
                     f"columns: box={self._names} should name left, top, right and bottom, or x, y, width and height, "
                     f"in this order; {name} is out of it"
                 )
-        self._rows: list[list[int]] = []
-        self._empty: list[int] = []
+        self._rows: list[Sequence[float]] = []
         self._largest = 0.0
-        self._whole = 0
 
     def add(self, line: int, cells: Sequence[str]) -> None:
         """The box of one row; four empty cells are no box, and the image is taken whole.
@@ -54,8 +53,7 @@ class Boxes:
           UserError: the cells are not four numbers.
         """
         if not any(cell.strip() for cell in cells):
-            self._rows.append([0, 0, 0, 0])
-            self._whole += 1
+            self._rows.append([np.nan] * 4)
             return
         if self._one:
             cells = re.findall(r"[^\s,;\[\]()]+", cells[0])
@@ -76,30 +74,35 @@ class Boxes:
                 f"{' '.join(cells)}"
             ) from None
         self._largest = max(self._largest, *map(abs, numbers))
-        self._rows.append(box := [round(corner) for corner in corners])
-        if box[2] <= box[0] or box[3] <= box[1]:
-            self._empty.append(line)
+        self._rows.append(corners)
 
     def array(self, lines: Sequence[int]) -> tuple[np.ndarray, tuple[str, ...]]:
         """int32 `[n, 4]` left, top, right, bottom, the last two exclusive, all 0 for whole images; and remarks.
+
+        Where no number of any box exceeds 1, all are shares of their images; see `shares`.
 
         Args:
           lines: `[n]` the lines of the rows.
 
         Raises:
-          UserError: boxes are empty, turned round, or not in pixels.
+          UserError: boxes are empty or turned round.
         """
-        count = len(self._rows)
-        if self._whole < count and self._largest <= 1:
+        corners = np.array(self._rows, np.float64)
+        whole = np.isnan(corners[:, 0])
+        are_shares = self._largest <= 1 and not whole.all()
+        corners = np.clip(corners, 0, 1) if are_shares else np.round(corners)
+        if (empty := np.flatnonzero(np.any(corners[:, 2:] <= corners[:, :2], axis=1))).size:
+            box = ", ".join(f"{side:.10g}" for side in corners[empty[0]])
             raise UserError(
-                f"{self._file}: no box reaches beyond 1, as if they were shares of the image; they should be in pixels"
+                f"{self._file}: {len(empty):,} of {len(corners):,} boxes are empty or turned round, such as line "
+                f"{lines[empty[0]]}: left, top, right, bottom {box}; where they are x, y, width and height, name the "
+                "columns: columns=box=x+y+w+h (in a config, data.options.columns)"
             )
-        if self._empty:
-            box = self._rows[list(lines).index(self._empty[0])]
-            raise UserError(
-                f"{self._file}: {len(self._empty):,} of {count:,} boxes are empty or turned round, such as line "
-                f"{self._empty[0]}: left, top, right, bottom {', '.join(map(str, box))}; where they are x, y, width "
-                "and height, name the columns: columns=box=x+y+w+h (in a config, data.options.columns)"
-            )
-        remark = f"{self._whole:,} of {count:,} images have no box and are taken whole"
-        return np.array(self._rows, np.int32), (remark,) if self._whole else ()
+        remarks = []
+        if are_shares:
+            remarks.append("no number of a box exceeds 1, so boxes are taken as shares of their images")
+        if whole.any():
+            remarks.append(f"{whole.sum():,} of {len(whole):,} images have no box and are taken whole")
+        kept = np.where(whole[:, None], 0, corners)
+        boxes = shares.encode(kept) if are_shares else kept.astype(np.int32)
+        return np.where(whole[:, None], np.int32(0), boxes), tuple(remarks)

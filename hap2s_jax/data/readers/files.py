@@ -61,7 +61,7 @@ class FileSource:
       identities: `[N]` whose image it is, all integers or all strings. The labels number them in sorted order
         (integers by value).
       cameras: `[N]` integers from 0, or None.
-      boxes: `[N, 4]` left, top, right, bottom in pixels, the last two exclusive; None for whole images.
+      boxes: `[N, 4]` left, top, right, bottom in pixels, the last two exclusive, or `shares`; None for whole images.
       attributes: further columns of a CSV, `[N]` texts by name, which are packed with the images.
     """
 
