@@ -14,6 +14,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -25,8 +26,7 @@ from drills import small_run
 @contextlib.contextmanager
 def disk(folder: pathlib.Path, megabytes: int) -> Iterator[pathlib.Path]:
     """A small disk of its own below `folder`, or the folder with a limit on the size of files."""
-    place = folder / "disk"
-    place.mkdir()
+    place = pathlib.Path(tempfile.mkdtemp(prefix="disk_", dir=folder))
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
     mounted = subprocess.run(command, check=False, capture_output=True).returncode == 0
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -125,11 +125,11 @@ def trials(seed: int, folder: pathlib.Path) -> Iterator[Trial]:
                     break
 
     def attempt(writer: object, fault: str, random: np.random.Generator) -> None:
-        with disk(folder, 4) as place:
-            try:
+        try:
+            with disk(folder, 4) as place:
                 writer(place, fault, random)  # type: ignore[operator]
-            except OSError as error:  # the writers' own errors are UserErrors
-                raise WrongError(f"{type(error).__name__}: {error}") from error
+        except OSError as error:  # the writers' own errors are UserErrors
+            raise WrongError(f"{type(error).__name__}: {error}") from error
 
     number = 0
     while True:
