@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _listing() -> Iterator[str]:
-    yield "hap2s COMMAND --help tells more; python -m hap2s_jax.COMMAND is the same.\n"
+    yield "Run hap2s COMMAND --help for details; python -m hap2s_jax.COMMAND does the same as hap2s COMMAND.\n"
     for name in COMMANDS:
         source = (pathlib.Path(__file__).parent / f"{name}.py").read_text()
         summary = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]

@@ -1,12 +1,12 @@
-"""Which data sets are there, are they whole, and are your own images fit to train on?
+"""Checks data sets: which ones you have, whether they are complete, and whether your own images are ready for training.
 
-    python -m hap2s_jax.check_data                                            # all of them: found or not, and where
-    python -m hap2s_jax.check_data --name=market1501 --data_dir=DIR           # one of them, every image decoded
+    python -m hap2s_jax.check_data                                            # lists all data sets and where they are
+    python -m hap2s_jax.check_data --name=market1501 --data_dir=DIR           # checks one, and decodes every image
     python -m hap2s_jax.check_data --name=folder --data_dir=FOLDER --sheet=sheet.png
     python -m hap2s_jax.check_data --name=folder --data_dir=photos.csv --option=columns=label=person --duplicates
     python -m hap2s_jax.check_data --name=cuhk03 --option=detection=labeled --decode=false
 
-Ends with code 1 where images cannot be read. For your own images it says what to fix, and how to train.
+For your own images it says what to fix, and the command to train with. Exit code 1: some images cannot be read.
 """
 
 from __future__ import annotations
@@ -178,14 +178,12 @@ def verdict(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("check_data", __doc__)
-    parser.add_argument("--name", help="data set to check; without it, all are listed")
+    parser.add_argument("--name", help="data set to check; by default all are listed")
     parser.add_data_set()
-    parser.add_switch("decode", default=True, help="whether to decode every image, which finds damaged ones")
+    parser.add_switch("decode", default=True, help="decode every image, to find damaged ones")
     parser.add_switch("duplicates", default=False, help="list duplicates among your own images")
     parser.add_argument(
-        "--sheet",
-        metavar="FILE",
-        help="PNG file for a contact sheet: classes in rows, their images beside them",
+        "--sheet", metavar="FILE", help="draw a contact sheet as a PNG file, one class per row"
     )
     return cli.start(_run, parser, arguments)
 

@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
             help=f"the experiment: a file, or the name of one that comes with the package, as {example}",
         )
         self.add_argument(
-            "--config.KEY", dest="config", metavar="VALUE", help="another value for a key of the config"
+            "--config.KEY", dest="config", metavar="VALUE", help="change the value of a config key"
         )
 
     def add_switch(self, name: str, *, default: bool | None, help: str) -> None:
@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
     def add_data_set(self) -> None:
         """Adds the flags that say where a data set lies, and what it is read with."""
         self.add_argument(
-            "--data_dir", help="folder of the data sets; the folder or CSV itself for --name=folder"
+            "--data_dir", help="folder of the data sets; for --name=folder, the folder or CSV itself"
         )
         self.add_argument(
             "--option",
@@ -87,7 +87,9 @@ class Parser(argparse.ArgumentParser):
     def add_strict(self) -> None:
         """Adds ``--strict``, of commands that read checkpoints."""
         self.add_switch(
-            "strict", default=False, help="a damaged checkpoint ends it; else the newest whole one is taken"
+            "strict",
+            default=False,
+            help="stop at a damaged checkpoint; by default the newest whole one is used",
         )
 
     def read(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,6 +1,8 @@
-"""Converts torch weights to safetensors once, so that torch is not needed afterwards.
+"""Converts torch weights to safetensors.
 
-python -m hap2s_jax.convert resnet50.pth resnet50.safetensors
+    python -m hap2s_jax.convert resnet50.pth resnet50.safetensors
+
+Afterwards, --config.pretrained.source=resnet50.safetensors loads them without torch.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from hap2s_jax.models import torch_names, vit_names, weight_files
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("convert", __doc__)
-    parser.add_argument("source", help="a .pth, .pt or .bin file with a ResNet's state dict (needs torch)")
+    parser.add_argument("source", help="a .pth, .pt or .bin file with a state dict (needs torch)")
     parser.add_argument("target", help="the .safetensors file to write")
     return cli.start(_run, parser, arguments)
 

@@ -1,10 +1,10 @@
-"""A local web page: drop a picture, see the most similar images of a gallery, or that there is no match.
+"""Serves a web page to search a gallery: drop a picture to see the most similar images, or that there is no match.
 
     python -m hap2s_jax.embed --workdir=runs/emoji --images=photos --output=gallery.npz
     python -m hap2s_jax.demo --gallery=gallery.npz
 
-Needs the extra "demo" (gradio). The page is served to this machine alone, unless --host says otherwise; nothing is sent
-anywhere. Files that are no images, or promise too many pixels, are refused.
+Needs the extra "demo" (gradio). Only this machine can open the page, unless you give --host, and nothing is sent
+anywhere. Files that are not images or have too many pixels are refused.
 """
 
 from __future__ import annotations
@@ -114,18 +114,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("demo", __doc__)
     commands.add_encoder(parser, required=False, where="; by default the one that embedded the gallery")
-    parser.add_argument("--gallery", required=True, help="a file that hap2s_jax.embed made")
-    parser.add_argument("--images", help="where the gallery's images are now")
-    parser.add_argument("--threshold", default="auto", help="auto, none or a distance")
+    parser.add_argument("--gallery", required=True, help="a file made by hap2s_jax.embed")
+    parser.add_argument("--images", help="folder of the gallery's images, if they have moved")
+    parser.add_argument("--threshold", default="auto", help="auto, none or the largest distance of a match")
     parser.add_argument(
         "--false_accepts", type=float, metavar="SHARE", help="largest share of false accepts, 0 to 1"
     )
-    parser.add_argument("--index", choices=index.KINDS, default="auto")
-    parser.add_argument("--k", type=int, default=10, help="answers at first")
+    parser.add_argument("--index", choices=index.KINDS, default="auto", help="auto: exact below a million")
+    parser.add_argument("--k", type=int, default=10, help="number of answers shown at first")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 lets in everyone who can reach this machine"
+        "--host", default="127.0.0.1", help="0.0.0.0: open to everyone who can reach this machine"
     )
-    parser.add_argument("--port", type=int, help="by default the first free one from 7860 on")
+    parser.add_argument("--port", type=int, help="by default the first free port from 7860 on")
     return cli.start(_run, parser, arguments)
 
 

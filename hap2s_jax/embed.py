@@ -4,11 +4,11 @@
     python -m hap2s_jax.embed --workdir=runs/emoji --images=photos.csv --output=vectors.parquet
     python -m hap2s_jax.embed --workdir=runs/emoji --images=photos --output=vectors-3.npz --part=3/16
 
---images is a folder (the folders right in it are taken for classes), or a CSV file with the column path and, as
-wished, label, camera and x1, y1, x2, y2. `python -m hap2s_jax.evaluate --embeddings=` and `python -m hap2s_jax.search
---gallery=` read the .npz file. The same command, interrupted and run again, goes on where it stopped. Memory does not
-grow with the number of images, but for their names. --part=3/16 embeds the third sixteenth of the images, for as many
-machines; `search --gallery='vectors-*.npz'` takes all parts for one gallery.
+--images takes a folder (its direct subfolders are the classes), or a CSV file with the column path and optionally
+label, camera and a box x1, y1, x2, y2. `evaluate --embeddings=` and `search --gallery=` read the .npz file. After an
+interruption, run the same command again to continue. Memory does not grow with the number of images, except for their
+names. --part=3/16 embeds the third of 16 parts, for work on many machines; `search --gallery='vectors-*.npz'` reads all
+parts as one gallery.
 """
 
 from __future__ import annotations
@@ -208,13 +208,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_encoder(parser)
     parser.add_argument("--images", required=True, help="a folder or a CSV file")
     parser.add_argument(
-        "--columns", default="", help="of a CSV file, as in label=identity,path=file,box=x+y+w+h"
+        "--columns", default="", help="columns of a CSV file, as in label=identity,path=file,box=x+y+w+h"
     )
-    parser.add_argument("--part", type=_part, metavar="N/M", help="part N of M of the images, 1/M to M/M")
+    parser.add_argument("--part", type=_part, metavar="N/M", help="embed only part N of M, from 1/M to M/M")
     parser.add_argument("--output", required=True, help="an .npz or .parquet file")
-    parser.add_argument("--batch_size", type=int, help="images at a time; by default as the run evaluated")
+    parser.add_argument("--batch_size", type=int, help="images at a time; by default as in evaluation")
     parser.add_argument("--workers", type=int, help="threads that read and decode; by default all cores")
-    parser.add_switch("overwrite", default=False, help="replace a finished file of something else")
+    parser.add_switch("overwrite", default=False, help="start over, and replace an existing output file")
     return cli.start(
         _run,
         parser,

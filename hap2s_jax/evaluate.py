@@ -1,4 +1,4 @@
-"""Evaluates embeddings from anywhere, or a run's checkpoint.
+"""Evaluates embeddings from any framework, or a run's checkpoint.
 
     python -m hap2s_jax.evaluate --embeddings=mine.npz
     python -m hap2s_jax.evaluate --embeddings=market.npz --distance=cosine --rerank --confidence=0.95
@@ -7,9 +7,9 @@
     python -m hap2s_jax.evaluate --workdir=runs/market1501 --data=msmt17:data --data=photos.csv
     python -m hap2s_jax.evaluate --workdir=runs/market1501 --views=flip --feature=embedding --distance=cosine
 
-An .npz file holds `embeddings [n, d]` and `labels [n]`, and where there are any `cameras [n]` and `split [n]`,
-the latter text: "query", "gallery", "both" or "views" (images that multi-query pools from). Label -1 is junk.
-Only the base install is needed for it: neither TensorFlow nor flax.
+An .npz file holds `embeddings [n, d]` and `labels [n]`, and optionally `cameras [n]` and `split [n]` ("query",
+"gallery", "both" or "views", the images that multi-query pools from). Label -1 is junk. The base install is enough
+for .npz files.
 """
 
 from __future__ import annotations
@@ -184,13 +184,13 @@ def _add_sources(parser: cli.Parser) -> None:
     """The flags for what is judged."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--embeddings", help="an .npz file")
-    source.add_argument("--workdir", help="the workdir of a run")
-    parser.add_argument("--data_dir", help="folder of the data of --workdir on this machine, if it has moved")
+    source.add_argument("--workdir", help="the working directory of a run")
+    parser.add_argument("--data_dir", help="where the data of --workdir is now, if it has moved")
     parser.add_argument(
         "--data",
         action="append",
         metavar="DATA",
-        help="judge --workdir on other test images: NAME:DIR of a data set (check_data lists the names), a folder or "
+        help="test --workdir on other images: NAME:DIR of a data set (check_data lists the names), a folder or "
         "a CSV; repeat it for several",
     )
     parser.add_switch(
@@ -200,12 +200,12 @@ def _add_sources(parser: cli.Parser) -> None:
     )
     parser.add_strict()
     parser.add_argument(
-        "--step", type=int, help="checkpoint of --workdir; unless given, what evaluate.weights names"
+        "--step", type=int, help="checkpoint of --workdir; by default the one that evaluate.weights names"
     )
     parser.add_argument(
         "--views",
         type=_names,
-        help="views of each image of --workdir to average: flip, five_crops, zooms, several with commas, or none; by "
+        help="views to average for each image of --workdir: flip, five_crops, zooms (comma-separated), or none; by "
         "default the run's",
     )
     parser.add_argument(
@@ -219,39 +219,43 @@ def _add_figures(parser: cli.Parser) -> None:
     parser.add_argument(
         "--protocols", type=_names, help=f"comma-separated: {', '.join(definitions.PROTOCOLS)}"
     )
-    parser.add_argument("--distance", choices=("euclidean", "cosine"))
-    parser.add_argument("--ties", choices=TIES, default=TIES[0])
+    parser.add_argument(
+        "--distance", choices=("euclidean", "cosine"), help="by default the run's, else euclidean"
+    )
+    parser.add_argument("--ties", choices=TIES, default=TIES[0], help="optimistic: right images first")
     parser.add_argument("--recall_at", type=_integers, help="k of recall@k, comma-separated")
     parser.add_argument("--ranks", type=_integers, help="k of rank-k, comma-separated")
-    parser.add_switch("rerank", default=False, help="also rank by k-reciprocal neighbours")
-    parser.add_argument("--k1", type=int, default=20)
-    parser.add_argument("--k2", type=int, default=6)
-    parser.add_argument("--mixing", type=float, default=0.3, help="weight of the original distance")
-    parser.add_argument("--expand", type=int, metavar="K", help="first expand every image by its K nearest")
-    parser.add_argument("--alpha", type=float, default=3.0, help="power of the similarity in --expand")
+    parser.add_switch("rerank", default=False, help="also re-rank by k-reciprocal neighbours")
+    parser.add_argument("--k1", type=int, default=20, help="--rerank: reciprocal neighbours")
+    parser.add_argument("--k2", type=int, default=6, help="--rerank: neighbours to average over")
+    parser.add_argument("--mixing", type=float, default=0.3, help="--rerank: weight of the original distance")
     parser.add_argument(
-        "--confidence", type=float, metavar="LEVEL", help="bootstrap intervals, for example 0.95"
+        "--expand", type=int, metavar="K", help="first average each embedding with its K nearest"
+    )
+    parser.add_argument("--alpha", type=float, default=3.0, help="--expand: power of the similarity")
+    parser.add_argument(
+        "--confidence", type=float, metavar="LEVEL", help="bootstrap confidence intervals, for example 0.95"
     )
     parser.add_argument(
-        "--resample", choices=("query", "class"), default="query", help="unit that the bootstrap draws"
+        "--resample", choices=("query", "class"), default="query", help="what the bootstrap draws"
     )
-    parser.add_argument("--by", choices=("class", "camera"), help="print a table of figures for each")
+    parser.add_argument("--by", choices=("class", "camera"), help="print a table with a row for each")
     parser.add_argument("--per_query", metavar="FILE", help="write every query's results to a CSV file")
     parser.add_argument("--worst", metavar="FILE", help="draw the worst queries of --workdir as a PNG file")
     parser.add_argument(
         "--pairs",
         metavar="FILE",
-        help="verify these pairs of rows, of an .npz or CSV file, in place of all pairs",
+        help="verification on the pairs of rows in this .npz or CSV file, not on all pairs",
     )
-    parser.add_argument("--roc", metavar="FILE", help="verify, and draw the ROC curve as a PNG file")
+    parser.add_argument("--roc", metavar="FILE", help="verification, with the ROC curve as a PNG file")
     parser.add_argument(
         "--threshold",
         type=float,
         help="distance up to which open_set answers a query, calibrated on other data",
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures to a JSON file")
-    parser.add_switch("cluster", default=True, help="k-means, for nmi, ami and f1")
-    parser.add_argument("--repeats", type=int, default=10, help="galleries of single_gallery_shot")
+    parser.add_switch("cluster", default=True, help="run k-means, for nmi, ami and f1")
+    parser.add_argument("--repeats", type=int, default=10, help="number of galleries of single_gallery_shot")
     parser.add_argument("--seed", type=int, default=0, help="seed of k-means, galleries and the bootstrap")
 
 

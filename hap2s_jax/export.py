@@ -1,16 +1,15 @@
-"""Writes a trained encoder in forms that run without this project.
+"""Exports a trained encoder to formats that run without this project.
 
     python -m hap2s_jax.export --workdir=runs/emoji --output=exported
     python -m hap2s_jax.export --workdir=runs/emoji --output=exported --formats=stablehlo,saved_model
     python -m hap2s_jax.export --workdir=runs/emoji --push=user/model
 
-stablehlo: one file for cpu, cuda and tpu that needs jax and flatbuffers. safetensors: the parameters, the trunk under
-torchvision's names, for PyTorch. saved_model: TensorFlow. onnx: onnxruntime and whatever else reads ONNX. All but
-safetensors take any number of images, or --batch_size alone. Each is loaded and run once before it counts as written.
+stablehlo: one file for CPU, CUDA and TPU; needs jax and flatbuffers. safetensors: the parameters for PyTorch, the trunk
+under torchvision's names. saved_model: TensorFlow. onnx: onnxruntime and others. All except safetensors take any number
+of images, or exactly --batch_size. Each file is loaded and run once before it counts as written.
 
-jax reads StableHLO files for 180 days at least; the same command, which needs the working directory only, writes them
-again with a newer jax. docs/use.md shows how to run each; preprocessing.json, beside them, says what to do to an
-image first.
+preprocessing.json says how to prepare an image; docs/use.md shows how to run each format. jax can read a StableHLO file
+for at least 180 days; then run the same command again with a newer jax. It needs only the working directory.
 """
 
 from __future__ import annotations
@@ -34,14 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_encoder(parser)
     parser.add_argument("--output", help="the folder to write to")
     parser.add_argument(
-        "--push", metavar="USER/MODEL", help="upload it as hf://USER/MODEL, with the model card as README"
+        "--push",
+        metavar="USER/MODEL",
+        help="upload the encoder as hf://USER/MODEL, with the model card as README",
     )
-    parser.add_switch("private", default=False, help="with --push: a new model for your own eyes")
+    parser.add_switch("private", default=False, help="--push: make a new model private")
     parser.add_argument(
-        "--formats", help=f"comma-separated: {', '.join(exports.FORMATS)}; by default all that are possible"
+        "--formats", help=f"comma-separated: {', '.join(exports.FORMATS)}; by default all that can be written"
     )
     parser.add_argument(
-        "--batch_size", type=int, metavar="N", help="fixed number of images in a call; by default any"
+        "--batch_size", type=int, metavar="N", help="fixed number of images per call; by default any number"
     )
     return cli.start(_run, parser, arguments)
 

@@ -1,4 +1,4 @@
-"""A gallery that grows: enrol images, look at the new ones, decide, and train again on what was decided.
+"""Keeps a growing gallery of individuals: add images, review the new ones, and train again on your decisions.
 
     python -m hap2s_jax.gallery create animals --workdir=runs/emoji
     python -m hap2s_jax.gallery add animals --images=photos.csv
@@ -6,8 +6,8 @@
     python -m hap2s_jax.gallery export animals --output=animals.csv --train
     python -m hap2s_jax.gallery re_embed animals --workdir=runs/animals
 
-A store is a folder of LanceDB's (the extra "gallery"), without a server. Decisions are a log that only grows; what is
-undone is undone by another entry, which leaves alone what was decided later. docs/gallery.md has the whole way.
+A store, here `animals`, is a folder in LanceDB's format (the extra "gallery"); there is no server. The log of decisions
+only grows: `undo` adds an opposite entry, and leaves later decisions alone. docs/gallery.md shows every step.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _encoder(options: argparse.Namespace, store: Store) -> TrainedEncoder:
 
 
 def _create(options: argparse.Namespace) -> None:
-    """Makes an empty store for the images that an encoder embeds."""
+    """Creates an empty store for the embeddings of an encoder."""
     encoder = commands.open_encoder(options)
     Store.create(options.store, encoder)
     print(f"{options.store}: for {encoder.dim} numbers of step {encoder.step} of {encoder.workdir}")
@@ -83,7 +83,7 @@ def _chosen(options: argparse.Namespace, store: Store) -> list[int | str]:
 
 
 def _remove(options: argparse.Namespace) -> None:
-    """Takes images out; they do not come back when they are added again."""
+    """Takes images out; adding them again does not bring them back."""
     _decide(options, lambda store: store.mark(_chosen(options, store), "removed", by=options.by))
 
 
@@ -93,12 +93,12 @@ def _relabel(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    """Makes one individual, --label, of several, --individual."""
+    """Merges several individuals, --individual, into one, --label."""
     _decide(options, lambda store: store.merge(options.individual, options.label, by=options.by))
 
 
 def _split(options: argparse.Namespace) -> None:
-    """Makes an individual of its own of some images of one."""
+    """Makes some images of an individual a separate individual."""
     _decide(options, lambda store: store.split(_chosen(options, store), options.label, by=options.by))
 
 
@@ -115,7 +115,7 @@ def _line(d: Decision) -> str:
 
 
 def _list(options: argparse.Namespace) -> None:
-    """Lists individuals, or with --where images."""
+    """Lists individuals, or with --where images and their ids."""
     store = _open(options)
     if options.where:
         for row in np.flatnonzero(store.usable & store.where(options.where))[: options.k]:
@@ -151,7 +151,7 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _group(options: argparse.Namespace) -> None:
-    """Sorts images that wait for a decision into likely individuals."""
+    """Sorts unreviewed images into likely individuals."""
     store = _open(options)
     threshold, words = reviewed.choose_threshold(store, options.threshold, options.false_accepts)
     if threshold is None:
@@ -167,7 +167,7 @@ def _group(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    """Writes a CSV (with --train one to train on), .npz or .parquet."""
+    """Writes a CSV (for training with --train), .npz or .parquet file."""
     more = {"where": options.where, "train": options.train, "test_fraction": options.test_fraction}
     count = exporting.export(_open(options), options.output, **more)
     print(f"{count:,} images: {options.output}")
@@ -185,7 +185,7 @@ def _history(options: argparse.Namespace) -> None:
 
 
 def _undo(options: argparse.Namespace) -> None:
-    """Takes a decision back, but nothing that was decided later."""
+    """Takes back a decision, but leaves later decisions alone."""
     number, overtaken = _open(options).undo(options.number, by=options.by)
     print(
         f"decision {number} undoes it"
@@ -194,7 +194,7 @@ def _undo(options: argparse.Namespace) -> None:
 
 
 def _re_embed(options: argparse.Namespace) -> None:
-    """Moves the store to another encoder, and says which decisions each would have found by itself."""
+    """Moves the store to another encoder, and compares both encoders on the reviewed images."""
     store = _open(options)
     before = reviewed.replay(store).rank_1()
     moved = moving.re_embed(store, commands.open_encoder(options), batch_size=options.batch_size)
@@ -208,7 +208,7 @@ def _re_embed(options: argparse.Namespace) -> None:
 
 
 def _threshold_command(options: argparse.Namespace) -> None:
-    """Chooses the threshold, keeps it, and checks what the one before has come to."""
+    """Chooses and stores the threshold, and checks the previous one."""
     store = _open(options)
     if line := reviewed.kept_promise(store):
         print(line)
@@ -219,7 +219,7 @@ def _threshold_command(options: argparse.Namespace) -> None:
 
 
 def _review(options: argparse.Namespace) -> None:
-    """Serves the page on which new images are decided about."""
+    """Serves the web page for reviewing new images."""
     extras.require("gallery review", "demo")
     gate.check_shown(options.host, options.pictures, "--pictures")
     store = _open(options)
@@ -262,15 +262,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     work, flags = SUBCOMMANDS[name]
     parser = cli.Parser(f"gallery {name}", work.__doc__)
-    parser.add_argument("store", help="a folder that `create` made")
+    parser.add_argument("store", help="a folder made by `create`")
     for flag in flags:
         if flag == _ENCODER:
             needed = name in ("create", "re_embed")
-            more = "" if needed else "; by default the one that the store is of"
+            more = "" if needed else "; by default the one that embedded the store"
             commands.add_encoder(parser, required=needed, where=more)
         elif flag == "train":
             parser.add_switch(
-                "train", default=False, help="a CSV for configs/folder.py, with splits by individual"
+                "train", default=False, help="write a CSV for configs/folder.py, split by individual"
             )
         else:
             parser.add_argument(f"--{flag}", **FLAGS[flag])

@@ -1,10 +1,10 @@
-"""Trains an encoder and measures it.
+"""Trains an encoder and tests it.
 
     python -m hap2s_jax.main --config=configs/emoji.py
     python -m hap2s_jax.main --config=emoji:tiny --workdir=runs/tiny --config.steps=20
 
-Flags and wiring only. The same command run again resumes where the last run stopped, and says so when there
-is nothing left to do. `run` is the same from Python. Configs that come with the package are found by their names.
+Run the same command again to resume. Configs that come with the package are found by name, in any folder. From
+Python, call `hap2s_jax.main.run`.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("main", __doc__)
     parser.add_config("--config=configs/emoji.py:tiny or --config=emoji")
-    parser.add_argument("--workdir", help="where results go; runs/<config.name> by default")
-    parser.add_switch("list_configs", default=False, help="name the configs that come with the package")
+    parser.add_argument("--workdir", help="folder for results; default runs/<config.name>")
+    parser.add_switch("list_configs", default=False, help="list the configs that come with the package")
     parser.add_strict()
     parser.add_switch("distributed", default=False, help="join the other processes of a pod or cluster")
-    parser.add_argument("--coordinator", help="host:port of process 0, where it cannot be detected")
-    parser.add_argument("--num_processes", type=int, help="number of processes, where it cannot be detected")
-    parser.add_argument("--process_id", type=int, help="this process's number, where it cannot be detected")
+    parser.add_argument("--coordinator", help="host:port of process 0, if it cannot be detected")
+    parser.add_argument("--num_processes", type=int, help="number of processes, if it cannot be detected")
+    parser.add_argument("--process_id", type=int, help="number of this process, if it cannot be detected")
     parser.add_argument(
-        "--join_timeout", type=int, default=300, help="seconds within which all processes must join"
+        "--join_timeout", type=int, default=300, help="seconds to wait for all processes to join"
     )
     parser.add_argument(
         "--peer_timeout",

@@ -1,11 +1,11 @@
-"""Packs a data set into a few large files, for a bucket or a disk that small files are slow on.
+"""Packs a data set into a few large files, for buckets and for disks that are slow with small files.
 
     python -m hap2s_jax.pack --name=folder --data_dir=photos --output=packed/photos
     python -m hap2s_jax.pack --name=folder --data_dir=photos.csv --output=gs://BUCKET/photos --longest_side=512
     python -m hap2s_jax.pack --name=market1501 --data_dir=DIR --output=gs://BUCKET/market1501
 
-Any config then takes --config.data.data_dir=OUTPUT, with the same batches bit for bit. TensorFlow Datasets opens the
-folder too, tfds.builder_from_directory(OUTPUT). The same command goes on where it was stopped.
+Then give any config --config.data.data_dir=OUTPUT: batches are the same bit for bit. TensorFlow Datasets can read the
+folder too: tfds.builder_from_directory(OUTPUT). After an interruption, run the same command again to continue.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("pack", __doc__)
     parser.add_argument(
-        "--name", default="folder", help="the data set, as check_data lists them; your own by default"
+        "--name", default="folder", help="a data set that check_data lists; by default your own images"
     )
     parser.add_data_set()
     parser.add_argument(
@@ -35,13 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--longest_side",
         type=int,
         metavar="PIXELS",
-        help="images that are larger are resized to it, for good; by default all images keep their bytes",
+        help="permanently resize larger images to this; by default images keep their bytes",
     )
     parser.add_argument(
-        "--boxes",
-        choices=BOXES,
-        default="kept",
-        help="applied: images are cropped to their boxes for good",
+        "--boxes", choices=BOXES, default="kept", help="applied: permanently crop images to their boxes"
     )
     return cli.start(_run, parser, arguments)
 

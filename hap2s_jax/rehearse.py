@@ -1,10 +1,10 @@
-"""Compiles a config's programs for TPUs that are not there, and reports their memory and estimated speed.
+"""Compiles a config's programs for TPUs that you do not have, and reports their memory and estimated speed.
 
     python -m hap2s_jax.rehearse --config=configs/cub.py --topology=v5e:4x4
     python -m hap2s_jax.rehearse --config=configs/cub.py --topology=v5p:2x2x2 --scaling
 
-The extra ``tpu`` brings the compiler; no TPU, no data and no weights are needed. ``--scaling`` adds the loss on every
-slice of the generation, from 8 chips on, each with as many images a chip.
+The extra ``tpu`` installs the compiler; you need no TPU, no data and no weights. ``--scaling`` adds the loss on every
+slice of that generation from 8 chips on, with the same number of images per chip.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("rehearse", __doc__)
     parser.add_config("--config=configs/cub.py or --config=cub")
-    parser.add_argument("--topology", default="v5e:4x4", help="TPU slice; a wrong name lists all of them")
+    parser.add_argument("--topology", default="v5e:4x4", help="TPU slice; a wrong name lists all")
     parser.add_switch("largest", default=True, help="find the largest batch that fits (several compilations)")
     parser.add_switch("scaling", default=False, help="compile the loss for all slices from 8 chips on")
     parser.add_argument(

@@ -7,10 +7,10 @@
     python -m hap2s_jax.search --workdir=runs/emoji --calibrate
     python -m hap2s_jax.search --gallery=labelled.npz --calibrate
 
-A query has no match when its nearest image lies beyond a threshold. It comes from the run's validation classes: where
-false accepts and false rejects are equal, or where new classes make at most --false_accepts (with 95 % confidence).
-Training leaves it in the working directory, unless the classes are too few; --calibrate makes it again (which needs the
-run's data set), or from the labelled images of --gallery, which should not be among those trained on.
+A query has no match if its nearest image is beyond a threshold on the distance. By default, false accepts and false
+rejects are equally frequent there; with --false_accepts, new classes have at most that share (with 95 % confidence).
+Training measures both on the validation classes, if there are enough. --calibrate measures them again, on the run's
+data set or on the labelled images of --gallery, which should not be training images.
 """
 
 from __future__ import annotations
@@ -152,30 +152,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("search", __doc__)
     commands.add_encoder(parser, required=False, where="; by default the one that embedded the gallery")
-    parser.add_argument("--gallery", help="a file that hap2s_jax.embed made, or a quoted pattern of several")
+    parser.add_argument("--gallery", help="a file made by hap2s_jax.embed, or a quoted pattern for several")
     parser.add_argument(
-        "--query", nargs="+", action="extend", metavar="IMAGE", help="images, or folders of them"
+        "--query", nargs="+", action="extend", metavar="IMAGE", help="images, or folders of images"
     )
-    parser.add_argument("--k", type=int, default=10, help="answers per query")
-    parser.add_argument("--threshold", default="auto", help="auto, none or a distance")
+    parser.add_argument("--k", type=int, default=10, help="number of answers per query")
+    parser.add_argument("--threshold", default="auto", help="auto, none or the largest distance of a match")
     parser.add_argument(
         "--false_accepts", type=float, metavar="SHARE", help="largest share of false accepts, 0 to 1"
     )
-    parser.add_argument("--index", choices=index.KINDS, default="auto")
-    parser.add_argument("--images", help="where the gallery's images are now, for the picture")
+    parser.add_argument("--index", choices=index.KINDS, default="auto", help="auto: exact below a million")
+    parser.add_argument("--images", help="folder of the gallery's images, for --picture, if they have moved")
     parser.add_argument("--picture", metavar="FILE", help="draw queries and answers as a PNG file")
     parser.add_argument("--json", metavar="FILE", help="write the answers to a JSON file")
     parser.add_switch(
         "calibrate",
         default=False,
-        help="make the run's threshold again, on its validation classes, or on the labelled images of --gallery",
+        help="measure the error rates again, on the run's validation classes or the labelled images of --gallery",
     )
     parser.add_switch(
         "with_test_classes",
         default=False,
         help="calibrate on the test classes too; the run's test figures are then no longer held out",
     )
-    parser.add_argument("--data_dir", help="folder of the run's data on this machine, for --calibrate")
+    parser.add_argument("--data_dir", help="where the run's data is now, for --calibrate, if it has moved")
     return cli.start(_run, parser, arguments)
 
 

@@ -17,12 +17,12 @@ def add_encoder(parser: Parser, *, required: bool = True, where: str = "") -> No
         "--workdir", required=required, help=f"the working directory of a run, or hf://user/model{where}"
     )
     parser.add_argument(
-        "--checkpoint", help="best, latest or a step; by default the one that the run's results are of"
+        "--checkpoint", help="best, latest or a step; by default the one that the run's results report"
     )
     parser.add_switch(
         "average",
         default=None,
-        help="the moving average of the weights, or the weights themselves; by default the average where there is one",
+        help="use the moving average of the weights, or the weights themselves; by default the average if there is one",
     )
     parser.add_switch(
         "own_code",
