@@ -25,10 +25,12 @@ _NAMES = {
     "msml": "MSML",
     "hap2s_p + softmax": "HAP2S_P + softmax",
     "adasp": "AdaSP",
+    "adasp + softmax": "AdaSP + softmax",
     "arcface": "ArcFace",
     "proxy_anchor": "Proxy-Anchor",
     "proxy_nca": "Proxy-NCA",
     "smooth_ap": "Smooth-AP",
+    "smooth_ap + softmax": "Smooth-AP + softmax",
     "sub-centre arcface": "sub-centre ArcFace",
     "supervised_contrastive": "supervised contrastive",
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -87,7 +88,8 @@ class Difference:
       low: of the 95 % interval of a bootstrap over families and seeds.
       high: its other end.
       by_seed: the differences whose mean it is.
-      p: two-sided, from the same bootstrap; `correct` raises it for the comparisons that stand beside it.
+      p: two-sided, from the same bootstrap, by a normal distribution of its spread where no resample has another
+        sign; `correct` raises it for the comparisons that stand beside it.
     """
 
     mean: float
@@ -118,6 +120,9 @@ def difference(row: Row, other: Row, metric: str) -> Difference | None:
     low, high = np.percentile(drawn, [2.5, 97.5])
     beyond = int(min(np.sum(drawn <= 0), np.sum(drawn >= 0)))
     p = min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1))
+    if not beyond and (spread := float(drawn.std())):
+        # Hundreds of comparisons stand beside each other, so p must fall below what the resamples can show.
+        p = min(p, math.erfc(abs(float(drawn.mean())) / spread / math.sqrt(2)))
     by_seed = gains[:, 0]
     return Difference(float(by_seed.mean()), float(low), float(high), tuple(by_seed.tolist()), p)
 
