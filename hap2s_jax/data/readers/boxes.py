@@ -103,6 +103,6 @@ class Boxes:
             remarks.append("no number of a box exceeds 1, so boxes are taken as shares of their images")
         if whole.any():
             remarks.append(f"{whole.sum():,} of {len(whole):,} images have no box and are taken whole")
-        kept = np.where(whole[:, None], 0, corners)
-        boxes = shares.encode(kept) if are_shares else kept.astype(np.int32)
-        return np.where(whole[:, None], np.int32(0), boxes), tuple(remarks)
+        boxes = np.zeros(corners.shape, np.int32)
+        boxes[~whole] = shares.encode(corners[~whole]) if are_shares else corners[~whole]
+        return boxes, tuple(remarks)
