@@ -31,6 +31,11 @@ _SOFTMAX = Setting("softmax", "arcface", {"margin": 0.0, "scale": 16.0})
 _SCALES = ({"scale": 8.0}, {"scale": 24.0}, {"scale": 32.0})
 Entry = tuple[Setting, Sequence[Mapping[str, Any]]]
 
+
+def _with_softmax(loss: str) -> Setting:
+    return Setting(f"{loss} + softmax", loss, identification=0.1)
+
+
 # The losses that the paper names, the uniform mean, and HAP2S beside an identification loss. Three alternatives each.
 HEADLINE: dict[str, Entry] = {
     "softmax": (_SOFTMAX, _SCALES),
@@ -57,7 +62,7 @@ HEADLINE: dict[str, Entry] = {
     "hap2s_e": (Setting("hap2s_e", "hap2s_e"), ({"sigma": 0.1}, {"margin": 0.6}, _MARGINS[2])),
     "hap2s_p": (Setting("hap2s_p", "hap2s_p"), ({"alpha": 30.0}, {"margin": 0.6}, _MARGINS[2])),
     "hap2s_p + softmax": (
-        Setting("hap2s_p + softmax", "hap2s_p", identification=0.1),
+        _with_softmax("hap2s_p"),
         ({"alpha": 30.0}, {"margin": 0.6}, _MARGINS[2]),
     ),
 }
@@ -103,9 +108,9 @@ LATER: dict[str, Entry] = {
         ({"optimizer.loss_factor": 0.003}, {"optimizer.loss_factor": 0.04}, {"alpha": 16.0}),
     ),
     "adasp": (Setting("adasp", "adasp"), _ADASP),
-    "adasp + softmax": (Setting("adasp + softmax", "adasp", identification=0.1), _ADASP),
+    "adasp + softmax": (_with_softmax("adasp"), _ADASP),
     "smooth_ap": (Setting("smooth_ap", "smooth_ap"), _SMOOTH_AP),
-    "smooth_ap + softmax": (Setting("smooth_ap + softmax", "smooth_ap", identification=0.1), _SMOOTH_AP),
+    "smooth_ap + softmax": (_with_softmax("smooth_ap"), _SMOOTH_AP),
     "sub-centre arcface": (
         Setting("sub-centre arcface", "subcenter_arcface", _ANGLES),
         (*_CLASS_RATES, {"margin": 0.4}),

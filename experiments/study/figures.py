@@ -23,14 +23,11 @@ _NAMES = {
     "multi_similarity": "multi-similarity",
     "lifted_structure": "lifted structure",
     "msml": "MSML",
-    "hap2s_p + softmax": "HAP2S_P + softmax",
     "adasp": "AdaSP",
-    "adasp + softmax": "AdaSP + softmax",
     "arcface": "ArcFace",
     "proxy_anchor": "Proxy-Anchor",
     "proxy_nca": "Proxy-NCA",
     "smooth_ap": "Smooth-AP",
-    "smooth_ap + softmax": "Smooth-AP + softmax",
     "sub-centre arcface": "sub-centre ArcFace",
     "supervised_contrastive": "supervised contrastive",
 }
@@ -38,7 +35,9 @@ _NAMES = {
 
 def name_of(label: str) -> str:
     """A row's name as the literature has it."""
-    return _NAMES.get(label, label.replace("hap2s_e", "HAP2S_E").replace("hap2s_p", "HAP2S_P"))
+    loss, plus, beside = label.partition(" + ")
+    known = _NAMES.get(loss, loss.replace("hap2s_e", "HAP2S_E").replace("hap2s_p", "HAP2S_P"))
+    return f"{known}{plus}{beside}"
 
 
 def colour_of(label: str) -> str:
