@@ -119,15 +119,17 @@ def symmetric_ranks(record: Record) -> None:
     ):
         problem = inputs.check_problem(x, labels, None, None, None)
         for ties in retrieval.TIES:
-            halved, _ = symmetric.count_first_of_all(
+            halved, _ = symmetric.rank_all(
                 problem,
                 inputs.space(problem.embeddings, "euclidean"),
                 strict=ties == "optimistic",
+                first_only=False,
                 devices=jax.local_devices()[:1],
             )
-            # A camera rule that removes nothing but the query itself asks for whole blocks.
-            whole = retrieval.rank_matches(x, labels, cameras=np.arange(n), first_only=True, ties=ties)
-            different = int(np.sum(halved[:, 1] != whole.first_rank))
+            # Blocks of a given size are whole ones.
+            whole = retrieval.rank_matches(x, labels, block_size=512, ties=ties)
+            ranks = np.stack([whole.matches, whole.first_rank, whole.last_rank], axis=1)
+            different = int(np.sum(halved != ranks))
             record.row(f"symmetric ranks, {kind}, {ties}", {"different": ("==", 0)}, different=different)
 
 

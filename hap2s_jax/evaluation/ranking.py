@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,10 @@ from hap2s_jax.evaluation.inputs import Device, Problem, Space, cached_cells
 COUNTS = ("matches", "first_rank", "last_rank")
 AVERAGES = ("average_precision", "average_precision_trapezoid", "map_at_r", "r_precision")
 
-_LANES = 32  # partial counts that XLA keeps in vector registers; tiles are multiples of it
+_LANES = 32  # tiles are multiples of it, so that counts can be added up in as many parts
 _WHOLE_ROWS = 24 * 2**20  # distances in a block that needs whole rows
 MANY = 256  # matches from which on a CPU sorts the row instead
-_CHUNK = 8  # matches counted in one pass over a row of scores
+_CHUNK = 4  # matches counted in one pass over a row of scores
 
 
 class Keys(NamedTuple):
@@ -40,9 +41,9 @@ class Keys(NamedTuple):
 class Asked(NamedTuple):
     """One block of queries, and the places of their classes among the keys; all arrays `[q]`."""
 
-    cameras: jax.Array
-    starts: jax.Array
-    sizes: jax.Array
+    cameras: Any
+    starts: Any
+    sizes: Any
 
 
 class Tiles(NamedTuple):
@@ -130,6 +131,38 @@ def rank_block(
         lengths = lax.dynamic_slice_in_dim(keys.squares, begin, tiles.size)
         return scores(products(source, vectors), lengths)
 
+    def count(number: jax.Array, before: jax.Array, *, own: bool) -> jax.Array:
+        if own:
+            tile = held[number - first] if tiles.held else score(number)
+            at = number * tiles.size + jnp.arange(tiles.size)[None, :] - asked.starts[:, None]
+            tile = jnp.where((at >= 0) & (at < asked.sizes[:, None]), jnp.inf, tile)
+        else:
+            tile = score(jnp.where(number < first, number, number + last - first))
+        return before + count_before(tile, thresholds, jnp.max(matches), strict=tiles.strict)
+
+    thresholds, matches, held = match_scores(score, asked, keys.cameras, first, last, tiles=tiles)
+    before = jnp.zeros(thresholds.shape, jnp.int32)
+    before = lax.fori_loop(first, last, functools.partial(count, own=True), before)
+    others = keys.cameras.shape[0] // tiles.size - last + first
+    before = lax.fori_loop(0, others, functools.partial(count, own=False), before)
+    return from_ranks(before, matches, thresholds.dtype, tiles.first_only)
+
+
+def match_scores(
+    score: Callable[[jax.Array], jax.Array],
+    asked: Asked,
+    cameras: jax.Array,
+    first: jax.Array,
+    last: jax.Array,
+    *,
+    tiles: Tiles,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The scores of a block's matches, ascending `[q, p]` and infinite where there is none; how many these are `[q]`.
+
+    And the tiles from `first` to `last` themselves, as far as `tiles.held` says. `score` makes tile number so and so;
+    `cameras` `[m]` are the keys'.
+    """
+
     def gather(number: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         own, held = carry
         tile = score(number)
@@ -140,54 +173,40 @@ def rank_block(
             held = lax.dynamic_update_slice_in_dim(held, tile[None], number - first, axis=0)
         return jnp.where(inside, found, own), held
 
-    def count(number: jax.Array, before: jax.Array, *, own: bool) -> jax.Array:
-        if own:
-            tile = held[number - first] if tiles.held else score(number)
-            at = number * tiles.size + jnp.arange(tiles.size)[None, :] - asked.starts[:, None]
-            tile = jnp.where((at >= 0) & (at < asked.sizes[:, None]), jnp.inf, tile)
-        else:
-            tile = score(jnp.where(number < first, number, number + last - first))
-        return before + _count_before(tile, thresholds, most, tiles.strict)
-
     slots = jnp.arange(tiles.most)[None, :]
-    place = jnp.minimum(asked.starts[:, None] + slots, keys.cameras.shape[0] - 1)
-    valid = (slots < asked.sizes[:, None]) & (keys.cameras[place] != asked.cameras[:, None])
-    matches = jnp.sum(valid, axis=1, dtype=jnp.int32)
-    most = jnp.max(matches)
-    dtype = keys.squares.dtype if not tiles.given else source.dtype
+    place = jnp.minimum(asked.starts[:, None] + slots, cameras.shape[0] - 1)
+    valid = (slots < asked.sizes[:, None]) & (cameras[place] != asked.cameras[:, None])
+    dtype = jax.eval_shape(score, first).dtype
     own = jnp.full(valid.shape, jnp.inf, dtype)
     held = jnp.zeros((tiles.held, valid.shape[0], tiles.size), dtype)
     own, held = lax.fori_loop(first, last, gather, (own, held))
-    thresholds = jnp.where(valid, own, jnp.inf)
-    if tiles.first_only:
-        thresholds = jnp.min(thresholds, axis=1, keepdims=True)
-    else:
-        thresholds = jnp.sort(thresholds, axis=1)
-    before = jnp.zeros(thresholds.shape, jnp.int32)
-    before = lax.fori_loop(first, last, functools.partial(count, own=True), before)
-    others = keys.cameras.shape[0] // tiles.size - last + first
-    before = lax.fori_loop(0, others, functools.partial(count, own=False), before)
-    if tiles.first_only:
-        first_rank = jnp.where(matches > 0, before[:, 0] + 1, 0)
-        counts = jnp.stack([matches, first_rank, jnp.zeros_like(first_rank)], axis=1)
-        return counts, jnp.full((len(matches), len(AVERAGES)), jnp.nan, dtype)
-    return _from_ranks(before, matches, dtype)
+    own = jnp.where(valid, own, jnp.inf)
+    own = jnp.min(own, axis=1, keepdims=True) if tiles.first_only else jnp.sort(own, axis=1)
+    return own, jnp.sum(valid, axis=1, dtype=jnp.int32), held
 
 
-def _count_before(scores: jax.Array, thresholds: jax.Array, most: jax.Array, strict: bool) -> jax.Array:
-    """Scores `[q, t]` before each of the first `most` thresholds `[q, p]`, int32 `[q, p]`."""
-    width = scores.shape[1] // _LANES
+def count_before(
+    scores: jax.Array, thresholds: jax.Array, most: jax.Array, *, strict: bool, axis: int = 1
+) -> jax.Array:
+    """How many scores come before each of the first `most` thresholds `[q, p]`, int32 `[q, p]`.
+
+    Scores are `[q, t]`, or, to be counted along `axis` 0, `[t, q]`.
+    """
+    length = scores.shape[axis]
+    parts = 8 if length <= 1024 else _LANES
+    width = length // parts
 
     def chunk(number: jax.Array, counts: jax.Array) -> jax.Array:
-        these = lax.dynamic_slice_in_dim(thresholds, number * size, size, axis=1)[:, :, None]
-        # A sum over the last axis is a scalar loop in XLA's CPU code, 20 times slower than the products deserve;
-        # adding slices of the row element by element is vectorised; in bytes, as no partial count exceeds _LANES.
-        partial = jnp.zeros((), jnp.uint8)
-        for lane in range(_LANES):
-            part = scores[:, None, lane * width : (lane + 1) * width]
-            partial = partial + (part < these if strict else part <= these).astype(jnp.uint8)
-        found = jnp.sum(lax.optimization_barrier(partial), axis=-1, dtype=jnp.int32)
-        return lax.dynamic_update_slice_in_dim(counts, found, number * size, axis=1)
+        these = lax.dynamic_slice_in_dim(thresholds, number * size, size, axis=1)
+        these = these[:, :, None] if axis else these.T[:, None, :]
+        # A sum over one axis is a scalar loop in XLA's CPU code, 20 times slower than the products deserve; adding
+        # slices element by element is vectorised. Counts as wide as scores save the conversion of every vector.
+        partial = jnp.zeros((), jnp.int32)
+        for begin in range(0, length, width):
+            part = jnp.expand_dims(lax.slice_in_dim(scores, begin, begin + width, axis=axis), axis)
+            partial = partial + (part < these if strict else part <= these).astype(jnp.int32)
+        found = jnp.sum(lax.optimization_barrier(partial), axis=axis + 1, dtype=jnp.int32)
+        return lax.dynamic_update_slice_in_dim(counts, found if axis else found.T, number * size, axis=1)
 
     size = min(_CHUNK, thresholds.shape[1])
     nothing = jnp.zeros(thresholds.shape, jnp.int32)
@@ -196,8 +215,14 @@ def _count_before(scores: jax.Array, thresholds: jax.Array, most: jax.Array, str
     return lax.fori_loop(0, (most + size - 1) // size, chunk, nothing)
 
 
-def _from_ranks(before: jax.Array, matches: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Counts `[q, 3]` and averages `[q, 4]` from the wrong keys before each match, nearest first."""
+def from_ranks(
+    before: jax.Array, matches: jax.Array, dtype: jnp.dtype, first_only: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """COUNTS `[q, 3]` and AVERAGES `[q, 4]` from the wrong keys before each match, nearest first `[q, p]`."""
+    if first_only:
+        first_rank = jnp.where(matches > 0, before[:, 0] + 1, 0)
+        counts = jnp.stack([matches, first_rank, jnp.zeros_like(first_rank)], axis=1)
+        return counts, jnp.full((len(matches), len(AVERAGES)), jnp.nan, dtype)
     right = jnp.arange(1, before.shape[1] + 1, dtype=jnp.int32)[None, :]  # correct answers up to this match
     rank = before + right
     counted = right <= matches[:, None]
@@ -248,7 +273,7 @@ def _row_scores(source: jax.Array, keys: Keys) -> jax.Array:
     return scores(products(source, keys.vectors), keys.squares)
 
 
-_finish = jax.jit(_from_ranks, static_argnames="dtype")
+_finish = jax.jit(from_ranks, static_argnames="dtype")
 
 
 def nearest_keys(problem: Problem, to_space: Space, k: int) -> np.ndarray:

@@ -35,7 +35,7 @@ from hap2s_jax.evaluation.ranking import (
     rank_block_by_sorting,
     tile_shape,
 )
-from hap2s_jax.evaluation.symmetric import count_first_of_all
+from hap2s_jax.evaluation.symmetric import rank_all, serves_both
 
 TIES = ("pessimistic", "optimistic")
 Distance = Callable[[np.ndarray, np.ndarray], ArrayLike]
@@ -145,9 +145,9 @@ def rank_matches(
     strict = ties == "optimistic"
     measure = distance if callable(distance) else space(problem.embeddings, distance)
     # Ties need equal pairs to get equal products in two programs, which is tested on CPUs alone.
-    halved = first_only and cameras is None and {device.platform for device in pool} == {"cpu"}
-    if halved and isinstance(measure, Space) and np.array_equal(problem.query, np.sort(problem.gallery)):
-        counts, averages = count_first_of_all(problem, measure, strict=strict, devices=pool)
+    halved = block_size is None and {device.platform for device in pool} == {"cpu"}
+    if halved and isinstance(measure, Space) and serves_both(problem, first_only=first_only):
+        counts, averages = rank_all(problem, measure, strict=strict, first_only=first_only, devices=pool)
     else:
         counts, averages = _rank_blocks(problem, measure, strict, first_only, block_size, pool)
     if jax.process_count() > 1:

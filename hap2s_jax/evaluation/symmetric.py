@@ -1,4 +1,4 @@
-"""Ranks of first matches where every row asks all others: each product of two rows serves both, which halves the work.
+"""Ranks where every row asks all others: each product of two rows serves both, which halves the work.
 
 Rows lie sorted by class and are taken in tiles. A strip of tiles, from the diagonal on, counts for its rows and, turned
 over, for its columns. Counts are whole numbers, so that it does not matter which device has counted which strip.
@@ -7,8 +7,8 @@ over, for its columns. Counts are whole numbers, so that it does not matter whic
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,25 +17,51 @@ from jax import lax
 
 from hap2s_jax.distances import products, scores
 from hap2s_jax.distributed import experimental
-from hap2s_jax.evaluation.inputs import JUNK, Device, Problem, Space
-from hap2s_jax.evaluation.ranking import AVERAGES, build_keys
+from hap2s_jax.evaluation.inputs import Device, Problem, Space
+from hap2s_jax.evaluation.ranking import (
+    MANY,
+    Asked,
+    Tiles,
+    bucket,
+    build_keys,
+    count_before,
+    from_ranks,
+    match_scores,
+)
 
 _TILE = 512
-_LANES = 32  # parts of a tile that are added up in bytes, so that no partial count exceeds it
+_LANES = 32  # tiles are multiples of it
+_THRESHOLDS = 2**26  # that are held in memory for all rows
+_Tree = TypeVar("_Tree")
 
 
 class _Rows(NamedTuple):
-    """All rows, padded to whole tiles with rows of no class at an infinite distance."""
+    """All rows, sorted by class and padded to whole tiles with rows of no class at an infinite distance."""
 
-    vectors: jax.Array  # [m, d]
-    squares: jax.Array  # [m]
-    labels: jax.Array  # [m]
+    vectors: Any  # [m, d], here and below an array on the host or on a device
+    squares: Any  # [m]
+    asked: Asked  # [m] each
 
 
-def count_first_of_all(
-    problem: Problem, to_space: Space, *, strict: bool, devices: Sequence[Device]
+class _Own(NamedTuple):
+    """What the rows compare others with."""
+
+    thresholds: Any  # [m, p], the scores of their matches, ascending, then infinite
+    matches: Any  # [m], how many these are
+
+
+def serves_both(problem: Problem, *, first_only: bool) -> bool:
+    """Whether a problem's queries are its gallery, and their matches few enough to be counted for and kept."""
+    if not np.array_equal(np.sort(problem.query), np.sort(problem.gallery)):
+        return False
+    most = 1 if first_only else int(np.bincount(problem.labels[problem.gallery]).max())
+    return most <= MANY and bucket(most) * len(problem.query) <= _THRESHOLDS
+
+
+def rank_all(
+    problem: Problem, to_space: Space, *, strict: bool, first_only: bool, devices: Sequence[Device]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The result of `ranking.rank_block` with `first_only`, for all rows of `problem.query`, which is its gallery too.
+    """COUNTS `[q, 3]` and AVERAGES `[q, 4]`, as `ranking.rank_block` has them, of a problem that `serves_both`.
 
     With several processes each counts its share of the strips, and adds up all shares.
 
@@ -43,46 +69,60 @@ def count_first_of_all(
       problem: whose query and gallery are the same rows.
       to_space: maps its embeddings.
       strict: whether a wrong row must be strictly nearer to come before.
+      first_only: whether the first match is all that is wanted.
       devices: to spread the strips over.
     """
-    kept, _, sizes = problem.by_class()
-    count = len(kept)
-    side = min(_TILE, -(-count // _LANES) * _LANES)
-    keys = build_keys(problem.embeddings, to_space, problem.cameras, kept, side)
-    labels = np.pad(problem.labels[kept], (0, len(keys[1]) - count), constant_values=JUNK)
-    tiles = len(keys[1]) // side
-    # For each tile, the last tile with members of its rows' classes.
-    changes = np.append(np.flatnonzero(np.diff(problem.labels[kept])), count - 1)
-    ends = changes[np.searchsorted(changes, np.arange(count))] // side
-    last = [int(ends[min((b + 1) * side, count) - 1]) for b in range(tiles)]
-    copies = [_Rows(*jax.device_put((*keys[:2], labels), device)) for device in devices]
-    near = [jax.device_put(np.full(len(keys[1]), np.inf, keys[1].dtype), device) for device in devices]
-    for b in range(tiles):
-        at = b % len(devices)
-        near[at] = _nearest_matches(copies[at], near[at], np.int32(b), np.int32(last[b]), side=side)
-    nearest = np.min([np.asarray(part) for part in near], axis=0)
-    thresholds = [jax.device_put(nearest, device) for device in devices]
-    found = [jax.device_put(np.zeros(len(keys[1]), np.int32), device) for device in devices]
-    for number, b in enumerate(range(tiles)[jax.process_index() :: jax.process_count()]):
+    order, rows, spans, tiles = _prepare(problem, to_space, strict, first_only)
+    copies = [jax.device_put(rows, device) for device in devices]
+    own = [_match_scores(copies[b % len(devices)], *span, tiles=tiles) for b, span in enumerate(spans)]
+    own = _Own(*(np.concatenate(jax.device_get(parts)) for parts in zip(*own, strict=True)))
+    found = [jax.device_put(np.zeros(own.thresholds.shape, np.int32), device) for device in devices]
+    known = [jax.device_put(own, device) for device in devices]
+    for number, (b, _, last) in enumerate(spans[jax.process_index() :: jax.process_count()]):
         at = number % len(devices)
-        span = (np.int32(n) for n in (b, last[b], tiles))
-        found[at] = _count_strip(
-            copies[at], thresholds[at], found[at], *map(np.asarray, span), side=side, strict=strict
-        )
-    before = np.sum([np.asarray(part, np.int64) for part in found], axis=0)[:count]
+        found[at] = _count_strip(copies[at], known[at], found[at], b, last, tiles=tiles)
+    before = np.sum(jax.device_get(found), axis=0)
     if jax.process_count() > 1:
         before = np.sum(np.asarray(experimental.gather(before)), axis=0)
-    first = np.empty(int(kept.max()) + 1, np.int64)
-    first[kept] = before + 1
-    matches = sizes - 1
-    counts = np.stack(
-        [matches, np.where(matches > 0, first[problem.query], 0), np.zeros_like(matches)], axis=1
+    values = [
+        _results(*(part[edge : edge + tiles.size] for part in (before, *own)), first_only=first_only)
+        for edge in range(0, len(before), tiles.size)
+    ]
+    counts, averages = (np.concatenate(jax.device_get(parts))[order] for parts in zip(*values, strict=True))
+    return counts.astype(np.int64), averages.astype(np.float64)
+
+
+def _prepare(
+    problem: Problem, to_space: Space, strict: bool, first_only: bool
+) -> tuple[np.ndarray, _Rows, np.ndarray, Tiles]:
+    """Each query's place among the sorted rows, `[q]`; these rows; the strips, int32 `[s, 3]`; and the tiles.
+
+    Of a strip, its number, the first tile with members of its rows' classes and the one after the last.
+    """
+    kept, starts, sizes = problem.by_class()
+    count = len(kept)
+    side = min(_TILE, -(-count // _LANES) * _LANES)
+    vectors, squares, cameras = build_keys(problem.embeddings, to_space, problem.cameras, kept, side)
+    place = np.empty(int(kept.max()) + 1, np.int64)
+    place[kept] = np.arange(count)
+    order = place[problem.query]
+    start, size = np.full(len(squares), -1), np.zeros(len(squares), np.int64)
+    start[order], size[order] = starts, sizes
+    edges = np.arange(0, len(squares), side)
+    last = np.minimum(edges + side, count) - 1
+    spans = np.stack([edges, start[edges], start[last] + size[last] + side - 1], axis=1)
+    tiles = Tiles(side, bucket(int(sizes.max())), 0, strict, first_only, False)
+    return (
+        order,
+        _Rows(vectors, squares, Asked(cameras, start, size)),
+        (spans // side).astype(np.int32),
+        tiles,
     )
-    return counts, np.full((count, len(AVERAGES)), np.nan)
 
 
-def _tile(rows: _Rows, number: jax.Array, side: int) -> _Rows:
-    return _Rows(*(lax.dynamic_slice_in_dim(part, number * side, side) for part in rows))
+def _tile(tree: _Tree, number: jax.Array, tiles: Tiles) -> _Tree:
+    """The rows of this tile, of every array."""
+    return jax.tree.map(lambda part: lax.dynamic_slice_in_dim(part, number * tiles.size, tiles.size), tree)
 
 
 def _scores(a: _Rows, b: _Rows) -> tuple[jax.Array, jax.Array]:
@@ -91,66 +131,55 @@ def _scores(a: _Rows, b: _Rows) -> tuple[jax.Array, jax.Array]:
     return scores(inner, b.squares), scores(inner.T, a.squares).T
 
 
-@functools.partial(jax.jit, static_argnames="side", donate_argnums=1)
-def _nearest_matches(rows: _Rows, near: jax.Array, b: jax.Array, last: jax.Array, *, side: int) -> jax.Array:
-    """The least score of each row's matches `[m]`, with the tiles from `b` to `last` of strip `b` taken in."""
-    own = _tile(rows, b, side)
+@functools.partial(jax.jit, static_argnames="tiles")
+def _match_scores(
+    rows: _Rows, b: jax.Array, first: jax.Array, last: jax.Array, *, tiles: Tiles
+) -> tuple[jax.Array, jax.Array]:
+    """What `_Own` holds of strip `b`."""
+    own = _tile(rows, b, tiles)
 
-    def take(c: jax.Array, near: jax.Array) -> jax.Array:
-        other = _tile(rows, c, side)
-        itself = (b == c) & jnp.eye(side, dtype=bool)
-        match = (own.labels[:, None] == other.labels[None, :]) & ~itself
-        for_rows, for_columns = (jnp.where(match, score, jnp.inf) for score in _scores(own, other))
-        near = _merge(jnp.minimum, near, jnp.min(for_rows, axis=1), b, side)
-        return _merge(jnp.minimum, near, jnp.min(for_columns, axis=0), c, side)
+    def score(number: jax.Array) -> jax.Array:
+        return _scores(own, _tile(rows, number, tiles))[0]
 
-    return lax.fori_loop(b, last + 1, take, near)
+    return match_scores(score, own.asked, rows.asked.cameras, first, last, tiles=tiles)[:2]
 
 
-@functools.partial(jax.jit, static_argnames=("side", "strict"), donate_argnums=2)
+@functools.partial(jax.jit, static_argnames="tiles", donate_argnums=2)
 def _count_strip(
-    rows: _Rows,
-    thresholds: jax.Array,
-    counts: jax.Array,
-    b: jax.Array,
-    last: jax.Array,
-    tiles: jax.Array,
-    *,
-    side: int,
-    strict: bool,
+    rows: _Rows, known: _Own, counts: jax.Array, b: jax.Array, last: jax.Array, *, tiles: Tiles
 ) -> jax.Array:
-    """`counts` `[m]` of wrong rows before the match, with the tiles from the diagonal on of strip `b` added."""
-    own = _tile(rows, b, side)
-    threshold = lax.dynamic_slice_in_dim(thresholds, b * side, side)[:, None]
+    """`counts` `[m, p]` of wrong rows before each match, with the tiles from the diagonal on of strip `b` added."""
+    own, own_known = _tile((rows, known), b, tiles)
+    most = jnp.max(own_known.matches)
 
-    def take(c: jax.Array, counts: jax.Array, *, near: bool) -> jax.Array:
-        other = _tile(rows, c, side)
+    def take(c: jax.Array, carry: tuple[jax.Array, jax.Array], *, near: bool) -> tuple[jax.Array, jax.Array]:
+        counts, own_counts = carry
+        other, other_known = _tile((rows, known), c, tiles)
         for_rows, for_columns = _scores(own, other)
-        others = lax.dynamic_slice_in_dim(thresholds, c * side, side)[None, :]
-        before_rows = for_rows < threshold if strict else for_rows <= threshold
-        before_columns = for_columns < others if strict else for_columns <= others
         if near:  # only these tiles hold matches; on the diagonal, rows and columns are the same
-            wrong = own.labels[:, None] != other.labels[None, :]
-            before_rows, before_columns = wrong & before_rows, wrong & before_columns & (b != c)
-        counts = _merge(jnp.add, counts, _count(before_rows, 1), b, side)
-        return _merge(jnp.add, counts, _count(before_columns, 0), c, side)
+            right = own.asked.starts[:, None] == other.asked.starts[None, :]
+            for_rows = jnp.where(right, jnp.inf, for_rows)
+            for_columns = jnp.where(right | (b == c), jnp.inf, for_columns)
+        own_counts += count_before(for_rows, own_known.thresholds, most, strict=tiles.strict)
+        found = count_before(
+            for_columns, other_known.thresholds, jnp.max(other_known.matches), strict=tiles.strict, axis=0
+        )
+        return _add(counts, found, c), own_counts
 
-    counts = lax.fori_loop(b, last + 1, functools.partial(take, near=True), counts)
-    return lax.fori_loop(last + 1, tiles, functools.partial(take, near=False), counts)
+    def _add(counts: jax.Array, found: jax.Array, number: jax.Array) -> jax.Array:
+        at = number * tiles.size
+        old = lax.dynamic_slice_in_dim(counts, at, tiles.size)
+        return lax.dynamic_update_slice_in_dim(counts, old + found, at, axis=0)
+
+    carry = counts, jnp.zeros(own_known.thresholds.shape, jnp.int32)
+    carry = lax.fori_loop(b, last, functools.partial(take, near=True), carry)
+    end = counts.shape[0] // tiles.size
+    counts, own_counts = lax.fori_loop(last, end, functools.partial(take, near=False), carry)
+    return _add(counts, own_counts, b)
 
 
-def _count(hits: jax.Array, axis: int) -> jax.Array:
-    """Counts along an axis, int32; adds bytes first, which XLA's CPU code vectorises."""
-    parts = jnp.split(hits.astype(jnp.uint8), _LANES, axis=axis)
-    return jnp.sum(lax.optimization_barrier(sum(parts[1:], parts[0])), axis=axis, dtype=jnp.int32)
-
-
-def _merge(
-    how: Callable[[jax.Array, jax.Array], jax.Array],
-    into: jax.Array,
-    part: jax.Array,
-    number: jax.Array,
-    side: int,
-) -> jax.Array:
-    old = lax.dynamic_slice_in_dim(into, number * side, side)
-    return lax.dynamic_update_slice_in_dim(into, how(old, part), number * side, axis=0)
+@functools.partial(jax.jit, static_argnames="first_only")
+def _results(
+    before: jax.Array, thresholds: jax.Array, matches: jax.Array, *, first_only: bool
+) -> tuple[jax.Array, jax.Array]:
+    return from_ranks(before, matches, thresholds.dtype, first_only)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import retrieval_oracle as oracle
 
-from hap2s_jax.evaluation import retrieval, symmetric
+from hap2s_jax.evaluation import inputs, retrieval, symmetric
 
 FIGURES = (
     "matches",
@@ -133,9 +133,9 @@ def test_counting_and_sorting_agree_to_the_last_bit(ties, monkeypatch):
     rng = np.random.default_rng(2)
     x, labels = rng.integers(-2, 3, size=(131, 4)).astype(np.float32), rng.integers(0, 3, 131)
     monkeypatch.setattr(retrieval, "MANY", 10**6)
-    counted = retrieval.rank_matches(x, labels, ties=ties)
+    counted = retrieval.rank_matches(x, labels, ties=ties, block_size=64)
     monkeypatch.setattr(retrieval, "MANY", 0)
-    by_sorting = retrieval.rank_matches(x, labels, ties=ties)
+    by_sorting = retrieval.rank_matches(x, labels, ties=ties, block_size=64)
     for name in FIGURES:
         np.testing.assert_array_equal(getattr(counted, name), getattr(by_sorting, name))
     assert_agrees(by_sorting, oracle.walk(x, labels, ties=ties))
@@ -161,28 +161,38 @@ def test_first_only_agrees_with_the_whole():
 @pytest.mark.parametrize("kind", ["euclidean", "cosine"])
 @pytest.mark.parametrize("ties", ["pessimistic", "optimistic"])
 @pytest.mark.parametrize("classes", [1, 3, 9, 60])
-def test_first_ranks_among_all_agree_with_a_walk(kind, ties, classes, monkeypatch):
+def test_ranks_among_all_agree_with_a_walk(kind, ties, classes, monkeypatch):
     """By tiles that serve both sides; classes of several tiles, of part of one, and of one image."""
     monkeypatch.setattr(symmetric, "_TILE", 32)
-    x, labels, _, _ = random_case(classes, n=150, d=3, classes=classes, integers=kind == "euclidean")
-    expected = oracle.walk(x, labels, kind=kind, ties=ties)
-    for devices in (jax.devices()[:1], jax.devices()[:3]):
-        found = retrieval.rank_matches(x, labels, distance=kind, ties=ties, first_only=True, devices=devices)
-        for name in ("query", "matches", "first_rank"):
-            np.testing.assert_array_equal(getattr(found, name), [e[name] for e in expected])
-    assert np.isnan(found.average_precision).all()
+    x, labels, cameras, _ = random_case(classes, n=150, d=3, classes=classes, integers=kind == "euclidean")
+    for rule in (None, cameras):
+        expected = oracle.walk(x, labels, rule, kind=kind, ties=ties)
+        for devices in (jax.devices()[:1], jax.devices()[:3]):
+            choice = {"cameras": rule, "distance": kind, "ties": ties, "devices": devices}
+            assert_agrees(retrieval.rank_matches(x, labels, **choice), expected)
+            found = retrieval.rank_matches(x, labels, first_only=True, **choice)
+            for name in ("query", "matches", "first_rank"):
+                np.testing.assert_array_equal(getattr(found, name), [e[name] for e in expected])
+            assert np.isnan(found.average_precision).all()
 
 
-def test_first_ranks_among_a_shuffled_part_of_all():
-    x, labels, _, rng = random_case(3)
+def test_ranks_among_a_shuffled_part_of_all(monkeypatch):
+    monkeypatch.setattr(symmetric, "_TILE", 32)
+    x, labels, cameras, rng = random_case(3)
     part = rng.permutation(len(x))[:50]
-    expected = oracle.walk(x, labels, None, part, part)
-    found = retrieval.rank_matches(x, labels, query=part, gallery=part, first_only=True)
-    np.testing.assert_array_equal(found.first_rank, [e["first_rank"] for e in expected])
-    part = np.sort(part)
-    found = retrieval.rank_matches(x, labels, query=part, gallery=part[::-1], first_only=True)
-    expected = oracle.walk(x, labels, None, part, part)
-    np.testing.assert_array_equal(found.first_rank, [e["first_rank"] for e in expected])
+    for gallery in (part, part[::-1], np.sort(part)):
+        expected = oracle.walk(x, labels, cameras, part, part)
+        assert_agrees(
+            retrieval.rank_matches(x, labels, cameras=cameras, query=part, gallery=gallery), expected
+        )
+
+
+def test_classes_too_large_to_count_are_sorted_as_before(monkeypatch):
+    x, labels, _, _ = random_case(4, classes=3)
+    monkeypatch.setattr(symmetric, "MANY", 8)
+    problem = inputs.check_problem(x, labels, None, None, None)
+    assert not symmetric.serves_both(problem, first_only=False)
+    assert symmetric.serves_both(problem, first_only=True)
 
 
 @pytest.mark.parametrize("far", [0.0, 1e4])
