@@ -24,7 +24,7 @@ from hap2s_jax.evaluation.inputs import Device, Problem, Space, cached_cells
 COUNTS = ("matches", "first_rank", "last_rank")
 AVERAGES = ("average_precision", "average_precision_trapezoid", "map_at_r", "r_precision")
 
-_LANES = 32  # tiles are multiples of it, so that counts can be added up in as many parts
+LANES = 32  # tiles are multiples of it, so that counts can be added up in as many parts
 _WHOLE_ROWS = 24 * 2**20  # distances in a block that needs whole rows
 MANY = 256  # matches from which on a CPU sorts the row instead
 _CHUNK = 4  # matches counted in one pass over a row of scores
@@ -75,7 +75,7 @@ def bucket(most: int, least: int = _CHUNK, factor: int = 4) -> int:
 
 
 def tile_shape(queries: int, keys: int, device: Device, *, whole_rows: bool) -> tuple[int, int]:
-    """Queries in a block, and keys in a tile (a multiple of `_LANES`), each of nearly equal size.
+    """Queries in a block, and keys in a tile (a multiple of `LANES`), each of nearly equal size.
 
     Args:
       queries: how many ask.
@@ -90,7 +90,7 @@ def tile_shape(queries: int, keys: int, device: Device, *, whole_rows: bool) -> 
     if whole_rows:
         block = min(block, max(8, _WHOLE_ROWS // keys))
     blocks = -(-queries // block)
-    return -(-queries // (blocks * 8)) * 8, -(-keys // (tiles * _LANES)) * _LANES
+    return -(-queries // (blocks * 8)) * 8, -(-keys // (tiles * LANES)) * LANES
 
 
 def build_keys(
@@ -193,7 +193,7 @@ def count_before(
     Scores are `[q, t]`, or, to be counted along `axis` 0, `[t, q]`.
     """
     length = scores.shape[axis]
-    parts = 8 if length <= 1024 else _LANES
+    parts = 8 if length <= 1024 else LANES
     width = length // parts
 
     def chunk(number: jax.Array, counts: jax.Array) -> jax.Array:
@@ -280,7 +280,7 @@ def nearest_keys(problem: Problem, to_space: Space, k: int) -> np.ndarray:
     """Row numbers of each query's `k` nearest keys, int64 `[q, k]`; -1 where there are fewer."""
     array, labels, cameras, asked, kept = problem
     block, _ = tile_shape(len(asked), len(kept), jax.devices()[0], whole_rows=True)
-    keys = Keys(*map(jnp.asarray, build_keys(array, to_space, cameras, kept, _LANES)))
+    keys = Keys(*map(jnp.asarray, build_keys(array, to_space, cameras, kept, LANES)))
     classes = np.pad(labels[kept], (0, len(keys.cameras) - len(kept)), constant_values=-1)
     found = []
     for begin in range(0, len(asked), block):

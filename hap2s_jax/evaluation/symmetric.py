@@ -19,6 +19,7 @@ from hap2s_jax.distances import products, scores
 from hap2s_jax.distributed import experimental
 from hap2s_jax.evaluation.inputs import Device, Problem, Space
 from hap2s_jax.evaluation.ranking import (
+    LANES,
     MANY,
     Asked,
     Tiles,
@@ -30,8 +31,10 @@ from hap2s_jax.evaluation.ranking import (
 )
 
 _TILE = 512
-_LANES = 32  # tiles are multiples of it
 _THRESHOLDS = 2**26  # that are held in memory for all rows
+# With fewer dimensions a match, counting along columns takes longer than the saved products. Measured beside `ranking`:
+# SOP (up to 11 matches) 1.7 times as fast at 512 dimensions, 1.2 at 128; CUB (60) 1.1 times at 2,048, 0.9 at 128.
+_DIMENSIONS = 8
 _Tree = TypeVar("_Tree")
 
 
@@ -51,11 +54,14 @@ class _Own(NamedTuple):
 
 
 def serves_both(problem: Problem, *, first_only: bool) -> bool:
-    """Whether a problem's queries are its gallery, and their matches few enough to be counted for and kept."""
+    """Whether a problem's queries are its gallery, and their matches so few that halving the products is worth it."""
     if not np.array_equal(np.sort(problem.query), np.sort(problem.gallery)):
         return False
-    most = 1 if first_only else int(np.bincount(problem.labels[problem.gallery]).max())
-    return most <= MANY and bucket(most) * len(problem.query) <= _THRESHOLDS
+    if first_only:
+        return True
+    most = int(np.bincount(problem.labels[problem.gallery]).max())
+    few = most * _DIMENSIONS <= problem.embeddings.shape[1] and most <= MANY
+    return few and bucket(most) * len(problem.query) <= _THRESHOLDS
 
 
 def rank_all(
@@ -101,7 +107,7 @@ def _prepare(
     """
     kept, starts, sizes = problem.by_class()
     count = len(kept)
-    side = min(_TILE, -(-count // _LANES) * _LANES)
+    side = min(_TILE, -(-count // LANES) * LANES)
     vectors, squares, cameras = build_keys(problem.embeddings, to_space, problem.cameras, kept, side)
     place = np.empty(int(kept.max()) + 1, np.int64)
     place[kept] = np.arange(count)

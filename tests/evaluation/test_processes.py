@@ -21,7 +21,7 @@ address, number, source, target = sys.argv[1:]
 devices.initialize_processes(address, 2, int(number))
 arrays = np.load(source)
 found = retrieval.rank_matches(arrays["x"], arrays["labels"], cameras=arrays["cameras"], block_size=16)
-symmetric._TILE = 32  # several strips, of which each process takes its share
+symmetric._TILE, symmetric._DIMENSIONS = 32, 0  # several strips, of which each process takes its share
 among_all = retrieval.rank_matches(arrays["x"], arrays["labels"], cameras=arrays["cameras"])
 ranks = {"first": found.first_rank, "last": found.last_rank, "all_first": among_all.first_rank}
 ranks |= {"all_last": among_all.last_rank, "all_average": among_all.average_precision}

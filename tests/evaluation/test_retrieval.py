@@ -164,6 +164,7 @@ def test_first_only_agrees_with_the_whole():
 def test_ranks_among_all_agree_with_a_walk(kind, ties, classes, monkeypatch):
     """By tiles that serve both sides; classes of several tiles, of part of one, and of one image."""
     monkeypatch.setattr(symmetric, "_TILE", 32)
+    monkeypatch.setattr(symmetric, "_DIMENSIONS", 0)  # however many matches
     x, labels, cameras, _ = random_case(classes, n=150, d=3, classes=classes, integers=kind == "euclidean")
     for rule in (None, cameras):
         expected = oracle.walk(x, labels, rule, kind=kind, ties=ties)
@@ -178,6 +179,7 @@ def test_ranks_among_all_agree_with_a_walk(kind, ties, classes, monkeypatch):
 
 def test_ranks_among_a_shuffled_part_of_all(monkeypatch):
     monkeypatch.setattr(symmetric, "_TILE", 32)
+    monkeypatch.setattr(symmetric, "_DIMENSIONS", 0)
     x, labels, cameras, rng = random_case(3)
     part = rng.permutation(len(x))[:50]
     for gallery in (part, part[::-1], np.sort(part)):
@@ -187,12 +189,17 @@ def test_ranks_among_a_shuffled_part_of_all(monkeypatch):
         )
 
 
-def test_classes_too_large_to_count_are_sorted_as_before(monkeypatch):
-    x, labels, _, _ = random_case(4, classes=3)
-    monkeypatch.setattr(symmetric, "MANY", 8)
+@pytest.mark.parametrize(
+    ("images_a_class", "dimensions", "expected"), [(5, 64, True), (9, 64, False), (300, 4096, False)]
+)
+def test_products_serve_both_sides_where_there_are_few_matches_to_count(images_a_class, dimensions, expected):
+    labels = np.repeat(np.arange(2), images_a_class)
+    x = np.random.default_rng(0).normal(size=(len(labels), dimensions)).astype(np.float32)
     problem = inputs.check_problem(x, labels, None, None, None)
-    assert not symmetric.serves_both(problem, first_only=False)
+    assert symmetric.serves_both(problem, first_only=False) == expected
     assert symmetric.serves_both(problem, first_only=True)
+    for some in (problem._replace(query=problem.query[1:]), problem._replace(gallery=problem.gallery[1:])):
+        assert not symmetric.serves_both(some, first_only=True)
 
 
 @pytest.mark.parametrize("far", [0.0, 1e4])
