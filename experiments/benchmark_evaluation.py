@@ -20,7 +20,8 @@ Peak memory is a process of its own per contestant, and includes the inputs.
 
 torchreid and fastreid take part where HAP2S_REFERENCE_CODE names a folder with checkouts `deep-person-reid` and
 `fast-reid` (their compiled rank functions too, where built there); faiss and pytorch-metric-learning where the
-extra `bench` is installed.
+extra `bench` is installed. A processor that the OpenBLAS in faiss's wheel does not know slows both down several times;
+OPENBLAS_CORETYPE (SkylakeX, Zen) names one that it knows.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import os
 import pathlib
 import resource
 import subprocess
@@ -130,6 +132,8 @@ def main() -> None:
         if importlib.util.find_spec(_MODULE_OF.get(name, name))
     }
     command = "python experiments/benchmark_evaluation.py " + " ".join(sys.argv[1:])
+    if core := os.environ.get("OPENBLAS_CORETYPE"):
+        command = f"OPENBLAS_CORETYPE={core} {command}"
     mode = options.mode + ("-memory" if options.memory else "")
     write(pathlib.Path(options.output), mode, {"command": command, "environment": facts, "rows": rows})
     print(f"written to {options.output}")
