@@ -159,8 +159,7 @@ def match_scores(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The scores of a block's matches, ascending `[q, p]` and infinite where there is none; how many these are `[q]`.
 
-    And the tiles from `first` to `last` themselves, as far as `tiles.held` says. `score` makes tile number so and so;
-    `cameras` `[m]` are the keys'.
+    Also the tiles themselves, from `first` to `last`, where `tiles.held`. `score` makes one; `cameras` `[m]` of the keys.
     """
 
     def gather(number: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -192,9 +191,8 @@ def count_before(
 
     Scores are `[q, t]`, or, to be counted along `axis` 0, `[t, q]`.
     """
-    length = scores.shape[axis]
-    parts = 8 if length <= 1024 else LANES
-    width = length // parts
+    parts = 8 if scores.shape[axis] <= 1024 else LANES
+    width = scores.shape[axis] // parts
 
     def chunk(number: jax.Array, counts: jax.Array) -> jax.Array:
         these = lax.dynamic_slice_in_dim(thresholds, number * size, size, axis=1)
@@ -202,7 +200,7 @@ def count_before(
         # A sum over one axis is a scalar loop in XLA's CPU code, 20 times slower than the products deserve; adding
         # slices element by element is vectorised. Counts as wide as scores save the conversion of every vector.
         partial = jnp.zeros((), jnp.int32)
-        for begin in range(0, length, width):
+        for begin in range(0, parts * width, width):
             part = jnp.expand_dims(lax.slice_in_dim(scores, begin, begin + width, axis=axis), axis)
             partial = partial + (part < these if strict else part <= these).astype(jnp.int32)
         found = jnp.sum(lax.optimization_barrier(partial), axis=axis + 1, dtype=jnp.int32)
