@@ -159,7 +159,7 @@ def match_scores(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The scores of a block's matches, ascending `[q, p]` and infinite where there is none; how many these are `[q]`.
 
-    Also the tiles themselves, from `first` to `last`, where `tiles.held`. `score` makes one; `cameras` `[m]` of the keys.
+    Also the tiles from `first` to `last` themselves, if `tiles.held`. `score` makes one; `cameras` `[m]` are the keys'.
     """
 
     def gather(number: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
