@@ -11,9 +11,9 @@ training, and a match counts only across vendors. The default trains HAP2S_P and
 identification loss (the two together do better than either alone). `tiny` takes seconds and learns nothing; `gpu` is a
 larger encoder for one GPU and has not been run yet.
 
-The default takes about five minutes on two CPU cores (304 to 339 s measured on a shared host), 2.0 GiB, and reaches a
-cross-vendor mAP of 0.405 to 0.414 over three seeds (raw pixels: 0.155). The recipe was chosen on classes of the
-training part, never on test classes.
+The default takes about five minutes on two CPU cores (304 to 339 s on an AMD EPYC, 272 s on an Intel Xeon), 2.0 GiB,
+and reaches a cross-vendor mAP of 0.405 to 0.414 over three seeds on the EPYC, 0.39 and 0.40 on the Xeon (raw pixels:
+0.155). The recipe was chosen on classes of the training part, never on test classes.
 """
 
 from __future__ import annotations
