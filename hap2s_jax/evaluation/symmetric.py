@@ -147,7 +147,19 @@ def _match_scores(
     def score(number: jax.Array) -> jax.Array:
         return _scores(own, _tile(rows, number, tiles))[0]
 
-    return match_scores(score, own.asked, rows.asked.cameras, first, last, tiles=tiles)[:2]
+    def take(number: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        nearest, matches = carry
+        asked, other = own.asked, _tile(rows.asked, number, tiles)
+        right = asked.starts[:, None] == other.starts[None, :]
+        right &= asked.cameras[:, None] != other.cameras[None, :]
+        found = jnp.min(jnp.where(right, score(number), jnp.inf), axis=1, keepdims=True)
+        return jnp.minimum(nearest, found), matches + jnp.sum(right, axis=1, dtype=jnp.int32)
+
+    if not tiles.first_only:
+        return match_scores(score, own.asked, rows.asked.cameras, first, last, tiles=tiles)[:2]
+    # Without a slot for each match, of which a large class has thousands.
+    carry = jnp.full((tiles.size, 1), jnp.inf, own.squares.dtype), jnp.zeros(tiles.size, jnp.int32)
+    return lax.fori_loop(first, last, take, carry)
 
 
 @functools.partial(jax.jit, static_argnames="tiles", donate_argnums=2)

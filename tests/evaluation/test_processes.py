@@ -24,6 +24,7 @@ found = retrieval.rank_matches(arrays["x"], arrays["labels"], cameras=arrays["ca
 symmetric._TILE, symmetric._DIMENSIONS = 32, 0  # several strips, of which each process takes its share
 among_all = retrieval.rank_matches(arrays["x"], arrays["labels"], cameras=arrays["cameras"])
 ranks = {"first": found.first_rank, "last": found.last_rank, "all_first": among_all.first_rank}
+ranks["first_of_all"] = retrieval.rank_matches(arrays["x"], arrays["labels"], first_only=True).first_rank
 ranks |= {"all_last": among_all.last_rank, "all_average": among_all.average_precision}
 np.savez(target, average=found.average_precision, **ranks)
 """
@@ -57,8 +58,10 @@ def test_two_processes_agree_with_one(tmp_path):
         for worker in workers:
             worker.kill()
     alone = retrieval.rank_matches(x, labels, cameras=cameras, block_size=16)
+    first_of_all = retrieval.rank_matches(x, labels).first_rank
     for i in range(2):
         found = np.load(tmp_path / f"{i}.npz")
+        np.testing.assert_array_equal(found["first_of_all"], first_of_all)
         np.testing.assert_array_equal(found["first"], alone.first_rank)
         np.testing.assert_array_equal(found["all_first"], alone.first_rank)
         np.testing.assert_array_equal(found["all_last"], alone.last_rank)

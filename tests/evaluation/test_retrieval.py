@@ -133,9 +133,9 @@ def test_counting_and_sorting_agree_to_the_last_bit(ties, monkeypatch):
     rng = np.random.default_rng(2)
     x, labels = rng.integers(-2, 3, size=(131, 4)).astype(np.float32), rng.integers(0, 3, 131)
     monkeypatch.setattr(retrieval, "MANY", 10**6)
-    counted = retrieval.rank_matches(x, labels, ties=ties, block_size=64)
+    counted = retrieval.rank_matches(x, labels, ties=ties)
     monkeypatch.setattr(retrieval, "MANY", 0)
-    by_sorting = retrieval.rank_matches(x, labels, ties=ties, block_size=64)
+    by_sorting = retrieval.rank_matches(x, labels, ties=ties)
     for name in FIGURES:
         np.testing.assert_array_equal(getattr(counted, name), getattr(by_sorting, name))
     assert_agrees(by_sorting, oracle.walk(x, labels, ties=ties))
@@ -184,9 +184,10 @@ def test_ranks_among_a_shuffled_part_of_all(monkeypatch):
     part = rng.permutation(len(x))[:50]
     for gallery in (part, part[::-1], np.sort(part)):
         expected = oracle.walk(x, labels, cameras, part, part)
-        assert_agrees(
-            retrieval.rank_matches(x, labels, cameras=cameras, query=part, gallery=gallery), expected
-        )
+        chosen = {"cameras": cameras, "query": part, "gallery": gallery}
+        assert_agrees(retrieval.rank_matches(x, labels, **chosen), expected)
+        first = retrieval.rank_matches(x, labels, first_only=True, **chosen)
+        np.testing.assert_array_equal(first.first_rank, [e["first_rank"] for e in expected])
 
 
 @pytest.mark.parametrize(
