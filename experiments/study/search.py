@@ -18,7 +18,7 @@ from study.settings import Setting
 
 RATES = (0.25, 0.5, 1.0, 2.0)  # factors of the config's learning rate
 BEYOND = 2
-FINALISTS = 3
+FINALISTS = 2
 SEEDS = (0, 1)  # of the search in stages
 
 
