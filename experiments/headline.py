@@ -117,7 +117,8 @@ def chosen(study: Study, name: str) -> Setting | None:
 
 def headline(study: Study, seeds: Sequence[int]) -> report.Tables:
     """The losses alone."""
-    rows = [collect(study, name, chosen(study, name), seeds) for name in _some(study, NAMED)]
+    names = [name for name in _some(study, NAMED) if name in study.options.losses.split(",")]
+    rows = [collect(study, name, chosen(study, name), seeds) for name in names]
     return {"2,400 steps": (rows, rows[0])}
 
 
@@ -231,6 +232,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument(
         "--parts", default=",".join(PARTS), help="tables to make, comma-separated, in this order"
     )
+    options.add_argument(
+        "--losses",
+        default=",".join(NAMED),
+        help="of the first table, comma-separated; all of them by default",
+    )
     options.add_argument("--cores", type=int, default=1, help="processes, each on a core of its own")
     options.add_argument("--estimate", action="store_true", help="only say what is left to train")
     options.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -240,6 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = study.options.parts.split(",")
     if unknown := [name for name in names if name not in PARTS]:
         raise UserError(f"--parts {unknown[0]!r}: there are {', '.join(PARTS)}")
+    if unknown := [name for name in study.options.losses.split(",") if name not in NAMED]:
+        raise UserError(f"--losses {unknown[0]!r}: there are {', '.join(NAMED)}")
     if study.options.estimate:
         return print(Estimate(study.options).of({name: PARTS[name] for name in names}))
     if not study.options.report_only and {"eight", "outliers", "glyphs"} & {*names} and not GLYPHS.is_file():

@@ -358,7 +358,8 @@ def test_an_override_of_the_wrong_kind_is_one_line(given, says):
 
 
 _STUBBORN = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in what they start in the background
 sys.argv[0] = "hap2s"
 import time
 from hap2s_jax import cli

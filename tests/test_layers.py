@@ -249,3 +249,12 @@ def test_training_and_evaluation_need_no_tensorflow():
         "matplotlib",
         "torch",
     }
+
+
+def test_tensorflow_loads_without_keras():
+    """Half of the seconds of its import; the environment is left as it was."""
+    loaded = _loaded_after(
+        "from hap2s_jax.data.tf.quiet import tf; import os; assert 'TF_USE_LEGACY_KERAS' not in os.environ"
+    )
+    assert "tensorflow" in loaded
+    assert "keras" not in loaded

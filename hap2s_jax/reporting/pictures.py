@@ -273,4 +273,4 @@ def _draw_legend(
 
 def _save(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     with replacing(path) as temporary:
-        picture.save(temporary, "PNG", optimize=True)
+        picture.save(temporary, "PNG")
