@@ -38,6 +38,7 @@ TABLES = {
     "resnet18": ("generality", "emoji, ResNet-18"),
     "resnet26": ("generality", "emoji, ResNet-26, bottlenecks"),
     "gap": ("generality", "emoji, pooling over the whole map"),
+    "searched": ("headline", "2,400 steps"),
 }
 _NOISES = {"labels": "Flipped labels", "images": "Foreign images"}
 TABLES |= {

@@ -535,7 +535,13 @@ def test_pages_say_what_the_tables_say():
 
 @pytest.mark.parametrize(
     ("script", "arguments"),
-    [(accuracy, ["--losses=headline,others"]), (robustness, []), (flexibility, []), (generality, [])],
+    [
+        (accuracy, ["--losses=headline,others"]),
+        (robustness, []),
+        (flexibility, []),
+        (generality, []),
+        (headline, ["--parts=headline", "--losses=batch_hard,hap2s_e,hap2s_p", "--seeds=0,1,2"]),
+    ],
 )
 def test_the_tables_are_those_of_the_kept_cells(script, arguments, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
