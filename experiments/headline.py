@@ -34,7 +34,7 @@ from study.rows import BASELINE, Row, collect
 from study.search import Axis, Budget, staged
 from study.workers import workers
 
-from hap2s_jax.errors import UserError
+from hap2s_jax.errors import UserError, unknown_name
 
 LONG = {"steps": 2400, "schedule.warmup_steps": 200}
 _FEW_SEEDS = 3
@@ -117,7 +117,7 @@ def chosen(study: Study, name: str) -> Setting | None:
 
 def headline(study: Study, seeds: Sequence[int]) -> report.Tables:
     """The losses alone."""
-    names = [name for name in _some(study, NAMED) if name in study.options.losses.split(",")]
+    names = _some(study, study.options.losses.split(","))
     rows = [collect(study, name, chosen(study, name), seeds) for name in names]
     return {"2,400 steps": (rows, rows[0])}
 
@@ -235,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument(
         "--losses",
         default=",".join(NAMED),
-        help="of the first table, comma-separated; all of them by default",
+        help="of the first table, comma-separated, which are compared with the first of them; all by default",
     )
     options.add_argument("--cores", type=int, default=1, help="processes, each on a core of its own")
     options.add_argument("--estimate", action="store_true", help="only say what is left to train")
@@ -244,10 +244,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     register_weightings()
     study = Study(options.parse_args(arguments))
     names = study.options.parts.split(",")
-    if unknown := [name for name in names if name not in PARTS]:
-        raise UserError(f"--parts {unknown[0]!r}: there are {', '.join(PARTS)}")
-    if unknown := [name for name in study.options.losses.split(",") if name not in NAMED]:
-        raise UserError(f"--losses {unknown[0]!r}: there are {', '.join(NAMED)}")
+    for what, given, known in (
+        ("table in --parts", names, PARTS),
+        ("loss in --losses", study.options.losses.split(","), NAMED),
+    ):
+        for name in given:
+            if name not in known:
+                raise unknown_name(what, name, known)
     if study.options.estimate:
         return print(Estimate(study.options).of({name: PARTS[name] for name in names}))
     if not study.options.report_only and {"eight", "outliers", "glyphs"} & {*names} and not GLYPHS.is_file():
