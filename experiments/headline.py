@@ -8,8 +8,9 @@
 Every loss gets the same search on held-out training classes: four learning rates, then four values of its own
 parameters, each setting by the mean of two seeds at 600 steps; grids whose best value is their first or last go on, at
 most twice. The best two settings train for 2,400 steps, and the best of those with five seeds on all training classes;
-with `--seeds=0,1,2` the tables are whole earlier, and further seeds add to them. Glyphs and outliers have a search of
-their own of the same size, at 600 steps, and three seeds.
+with `--seeds=0,1,2` the tables are whole earlier, and further seeds add to them. Beside softmax a loss keeps its
+setting, and five weights of the softmax are tried. Glyphs and outliers have the same search with one seed, and train
+for 600 steps, with three seeds.
 
 The tables come in the order of PARTS, a table before the next where one process trains. Each finished cell is written
 at once. With --cores each core has a process of its own, at low priority; what one trains, the others pass over.
@@ -96,8 +97,6 @@ LATER: dict[str, Loss] = {
     **_known("supervised_contrastive", Axis("temperature", (0.05, 0.07, 0.14, 0.2))),
 }
 JOINT = ("hap2s_e", "hap2s_p", "nt_xent (n-pair)", "multi_similarity", "contrastive", BASELINE)
-# Of the later losses the best two go beside softmax too.
-_BEST_LATER = 2
 _WEIGHTS = Axis("identification", (0.01, 0.03, 0.3, 1.0))
 FEW = (BASELINE, "hap2s_e", "hap2s_p", "nt_xent (n-pair)", "contrastive", "softmax")
 # With eight images a class "the three hardest" are fewer than all positives, as they are not with four.
@@ -163,26 +162,26 @@ def outliers(study: Study, seeds: Sequence[int]) -> report.Tables:
 def joint(study: Study, seeds: Sequence[int]) -> report.Tables:
     """The losses with a softmax beside them, whose weight is searched for, from the settings chosen for them alone."""
     rows = [collect(study, BASELINE, chosen(study, BASELINE), seeds)]
-    for name in [*_some(study, JOINT), *_best_later(study, seeds)]:
+    for name in _some(study, JOINT):
         alone = chosen(study, name)
         label = f"{name} + softmax"
         setting = None
         if alone is not None:
             overrides = {k: v for k, v in alone.overrides.items() if k not in LONG}
-            base = dataclasses.replace(alone, label=label, identification=0.1, rate=1.0, overrides=overrides)
-            setting = staged(study, base, (_WEIGHTS,), Budget(), longer=_longer(study))
-        rows.append(collect(study, label, setting, seeds))
+            base = dataclasses.replace(alone, label=label, identification=0.1, overrides=overrides)
+            setting = staged(study, base, (_WEIGHTS,), Budget(), rates=(1.0,))
+        rows.append(collect(study, label, setting and setting.but(overrides=_longer(study)), seeds))
     return {"2,400 steps, with softmax": (rows, rows[0])}
 
 
 Part = Callable[[Study, Sequence[int]], report.Tables]
 PARTS: dict[str, Part] = {
     "headline": headline,
-    "later": later,
-    "eight": eight,
     "outliers": outliers,
-    "joint": joint,
     "glyphs": four,
+    "eight": eight,
+    "joint": joint,
+    "later": later,
 }
 
 
@@ -203,21 +202,8 @@ def _own_search(
 
 def _searched(study: Study, name: str, dataset: str | None, overrides: Mapping[str, Any]) -> Setting | None:
     loss = NAMED[name]
-    budget = Budget(dataset=dataset, overrides=overrides)
+    budget = Budget(seeds=(0,), dataset=dataset, overrides=overrides)
     return staged(study, loss.setting, loss.axes, budget, others=loss.others)
-
-
-def _best_later(study: Study, seeds: Sequence[int]) -> list[str]:
-    """The later losses that did best alone, once all of them have run."""
-    rows = next(iter(later(study, seeds).values()))[0][1:]
-    if study.options.tiny or any(len(row.values("mAP")) < len(seeds) for row in rows if not row.diverged):
-        return []
-    return sorted((r.label for r in rows if r.values("mAP")), key=lambda n: -_mean(rows, n))[:_BEST_LATER]
-
-
-def _mean(rows: Sequence[Row], label: str) -> float:
-    values = next(row for row in rows if row.label == label).values("mAP")
-    return sum(values) / len(values)
 
 
 def _some(study: Study, names: Any) -> list[str]:

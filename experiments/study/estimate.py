@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax.errors import UserError
 from study import packed
 from study.cells import Study, Wanted
 
@@ -35,6 +36,8 @@ class Estimate(Study):
             and cell["config"]["steps"] >= 600
             and cell["config"]["encoder.name"] == self.plain.encoder.name
         ]
+        if not paces:
+            raise UserError("no cell of this encoder has finished, so that there is no pace; train one first")
         self._pace = statistics.median(paces)
         lines, total = [], 0.0
         for name, part in parts.items():

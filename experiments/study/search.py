@@ -138,6 +138,7 @@ def staged(
     *,
     others: Sequence[Mapping[str, Any]] = (),
     longer: Mapping[str, Any] | None = None,
+    rates: Sequence[float] = RATES,
 ) -> Setting | None:
     """The search in stages: the rate, each own parameter in turn, then the best settings of all once more.
 
@@ -148,6 +149,7 @@ def staged(
       budget: of the trials.
       others: hyperparameters, and config keys, to try at the best of these.
       longer: config keys of the last stage, such as more steps; without it the best of the trials is chosen.
+      rates: factors of the setting's learning rate to try.
 
     Returns:
       The setting, `longer` included, or None while cells are missing.
@@ -155,7 +157,7 @@ def staged(
     tiny = study.options.tiny
     tried: dict[str, tuple[float, Setting]] = {}
     best = base
-    for axis in (_rates(base, tiny), *axes[: 1 if tiny else None]):
+    for axis in (_rates(base, tiny, rates), *axes[: 1 if tiny else None]):
         if tiny:
             axis = dataclasses.replace(axis, values=axis.values[:1])
         found = along(study, best, axis, budget, beyond=0 if tiny else BEYOND)
@@ -176,5 +178,5 @@ def staged(
     return None if scores is None else best_of(list(zip(scores, finalists, strict=True)))
 
 
-def _rates(base: Setting, tiny: bool) -> Axis:
-    return Axis("rate", tuple(base.rate * factor for factor in ((1.0,) if tiny else RATES)))
+def _rates(base: Setting, tiny: bool, factors: Sequence[float] = RATES) -> Axis:
+    return Axis("rate", tuple(base.rate * factor for factor in ((1.0,) if tiny else factors)))

@@ -246,6 +246,17 @@ def test_the_search_in_stages(tmp_path, monkeypatch):
     assert not ran
 
 
+def test_a_search_that_keeps_the_rate(tmp_path, monkeypatch):
+    axes = [search.Axis("identification", (0.03, 0.3))]
+    found, ran = new_study(
+        tmp_path, monkeypatch, lambda setting, seed: scored(-abs(setting.identification - 0.3))
+    )
+    base = SETTING.but(identification=0.1, rate=0.5)
+    best = search.staged(found, base, axes, search.Budget(seeds=(0,)), rates=(1.0,))
+    assert (best.identification, {s.rate for s, _, _ in ran}) == (0.3, {0.5})
+    assert sorted(s.identification for s, _, _ in ran) == [0.03, 0.1, 0.3, 0.9]
+
+
 def test_grids_end_where_values_mean_nothing():
     assert search.Axis("ratio", (), below=1.0).beyond(0.8, 0.65) == 0.985
     assert search.Axis("ratio", (), below=1.0).beyond(0.9, 0.65) is None
@@ -267,14 +278,16 @@ def test_every_loss_of_the_headline_has_four_values_of_its_own_that_it_knows(mon
 
 def test_an_estimate_trains_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    with pytest.raises(UserError, match="no cell of this encoder has finished"):
+        headline.main([f"--results={tmp_path}", "--estimate"])
     found, ran = new_study(tmp_path, monkeypatch, {**scored(0.5), "seconds": 300.0})
     found.run(SETTING, 0)
     headline.main([f"--results={tmp_path}", "--estimate", "--parts=later"])
     lines = capsys.readouterr().out.splitlines()
     assert len(ran) == 1
     assert lines[-1] == "at 0.500 s a step, the median of 1 cells"
-    # Six losses with at least eight trials of two seeds, three finalists of two, and five seeds at the end.
-    assert int(lines[-2].split()[1]) >= 6 * (2 * 8 + 2 * 3 + 5)
+    # Six losses with at least eight trials of two seeds, two finalists of two, and five seeds at the end.
+    assert int(lines[-2].split()[1]) >= 6 * (2 * 8 + 2 * 2 + 5)
 
 
 def test_every_loss_has_as_many_trials_of_values_that_it_knows():
