@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +19,10 @@ from jax import lax
 
 from hap2s_jax.distances import products, scores, squares
 from hap2s_jax.evaluation.inputs import Device, Problem, Space, cached_cells
+from hap2s_jax.evaluation.matches import LANES, Asked, Tiles, count_before, from_ranks, match_scores, members
 
-COUNTS = ("matches", "first_rank", "last_rank")
-AVERAGES = ("average_precision", "average_precision_trapezoid", "map_at_r", "r_precision")
-
-LANES = 32  # tiles are multiples of it, so that counts can be added up in as many parts
 _WHOLE_ROWS = 24 * 2**20  # distances in a block that needs whole rows
 MANY = 256  # matches from which on a CPU sorts the row instead
-_CHUNK = 4  # matches counted in one pass over a row of scores
 
 
 class Keys(NamedTuple):
@@ -36,42 +31,6 @@ class Keys(NamedTuple):
     vectors: jax.Array  # [m, d], or [m, 0] if distances are given
     squares: jax.Array  # [m], |b|^2, or 0 for cosine; infinite for padding
     cameras: jax.Array  # [m]
-
-
-class Asked(NamedTuple):
-    """One block of queries, and the places of their classes among the keys; all arrays `[q]`."""
-
-    cameras: Any
-    starts: Any
-    sizes: Any
-
-
-class Tiles(NamedTuple):
-    """How a block goes through the keys; static under jit.
-
-    Attributes:
-      size: keys in a tile.
-      most: bound on the size of a query's class among the keys; see `bucket`.
-      held: how many tiles with keys of the block's own classes are kept in memory; 0 forms them twice.
-      strict: whether a wrong key must be strictly nearer to rank before a match.
-      first_only: whether the first match is all that is wanted.
-      given: whether `source` holds distances instead of queries.
-    """
-
-    size: int
-    most: int
-    held: int
-    strict: bool
-    first_only: bool
-    given: bool
-
-
-def bucket(most: int, least: int = _CHUNK, factor: int = 4) -> int:
-    """Rounds a bound up to one of few values, so that few programs are compiled."""
-    bound = least
-    while bound < most:
-        bound *= factor
-    return bound
 
 
 def tile_shape(queries: int, keys: int, device: Device, *, whole_rows: bool) -> tuple[int, int]:
@@ -134,8 +93,7 @@ def rank_block(
     def count(number: jax.Array, before: jax.Array, *, own: bool) -> jax.Array:
         if own:
             tile = held[number - first] if tiles.held else score(number)
-            at = number * tiles.size + jnp.arange(tiles.size)[None, :] - asked.starts[:, None]
-            tile = jnp.where((at >= 0) & (at < asked.sizes[:, None]), jnp.inf, tile)
+            tile = jnp.where(members(asked, number, tiles.size), jnp.inf, tile)
         else:
             tile = score(jnp.where(number < first, number, number + last - first))
         return before + count_before(tile, thresholds, jnp.max(matches), strict=tiles.strict)
@@ -146,99 +104,6 @@ def rank_block(
     others = keys.cameras.shape[0] // tiles.size - last + first
     before = lax.fori_loop(0, others, functools.partial(count, own=False), before)
     return from_ranks(before, matches, thresholds.dtype, tiles.first_only)
-
-
-def match_scores(
-    score: Callable[[jax.Array], jax.Array],
-    asked: Asked,
-    cameras: jax.Array,
-    first: jax.Array,
-    last: jax.Array,
-    *,
-    tiles: Tiles,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The scores of a block's matches, ascending `[q, p]` and infinite where there is none; how many these are `[q]`.
-
-    Also the tiles from `first` to `last` themselves, if `tiles.held`. `score` makes one; `cameras` `[m]` are the keys'.
-    """
-
-    def gather(number: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        own, held = carry
-        tile = score(number)
-        there = place - number * tiles.size
-        inside = (there >= 0) & (there < tiles.size)
-        found = jnp.take_along_axis(tile, jnp.clip(there, 0, tiles.size - 1), axis=1)
-        if tiles.held:
-            held = lax.dynamic_update_slice_in_dim(held, tile[None], number - first, axis=0)
-        return jnp.where(inside, found, own), held
-
-    slots = jnp.arange(tiles.most)[None, :]
-    place = jnp.minimum(asked.starts[:, None] + slots, cameras.shape[0] - 1)
-    valid = (slots < asked.sizes[:, None]) & (cameras[place] != asked.cameras[:, None])
-    dtype = jax.eval_shape(score, first).dtype
-    own = jnp.full(valid.shape, jnp.inf, dtype)
-    held = jnp.zeros((tiles.held, valid.shape[0], tiles.size), dtype)
-    own, held = lax.fori_loop(first, last, gather, (own, held))
-    own = jnp.where(valid, own, jnp.inf)
-    own = jnp.min(own, axis=1, keepdims=True) if tiles.first_only else jnp.sort(own, axis=1)
-    return own, jnp.sum(valid, axis=1, dtype=jnp.int32), held
-
-
-def count_before(
-    scores: jax.Array, thresholds: jax.Array, most: jax.Array, *, strict: bool, axis: int = 1
-) -> jax.Array:
-    """How many scores come before each of the first `most` thresholds `[q, p]`, int32 `[q, p]`.
-
-    Scores are `[q, t]`, or, to be counted along `axis` 0, `[t, q]`.
-    """
-    parts = 8 if scores.shape[axis] <= 1024 else LANES
-    width = scores.shape[axis] // parts
-
-    def chunk(number: jax.Array, counts: jax.Array) -> jax.Array:
-        these = lax.dynamic_slice_in_dim(thresholds, number * size, size, axis=1)
-        these = these[:, :, None] if axis else these.T[:, None, :]
-        # A sum over one axis is a scalar loop in XLA's CPU code, 20 times slower than the products deserve; adding
-        # slices element by element is vectorised. Counts as wide as scores save the conversion of every vector.
-        partial = jnp.zeros((), jnp.int32)
-        for begin in range(0, parts * width, width):
-            part = jnp.expand_dims(lax.slice_in_dim(scores, begin, begin + width, axis=axis), axis)
-            partial = partial + (part < these if strict else part <= these).astype(jnp.int32)
-        found = jnp.sum(lax.optimization_barrier(partial), axis=axis + 1, dtype=jnp.int32)
-        return lax.dynamic_update_slice_in_dim(counts, found if axis else found.T, number * size, axis=1)
-
-    size = min(_CHUNK, thresholds.shape[1])
-    nothing = jnp.zeros(thresholds.shape, jnp.int32)
-    if size == thresholds.shape[1]:
-        return chunk(jnp.zeros((), jnp.int32), nothing)
-    return lax.fori_loop(0, (most + size - 1) // size, chunk, nothing)
-
-
-def from_ranks(
-    before: jax.Array, matches: jax.Array, dtype: jnp.dtype, first_only: bool = False
-) -> tuple[jax.Array, jax.Array]:
-    """COUNTS `[q, 3]` and AVERAGES `[q, 4]` from the wrong keys before each match, nearest first `[q, p]`."""
-    if first_only:
-        first_rank = jnp.where(matches > 0, before[:, 0] + 1, 0)
-        counts = jnp.stack([matches, first_rank, jnp.zeros_like(first_rank)], axis=1)
-        return counts, jnp.full((len(matches), len(AVERAGES)), jnp.nan, dtype)
-    right = jnp.arange(1, before.shape[1] + 1, dtype=jnp.int32)[None, :]  # correct answers up to this match
-    rank = before + right
-    counted = right <= matches[:, None]
-    within = counted & (rank <= matches[:, None])
-    found = matches > 0
-    precision = right.astype(dtype) / rank.astype(dtype)
-    # The trapezoid also looks at the precision just before the match, which by convention is 1 at rank 1.
-    earlier = jnp.where(rank == 1, 1, (right - 1).astype(dtype) / jnp.maximum(rank - 1, 1).astype(dtype))
-    totals = [
-        jnp.sum(jnp.where(counted, precision, 0), axis=1),
-        jnp.sum(jnp.where(counted, (precision + earlier) / 2, 0), axis=1),
-        jnp.sum(jnp.where(within, precision, 0), axis=1),
-        jnp.sum(within, axis=1, dtype=dtype),
-    ]
-    averages = jnp.stack(totals, axis=1) / jnp.maximum(matches, 1).astype(dtype)[:, None]
-    last = jnp.take_along_axis(rank, jnp.maximum(matches - 1, 0)[:, None], axis=1)[:, 0]
-    counts = jnp.stack([matches, jnp.where(found, rank[:, 0], 0), jnp.where(found, last, 0)], axis=1)
-    return counts, jnp.where(found[:, None], averages, jnp.nan)
 
 
 def rank_block_by_sorting(

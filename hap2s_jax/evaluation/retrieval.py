@@ -21,14 +21,10 @@ from jax.typing import ArrayLike
 
 from hap2s_jax.distributed import experimental
 from hap2s_jax.evaluation.inputs import Device, Problem, Space, check_problem, check_ranks, space
+from hap2s_jax.evaluation.matches import AVERAGES, COUNTS, Asked, Tiles, bucket
 from hap2s_jax.evaluation.ranking import (
-    AVERAGES,
-    COUNTS,
     MANY,
-    Asked,
     Keys,
-    Tiles,
-    bucket,
     build_keys,
     nearest_keys,
     rank_block,
@@ -195,7 +191,7 @@ def _rank_blocks(
         queries = np.pad([cameras[asked[part]], starts[part], sizes[part]], ((0, 0), (0, block - len(part))))
         source, *queries = jax.device_put((source, *queries), device)
         one = source, Asked(*queries), copies[turn % len(devices)]
-        tiles = Tiles(tile, bucket(largest), held, strict, first_only, to_space is None)
+        tiles = Tiles(tile, 0 if first_only else bucket(largest), held, strict, first_only, to_space is None)
         if sorts and largest > MANY:
             values = rank_block_by_sorting(*one, tiles=tiles)
         else:

@@ -18,17 +18,8 @@ from jax import lax
 from hap2s_jax.distances import products, scores
 from hap2s_jax.distributed import experimental
 from hap2s_jax.evaluation.inputs import Device, Problem, Space
-from hap2s_jax.evaluation.ranking import (
-    LANES,
-    MANY,
-    Asked,
-    Tiles,
-    bucket,
-    build_keys,
-    count_before,
-    from_ranks,
-    match_scores,
-)
+from hap2s_jax.evaluation.matches import LANES, Asked, Tiles, bucket, count_before, from_ranks, match_scores
+from hap2s_jax.evaluation.ranking import MANY, build_keys
 
 _TILE = 512
 _THRESHOLDS = 2**26  # that are held in memory for all rows
@@ -117,7 +108,7 @@ def _prepare(
     edges = np.arange(0, len(squares), side)
     last = np.minimum(edges + side, count) - 1
     spans = np.stack([edges, start[edges], start[last] + size[last] + side - 1], axis=1)
-    tiles = Tiles(side, bucket(int(sizes.max())), 0, strict, first_only, False)
+    tiles = Tiles(side, 0 if first_only else bucket(int(sizes.max())), 0, strict, first_only, False)
     return (
         order,
         _Rows(vectors, squares, Asked(cameras, start, size)),
@@ -147,19 +138,7 @@ def _match_scores(
     def score(number: jax.Array) -> jax.Array:
         return _scores(own, _tile(rows, number, tiles))[0]
 
-    def take(number: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        nearest, matches = carry
-        asked, other = own.asked, _tile(rows.asked, number, tiles)
-        right = asked.starts[:, None] == other.starts[None, :]
-        right &= asked.cameras[:, None] != other.cameras[None, :]
-        found = jnp.min(jnp.where(right, score(number), jnp.inf), axis=1, keepdims=True)
-        return jnp.minimum(nearest, found), matches + jnp.sum(right, axis=1, dtype=jnp.int32)
-
-    if not tiles.first_only:
-        return match_scores(score, own.asked, rows.asked.cameras, first, last, tiles=tiles)[:2]
-    # Without a slot for each match, of which a large class has thousands.
-    carry = jnp.full((tiles.size, 1), jnp.inf, own.squares.dtype), jnp.zeros(tiles.size, jnp.int32)
-    return lax.fori_loop(first, last, take, carry)
+    return match_scores(score, own.asked, rows.asked.cameras, first, last, tiles=tiles)[:2]
 
 
 @functools.partial(jax.jit, static_argnames="tiles", donate_argnums=2)
