@@ -192,12 +192,39 @@ def start(
     Returns:
       The exit code.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold bytes that are not text
-        sys.stdout.reconfigure(errors="backslashreplace")
     # Pillow's, about images: our own messages say what matters.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     expect_no_tpu()
     return ended(lambda: work(parser.read(arguments)), interrupted)
+
+
+class _Outliving(io.FileIO):
+    """An output whose reader may go away, such as `head`: what follows is dropped, and the work goes on."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(data)
+
+
+def _outlive_readers() -> None:
+    """Lets both outputs of this process outlive their readers, and print file names whose bytes are not text."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper) or stream is not getattr(sys, f"__{name}__"):
+            continue  # a test's, a notebook's, or done already
+        stream.flush()
+        raw = _Outliving(stream.fileno(), "w", closefd=False)
+        outliving = io.TextIOWrapper(
+            raw if stream.write_through else io.BufferedWriter(raw),
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, outliving)
 
 
 def ended(work: Callable[[], object], interrupted: str = "interrupted") -> int:
@@ -205,15 +232,13 @@ def ended(work: Callable[[], object], interrupted: str = "interrupted") -> int:
 
     Exit codes are decided here and nowhere else.
     """
+    _outlive_readers()
     signals.working(interrupted)
     try:
         work()
         sys.stdout.flush()
         if failed := bucket.failed():
             print(f"note: {failed:,} requests to a bucket failed, and were sent again", file=sys.stderr)
-    except BrokenPipeError:
-        # The reader of the output (such as `head`) has closed it. Python must not complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UsageError as error:
         return _said(error, 2)
     except (UserError, OSError) as error:

@@ -446,6 +446,36 @@ def test_a_closed_pipe_is_silent():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_the_work_goes_on_without_a_reader(tmp_path, unbuffered):
+    code = r"""
+import pathlib, sys, time
+from hap2s_jax import cli
+
+def work():
+    for number in range(30):
+        print("line", number, "of caf\udcff" + 1000 * "x", flush=number % 2 == 0)
+        print("noise", file=sys.stderr)
+        time.sleep(0.01)
+    pathlib.Path(sys.argv[1]).write_text("done")
+
+sys.exit(cli.ended(work))
+"""
+    (tmp_path / "work.py").write_text(code)
+    command = f"{sys.executable} {tmp_path}/work.py {tmp_path}/result 2>&1 | head -1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("line 0 of caf\\udcff")
+    assert (tmp_path / "result").read_text() == "done"
+
+
 def test_the_version_stands_in_one_place():
     assert f"\nversion: {hap2s_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {hap2s_jax.__version__} " in (ROOT / "CHANGELOG.md").read_text()

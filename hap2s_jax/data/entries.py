@@ -84,7 +84,7 @@ _BOXES_AND_QUERY = (person.TRAIN, person.QUERY, person.GALLERY)
 _ENTRIES = (
     Entry(
         "emoji",
-        "Emoji (embedded)",
+        "Emoji (bundled)",
         "shipped with hap2s_jax",
         "Apache-2.0, MIT and CC BY 4.0 by icon set, see NOTICE",
         None,

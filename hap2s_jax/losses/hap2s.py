@@ -66,7 +66,7 @@ class Hap2s:
             excess > 0,
             to_positives,
             to_negatives,
-            jnp.max(jnp.where(positive, distances, 0), initial=0),
+            jnp.max(jnp.where(positive, distances, -jnp.inf), initial=-jnp.inf),
             jnp.min(jnp.where(negative, distances, jnp.inf), initial=jnp.inf),
             jnp.exp(-jnp.sum(positive_weights * positive_logs)),
             jnp.exp(-jnp.sum(negative_weights * negative_logs)),
@@ -177,6 +177,10 @@ def hap2s_loss(
     """
     check_range("margin", margin, positive=None)
     weighting = _HAP2S_E if weighting is None else as_weighting(weighting)
+    if weighting.nonnegative and distance == "negative_dot":
+        raise ValueError(
+            "polynomial weights need distances of at least 0; choose another distance than negative_dot"
+        )
     if with_anchor:  # the search for the deciding pair leaves the anchor out
         weighting = replace(weighting, extremes=None)
     loss = Hap2s(weighting, margin, bool(soft_margin), bool(with_anchor))

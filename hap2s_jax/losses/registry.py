@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from hap2s_jax.errors import UserError, did_you_mean
-from hap2s_jax.losses.rows import EngineCall, Result, Stats
+from hap2s_jax.losses.rows import EngineCall, Result, SampleCall, Stats
 
 # Arguments of how a loss is computed: the training step sets them, not a config.
 _CALL = {"params", "key", *EngineCall.__annotations__}
@@ -27,6 +27,11 @@ class _Entry:
     like: Callable[..., Result] | None
     rate: float
     fixed: dict[str, Any]  # of any argument's type
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the function is of this package."""
+        return self.function.__module__.startswith("hap2s_jax.")
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -103,7 +108,7 @@ class Loss:
         """Whether a batch needs two classes and two images of each; False for users' losses, where it is unknown."""
         # A loss without blocks learns points of the classes and needs no other image of the batch.
         to_points = self.has_params and not self.has_blocks
-        return not to_points and self._entry.function.__module__.startswith("hap2s_jax.")
+        return not to_points and self._entry.is_ours
 
     @property
     def draws(self) -> bool:
@@ -114,8 +119,9 @@ class Loss:
     def has_blocks(self) -> bool:
         """Whether the loss can be computed a block at a time, with `block_size=`."""
         # A loss passes keyword arguments that it does not name on to the engine, unless it says that it takes fewer.
+        fewer = (Unpack[SampleCall], "Unpack[SampleCall]")  # as it is, or where annotations are not evaluated
         return any(
-            p.name == "block_size" or (p.kind is p.VAR_KEYWORD and p.annotation != "Unpack[SampleCall]")
+            p.name == "block_size" or (p.kind is p.VAR_KEYWORD and p.annotation not in fewer)
             for p in self._entry.parameters.values()
         )
 
@@ -124,7 +130,7 @@ class Loss:
 
         Losses of others are not tried: they may want batches of a certain form.
         """
-        if not self._entry.function.__module__.startswith("hap2s_jax."):
+        if not self._entry.is_ours:
             return
 
         def call(key: jax.Array, embeddings: jax.Array, labels: jax.Array) -> jax.Array:
@@ -167,8 +173,14 @@ def register(
         like: the function to which it hands what it takes by `**arguments`; that one's hyperparameters are its too.
         rate: learning rate of those arrays over that of the encoder's head.
         **fixed: arguments that this name sets once and for all.
+
+    Raises:
+        ValueError: the name is that of a loss of this package. A loss of your own may be registered again.
     """
-    _ENTRIES[name] = _Entry(function, init_params, like, rate, fixed)
+    entry = _Entry(function, init_params, like, rate, fixed)
+    if name in _ENTRIES and _ENTRIES[name].is_ours and not entry.is_ours:
+        raise ValueError(f"{name!r} is a loss of hap2s_jax; register yours by another name")
+    _ENTRIES[name] = entry
 
 
 def names() -> tuple[str, ...]:

@@ -1,7 +1,5 @@
-"""Triplet losses over all, chosen or drawn triplets of an anchor.
-
-All take O(m log m) per anchor and no [m, m] matrix: negatives are sorted once, and a positive finds its
-place.
+"""Triplet losses over all, chosen or drawn triplets of an anchor, in no more than O(m log m) and without an [m, m]
+matrix: where many positives ask, negatives are sorted once, and each positive finds its place.
 """
 
 from __future__ import annotations

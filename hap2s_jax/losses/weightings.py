@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -40,12 +40,14 @@ class Weighting:
             "the largest" does not; such weightings can be summed over tiles of keys.
         extremes: for weightings that look at one key of each set, which: 1 the farthest, -1 the nearest. Their losses
             need the distances of those two pairs alone.
+        nonnegative: whether the log-weights are defined for distances of at least 0 only.
     """
 
     positive: LogWeights
     negative: LogWeights
     elementwise: bool = field(default=False, metadata={"static": True})
     extremes: tuple[int, int] | None = field(default=None, metadata={"static": True})
+    nonnegative: bool = field(default=False, metadata={"static": True})
 
 
 def check_range(name: str, value: Any, *, positive: bool | None = True, below: float = math.inf) -> None:
@@ -94,7 +96,7 @@ def polynomial(alpha: Scalar = 10.0) -> Weighting:
         ValueError: `alpha` is a number and negative.
     """
     check_range("alpha", alpha, positive=False)
-    return Weighting(Partial(_power, alpha), Partial(_power, -2 * alpha), elementwise=True)
+    return Weighting(Partial(_power, alpha), Partial(_power, -2 * alpha), elementwise=True, nonnegative=True)
 
 
 def uniform() -> Weighting:
@@ -150,7 +152,7 @@ def detached(weighting: Weighting) -> Weighting:
     ablation)."""
     weighting = as_weighting(weighting)
     positive, negative = Partial(_detached, weighting.positive), Partial(_detached, weighting.negative)
-    return Weighting(positive, negative, weighting.elementwise, weighting.extremes)
+    return replace(weighting, positive=positive, negative=negative)
 
 
 def as_weighting(weighting: Any) -> Weighting:
@@ -170,8 +172,7 @@ def as_weighting(weighting: Any) -> Weighting:
             f"weighting is {weighting!r}; it should be exponential(sigma), polynomial(alpha), uniform(), "
             "hardest(), ranked() or a pair of functions (distances, mask) -> log_weights"
         )
-    sets = as_pytree(weighting.positive), as_pytree(weighting.negative)
-    return Weighting(*sets, weighting.elementwise, weighting.extremes)
+    return replace(weighting, positive=as_pytree(weighting.positive), negative=as_pytree(weighting.negative))
 
 
 def normalised(log_weights: LogWeights, distances: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -184,7 +185,7 @@ def normalised(log_weights: LogWeights, distances: jax.Array, mask: jax.Array) -
     # gradient through `where`.
     raw = jnp.where(mask, log_weights(jnp.where(mask, distances, 1), mask), -jnp.inf)
     silent = jnp.all(raw == -jnp.inf)
-    kept = mask & (silent | (raw > -jnp.inf))
+    kept = mask & (silent | (raw != -jnp.inf))  # NaN is kept, to be seen in the loss
     # Masking on both sides keeps -inf - -inf out of the backward pass.
     raw = jnp.where(kept & ~silent, raw, 0)
     raw = raw - lax.stop_gradient(jnp.max(jnp.where(kept, raw, -jnp.inf), initial=jnp.finfo(raw.dtype).min))

@@ -247,6 +247,37 @@ def test_own_weighting():
     assert hap2s_loss(x, labels, weighting=Weighting(*pair)) == expected
 
 
+@pytest.mark.parametrize("block_size", ["never", 5])
+def test_undefined_weights_show_in_the_value(block_size):
+    x, labels = clustered(5, [4, 3, 5])
+
+    def log_weights(d, mask):
+        return jnp.log(d - 2.0)  # NaN for all nearer ones
+
+    weighting = Weighting(log_weights, log_weights, elementwise=True)
+    assert np.isnan(hap2s_loss(x, labels, weighting=weighting, block_size=block_size))
+
+
+def test_negative_distances():
+    x, labels = clustered(5, [4, 3, 5])
+    for weighting in (polynomial(2.0), detached(polynomial(2.0))):
+        with pytest.raises(
+            ValueError, match="distances of at least 0; choose another distance than negative_dot"
+        ):
+            hap2s_loss(x, labels, weighting=weighting, distance="negative_dot")
+    # Far from the origin all products are positive, and all distances negative.
+    x, labels = 5 + np.abs(x), np.array([*labels[:-1], 99])
+    gaps = -(x @ x.T)
+    for block_size in ("never", 5):
+        _, stats = hap2s_loss(x, labels, distance="negative_dot", with_stats=True, block_size=block_size)
+        hardest = [
+            max(gaps[a, k] for k in range(len(x)) if k != a and labels[k] == labels[a])
+            for a in range(len(x))
+            if np.sum(labels == labels[a]) > 1
+        ]
+        np.testing.assert_allclose(stats["hardest_positive_distance"], np.mean(hardest), rtol=1e-5)
+
+
 def test_detached_weights_push_no_positive_away():
     x, labels = clustered(9, [4, 3, 5])
     plain, held = exponential(0.1), detached(exponential(0.1))

@@ -1,10 +1,15 @@
+from typing import Unpack
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from loss_batches import clustered
 
 from hap2s_jax import exponential, hap2s_loss, losses, polynomial
 from hap2s_jax.errors import UserError
+from hap2s_jax.losses import registry
+from hap2s_jax.losses.rows import SampleCall
 
 
 def test_names_and_hyperparameters():
@@ -80,3 +85,18 @@ def test_a_whole_number_is_asked_for():
 def test_every_loss_says_the_same_by_default():
     x, labels = clustered(0, [3, 4, 2])
     assert losses.create("batch_hard")(x, labels).shape == losses.batch_hard_loss(x, labels).shape == ()
+
+
+def own_loss(embeddings, labels, *, margin=0.5, **arguments: Unpack[SampleCall]):  # evaluated, unlike ours
+    return jnp.asarray(margin)
+
+
+def test_a_loss_of_the_users_own(monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    losses.register("own", own_loss)
+    assert not losses.create("own").has_blocks
+    losses.register("own", lambda embeddings, labels, *, margin=0.7, **arguments: jnp.asarray(margin))
+    assert losses.hyperparameters("own") == {"margin": 0.7}
+    assert losses.create("own").has_blocks
+    with pytest.raises(ValueError, match="'hap2s_e' is a loss of hap2s_jax"):
+        losses.register("hap2s_e", own_loss)

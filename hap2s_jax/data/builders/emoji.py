@@ -1,4 +1,4 @@
-"""The embedded emoji set as a TFDS builder: `tfds.load("emoji")` once `hap2s_jax.data.builders` is imported."""
+"""The bundled emoji set as a TFDS builder: `tfds.load("emoji")` once `hap2s_jax.data.builders` is imported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CITATION = """\
 
 
 class Emoji(tfds.core.GeneratorBasedBuilder):
-    """Builder of the embedded emoji set; it reads the package's own archive and downloads nothing."""
+    """Builder of the bundled emoji set; it reads the package's own archive and downloads nothing."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "Initial release."}
