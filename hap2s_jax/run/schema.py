@@ -27,7 +27,7 @@ class Run(Settings):
         "Seed of the initial weights, the order of the classes and all augmentation.",
         at_least(0),
     ] = 0
-    steps: Annotated[int, "Number of updates in the whole run.", at_least(0)] = 20_000
+    steps: Annotated[int, "Number of steps (updates) in the whole run.", at_least(0)] = 20_000
     num_devices: Annotated[
         int | None,
         "Number of devices, which must divide the batch size; None uses all. On CPU that many virtual devices are "

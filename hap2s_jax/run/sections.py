@@ -123,9 +123,8 @@ class Batch(Settings):
     images_per_class: Annotated[int, "Images of each class in a batch (K).", at_least(1)] = 4
     pieces: Annotated[
         int,
-        "Encode a device's share of the batch in this many pieces, one after another. The gradient is that of the "
-        "whole batch, in the memory of one piece, for one more forward pass. Unfrozen BN takes its statistics from"
-        " a piece.",
+        "Encode a device's share of the batch in this many micro-batches, with the gradient of the whole batch "
+        "(GradCache): less memory, one more forward pass. See docs/pods.md.",
         at_least(1),
     ] = 1
     mixing: Annotated[
@@ -147,7 +146,7 @@ class Encoder(Settings):
     width: Annotated[int | None, "Channels of the first stage; None for the published 64."] = None
     frozen: Annotated[
         bool,
-        "Keep the trunk fixed: each image goes through it once, and the head is trained on features kept in the "
+        "Keep the backbone fixed: each image goes through it once, and the head is trained on features kept in the "
         "working directory.",
     ] = False
     frozen_blocks: Annotated[
@@ -184,10 +183,10 @@ class Encoder(Settings):
     ] = False
     freeze_bn_stats: Annotated[
         bool,
-        "Keep the running statistics of the trunk's batch normalisation fixed, and use them in training.",
+        "Keep the running statistics of the backbone's batch normalisation fixed, and use them in training.",
     ] = False
     freeze_bn_affine: Annotated[
-        bool, "Keep the scales and biases of the trunk's batch normalisation fixed."
+        bool, "Keep the scales and biases of the backbone's batch normalisation fixed."
     ] = False
     remat_stages: Annotated[
         tuple[int, ...], "Stages (1 to 4) to recompute in the backward pass, to save memory."
@@ -229,7 +228,7 @@ class Evaluate(Settings):
     """When and how embeddings are judged."""
 
     section = "evaluate"
-    every_steps: Annotated[int, "Updates between two evaluations on the validation classes.", at_least(1)] = (
+    every_steps: Annotated[int, "Steps between two evaluations on the validation classes.", at_least(1)] = (
         1000
     )
     batch_size: Annotated[int, "Images embedded at a time.", at_least(1)] = 128
@@ -270,7 +269,7 @@ class Checkpoint(Settings):
     """When a run saves its state, and which states it keeps."""
 
     section = "checkpoint"
-    every_steps: Annotated[int, "Updates between two checkpoints.", at_least(1)] = 1000
+    every_steps: Annotated[int, "Steps between two checkpoints.", at_least(1)] = 1000
     keep_last: Annotated[int, "How many of the newest checkpoints to keep.", at_least(1)] = 2
     keep_best: Annotated[int, "How many of the best checkpoints to keep.", at_least(0)] = 1
     best_metric: Annotated[
@@ -283,11 +282,11 @@ class Log(Settings):
     """The logs of a run."""
 
     section = "log"
-    every_steps: Annotated[int, "Updates between two lines of metrics.jsonl.", at_least(1)] = 50
+    every_steps: Annotated[int, "Steps between two lines of metrics.jsonl.", at_least(1)] = 50
     tensorboard: Annotated[bool, "Write TensorBoard's event files."] = True
     profile_steps: Annotated[
         tuple[int, int] | None,
-        "First and last update to trace with jax.profiler, into profile/ of the working directory.",
+        "First and last step to trace with jax.profiler, into profile/ of the working directory.",
         Rule(lambda steps: 1 <= steps[0] <= steps[1], "two steps, 1 or more, in order"),
     ] = None
     wandb: Annotated[

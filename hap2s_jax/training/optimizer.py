@@ -67,7 +67,7 @@ class Schedule(Settings):
     name: Annotated[str, one_of(*SCHEDULES)] = "cosine"
     warmup_steps: Annotated[
         int,
-        "Updates over which the rate rises linearly to its peak, starting at 1 / (warmup_steps + 1) of it.",
+        "Steps over which the rate rises linearly to its peak, starting at 1 / (warmup_steps + 1) of it.",
         at_least(0),
     ] = 0
     final_factor: Annotated[
@@ -192,19 +192,19 @@ class Optimizer(Settings):
     nesterov: Annotated[bool, "Use Nesterov momentum."] = False
     trunk_factor: Annotated[
         float,
-        "Learning rate of the trunk over that of the head, such as 0.1 for a pretrained trunk. 0 keeps the trunk "
-        "fixed (its batch statistics too with encoder.freeze_bn_stats).",
+        "Learning rate of the backbone (trunk) over that of the head, such as 0.1 for a pretrained one. 0 keeps the "
+        "backbone fixed (its batch statistics too with encoder.freeze_bn_stats).",
         at_least(0),
     ] = 1.0
     layer_decay: Annotated[
         float,
         "Learning rate of a transformer's block over that of the next block. All before the first block counts as "
-        "one more; the final normalisation has the trunk's rate (Bao et al., BEiT, 2022).",
+        "one more; the final normalisation has the backbone's rate (Bao et al., BEiT, 2022).",
         Rule(lambda value: 0 < value <= 1, "above 0 and up to 1"),
     ] = 1.0
     head_steps: Annotated[
         int,
-        "Updates at the start that train the head alone, so that a random head does not spoil the trunk.",
+        "Steps at the start that train the head alone, so that a random head does not spoil the backbone.",
         at_least(0),
     ] = 0
     loss_factor: Annotated[
