@@ -40,7 +40,7 @@ def _with_softmax(loss: str) -> Setting:
 HEADLINE: dict[str, Entry] = {
     "softmax": (_SOFTMAX, _SCALES),
     # Close to pytorch-metric-learning's default, which averages over the near negatives of a whole batch at once. Two
-    # searches with squares, as in its paper, failed before this form was taken; no other loss had such a second chance.
+    # searches with squares, as in its paper, failed before this form was taken; but for MSML, none had a second chance.
     "contrastive": (
         Setting("contrastive", "contrastive", {"active_only": True, "power": 1}),
         ({"margin": 0.7}, {"margin": 1.3}, {"power": 2}),
