@@ -237,27 +237,6 @@ def _squared(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(coincident, 0, squared), lax.stop_gradient(scale)
 
 
-def class_origins(
-    labels: jax.Array, key_vectors: jax.Array, key_labels: jax.Array, key_valid: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """For rows and for keys, the first valid key of their class: `[n, d]` and `[m, d]`, without gradient.
-
-    Differences from a member of a class are exact where it is small, which is where the Gram matrix about the centre of
-    the batch fails.
-    """
-    # Invalid keys must not become an origin: two stable sorts put them last within their label.
-    order = jnp.argsort(~key_valid, stable=True)
-    order = order[jnp.argsort(key_labels[order], stable=True)]
-    ordered = key_labels[order]
-    points = lax.stop_gradient(key_vectors)
-
-    found = []
-    for wanted in (labels, key_labels):
-        place = jnp.minimum(jnp.searchsorted(ordered, wanted), ordered.shape[0] - 1)
-        found.append(points[order[place]])
-    return found[0], found[1]
-
-
 def pairwise_distances(
     embeddings: ArrayLike,
     keys: ArrayLike | None = None,
@@ -285,16 +264,16 @@ def pairwise_distances(
         TypeError: integer embeddings.
     """
     check_distance(distance)
-    embeddings = jnp.asarray(embeddings)
+    embeddings = whole(jnp.asarray(embeddings))
     if not jnp.issubdtype(embeddings.dtype, jnp.floating):
         raise TypeError(f"embeddings are {embeddings.dtype}; they should be floating point")
     dtype = COMPUTED_IN.get(embeddings.dtype, FLOAT32)
     rows = embeddings.astype(dtype)
-    valid = jnp.ones(rows.shape[0], bool) if valid is None else jnp.asarray(valid)
+    valid = jnp.ones(rows.shape[0], bool) if valid is None else whole(jnp.asarray(valid))
     centre = mean_of(rows, valid[:, None], axis=0)
     cleaned = clean_rows(rows, valid, distance, centre)
     if keys is None:
         return pair_distances(Rows(cleaned), Rows(cleaned), distance)
-    key_rows = jnp.asarray(keys).astype(dtype)
-    key_valid = jnp.ones(key_rows.shape[0], bool) if key_valid is None else jnp.asarray(key_valid)
+    key_rows = whole(jnp.asarray(keys)).astype(dtype)
+    key_valid = jnp.ones(key_rows.shape[0], bool) if key_valid is None else whole(jnp.asarray(key_valid))
     return pair_distances(Rows(cleaned), Rows(clean_rows(key_rows, key_valid, distance, centre)), distance)

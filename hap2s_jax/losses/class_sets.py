@@ -14,6 +14,7 @@ from hap2s_jax.losses.batchwise import prepared
 from hap2s_jax.losses.classes import everyones, over_devices
 from hap2s_jax.losses.engine import anchor_rows, reduced
 from hap2s_jax.losses.pairs import log_sums_apart
+from hap2s_jax.losses.places import places_among
 from hap2s_jax.losses.rows import Anchors, Batch, Keys, Result, RowLosses, SampleCall
 from hap2s_jax.losses.selection import chosen_pairs
 from hap2s_jax.losses.weightings import Scalar, check_range, split
@@ -26,7 +27,7 @@ _KEPT_PAIRS = 2**22
 
 def _groups(labels: jax.Array, among: jax.Array) -> jax.Array:
     """For each label `[n]` the number of its class: where it first stands in the ascending order of labels `[m]`."""
-    return jnp.searchsorted(jnp.sort(among), labels)
+    return places_among(jnp.sort(among), labels)
 
 
 def _group_sums(values: jax.Array, valid: jax.Array, groups: jax.Array) -> jax.Array:

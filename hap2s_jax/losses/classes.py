@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from hap2s_jax.distances import COMPUTED_IN, FLOAT32, check_embeddings, squares, unit
 from hap2s_jax.losses.blocks import blocked_sums
 from hap2s_jax.losses.engine import check_options, counted, reduced
-from hap2s_jax.losses.pytrees import register_dataclass
+from hap2s_jax.losses.pytrees import register_dataclass, with_numbers_in
 from hap2s_jax.losses.rows import Anchors, Axis, Batch, Keys, Options, Result, RowLosses, SampleCall
 
 Params = Mapping[str, ArrayLike]
@@ -107,6 +107,7 @@ def call_options(call: SampleCall, count: int, distance: str = "given") -> tuple
 
 @functools.partial(jax.jit, static_argnames="options")
 def _evaluate(loss: AgainstPoints, batch: Batch, options: Options) -> Result:
+    loss = with_numbers_in(loss, batch.vectors.dtype)
     count, logits = len(batch.vectors), batch.key_vectors.size // batch.vectors.shape[1]
     if loss.unit is not None:  # once, not for every block
         batch = batch._replace(vectors=unit(batch.vectors), key_vectors=unit(batch.key_vectors, loss.unit))

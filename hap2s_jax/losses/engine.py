@@ -21,14 +21,14 @@ from hap2s_jax.distances import (
     Rows,
     check_distance,
     check_embeddings,
-    class_origins,
     clean_rows,
     mean_of,
     pair_distances,
     squares,
     whole,
 )
-from hap2s_jax.losses.pytrees import TOLD_APART, as_pytree
+from hap2s_jax.losses.places import class_origins
+from hap2s_jax.losses.pytrees import TOLD_APART, as_pytree, with_numbers_in
 from hap2s_jax.losses.rows import (
     AnchorArguments,
     AnchorLoss,
@@ -115,7 +115,7 @@ def mean_over_anchors(
         valid; NaN if an embedding that counts, or its squared length, is not finite.
 
     Raises:
-        ValueError: shapes that do not fit, unknown `distance` or `reduction`, a block size below 1.
+        ValueError: an empty batch, shapes that do not fit, unknown `distance` or `reduction`, a block size below 1.
         TypeError: embeddings that are not floating point or labels that are not integers.
     """
     batch = check_embeddings("embeddings", embeddings, "labels", labels)
@@ -137,6 +137,8 @@ def check_options(
     reduction: str, block_size: BlockSize, sample_weights: ArrayLike | None, count: int
 ) -> jax.Array | None:
     """The weights as an array without gradient; raises ValueError for what no loss understands."""
+    if count == 0:
+        raise ValueError("the batch is empty; a loss needs at least one sample")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is {reduction!r}; it should be 'mean', 'sum' or 'none'")
     is_number = isinstance(block_size, int) and not isinstance(block_size, bool) and block_size >= 1
@@ -158,6 +160,7 @@ def _evaluate(
 ) -> Result:
     """Chooses how to compute: by chosen pairs, the whole matrix, tiles, or blocks of anchors."""
     batch = prepare(*samples, further, weights, options)
+    loss = with_numbers_in(loss, batch.vectors.dtype)
     size, count, width = options.block_size, len(batch.vectors), len(batch.key_vectors)
     weighting = getattr(loss, "weighting", None)  # of weighted sets, which says what suffices
     if weighting is not None and weighting.extremes:

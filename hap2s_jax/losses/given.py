@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from hap2s_jax.distances import COMPUTED_IN, FLOAT32
+from hap2s_jax.distances import COMPUTED_IN, FLOAT32, whole
 from hap2s_jax.losses.engine import apply_rows, check_options, reduced
 from hap2s_jax.losses.hap2s import Hap2s
-from hap2s_jax.losses.pytrees import as_pytree
+from hap2s_jax.losses.pytrees import as_pytree, with_numbers_in
 from hap2s_jax.losses.rows import AnchorLoss, AnchorRow, Axis, LossTree, Options, Reduction, Result, Stats
 from hap2s_jax.losses.weightings import LogWeights, Scalar, Weighting, as_weighting, check_range, exponential
 
@@ -48,6 +48,7 @@ def _evaluate_rows(
     options: Options,
 ) -> Result:
     count, dtype = distances.shape[0], COMPUTED_IN.get(distances.dtype, FLOAT32)
+    loss = with_numbers_in(loss, dtype)
     distances = jnp.where(is_positive | is_negative, distances.astype(dtype), 0)
     index = jnp.arange(count, dtype=jnp.int32)
     if options.axis_name is not None:
@@ -119,7 +120,7 @@ def hap2s_from_distances(
         ValueError: shapes that differ.
         TypeError: distances that are not floating point.
     """
-    distances, positive, negative = jnp.asarray(distances), jnp.asarray(is_positive), jnp.asarray(is_negative)
+    distances, positive, negative = (whole(jnp.asarray(x)) for x in (distances, is_positive, is_negative))
     if not jnp.issubdtype(distances.dtype, jnp.floating):
         raise TypeError(f"distances are {distances.dtype}; they should be floating point")
     if distances.ndim != 2 or not distances.shape == positive.shape == negative.shape:

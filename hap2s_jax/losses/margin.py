@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from hap2s_jax.distances import COMPUTED_IN, FLOAT32, check_embeddings, clean_rows
+from hap2s_jax.distances import COMPUTED_IN, FLOAT32, check_embeddings, clean_rows, whole
 from hap2s_jax.losses.draws import drawn, key_data, uniforms
 from hap2s_jax.losses.engine import counted, mean_over_anchors
 from hap2s_jax.losses.pytrees import register_dataclass
@@ -121,7 +121,7 @@ def margin_loss(
     check_range("alpha", alpha, positive=None)
     check_range("nu", nu, positive=False)
     check_range("cutoff", cutoff)
-    beta = jnp.asarray(1.2 if params is None else params["beta"])
+    beta = whole(jnp.asarray(1.2 if params is None else params["beta"]))
     ignore_label = arguments.get("ignore_label", -1)
     vectors, labels = check_embeddings("embeddings", embeddings, "labels", labels)
     given, given_labels = arguments.get("keys"), arguments.get("key_labels")

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
+from hap2s_jax.distances import check_embeddings
 from hap2s_jax.losses.rows import Axis
 
 EMPTY = -1
@@ -43,7 +44,8 @@ def create(size: int, embedding_dim: int, dtype: DTypeLike = jnp.float32) -> Mem
     """
     if size < 1:
         raise ValueError(f"size is {size}; it should be at least 1")
-    labels = jnp.full(size, EMPTY, jnp.int32)
+    widest = jnp.asarray(0).dtype  # so that no label wraps around
+    labels = jnp.full(size, EMPTY, widest)
     return Memory(jnp.zeros((size, embedding_dim), dtype), labels, jnp.zeros((), jnp.int32))
 
 
@@ -57,16 +59,21 @@ def push(memory: Memory, embeddings: ArrayLike, labels: ArrayLike, *, axis_name:
         axis_name: the mapped axis over which the batch is split; every device then stores all of it.
 
     Raises:
-        ValueError: the (global) batch is larger than the memory.
+        ValueError: the (global) batch is larger than the memory, or shapes that do not fit.
+        TypeError: embeddings that are not floating point, or labels that are no integers or wider than the memory's.
     """
-    new, new_labels = jnp.asarray(embeddings), jnp.asarray(labels)
+    new, new_labels = check_embeddings("embeddings", embeddings, "labels", labels)
+    if new_labels.dtype.itemsize > memory.labels.dtype.itemsize:
+        raise TypeError(
+            f"labels are {new_labels.dtype}; the memory holds {memory.labels.dtype}; give it smaller ones"
+        )
     if axis_name is not None:
         new = lax.all_gather(new, axis_name, tiled=True)
         new_labels = lax.all_gather(new_labels, axis_name, tiled=True)
     size, count = memory.labels.shape[0], new_labels.shape[0]
     if count > size:
         raise ValueError(f"a batch of {count} does not fit a memory of {size}; make the memory larger")
-    places = (memory.cursor + jnp.arange(count)) % size
+    places = (memory.cursor + jnp.arange(count, dtype=memory.cursor.dtype)) % size
     stored = lax.stop_gradient(new).astype(memory.embeddings.dtype)
     return Memory(
         memory.embeddings.at[places].set(stored),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from hap2s_jax.distances import products, squares, unit
+from hap2s_jax.distances import products, squares, unit, whole
 from hap2s_jax.losses.classes import (
     Params,
     Stats,
@@ -98,7 +98,7 @@ def proxy_anchor_loss(
     """
     check_range("alpha", alpha)
     check_range("margin", margin, positive=None)
-    batch, options = prepare_classes(embeddings, labels, params["proxies"], 0, call)
+    batch, options = prepare_classes(embeddings, labels, whole(jnp.asarray(params["proxies"])), 0, call)
     return _proxy_anchor(alpha, margin, batch, options)
 
 
@@ -145,7 +145,9 @@ def centre_loss(
         **call: `axis_name`, `ignore_label`, `sample_weights`, `reduction` and `with_stats`, as in
             `mean_over_anchors`.
     """
-    return mean_over_samples(Partial(_centre), embeddings, labels, params["centres"], 0, call)
+    return mean_over_samples(
+        Partial(_centre), embeddings, labels, whole(jnp.asarray(params["centres"])), 0, call
+    )
 
 
 def _centre(vectors: jax.Array, centres: jax.Array, labels: jax.Array) -> tuple[jax.Array, Stats]:

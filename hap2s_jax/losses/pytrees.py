@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import Partial
+from jax.typing import DTypeLike
 
 C = TypeVar("C", bound=type)
+T = TypeVar("T")
 Function = Callable[..., Any]  # a loss or a weighting of any signature
 
 TOLD_APART: set[type] = set()
@@ -34,6 +37,11 @@ def register_dataclass(cls: C) -> C:
     jax.tree_util.register_dataclass(made, data, [*static, "kind"])
     TOLD_APART.add(made)
     return made
+
+
+def with_numbers_in(tree: T, dtype: DTypeLike) -> T:
+    """A loss with its numbers in the dtype of the distances: with 64-bit types on, a Python float is a float64."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 @dataclasses.dataclass(frozen=True)

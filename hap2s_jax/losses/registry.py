@@ -44,7 +44,7 @@ class _Entry:
 _ENTRIES: dict[str, _Entry] = {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # so that `jax.jit` takes it: hyperparameters have no hash
 class Loss:
     """A loss with its hyperparameters, made by `create`.
 

@@ -13,7 +13,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from hap2s_jax.distances import COMPUTED_IN, FLOAT32, products, safe_sqrt, unit
+from hap2s_jax.distances import COMPUTED_IN, FLOAT32, products, safe_sqrt, unit, whole
 from hap2s_jax.losses.classes import (
     Params,
     Stats,
@@ -237,8 +237,8 @@ def soft_triple_loss(
     check_range("gamma", gamma)
     check_range("margin", margin, positive=None)
     check_range("tau", tau, positive=False)
-    kernel = _several(params["kernel"], centres)
-    of_centres = kernel.astype(COMPUTED_IN.get(jnp.result_type(embeddings), FLOAT32))
+    kernel = whole(_several(params["kernel"], centres))
+    of_centres = kernel.astype(COMPUTED_IN.get(jnp.asarray(embeddings).dtype, FLOAT32))
     apart = jnp.asarray(tau, of_centres.dtype) * _distance_of_centres(of_centres) if centres > 1 else 0.0
     function = Partial(_soft_triple, scale, gamma, margin, apart)
     return mean_over_samples(function, embeddings, labels, kernel, -1, call, on_sphere=True)

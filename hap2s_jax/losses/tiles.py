@@ -49,6 +49,7 @@ import numpy as np
 from jax import lax
 
 from hap2s_jax.distances import Rows, pair_distances
+from hap2s_jax.losses.places import places_among
 from hap2s_jax.losses.rows import Anchors, Batch, Options, PairStats, SetStats, Sums
 from hap2s_jax.losses.tile_types import Extra, Fixed, Gradients, PointToSet, Set, Sets, SortedBatch, Static
 from hap2s_jax.losses.weightings import LogWeights, Weighting, merge, separate, split
@@ -83,8 +84,8 @@ def _sorted_batch(
     valid, labels = anchors.valid[order], anchors.labels[order]
     # Ignored samples come last, with the largest label, so that labels ascend.
     labels = jnp.where(valid, labels, jnp.iinfo(labels.dtype).max)
-    first = jnp.searchsorted(labels, labels, side="left")
-    last = jnp.searchsorted(labels, labels, side="right")
+    first = places_among(labels, labels)
+    last = places_among(labels, labels, "right")
     count = jnp.sum(valid, dtype=first.dtype)
     members = jnp.minimum(last, count) - first
     origins = None if anchors.origins is None else anchors.origins[order]

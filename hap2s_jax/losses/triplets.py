@@ -16,6 +16,7 @@ from hap2s_jax.distances import Distance
 from hap2s_jax.losses.by_positives import by_positives
 from hap2s_jax.losses.draws import drawn, key_data, uniforms
 from hap2s_jax.losses.engine import mean_over_anchors
+from hap2s_jax.losses.places import places_among
 from hap2s_jax.losses.pytrees import register_dataclass
 from hap2s_jax.losses.rows import AnchorRow, EngineCall, LossTree, Result
 from hap2s_jax.losses.selection import first_largest
@@ -24,7 +25,9 @@ from hap2s_jax.losses.weightings import Scalar, check_range
 
 def _sorted_negatives(row: AnchorRow) -> tuple[jax.Array, jax.Array]:
     """Distances of the negatives ascending, then infinities, `[m]`; and how many there are."""
-    return jnp.sort(jnp.where(row.is_negative, row.distances, jnp.inf)), jnp.sum(row.is_negative)
+    return jnp.sort(jnp.where(row.is_negative, row.distances, jnp.inf)), jnp.sum(
+        row.is_negative, dtype=jnp.int32
+    )
 
 
 @register_dataclass
@@ -41,7 +44,7 @@ class BatchAll:
         reach = jnp.where(row.is_positive, row.distances + margin, -jnp.inf)
         # A positive is active against all negatives nearer than its distance plus the margin: their number, and the sum
         # of their distances.
-        active = jnp.searchsorted(negatives, reach, side="left")
+        active = places_among(negatives, reach)
         totals = jnp.concatenate([jnp.zeros(1, negatives.dtype), jnp.cumsum(_finite(negatives))])
         reached = active.astype(negatives.dtype) * (row.distances + margin) - totals[active]
         return jnp.sum(jnp.where(row.is_positive, reached, 0)), jnp.sum(active)
@@ -97,7 +100,7 @@ class SemiHard:
     def __call__(self, row: AnchorRow) -> tuple[jax.Array, jax.Array]:
         """Loss of one anchor and its number of positives; it counts with a positive and a negative."""
         negatives, count = _sorted_negatives(row)
-        place = jnp.searchsorted(negatives, row.distances, side="right")
+        place = places_among(negatives, row.distances, "right")
         chosen = _finite(negatives)[jnp.clip(place, 0, jnp.maximum(count - 1, 0))]
         losses = jax.nn.relu(row.distances - chosen + jnp.asarray(self.margin, chosen.dtype))
         return jnp.sum(jnp.where(row.is_positive, losses, 0)), jnp.where(

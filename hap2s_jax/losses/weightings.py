@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
+from hap2s_jax.losses.places import places_among
 from hap2s_jax.losses.pytrees import as_pytree, register_dataclass
 
 Tree = Any  # of arrays, in any structure
@@ -226,7 +227,7 @@ def _nearest(distances: jax.Array, mask: jax.Array) -> jax.Array:
 def _harder(hardness: jax.Array, mask: jax.Array) -> jax.Array:
     """The number of harder members of the set, int32 `[m]`."""
     kept = jnp.where(mask, lax.stop_gradient(hardness), -jnp.inf)
-    return kept.shape[0] - jnp.searchsorted(jnp.sort(kept), kept, side="right")
+    return kept.shape[0] - places_among(jnp.sort(kept), kept, "right")
 
 
 def _first(count: int, distances: jax.Array, mask: jax.Array) -> jax.Array:
