@@ -553,7 +553,14 @@ def test_pages_say_what_the_tables_say():
         (robustness, []),
         (flexibility, []),
         (generality, []),
-        (headline, ["--parts=headline", "--losses=batch_hard,hap2s_e,hap2s_p", "--seeds=0,1,2"]),
+        (
+            headline,
+            [
+                "--parts=headline",
+                "--losses=batch_hard,hap2s_e,hap2s_p,nt_xent (n-pair),contrastive,softmax",
+                "--seeds=0,1,2",
+            ],
+        ),
     ],
 )
 def test_the_tables_are_those_of_the_kept_cells(script, arguments, tmp_path, monkeypatch):
