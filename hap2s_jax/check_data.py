@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from hap2s_jax import cli, extras
-from hap2s_jax.data import advice, duplicates, matches, registry
+from hap2s_jax.data import advice, duplicates, matches, presence, registry
 from hap2s_jax.data.headers import UnreadableImageError
 from hap2s_jax.data.inspection import Report, View, check
 from hap2s_jax.data.source import Dataset
@@ -135,10 +135,20 @@ def run(
         if entry.name == "folder":
             print(*verdict(dataset, reports, found, data_dir or "", options), sep="\n")
     if unreadable := sum(len(report.unreadable) for report in reports):
-        raise UserError(
-            f"{unreadable:,} images cannot be read; fix or remove them, or train with data.on_unreadable=skip"
-        )
+        way = "" if too_few(dataset, reports) else ", or train with data.on_unreadable=skip"
+        raise UserError(f"{unreadable:,} images cannot be read; fix or remove them{way}")
     return reports
+
+
+def too_few(dataset: Dataset, reports: Sequence[Report]) -> str:
+    """Which part has too few images that can be read; "" if none."""
+    try:
+        for report in reports:
+            rows = (dataset.query, dataset.gallery) if report.part == "test" else ()
+            presence.check(getattr(dataset, report.part), *rows, can_read=report.readable.__getitem__)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def verdict(
@@ -151,8 +161,8 @@ def verdict(
     """A verdict on your own images: ready or not, what to fix, and the command."""
     unreadable = sum(len(report.unreadable) for report in reports)
     mend = [*dataset.remarks, *found.lines()]
-    if unreadable == sum(report.images for report in reports):
-        yield "verdict: no image can be read, so there is nothing to train on"
+    if lack := too_few(dataset, reports):
+        yield f"verdict: this cannot be trained on: {lack}"
         yield from (f"  - {line}" for line in mend)
         return
     if unreadable:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hap2s_jax.data.headers import knows_avif
-from hap2s_jax.data.regular_files import MAX_LIST, read_bytes
+from hap2s_jax.data.regular_files import MAX_LIST, read_bytes, size_of
 from hap2s_jax.data.source import Source
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -98,7 +98,7 @@ class FileSource:
 
     def size(self, index: int) -> int:
         """The bytes that file number `index` has, without reading it."""
-        return os.stat(self.describe(index)).st_size
+        return size_of(self.describe(index))
 
     def describe(self, index: int) -> str:
         """The path of file number `index`."""
