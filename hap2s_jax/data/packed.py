@@ -242,7 +242,7 @@ def _source(files: _Files, part: str, record: Mapping[str, Any]) -> PackedSource
         files.sizes[np.where(good, rows["shard"], 0)] if len(files.sizes) else np.zeros(len(rows), np.int64)
     )
     # Checked in this order, so that no sum overflows.
-    good &= (rows["length"] > 0) & (rows["length"] <= min(MAX_IMAGE, 2**31 - 1))
+    good &= (rows["length"] >= 0) & (rows["length"] <= min(MAX_IMAGE, 2**31 - 1))
     good &= (rows["offset"] >= 0) & (rows["offset"] <= ends - rows["length"])
     good &= (rows["label"] >= -1) & (rows["label"] < len(names))
     if not good.all():
