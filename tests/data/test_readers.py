@@ -331,7 +331,7 @@ def test_class_folders_with_a_split(tmp_path):
     assert len(parts.test.class_names) == 2
     dead, *_ = parts.remarks  # the links to what is elsewhere
     assert dead.startswith(
-        "4 links lead nowhere, and what they should lead to is left out, such as train/linked"
+        "4 links lead nowhere, and what they should lead to is left out, such as Val/linked"
     )
 
 
