@@ -29,12 +29,12 @@ _STRANGE = (
         for mark in (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
     ),
 )
-# Documents are zip archives; by what only they have in them.
+# Documents are zip archives; by what only they have in them, such as a member in the folder xl.
 _ZIPPED = (
-    (b"xl/work", f"an Excel workbook; {_AS_CSV}"),
-    (b"application/vnd.oasis.opendocument", f"an OpenDocument file; {_AS_CSV}"),
-    (b"Index/Document.iwa", f"an Apple Numbers document; {_AS_CSV}"),
-    (b"[Content_Types].xml", f"an Office document; {_AS_CSV}"),
+    (rb"PK\x01\x02.{42}xl/", f"an Excel workbook; {_AS_CSV}"),
+    (rb"mimetypeapplication/vnd\.oasis\.opendocument", f"an OpenDocument file; {_AS_CSV}"),
+    (rb"Index/Document\.iwa", f"an Apple Numbers document; {_AS_CSV}"),
+    (rb"\[Content_Types\]\.xml", f"an Office document; {_AS_CSV}"),
     (b"", f"a zip archive; unpack it, and {_FOLDER}"),
 )
 # Bytes that no text has, and how many of them make a file none: some damaged texts hold a few.
@@ -119,7 +119,7 @@ def read_text(file: Path | str) -> str:
 def _strange(data: bytes) -> str:
     """What a file is that is no text, and what to do; "" for texts."""
     if data[:4] == b"PK\3\4":
-        return next(said for mark, said in _ZIPPED if mark in data)
+        return next(said for mark, said in _ZIPPED if re.search(mark, data, re.DOTALL))
     if found := next((said for mark, said in _STRANGE if data.startswith(mark)), ""):
         return found
     start = data[:_LOOKED_AT]
@@ -132,15 +132,15 @@ def _strange(data: bytes) -> str:
 def _is_open(raw: list[str], delimiter: str) -> bool:
     """Whether a quote in the lines of a row is not closed, or closed by the next one somewhere below.
 
-    Quotes inside of a line are read as they come. A row of several lines, or at the end of the file, must keep to the
-    rules: a reader that is not strict would swallow rows.
+    An even number of quotes in one line is read as it comes, such as in "cut" off. Other rows must keep to the rules: a
+    reader that is not strict would swallow rows.
     """
     if not any('"' in line for line in raw):
         return False
     try:
         return not [*csv.reader(raw, delimiter=delimiter, strict=True)]
     except csv.Error as error:
-        return len(raw) > 1 or "end of data" in str(error)
+        return len(raw) > 1 or raw[0].count('"') % 2 == 1 or "end of data" in str(error)
 
 
 def _wide(data: bytes) -> str:
