@@ -58,7 +58,8 @@ def list_all(data_dir: str | None) -> Iterator[str]:
             yield f"{entry.name:12} found     {entry.title}, {entry.url}"
             continue
         if not entry.markers:
-            yield f"{entry.name:12}           {entry.title}: --name={entry.name} --data_dir=FOLDER_OR_CSV"
+            where = "FOLDER, or --option=path=OWNER/NAME" if "path" in entry.options else "FOLDER_OR_CSV"
+            yield f"{entry.name:12}           {entry.title}: --name={entry.name} --data_dir={where}"
             continue
         root = entry.find(bases)
         folder = (entry.tfds or "").split("/")[0]
@@ -77,7 +78,8 @@ def list_all(data_dir: str | None) -> Iterator[str]:
         else:
             places = " or ".join(f"{entry.folders[0]}/{m[0]}" for m in entry.markers[:1])
             yield f"{entry.name:12} not found {entry.title}: no {places} (or the like) in {', '.join(map(str, bases))}"
-            yield f"{'':12}           get it from {entry.url} ({entry.licence})"
+            if entry.url:  # not the user's own
+                yield f"{'':12}           get it from {entry.url} ({entry.licence})"
 
 
 def view_of(entry: registry.Entry) -> View:
