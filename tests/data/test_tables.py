@@ -122,6 +122,7 @@ def _ods():
         (gzip.compress(b"path,label"), "a compressed file; unpack it"),
         (b"\x7fELF\2\1\1" + bytes(300) + bytes(range(256)), "no text, and so no CSV file"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "bytes",  # which hold the time
 )
 def test_what_is_no_text_is_named_with_what_to_give_instead(data, says, tmp_path):
     file = tmp_path / "photos.csv"
