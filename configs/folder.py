@@ -27,7 +27,7 @@ from hap2s_jax.data import registry
 from hap2s_jax.recipes import fine_grained
 from hap2s_jax.run.config import Config
 
-# What hap2s_jax.settle chooses by the data where it is not given.
+# What hap2s_jax.run.settle chooses by the data where it is not given.
 OPEN = (
     ("", "steps"),
     ("batch", "classes"),

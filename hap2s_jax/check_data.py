@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from hap2s_jax import cli, extras
-from hap2s_jax.data import advice, duplicates, matches, registry
+from hap2s_jax.data import advice, duplicates, matches, presence, registry
 from hap2s_jax.data.headers import UnreadableImageError
 from hap2s_jax.data.inspection import Report, View, check
 from hap2s_jax.data.source import Dataset
@@ -58,7 +58,8 @@ def list_all(data_dir: str | None) -> Iterator[str]:
             yield f"{entry.name:12} found     {entry.title}, {entry.url}"
             continue
         if not entry.markers:
-            yield f"{entry.name:12}           {entry.title}: --name={entry.name} --data_dir=FOLDER_OR_CSV"
+            where = "FOLDER, or --option=path=OWNER/NAME" if "path" in entry.options else "FOLDER_OR_CSV"
+            yield f"{entry.name:12}           {entry.title}: --name={entry.name} --data_dir={where}"
             continue
         root = entry.find(bases)
         folder = (entry.tfds or "").split("/")[0]
@@ -77,7 +78,8 @@ def list_all(data_dir: str | None) -> Iterator[str]:
         else:
             places = " or ".join(f"{entry.folders[0]}/{m[0]}" for m in entry.markers[:1])
             yield f"{entry.name:12} not found {entry.title}: no {places} (or the like) in {', '.join(map(str, bases))}"
-            yield f"{'':12}           get it from {entry.url} ({entry.licence})"
+            if entry.url:  # not the user's own
+                yield f"{'':12}           get it from {entry.url} ({entry.licence})"
 
 
 def view_of(entry: registry.Entry) -> View:
@@ -135,10 +137,20 @@ def run(
         if entry.name == "folder":
             print(*verdict(dataset, reports, found, data_dir or "", options), sep="\n")
     if unreadable := sum(len(report.unreadable) for report in reports):
-        raise UserError(
-            f"{unreadable:,} images cannot be read; fix or remove them, or train with data.on_unreadable=skip"
-        )
+        way = "" if too_few(dataset, reports) else ", or train with data.on_unreadable=skip"
+        raise UserError(f"{unreadable:,} images cannot be read; fix or remove them{way}")
     return reports
+
+
+def too_few(dataset: Dataset, reports: Sequence[Report]) -> str:
+    """Which part has too few images that can be read; "" if none."""
+    try:
+        for report in reports:
+            rows = (dataset.query, dataset.gallery) if report.part == "test" else ()
+            presence.check(getattr(dataset, report.part), *rows, can_read=report.readable.__getitem__)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def verdict(
@@ -151,8 +163,8 @@ def verdict(
     """A verdict on your own images: ready or not, what to fix, and the command."""
     unreadable = sum(len(report.unreadable) for report in reports)
     mend = [*dataset.remarks, *found.lines()]
-    if unreadable == sum(report.images for report in reports):
-        yield "verdict: no image can be read, so there is nothing to train on"
+    if lack := too_few(dataset, reports):
+        yield f"verdict: this cannot be trained on: {lack}"
         yield from (f"  - {line}" for line in mend)
         return
     if unreadable:

@@ -25,7 +25,7 @@ def run(config: Any, workdir: str | os.PathLike[str], *, strict: bool = False) -
     """Trains or resumes training in a working directory, and measures the result: `hap2s_jax.run.run.run`.
 
     Args:
-      config: as `hap2s_jax/recipes/common.py` describes it.
+      config: as `hap2s_jax/run/schema.py` describes it.
       workdir: where checkpoints, ``metrics.jsonl``, ``results.json`` and the pictures go.
       strict: whether a damaged checkpoint is an error; otherwise it is set aside with a warning, and the run goes on
         from the newest whole one.

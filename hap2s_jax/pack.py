@@ -6,6 +6,9 @@
 
 Then give any config --config.data.data_dir=OUTPUT: batches are the same bit for bit. TensorFlow Datasets can read the
 folder too: tfds.builder_from_directory(OUTPUT). After an interruption, run the same command again to continue.
+
+Missing and empty files are refused. Damaged images are packed as they are, and data.on_unreadable decides about them in
+training, as for loose files; check_data finds them.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def digests_of(
         elif (size := getattr(source, "size", None)) is not None:
             with contextlib.suppress(OSError):  # reading the images reports it later
                 by_size[size(n)].append(name)
-    alike = {size: found for size, found in by_size.items() if len(found) > 1}
+    alike = {size: found for size, found in by_size.items() if size and len(found) > 1}
     if at_most_bytes is not None and sum(size * len(found) for size, found in alike.items()) > at_most_bytes:
         return digests, False
     for name in (name for found in alike.values() for name in found):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hap2s_jax.data import presence
 from hap2s_jax.data.headers import UnreadableImageError
 from hap2s_jax.data.pixels import centre_part, decode_whole, for_evaluation, place
 from hap2s_jax.data.source import Source
@@ -49,6 +50,7 @@ class Report:
       single_image: names of the classes with one image: never a positive pair.
       single_camera: names of the classes seen by one camera: never a match across cameras.
       unreadable: places of the images that cannot be read, each with the reason.
+      readable: bool `[N]`, which images are not among these.
       cropped: places of images that lose more than half to the centre crop.
       sides: (smallest, median, largest) height and width of the images that were decoded.
     """
@@ -60,8 +62,14 @@ class Report:
     single_image: list[str]
     single_camera: list[str]
     unreadable: list[str] = field(default_factory=list)
+    readable: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     cropped: list[str] = field(default_factory=list)
     sides: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
+
+    def add_unreadable(self, source: Source, index: int, why: str) -> None:
+        """Notes that image number `index` cannot be read."""
+        self.unreadable.append(f"{source.describe(index)} ({why})")
+        self.readable[index] = False
 
     def lines(self) -> Iterator[str]:
         """The report in words."""
@@ -90,7 +98,7 @@ def check(part: str, source: Source, view: View, *, decode: bool = True) -> Repo
       part: its name.
       source: its images.
       view: what the encoder will see of them.
-      decode: whether to decode them all, on every core.
+      decode: whether to decode them all, on every core; otherwise files that are missing or empty are found.
     """
     labels = np.asarray(source.labels)
     counts = np.bincount(labels, minlength=len(source.class_names))
@@ -107,8 +115,13 @@ def check(part: str, source: Source, view: View, *, decode: bool = True) -> Repo
         [source.class_names[c] for c in np.flatnonzero(counts == 1)],
         single_camera,
     )
+    report.readable = np.ones(len(source), bool)
     if decode:
         _decode_all(source, view, report)
+        return report
+    for index in range(len(source)):
+        if fault := presence.fault(source, index):
+            report.add_unreadable(source, index, fault)
     return report
 
 
@@ -122,7 +135,7 @@ def _decode_all(source: Source, view: View, report: Report) -> None:
             height, width = decode_whole(source.read(index)).shape[:2]
             whole = place(height, width, lambda h, w: (0, 0, h, w), None if boxes is None else boxes[index])
         except (OSError, UnreadableImageError) as error:
-            return f"{source.describe(index)} ({reason(error)})"
+            return reason(error)
         kept = view.part(whole.height, whole.width)
         return (height, width), kept[2] * kept[3] / (whole.height * whole.width)
 
@@ -130,7 +143,7 @@ def _decode_all(source: Source, view: View, report: Report) -> None:
     with ThreadPoolExecutor(usable_cores()) as pool, ProgressBar(len(source), description=report.part) as bar:
         for index, found in enumerate(pool.map(look, range(len(source)), chunksize=32)):
             if isinstance(found, str):
-                report.unreadable.append(found)
+                report.add_unreadable(source, index, found)
             else:
                 shapes.append(found[0])
                 if found[1] < 0.5:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import pathlib
 import re
-import stat
 import weakref
 import zlib
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from hap2s_jax.data.fetching import Cache, Fetched
 from hap2s_jax.data.headers import UnreadableImageError
 from hap2s_jax.data.places import place
 from hap2s_jax.data.readers.files import Parts
-from hap2s_jax.data.regular_files import MAX_IMAGE, RefusedError, open_regular, read_bytes
+from hap2s_jax.data.regular_files import MAX_IMAGE, open_regular, read_bytes, size_of
 from hap2s_jax.errors import UserError, reason
 
 FILE_NAME = "pack.json"
@@ -202,7 +201,7 @@ class _Files:
         in_bucket = isinstance(root, BucketPath)
         found = {n: size for n, (size, _) in root.checksums().items()} if in_bucket else None
         for name, size in zip(self.names, self.sizes.tolist(), strict=True):
-            there = found.get(name) if found is not None else _size(root / name)
+            there = found.get(name) if found is not None else size_of(root / name)
             if there != size:
                 raise ValueError(f"{name} holds {there} bytes, and should hold {size}")
         paths = [root / name for name in self.names]
@@ -230,13 +229,6 @@ class _Files:
             ) from error
 
 
-def _size(path: pathlib.Path) -> int:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise RefusedError(f"{path.name} is not a regular file")
-    return status.st_size
-
-
 def _close(descriptors: dict[int, int]) -> None:
     for descriptor in descriptors.values():
         os.close(descriptor)
@@ -250,7 +242,7 @@ def _source(files: _Files, part: str, record: Mapping[str, Any]) -> PackedSource
         files.sizes[np.where(good, rows["shard"], 0)] if len(files.sizes) else np.zeros(len(rows), np.int64)
     )
     # Checked in this order, so that no sum overflows.
-    good &= (rows["length"] > 0) & (rows["length"] <= min(MAX_IMAGE, 2**31 - 1))
+    good &= (rows["length"] >= 0) & (rows["length"] <= min(MAX_IMAGE, 2**31 - 1))
     good &= (rows["offset"] >= 0) & (rows["offset"] <= ends - rows["length"])
     good &= (rows["label"] >= -1) & (rows["label"] < len(names))
     if not good.all():

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax.data import presence
 from hap2s_jax.data.packed import PARTS, ROW, ROWS, texts
 from hap2s_jax.data.readers.files import Parts
 from hap2s_jax.data.source import Source
+from hap2s_jax.errors import UserError
 
 
 @dataclasses.dataclass
@@ -54,6 +56,20 @@ def make(parts: Parts) -> dict[str, Part]:
             known |= {key: (part, i) for i, key in enumerate(keys) if i not in stored}
         plan[part] = Part(source, origins, np.zeros(len(source), ROW), stored)
     return plan
+
+
+def check(plan: Mapping[str, Part]) -> None:
+    """Raises a UserError if files to pack are missing or empty."""
+    found = [
+        f"{p.source.describe(i)} ({why})"
+        for p in plan.values()
+        for i in range(len(p.rows))
+        if i not in p.stored_as and (why := presence.fault(p.source, i))
+    ]
+    if found:
+        raise UserError(
+            f"{len(found):,} images cannot be packed, such as {found[0]}; mend them, or leave them out of the data"
+        )
 
 
 def digest(plan: Mapping[str, Part], parts: Parts, name: str, options: Mapping[str, Any], how: str) -> str:

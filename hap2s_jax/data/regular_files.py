@@ -62,6 +62,11 @@ def check_regular(path: str | os.PathLike[str], limit: int | None = None) -> Non
         _check(os.stat(path), limit)
 
 
+def size_of(path: str | os.PathLike[str]) -> int:
+    """The bytes of a regular file, without opening it; errors are those of `open_regular`."""
+    return _check(os.stat(path), None)
+
+
 def _check(status: os.stat_result, limit: int | None) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise RefusedError("it is not a regular file")

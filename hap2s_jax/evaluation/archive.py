@@ -10,7 +10,7 @@ import numpy as np
 
 from hap2s_jax import formats
 from hap2s_jax.data.places import place
-from hap2s_jax.data.regular_files import MAX_LIST, read_bytes
+from hap2s_jax.data.readers.dialects import read_text
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.inputs import DISTANCES
 from hap2s_jax.evaluation.stored import DamagedError, check_labels, read_model, read_npz
@@ -122,12 +122,14 @@ def read_pairs(path: str) -> np.ndarray:
     try:
         if path.lower().endswith(".npz"):
             return read_npz(path, ("pairs",))["pairs"]
-        lines = list(csv.reader(read_bytes(path, MAX_LIST).decode("utf-8-sig").splitlines()))
+        lines = list(csv.reader(read_text(path).splitlines()))
     except KeyError:
         raise UserError(
             f"--pairs: {path} has no array 'pairs'; save with numpy.savez(path, pairs=...)."
         ) from None
-    except (OSError, DamagedError, UnicodeDecodeError, csv.Error) as error:
+    except UserError as error:
+        raise UserError(f"--pairs: {error}") from None
+    except (OSError, DamagedError, csv.Error) as error:
         raise UserError(f"--pairs: {path} cannot be read: {error}.") from None
     pairs: list[list[int]] = []
     for number, line in enumerate(lines, 1):

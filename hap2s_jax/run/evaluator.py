@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from hap2s_jax.data import matches
+from hap2s_jax.data import matches, presence
 from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.pixels import Decoding
 from hap2s_jax.data.source import Dataset, Source, Subset
@@ -89,8 +89,15 @@ class Evaluator:
 
         Returns:
           ``(embeddings [N, d], present [N])``; see `embed_dataset`.
+
+        Raises:
+          UserError: too few images can be read, see `presence.check`.
         """
-        return embed_dataset(self.embed, variables, self.inputs(source), len(source), self.parallel)
+        chosen = self.query_and_gallery(source)
+        presence.check(source, *chosen)
+        found = embed_dataset(self.embed, variables, self.inputs(source), len(source), self.parallel)
+        presence.check(source, *chosen, can_read=lambda index: bool(found[1][index]))
+        return found
 
     def query_and_gallery(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Query and gallery rows of `source`: the data set's for its test images, else all rows for both."""

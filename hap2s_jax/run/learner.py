@@ -33,7 +33,7 @@ class Learner:
       objective: what is minimised, see `hap2s_jax.training.objective`.
       optimizer: the optax optimiser.
       schedule: step -> learning rate.
-      train_step: ``(state, a device's batch) -> (state, metrics)``, over the axis `parallel.AXIS`.
+      train_step: ``(state, a device's batch) -> (state, metrics)``, over the axis `devices.AXIS`.
     """
 
     config: Config

@@ -38,7 +38,7 @@ def rehearse(
     """Compiles a config's programs for a TPU slice, reports the result and returns it.
 
     Args:
-      config: as `hap2s_jax/recipes/common.py` describes it.
+      config: as `hap2s_jax/run/schema.py` describes it.
       topology_name: one of `tpu.names()`.
       num_classes: training classes, where the registry of data sets does not know them.
       effort: see `tpu.compile_for`.

@@ -40,7 +40,7 @@ def run(config: configs.Config, workdir: str | os.PathLike[str], *, strict: bool
     """Trains or resumes training in a working directory, and measures the result on the test classes.
 
     Args:
-      config: as `hap2s_jax/recipes/common.py` describes it.
+      config: as `hap2s_jax/run/schema.py` describes it.
       workdir: where checkpoints, ``metrics.jsonl``, ``results.json`` and the pictures go.
       strict: whether a damaged checkpoint is an error; otherwise it is set aside with a warning, and the run goes on
         from the newest whole one.

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from hap2s_jax.data import duplicates, mixing
+from hap2s_jax.data import duplicates, mixing, presence
 from hap2s_jax.data.noise import NoiseRecord
 from hap2s_jax.data.pk import PKPlan
 from hap2s_jax.data.places import place
@@ -87,6 +87,7 @@ class Trainer(Evaluator):
         augmentation = Augmentation(**config.augment)
         dataset = load_dataset(config)
         check_best_metric(config, dataset)
+        check_presence(dataset)
         if learner.is_frozen and len(dataset.targets) > 1:
             raise UserError(
                 f"encoder.frozen: keeps features of one set to test on, and there are {len(dataset.targets)}; name one "
@@ -237,6 +238,19 @@ class Trainer(Evaluator):
         embed = self.parallel.compile_map(embedding_function(self.learner.encoder, settings))
         trunk, test = dataclasses.replace(self, embed=embed), self.dataset.test
         return self.measure(*trunk.embeddings(state, test), test, distance="cosine", cluster=False)
+
+
+def check_presence(dataset: Dataset) -> None:
+    """Checks before the training that enough images of each part are there, see `presence.check`.
+
+    Raises:
+      UserError: too few.
+    """
+    for source in (dataset.train, dataset.validation):
+        if source is not None:
+            presence.check(source)
+    for target in dataset.targets or (dataset,):
+        presence.check(target.test, target.query, target.gallery)
 
 
 def check_best_metric(config: Config, dataset: Dataset) -> None:

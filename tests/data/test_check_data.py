@@ -24,6 +24,8 @@ def test_all_sets_are_listed_with_where_they_are_or_could_be(tmp_path):
     assert f"market1501   found     Market-1501 in {tmp_path / 'market1501'}" in text
     assert "msmt17       not found" in text
     assert registry.entry("msmt17").url in text
+    assert "get it from  (" not in text  # your own images are nowhere to get
+    assert "--name=hf --data_dir=FOLDER, or --option=path=OWNER/NAME" in text
 
 
 def test_a_set_is_counted_decoded_and_drawn(tmp_path, capsys):
@@ -46,7 +48,7 @@ def test_unreadable_images_are_named_and_end_with_an_error(tmp_path, capsys):
     with pytest.raises(UserError, match="1 images cannot be read"):
         check_data.run("folder", str(root), {}, True, None)
     assert f"1 images that cannot be read: {broken}" in capsys.readouterr().out
-    check_data.run("folder", str(root), {}, False, None)  # without decoding, nothing is found
+    check_data.run("folder", str(root), {}, False, None)  # without decoding, its file looks whole
 
 
 def test_images_that_lose_more_than_half_to_the_centre_crop_are_counted_and_drawn_as_they_are_seen(

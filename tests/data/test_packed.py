@@ -16,7 +16,7 @@ from PIL import Image
 
 from hap2s_jax import cli, pack
 from hap2s_jax.data import bucket as bucket_module
-from hap2s_jax.data import datasets, duplicates, fetching, packed, pixels
+from hap2s_jax.data import datasets, duplicates, fetching, inspection, packed, packing_plan, pixels
 from hap2s_jax.data.augment import Augmentation
 from hap2s_jax.data.batches import Reading, eval_batches, train_batches
 from hap2s_jax.data.bucket import BucketPath
@@ -255,6 +255,34 @@ def test_what_is_not_whole_or_not_ours_is_one_line(what, whole, tmp_path):
     with pytest.raises(UserError, match=r"is not a complete packed data set|has format 99") as error:
         datasets.load("folder", data_dir=folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fault", ["empty", "gone"])
+def test_a_file_without_an_image_is_named_before_anything_is_written(fault, tmp_path, capsys):
+    source, output = drawings.noisy(tmp_path / "data"), tmp_path / "packed"
+    photo = source / "class00" / "0.png"
+    before = photo.read_bytes()
+    rows = [f"{p.relative_to(source)},{p.parent.name}" for p in sorted(source.rglob("*.png"))]
+    (source / "all.csv").write_text("\n".join(["path,label", *rows]))
+    photo.write_bytes(b"") if fault == "empty" else photo.unlink()
+    command = [f"--data_dir={source / 'all.csv'}", f"--output={output}"]
+    assert pack.main(command) == 1
+    said = capsys.readouterr().err
+    assert f"1 images cannot be packed, such as {photo} (" in said
+    assert not output.exists()
+    photo.write_bytes(before)
+    assert pack.main(command) == 0
+
+
+def test_an_empty_image_of_an_older_pack_is_named_like_any_that_cannot_be_read(tmp_path, monkeypatch):
+    source, output = drawings.noisy(tmp_path / "data"), tmp_path / "packed"
+    (source / "class00" / "0.png").write_bytes(b"")
+    monkeypatch.setattr(packing_plan, "check", lambda plan: None)
+    assert pack.main([f"--data_dir={source}", f"--output={output}"]) == 0
+    dataset = datasets.load("folder", data_dir=output)
+    reports = [inspection.check("", s, inspection.View()) for s in (dataset.train, dataset.test)]
+    (told,) = [line for report in reports for line in report.unreadable]
+    assert told == f"{output}: class00/0.png (the file is empty)"
 
 
 def test_an_image_whose_bytes_have_changed_is_named_and_other_options_are_refused(whole, tmp_path):

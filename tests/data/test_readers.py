@@ -17,6 +17,7 @@ from hap2s_jax.data.readers.files import FileSource, list_images, number_identit
 from hap2s_jax.data.splits import split_by_class, validation_classes
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import evaluate
+from hap2s_jax.serving import listing
 
 
 def is_sound(parts):
@@ -328,6 +329,45 @@ def test_class_folders_with_a_split(tmp_path):
     parts = own.read_folder(tmp_path)
     assert (len(parts.train), len(parts.validation), len(parts.query), len(parts.gallery)) == (8, 8, 8, 8)
     assert len(parts.test.class_names) == 2
+    dead, *_ = parts.remarks  # the links to what is elsewhere
+    assert dead.startswith(
+        "4 links lead nowhere, and what they should lead to is left out, such as Val/linked"
+    )
+
+
+def test_what_lies_beside_a_split_and_links_that_lead_nowhere_are_counted(tmp_path):
+    for part in ("Train", "TEST", "extra", "2024 new", "val", "validation"):
+        for number in range(8):
+            trees.put(tmp_path / part / f"c{number // 2}" / f"{number}.jpg")
+    (tmp_path / "notes").mkdir()  # without images
+    trees.put(tmp_path / "loose.jpg")
+    (tmp_path / "Train" / "ECL").symlink_to("/media/usb/ECL")
+    (tmp_path / "TEST" / "c0" / "x.jpg").symlink_to("/media/usb/x.jpg")
+    (tmp_path / "round").symlink_to("round")
+    parts = own.read_folder(tmp_path)
+    assert (len(parts.train), len(parts.validation), len(parts.query)) == (8, 8, 8)
+    assert parts.remarks[0].startswith("3 links lead nowhere")
+    assert parts.remarks[1] == (
+        "24 images are in folders beside the split (TEST, Train, validation) and are left out: 2024 new, extra, val"
+    )
+    assert parts.remarks[2] == "1 images are in no folder of a class and are left out, such as loose.jpg"
+    # Embedding tells them from files of other kinds.
+    told = listing.list_images(tmp_path).remarks
+    assert [line for line in told if "nowhere" in line] == [line for line in told if "kinds" not in line]
+
+
+def test_links_that_lead_nowhere_and_folders_within_are_counted_in_markets_layout_too(tmp_path):
+    trees.market(tmp_path)
+    (tmp_path / person.TRAIN / "0002_c1s1_000001_00.jpg").symlink_to("/media/usb/x.jpg")
+    trees.put(tmp_path / person.QUERY / "more" / "0003_c1s1_000001_00.jpg")
+    before = len(person.read_market1501(trees.market(tmp_path / "same")).train)
+    parts = person.read_market_layout(tmp_path)
+    assert len(parts.train) == before
+    told = "\n".join(parts.remarks)
+    assert (
+        f"1 links lead nowhere, and what they should lead to is left out, such as {person.TRAIN}/0002" in told
+    )
+    assert f"such as {person.QUERY}/more/0003_c1s1_000001_00.jpg" in told
 
 
 def test_too_few_classes_and_no_images_are_named(tmp_path):

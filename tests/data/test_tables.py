@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import os
 import shutil
 import unicodedata
+import zipfile
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from hap2s_jax.data.readers.table import read_table
 from hap2s_jax.data.resized import change
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import evaluate
+from hap2s_jax.evaluation.archive import read_pairs
 from hap2s_jax.serving.listing import list_images
 
 CLASSES, IMAGES = 8, 4
@@ -82,6 +85,93 @@ def test_the_line_that_names_the_delimiter_is_passed_over(root):
     path.write_text(path.read_text() + ";;\n;klasse 1;train\n")
     with pytest.raises(UserError, match="line 36: path must not be empty"):
         own.read_folder(path)
+
+
+def _zipped(*names):
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return held.getvalue()
+
+
+def _ods():
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:  # its first member is not compressed
+        archive.writestr("mimetype", "application/vnd.oasis.opendocument.spreadsheet")
+    return held.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (
+            _zipped("[Content_Types].xml", "xl/workbook.xml", "xl/worksheets/sheet1.xml"),
+            "an Excel workbook; save its",
+        ),
+        (_zipped("[Content_Types].xml", "word/document.xml"), "an Office document; save its table as CSV"),
+        (_ods(), "an OpenDocument file; save its table as CSV"),
+        (_zipped("a/1.jpg"), "a zip archive; unpack it, and give the folder of images"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(512), "an Excel workbook, or another Office document"),
+        (b"%PDF-1.7\n%\xe2\xe3\n1 0 obj", "a PDF; copy its table"),
+        (trees.encoded(trees.picture(0)), "an image; give the folder of images"),
+        (trees.encoded(trees.picture(0), "PNG"), "an image; give the folder of images"),
+        (trees.encoded(trees.picture(0), "BMP"), "an image; give the folder of images"),
+        (b"\0\0\0\x18ftypheic" + bytes(200), "an image; give the folder of images"),
+        (b"PAR1" + bytes(50), "a Parquet file"),
+        (gzip.compress(b"path,label"), "a compressed file; unpack it"),
+        (b"\x7fELF\2\1\1" + bytes(300) + bytes(range(256)), "no text, and so no CSV file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "bytes",  # which hold the time
+)
+def test_what_is_no_text_is_named_with_what_to_give_instead(data, says, tmp_path):
+    file = tmp_path / "photos.csv"
+    file.write_bytes(data)
+    for read in (own.read_folder, list_images, lambda p: read_pairs(str(p))):
+        with pytest.raises(UserError) as error:
+            read(file)
+        assert f"{file} is {says}" in str(error.value)
+        assert str(error.value).isprintable()
+
+
+def test_a_quote_that_is_not_closed_is_named_with_its_line(root):
+    file = write(root, rows())
+    lines = file.read_text().splitlines(keepends=True)
+    for number in (1, 7, len(lines) - 1):
+        for quoted in (False, True):  # all the others too
+            cells = [[f'"{cell}"' if quoted else cell for cell in line.strip().split(",")] for line in lines]
+            cells[number][1] = '"' + cells[number][1].strip('"')
+            for end in ("\n", "\r\n", "\r"):
+                text = end.join(map(",".join, cells))
+                for last in ("", end):
+                    file.write_bytes((text + last).encode())
+                    for read in (own.read_folder, list_images):
+                        with pytest.raises(
+                            UserError, match=rf"x.csv, line {number + 1}: a quote is not closed"
+                        ):
+                            read(file)
+    file.write_text(
+        "path,label,note\n" + "".join(f"{n}.png,{n % 4},x\n" for n in range(9)) + '9.png,1,"' + "x\n" * 99_999
+    )
+    with pytest.raises(UserError, match="line 11: a quote is not closed"):
+        own.read_folder(file)
+
+
+def test_quotes_and_line_ends_that_belong_to_cells_stay(root):
+    file = root / "quoted.csv"
+    cells = ['"two\nlines"', '"a ""word"" of it"', '5" tall', '"cut" off', '"three\r\n""quoted""\nlines"']
+    file.write_bytes(
+        ("path,label,note\n" + "".join(f"{n}.png,{n},{c}\n" for n, c in enumerate(cells))).encode()
+    )
+    found = list_images(file)
+    assert found.paths == [f"{n}.png" for n in range(5)]
+    assert found.others["note"] == [
+        "two\nlines",
+        'a "word" of it',
+        '5" tall',
+        "cut off",
+        'three\r\n"quoted"\nlines',
+    ]
 
 
 def test_paths_of_other_systems(root):

@@ -15,6 +15,7 @@ from hap2s_jax import evaluate as command
 from hap2s_jax.errors import UserError
 from hap2s_jax.run import config as configs
 from hap2s_jax.run import facts
+from hap2s_jax.run.run import run as train
 from hap2s_jax.run.trainer import Trainer
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 64, 32, 3)).astype(np.uint8)
@@ -193,3 +194,31 @@ def test_a_run_is_measured_on_another_machine_and_told_of_other_data(run, tmp_pa
     shutil.copytree(root / "class 0", tmp_path / "data" / "another class")
     command.from_workdir(str(moved), data_dir=str(tmp_path / "data"))
     assert "warning: the train part of folder was" in capsys.readouterr().err
+
+
+def test_images_none_of_which_can_be_read_are_one_line_as_early_as_it_is_known(run, tmp_path, capfd):
+    root, *_ = run
+    shutil.copytree(root, tmp_path / "own")
+    rows = [f"class {n % 8}/{n}.png,{n % 8},{'train' if n % 8 < 4 else 'test'}" for n in range(24)]
+    (tmp_path / "own" / "all.csv").write_text("\n".join(["path,label,split", *rows]))
+    tested = [path for n in range(4, 8) for path in (tmp_path / "own" / f"class {n}").iterdir()]
+    for path in tested:
+        path.write_bytes(b"no image")
+    says = "none of the 12 own test images can be read, such as "
+    settings = {"data.on_unreadable": "skip", "evaluate.untrained": False, "steps": 2, "batch.classes": 2}
+    settings |= {"evaluate.every_steps": 2, "checkpoint.every_steps": 2, "schedule.warmup_steps": 1}
+    config = importlib.import_module("configs.folder").get_config("tiny")
+    config.update_from_flattened_dict(
+        {"data.data_dir": str(tmp_path / "own" / "all.csv"), "num_devices": 1, **settings}
+    )
+    with pytest.raises(UserError, match=says):  # known only when they are read
+        train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
+    config = configs.load(tmp_path / "run")
+    for path in tested:
+        path.unlink()
+    with pytest.raises(UserError, match=says):
+        train(config, tmp_path / "again")
+    assert not (tmp_path / "again" / "checkpoints").exists()
+    assert command.main([f"--workdir={tmp_path / 'run'}"]) == 1
+    assert f"error: {says}" in capfd.readouterr().err

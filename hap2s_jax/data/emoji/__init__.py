@@ -1,8 +1,8 @@
 """The bundled data set: emoji, one class per emoji, drawn by six icon sets of five teams (the cameras).
 
 `load()` reads what the package ships: `emoji.zip`, the drawings as 64x64 PNGs, and `emoji.csv`, a row for each
-with class, split, family, camera, set and icon name. How they came to be is in `build.py`; the licences of the
-artwork are in the project's NOTICE.
+with class, split, family, camera, set and icon name. How they came to be is in
+`experiments/emoji_build/build.py`; the licences of the artwork are in the project's NOTICE.
 """
 
 from __future__ import annotations

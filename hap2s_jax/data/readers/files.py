@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hap2s_jax.data.headers import knows_avif
-from hap2s_jax.data.regular_files import MAX_LIST, read_bytes
+from hap2s_jax.data.regular_files import MAX_LIST, read_bytes, size_of
 from hap2s_jax.data.source import Source
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -82,10 +82,10 @@ class FileSource:
         self.labels, self.class_names = number_identities(identities)
         self.cameras = None if cameras is None else np.asarray(cameras, np.int32)
         self.boxes = None if boxes is None else np.asarray(boxes, np.int32).reshape(-1, 4)
-        for field, values in (("identities", self.labels), ("cameras", self.cameras), ("boxes", self.boxes)):
+        for what, values in (("identities", self.labels), ("cameras", self.cameras), ("boxes", self.boxes)):
             if values is not None and len(values) != len(self.paths):
                 raise ValueError(
-                    f"{field}: must be one per path, found {len(values)} for {len(self.paths)} paths"
+                    f"{what}: must be one per path, found {len(values)} for {len(self.paths)} paths"
                 )
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ class FileSource:
 
     def size(self, index: int) -> int:
         """The bytes that file number `index` has, without reading it."""
-        return os.stat(self.describe(index)).st_size
+        return size_of(self.describe(index))
 
     def describe(self, index: int) -> str:
         """The path of file number `index`."""
@@ -147,8 +147,21 @@ def is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LITTER
 
 
-def walk_files(folder: Path | str) -> tuple[list[str], list[str]]:
-    """Paths of the images at any depth, and of files of other kinds, with forward slashes, relative to `folder`, in an
+@dataclass
+class Beside:
+    """Paths of what lies beside images and is left out: files of other kinds, and links that lead nowhere."""
+
+    others: list[str] = field(default_factory=list)
+    dead: list[str] = field(default_factory=list)
+
+
+def is_dead(path: Path | str) -> bool:
+    """Whether a path is a link that leads nowhere, as to a disk that is not there."""
+    return os.path.islink(path) and not os.path.exists(path)
+
+
+def walk_files(folder: Path | str) -> tuple[list[str], Beside]:
+    """Paths of the images at any depth, and of what lies beside them, with forward slashes, relative to `folder`, in an
     order that is the same on every machine. Hidden files and folders are left out; a folder that links lead to is
     searched once.
 
@@ -161,7 +174,7 @@ def walk_files(folder: Path | str) -> tuple[list[str], list[str]]:
 
     root, endings = os.fspath(folder), extensions()
     images: list[str] = []
-    others: list[str] = []
+    beside = Beside()
     seen = {os.path.realpath(root)}
     for place, inside, names in os.walk(root, followlinks=True, onerror=fail):
         # The folder itself before links to it, whatever the disk lists first.
@@ -175,25 +188,37 @@ def walk_files(folder: Path | str) -> tuple[list[str], list[str]]:
         inside[:] = entered
         below = Path(place).relative_to(root)
         for name in names:
-            if not is_litter(name):
-                (images if name.lower().endswith(endings) else others).append((below / name).as_posix())
-    images.sort(key=lambda path: path.split("/"))
-    others.sort(key=lambda path: path.split("/"))
-    return images, others
+            if is_litter(name):
+                continue
+            found = images if name.lower().endswith(endings) else beside.others
+            found = beside.dead if is_dead(os.path.join(place, name)) else found
+            found.append((below / name).as_posix())
+    for paths in (images, beside.others, beside.dead):
+        paths.sort(key=lambda path: path.split("/"))
+    return images, beside
 
 
-def name_others(paths: Sequence[str]) -> tuple[str, ...]:
-    """A line about files that are not images; none without such files."""
+def name_others(beside: Beside) -> tuple[str, ...]:
+    """A line each about files that are not images, and about links that lead nowhere; none without any."""
+    dead = (
+        f"{len(beside.dead):,} links lead nowhere, and what they should lead to is left out, such as {beside.dead[0]}; "
+        "mount the disk, or mend the links"
+        if beside.dead
+        else ""
+    )
+    return tuple(filter(None, (_kinds(beside.others), dead)))
+
+
+def _kinds(paths: Sequence[str]) -> str:
     if not paths:
-        return ()
+        return ""
     kinds = Counter(os.path.splitext(path)[1].lower() or "without an ending" for path in paths)
     named = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
     more = ", ..." if len(kinds) > 5 else ""
-    line = (
+    return (
         f"{len(paths):,} files are of kinds that cannot be read here and are left out ({named}{more}), such as "
         f"{paths[0]}; save images among them as JPEG or PNG"
     )
-    return (line,)
 
 
 def find_root(bases: Iterable[Path], folders: Iterable[str], markers: Sequence[str]) -> Path | None:

@@ -18,7 +18,7 @@ from hap2s_jax import extras
 from hap2s_jax.data.readers.files import FileSource, Parts
 from hap2s_jax.data.readers.rows import SPLITS, Rows, arrange, rows_of_table
 from hap2s_jax.data.readers.table import named_columns, table_of
-from hap2s_jax.data.regular_files import read_bytes
+from hap2s_jax.data.regular_files import read_bytes, size_of
 from hap2s_jax.errors import UserError, reason
 
 FORMATS = ("imagefolder", "parquet", "arrow", "cache")  # cache: a data set of the hub, offline
@@ -43,7 +43,7 @@ class HubSource(FileSource):
         """The bytes of the encoded image number `index`, without reading it."""
         split, _, row = self.paths[index].rpartition("/")
         held, path = self._stored[split]
-        return held[int(row)] or os.stat(path[int(row)] or self.describe(index)).st_size
+        return held[int(row)] or size_of(path[int(row)] or self.describe(index))
 
     @functools.cached_property
     def _stored(self) -> dict[str, tuple[list[int | None], list[str | None]]]:

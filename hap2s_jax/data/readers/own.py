@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import functools
+import os
 import unicodedata
 from pathlib import Path
 
-from hap2s_jax.data.readers.files import FileSource, Parts, list_folders, name_others, walk_files
+from hap2s_jax.data.readers.files import (
+    Beside,
+    FileSource,
+    Parts,
+    is_dead,
+    list_folders,
+    list_images,
+    name_others,
+    walk_files,
+)
 from hap2s_jax.data.readers.rows import SPLITS, Rows, arrange, rows_of_table
 from hap2s_jax.data.readers.table import read_table
 from hap2s_jax.errors import UserError
@@ -72,15 +82,15 @@ def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
         folders = by_part
     else:
         folders = {"all": ""}
-    parts, loose, others, deep = {part: Rows() for part in folders}, [], [], []
+    parts, loose, beside, deep = {part: Rows() for part in folders}, [], Beside(), []
     direct = False
     for part, folder in folders.items():
-        images, beside = walk_files(root / folder)
-        others += [other for other in beside if "/" in other]
+        images, more = walk_files(root / folder)
+        prefix = f"{folder}/" if folder else ""
+        beside.others += [prefix + other for other in more.others if "/" in other]
+        beside.dead += [prefix + dead for dead in more.dead]
         for path in images:
-            path = f"{folder}/{path}" if folder else path
-            if not (root / path).is_file():  # a link that leads nowhere
-                continue
+            path = prefix + path
             name, *inside = path.split("/")[bool(folder) :]
             if inside:
                 parts[part].paths.append(path)
@@ -90,7 +100,14 @@ def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
             direct |= len(inside) == 1
             if len(inside) > 1:
                 deep.append(path)
-    remarks = name_others(others)
+    apart = ()
+    if folders is by_part:
+        loose += list_images(root)
+        beside.dead += [name for name in sorted(os.listdir(root)) if is_dead(root / name)]
+        apart = _beside_a_split(
+            root, [name for name in names if name not in by_part.values()], [*by_part.values()]
+        )
+    remarks = (*name_others(beside), *apart)
     # If all images lie deeper, the folders are not classes.
     if not direct:
         raise UserError(
@@ -103,6 +120,19 @@ def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
             f"{len(loose):,} images are in no folder of a class and are left out, such as {loose[0]}",
         )
     return parts, remarks
+
+
+def _beside_a_split(root: Path, names: list[str], split: list[str]) -> tuple[str, ...]:
+    """A line about folders with images that are no part of the split; none without any."""
+    images = {name: len(walk_files(root / name)[0]) for name in names}
+    found = [name for name, count in images.items() if count]
+    if not found:
+        return ()
+    line = (
+        f"{sum(images.values()):,} images are in folders beside the split ({', '.join(split)}) and are left out: "
+        f"{', '.join(found[:5])}{', ...' if len(found) > 5 else ''}"
+    )
+    return (line,)
 
 
 def _where_they_are(root: Path, loose: list[str], deep: list[str]) -> str:

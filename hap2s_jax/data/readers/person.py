@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hap2s_jax.data.readers.files import FileSource, Parts, list_images, read_lines
+from hap2s_jax.data.readers.files import Beside, FileSource, Parts, name_others, read_lines, walk_files
 from hap2s_jax.data.readers.rows import judged
 from hap2s_jax.errors import UserError
 
@@ -96,10 +96,10 @@ def read_market(
     test = FileSource(f"{name} test", root, paths, ids, [c - first for c in cameras])
     ends = np.cumsum([len(query.paths), len(gallery.paths)])
     strange = train.strange + query.strange + gallery.strange
-    remarks = ()
+    remarks = name_others(Beside(dead=train.dead + query.dead + gallery.dead))
     if strange:
         line = f"{len(strange):,} images are not named IDENTITY_cCAMERA, as in {_EXAMPLE}, and are left out"
-        remarks = (f"{line}, such as {strange[0]}",)
+        remarks += (f"{line}, such as {strange[0]}",)
     rows = {"query": np.arange(ends[0]), "gallery": np.arange(ends[0], ends[1])}
     return Parts(trained, test, **rows, views=views, protocols=protocols, remarks=remarks)
 
@@ -139,17 +139,21 @@ def _parts(train: FileSource, test: FileSource, queries: int) -> Parts:
 
 @dataclasses.dataclass
 class _Named:
-    """The images of a folder: paths, identities and cameras from their names, and images with other names."""
+    """The images of a folder: paths, identities and cameras from their names, and paths of images with other names (or
+    in folders within) and of links that lead nowhere.
+    """
 
     paths: list[str]
     ids: list[int]
     cameras: list[int]
     strange: list[str]
+    dead: list[str]
 
 
 def _scan(root: Path, folder: str) -> _Named:
-    found = _Named([], [], [], [])
-    for name in list_images(root / folder):
+    images, beside = walk_files(root / folder)
+    found = _Named([], [], [], [], [f"{folder}/{name}" for name in beside.dead])
+    for name in images:
         match = _NAME.match(name)
         if match is None:
             found.strange.append(f"{folder}/{name}")

@@ -54,6 +54,7 @@ def pack(parts: Parts, name: str, options: Mapping[str, Any], output: str, chang
     """
     root = place(output).expanduser()
     plan = packing_plan.make(parts)
+    packing_plan.check(plan)
     told = {"plan": packing_plan.digest(plan, parts, name, options, change.said)}
     told |= {"name": name, "options": dict(options), "change": change.said}
     with holding(root / _LOCK) as held:
