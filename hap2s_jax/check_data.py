@@ -184,6 +184,7 @@ def verdict(
     command += [f"data.options.{key}={shlex.quote(str(value))}" for key, value in options.items()]
     command += [f"batch.classes={advice.batch_classes(classes)}", "batch.images_per_class=4"]
     command += ["data.on_unreadable=skip"] if unreadable else []
+    yield "the command (without a GPU start with --config=configs/folder.py:dinov2, which trains a small head alone):"
     yield "  " + " ".join([command[0], *(f"--config.{item}" for item in command[1:])])
 
 

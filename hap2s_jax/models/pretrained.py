@@ -189,7 +189,10 @@ def _from_hub(name: str, cache_dir: str | None, offline: bool) -> pathlib.Path:
     if len(parts) < 2 or not all(parts):
         raise UserError(f"pretrained {name!r} should read hf://owner/repository[/file.safetensors].")
     file = parts[2] if len(parts) == 3 else "model.safetensors"
-    huggingface_hub = extras.load("a pretrained source on the hub", "huggingface_hub", "hub")
+    user = "a pretrained source on the hub"
+    huggingface_hub = extras.load(user, "huggingface_hub", "hub")
+    # It warns of every further try.
+    extras.load(user, "huggingface_hub.utils.logging", "hub").set_verbosity_error()
     try:
         return pathlib.Path(
             huggingface_hub.hf_hub_download(
