@@ -31,6 +31,8 @@ from hap2s_jax import cli, extras
 from hap2s_jax.data.places import place
 from hap2s_jax.data.regular_files import below
 from hap2s_jax.errors import UserError, require, shown
+from hap2s_jax.reporting import outputs
+from hap2s_jax.reporting.outputs import Output
 from hap2s_jax.serving import calibrating, commands, index, vectors
 from hap2s_jax.serving.listing import claimed_folder, list_images
 from hap2s_jax.serving.trained import Image, TrainedEncoder
@@ -163,8 +165,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--index", choices=index.KINDS, default="auto", help="auto: exact below a million")
     parser.add_argument("--images", help="folder of the gallery's images, for --picture, if they have moved")
-    parser.add_argument("--picture", metavar="FILE", help="draw queries and answers as a PNG file")
-    parser.add_argument("--json", metavar="FILE", help="write the answers to a JSON file")
+    parser.add_argument(
+        "--picture", type=Output, metavar="FILE", help="draw queries and answers as a PNG file"
+    )
+    parser.add_argument("--json", type=Output, metavar="FILE", help="write the answers to a JSON file")
+    parser.add_switch("overwrite", default=False, help=outputs.OVERWRITE)
     parser.add_switch(
         "calibrate",
         default=False,
@@ -181,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     extras.require("search", "use")
+    outputs.check(options)
     if options.with_test_classes and (options.gallery or not options.calibrate):
         raise UserError("--with_test_classes goes with --calibrate --workdir, without --gallery")
     if options.calibrate:
