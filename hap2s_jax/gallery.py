@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -175,7 +176,8 @@ def _export(options: argparse.Namespace) -> None:
     print(f"{count:,} images: {options.output}")
     if options.train:
         print(
-            f"python -m hap2s_jax.main --config=configs/folder.py --config.data.data_dir={options.output} "
+            "python -m hap2s_jax.main --config=configs/folder.py "
+            f"--config.data.data_dir={shlex.quote(options.output)} "
             "--workdir=RUN trains on them"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import csv
 import json
 import os
 import shlex
@@ -18,6 +19,7 @@ from hap2s_jax.catalogue.columns import TEXTS, shown_id
 from hap2s_jax.catalogue.searching import Finder
 from hap2s_jax.catalogue.store import Store
 from hap2s_jax.catalogue.tables import Tables
+from hap2s_jax.data import advice, datasets
 from hap2s_jax.data.readers import own
 from hap2s_jax.errors import UserError
 from hap2s_jax.serving import vectors
@@ -465,3 +467,29 @@ def test_what_is_exported_is_what_training_reads(store, tmp_path):
     exporting.export(store, output, train=True, test_fraction=0.3)
     again = {line.split(",")[1]: line.split(",")[-1] for line in output.read_text().splitlines()[1:]}
     assert all(again[name] == part for part, names in parts.items() for name in names)
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+@pytest.mark.parametrize("fraction", [0.01, 0.25, 0.99])
+def test_training_reads_what_is_exported_however_few_individuals_there_are(store, tmp_path, count, fraction):
+    """Two images each of `count` individuals beside two single ones."""
+    store.mark(store.ids[:12].tolist(), "removed")
+    for row in range(12, 12 + count):
+        store.relabel([int(store.ids[row]), int(store.ids[row + 12])], f"x{row}")
+    for row in (36, 37):
+        store.relabel([int(store.ids[row])], f"single {row}")
+    output = tmp_path / "train.csv"
+    if count < 2:
+        with pytest.raises(UserError, match=r"at least four individuals, .* here are 3, of which 1 have"):
+            exporting.export(store, output, train=True, test_fraction=fraction)
+        return
+    assert exporting.export(store, output, train=True, test_fraction=fraction) == 2 * count + 2
+    classes = count + 2
+    with output.open() as lines:
+        rows = list(csv.DictReader(lines))
+    trained = {row["label"] for row in rows if row["split"] == "train"}
+    share = advice.validation_fraction(len(trained))
+    data = datasets.load("folder", data_dir=output, validation_fraction=share)
+    assert len(trained) + len(data.test.class_names) == classes
+    assert len(trained) >= 2
+    assert np.sum(np.bincount(data.test.labels) > 1) >= 2
