@@ -63,15 +63,20 @@ def read_folder(
     )
 
 
+def split_folders(root: Path) -> dict[str, str]:
+    """The folders in `root` that name a split, by their parts; none where they do not."""
+    by_part = {SPLITS[name.lower()]: name for name in list_folders(root) if name.lower() in SPLITS}
+    # A class may be called "test"; the names are a split only if all of them are there.
+    return (
+        by_part
+        if "train" in by_part and ("test" in by_part or {"query", "gallery"} <= by_part.keys())
+        else {}
+    )
+
+
 def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
     """The images by part, and remarks on what was left out."""
-    names = list_folders(root)
-    by_part = {SPLITS[n.lower()]: n for n in names if n.lower() in SPLITS}
-    # A class may be called "test"; the names are a split only if all of them are there.
-    if "train" in by_part and ("test" in by_part or {"query", "gallery"} <= by_part.keys()):
-        folders = by_part
-    else:
-        folders = {"all": ""}
+    folders = split_folders(root) or {"all": ""}
     parts, loose, others, deep = {part: Rows() for part in folders}, [], [], []
     direct = False
     for part, folder in folders.items():
