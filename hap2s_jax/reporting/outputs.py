@@ -13,8 +13,10 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from hap2s_jax.data.places import is_bucket, place
+from hap2s_jax.data.readers.files import EXTENSIONS
 from hap2s_jax.errors import UserError
 
+_RECORDS = ("config.json", "store.json")  # of a run, of a gallery's store
 OVERWRITE = "replace files that are there already under the names of the results"
 
 
@@ -58,10 +60,12 @@ def _refuse(file: pathlib.Path, options: argparse.Namespace) -> None:
 
 
 def _holds(given: str, file: pathlib.Path) -> bool:
-    """Whether `given`, a file or folder on this machine, is `file` or holds it."""
-    if not os.path.exists(given):
-        return False
-    return os.path.samefile(given, file) or file.resolve().is_relative_to(os.path.realpath(given))
+    """Whether `given`, on this machine, is `file`, or holds it as an image, or as a part of a run or store."""
+    if not os.path.isdir(given):
+        return os.path.exists(given) and os.path.samefile(given, file)
+    is_whole = any(os.path.exists(os.path.join(given, name)) for name in _RECORDS)
+    inside = file.resolve().is_relative_to(os.path.realpath(given))
+    return inside and (is_whole or file.suffix.lower() in EXTENSIONS)
 
 
 def _inputs(options: argparse.Namespace) -> Iterator[str]:

@@ -74,7 +74,8 @@ def test_every_flag_that_names_a_result_is_checked(module, monkeypatch):
         ({"gallery": "?.jpg"}, "b.jpg is what this command reads"),
         ({"data": ["folder:b.jpg"]}, "b.jpg is what this command reads"),
         ({"option": ["path=b.jpg"]}, "b.jpg is what this command reads"),
-        ({"workdir": "."}, r"b.jpg lies in \., which is what this command reads"),
+        ({"images": "."}, r"b.jpg lies in \., which is what this command reads"),
+        ({"workdir": "run", "json": Output("run/results.json")}, "results.json lies in run, which is what"),
         ({"json": Output("b.jpg")}, "b.jpg is the name of two results"),
         ({"json": Output("photos")}, "photos is a folder"),
     ],
@@ -82,10 +83,13 @@ def test_every_flag_that_names_a_result_is_checked(module, monkeypatch):
 def test_what_a_command_reads_is_not_replaced_even_if_told_to(tmp_path, monkeypatch, value, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    (tmp_path / "b.jpg").write_text("my own")
+    (tmp_path / "run").mkdir()
+    for name in ("b.jpg", "run/config.json", "run/results.json", "photos/out.json"):
+        (tmp_path / name).write_text("my own")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "b.jpg")
     options = argparse.Namespace(overwrite=True, picture=Output("b.jpg"))
     outputs.check(options)
+    outputs.check(argparse.Namespace(overwrite=True, images=".", json=Output("photos/out.json")))
     with pytest.raises(UserError, match=says):
         outputs.check(argparse.Namespace(**vars(options), **value))
 
