@@ -13,7 +13,6 @@ only grows: `undo` adds an opposite entry, and leaves later decisions alone. doc
 from __future__ import annotations
 
 import argparse
-import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from hap2s_jax.catalogue.flags import FLAGS, SWITCHES
 from hap2s_jax.catalogue.searching import Finder
 from hap2s_jax.catalogue.state import Decision
 from hap2s_jax.catalogue.store import Store
+from hap2s_jax.data.places import local
 from hap2s_jax.errors import UserError, require, shown, unknown_name
 from hap2s_jax.reporting import outputs
 from hap2s_jax.search import verdict
@@ -65,7 +65,7 @@ def _create(options: argparse.Namespace) -> None:
 def _add(options: argparse.Namespace) -> None:
     """Adds the images of a folder, CSV, .npz or .parquet that are new by path and by content."""
     store = _open(options)
-    embedded = pathlib.Path(options.images).suffix in (".npz", ".parquet")
+    embedded = local(options.images).suffix in (".npz", ".parquet")
     encoder = None if embedded else _encoder(options, store)
     how = {"columns": options.columns, "batch_size": options.batch_size}
     added = adding.add(store, options.images, encoder, **how, tell=lambda line: print(f"note: {shown(line)}"))

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hap2s_jax import cli, extras
-from hap2s_jax.data.places import place
+from hap2s_jax.data.places import local, place
 from hap2s_jax.data.regular_files import below
 from hap2s_jax.errors import UserError, require, shown
 from hap2s_jax.reporting import outputs
@@ -105,7 +105,7 @@ class Searcher:
         calibrating.check_weights(gallery, encoder)
         self.encoder, self.gallery, self.threshold = encoder, gallery, threshold
         self._index = index.open_index(gallery.embeddings, encoder.distance, kind=kind, cache=cache)
-        self._pictures = pictures or claimed_folder(str(gallery.model.get("images")))
+        self._pictures = local(pictures) if pictures else claimed_folder(str(gallery.model.get("images")))
 
     def search(self, images: Sequence[Image] | Image, k: int = 10) -> list[Answer]:
         """The `k` nearest gallery images (all, where there are fewer) to each query; errors are `TrainedEncoder`'s."""
@@ -202,7 +202,7 @@ def _run(options: argparse.Namespace) -> None:
     searcher, words = open_searcher(options)
     queries: list[str] = []
     for name in options.query:
-        if pathlib.Path(name).is_dir():
+        if local(name).is_dir():
             found = list_images(name)
             queries += [str(found.root / path) for path in found.paths]
         else:

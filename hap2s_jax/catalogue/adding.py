@@ -19,6 +19,7 @@ from hap2s_jax.catalogue.known import check_labels, heed
 from hap2s_jax.catalogue.state import OWN_COLUMNS, STATUSES
 from hap2s_jax.catalogue.store import Store
 from hap2s_jax.data.pixels import UnreadableImageError
+from hap2s_jax.data.places import local
 from hap2s_jax.data.regular_files import below, read_bytes
 from hap2s_jax.errors import UserError, reason
 from hap2s_jax.reporting.environment import usable_cores
@@ -125,7 +126,7 @@ def _opened(
     images: str | os.PathLike[str], columns: str, store: Store, encoder: TrainedEncoder | None
 ) -> tuple[Listing, np.ndarray | None]:
     """The images, and their embeddings where they are there already."""
-    path = pathlib.Path(images)
+    path = local(images)
     if path.suffix in vectors.SUFFIXES and path.is_file():
         gallery = vectors.read(path)
         check_encoder(store, gallery.model)

@@ -14,6 +14,7 @@ from hap2s_jax.catalogue.adding import box_of
 from hap2s_jax.catalogue.columns import more_of
 from hap2s_jax.catalogue.state import State
 from hap2s_jax.data import shares
+from hap2s_jax.data.places import place
 from hap2s_jax.data.readers.rows import is_unknown
 from hap2s_jax.data.regular_files import below
 from hap2s_jax.errors import UserError, require
@@ -46,7 +47,7 @@ def export(
     Raises:
       UserError: an unknown kind of file, nothing to write, too few individuals to train on, or it cannot be written.
     """
-    path = pathlib.Path(output)
+    path = place(output)
     kinds = (".csv", *vectors.SUFFIXES)
     require(path.suffix in kinds, "--output", output, f"a name that ends in one of {', '.join(kinds)}")
     require(0 < test_fraction < 1, "--test_fraction", test_fraction, "above 0 and below 1")
@@ -71,16 +72,16 @@ def _splits(store: State, rows: np.ndarray, test_fraction: float) -> dict[str, s
     fraction make up for it.
     """
     counts = Counter(store.name_of(row) for row in rows)
-    place = {name: int(hashlib.sha256(name.encode()).hexdigest()[:12], 16) / 2**48 for name in counts}
+    digest = {name: int(hashlib.sha256(name.encode()).hexdigest()[:12], 16) / 2**48 for name in counts}
     # Training takes these for no individuals, and one image alone cannot be found by another.
-    names = [name for name in sorted(counts, key=lambda name: place[name]) if not is_unknown(name)]
+    names = [name for name in sorted(counts, key=lambda name: digest[name]) if not is_unknown(name)]
     found = [name for name in names if counts[name] > 1]
     if len(found) < 2 or len(names) < 4:
         raise UserError(
             "--train needs at least four individuals, of which two, for test, have two images each; here are "
             f"{len(names):,}, of which {len(found):,} have two images: name more, or leave out --where or --train"
         )
-    in_test = {*found[:2], *(name for name in names[:-2] if place[name] < test_fraction)}
+    in_test = {*found[:2], *(name for name in names[:-2] if digest[name] < test_fraction)}
     if len(names) - len(in_test) < 2:
         in_test = {*found[:2]}
     return {name: "test" if name in in_test else "train" for name in counts}
@@ -116,9 +117,9 @@ def _row(store: State, row: int, beside: pathlib.Path) -> dict[str, str]:
 
 
 def _write_vectors(store: State, rows: np.ndarray, output: pathlib.Path) -> None:
-    places = [os.path.join(str(store.folder_of(row) or ""), store.text("path", row)) for row in rows]
-    root = os.path.commonpath([os.path.dirname(place) for place in places])
-    paths = [os.path.relpath(place, root).replace(os.sep, "/") for place in places]
+    files = [os.path.join(str(store.folder_of(row) or ""), store.text("path", row)) for row in rows]
+    root = os.path.commonpath([os.path.dirname(file) for file in files])
+    paths = [os.path.relpath(file, root).replace(os.sep, "/") for file in files]
     names = sorted({store.name_of(row) for row in rows} - {""})
     number = {name: n for n, name in enumerate(names)} | {"": -1}
     labels = np.array([number[store.name_of(row)] for row in rows], np.int64)

@@ -121,8 +121,8 @@ def read_pairs(path: str) -> np.ndarray:
     """
     try:
         if path.lower().endswith(".npz"):
-            return read_npz(path, ("pairs",))["pairs"]
-        lines = list(csv.reader(read_bytes(path, MAX_LIST).decode("utf-8-sig").splitlines()))
+            return read_npz(place(path), ("pairs",))["pairs"]
+        lines = list(csv.reader(read_bytes(place(path), MAX_LIST).decode("utf-8-sig").splitlines()))
     except KeyError:
         raise UserError(
             f"--pairs: {path} has no array 'pairs'; save with numpy.savez(path, pairs=...)."

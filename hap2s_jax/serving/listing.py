@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from hap2s_jax.data.places import local
 from hap2s_jax.data.readers.files import extensions, name_others, walk_files
 from hap2s_jax.data.readers.own import split_folders
 from hap2s_jax.data.readers.rows import is_unknown
@@ -91,7 +92,7 @@ def list_images(images: str | os.PathLike[str], columns: str = "") -> Listing:
     Raises:
       UserError: there are no images, or the CSV is malformed.
     """
-    root = pathlib.Path(images)
+    root = local(images)
     if root.is_file():
         try:
             table = read_table(root, columns, needed=("path",))
