@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -122,9 +123,14 @@ def write_saved_model(
 
     def check(partial: pathlib.Path) -> None:
         # TensorFlow 2.21 cannot run what jax writes from 0.11.2 on for any number of images.
-        with _checked(
-            "saved_model", remedy="" if batch_size else "; give --batch_size=N, one size for all calls"
-        ):
+        writes = f"this TensorFlow cannot run what JAX {jax.__version__} writes"
+        fault, remedy = writes, ""
+        if not batch_size:
+            fault, remedy = (
+                f"{writes} for any number of images",
+                "; give --batch_size=N, one size for all calls",
+            )
+        with _checked("saved_model", fault, remedy), _without_native_log():
             _compare(encoder, saved_model.load(partial), batch_size)
 
     saved_model.save(converted, path, (batch_size, *encoder.image_size, 3), check)
@@ -185,6 +191,19 @@ FORMATS: dict[str, Callable[..., pathlib.Path]] = {
     "saved_model": write_saved_model,
     "onnx": write_onnx,
 }
+
+
+@contextlib.contextmanager
+def _without_native_log() -> Iterator[None]:
+    """Drops what libraries write to the terminal past Python; what they raise says it too."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextlib.contextmanager
