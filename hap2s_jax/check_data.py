@@ -26,6 +26,7 @@ from hap2s_jax.data.inspection import Report, View, check
 from hap2s_jax.data.source import Dataset
 from hap2s_jax.data.splits import validation_classes
 from hap2s_jax.errors import UserError
+from hap2s_jax.reporting import outputs
 
 _MANY = 1_000_000
 _SHEET_CLASSES, _SHEET_IMAGES = 8, 8
@@ -196,8 +197,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_switch("decode", default=True, help="decode every image, to find damaged ones")
     parser.add_switch("duplicates", default=False, help="list duplicates among your own images")
     parser.add_argument(
-        "--sheet", metavar="FILE", help="draw a contact sheet as a PNG file, one class per row"
+        "--sheet",
+        type=outputs.Output,
+        metavar="FILE",
+        help="draw a contact sheet as a PNG file, one class per row",
     )
+    parser.add_switch("overwrite", default=False, help=outputs.OVERWRITE)
     return cli.start(_run, parser, arguments)
 
 
@@ -206,6 +211,7 @@ def _run(options: argparse.Namespace) -> None:
         print(*list_all(options.data_dir), sep="\n")
         return
     extras.require("check_data", "train")
+    outputs.check(options)
     settings = registry.parse_options(options.option, registry.entry(options.name).options)
     run(options.name, options.data_dir, settings, options.decode, options.sheet, options.duplicates)
 

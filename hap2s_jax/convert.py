@@ -14,19 +14,22 @@ from collections.abc import Sequence
 from hap2s_jax import cli
 from hap2s_jax.errors import UserError
 from hap2s_jax.models import torch_names, vit_names, weight_files
+from hap2s_jax.reporting import outputs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("convert", __doc__)
     parser.add_argument("source", help="a .pth, .pt or .bin file with a state dict (needs torch)")
-    parser.add_argument("target", help="the .safetensors file to write")
+    parser.add_argument("target", type=outputs.Output, help="the .safetensors file to write")
+    parser.add_switch("overwrite", default=False, help=outputs.OVERWRITE)
     return cli.start(_run, parser, arguments)
 
 
 def _run(options: argparse.Namespace) -> None:
     if not options.target.endswith(".safetensors"):
         raise UserError(f"target is {options.target}; it should end in .safetensors")
+    outputs.check(options)
     tensors = weight_files.read_tensors(options.source)
     naming = torch_names.recognise(tensors)
     if naming is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import textwrap
 from collections.abc import Iterable
 
@@ -65,8 +66,9 @@ def reason(error: BaseException) -> str:
     lines = [
         line.strip() for line in str(getattr(error, "strerror", None) or error).splitlines() if line.strip()
     ]
-    # TensorFlow's messages begin with a heading.
-    line = next((line for line in lines if not line.endswith(":")), *lines[:1] or [type(error).__name__])
+    # TensorFlow's messages begin with headings, and <what is not there>.
+    said = (line for line in lines if not line.endswith(":") and not re.fullmatch("<[^<>]*>", line))
+    line = next(said, *lines[:1] or [type(error).__name__])
     if len(line) <= 200:
         return line
     faults = [

@@ -34,9 +34,13 @@ from hap2s_jax.evaluation.archive import Inputs, from_npz, read_pairs
 from hap2s_jax.evaluation.closer import closer, draw_roc
 from hap2s_jax.evaluation.expansion import expand
 from hap2s_jax.evaluation.retrieval import TIES
+from hap2s_jax.reporting import outputs
+from hap2s_jax.reporting.outputs import Output
 from hap2s_jax.reporting.table import print_metrics
 
 _SHOWN_TABLES = 30  # on the terminal; --json has all
+_FILES = ("json", "per_query", "worst", "roc")
+_RANKED = ("class", "query_gallery")  # protocols that --per_query and --worst show closer
 _COUNTS = ("_queries", "_queries_without_match", "_pairs")
 
 
@@ -56,12 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(options: argparse.Namespace) -> None:
     found = {}
     try:
+        outputs.check(options, _endings(options))
         first = _inputs(options)
-        words = _words([one.name for one in (first, *first.others)])
-        for one in (first, *first.others):
+        sets = (first, *first.others)
+        words = _words([one.name for one in sets])
+        own = {name: _of(word, options, *_FILES) if first.others else options for name, word in words.items()}
+        for choices in own.values():
+            outputs.check(choices, _RANKED)
+        for one in sets:
             if first.others:
                 print(f"\n{one.name}")
-            found[one.name] = _run(one, _of_set(options, words[one.name]) if first.others else options)
+            found[one.name] = _run(one, own[one.name])
     except (ValueError, TypeError) as error:  # embeddings from elsewhere may not fit
         raise UserError(str(error)) from error
     if len(found) > 1:
@@ -70,18 +79,27 @@ def _measure(options: argparse.Namespace) -> None:
 
 def _words(names: Sequence[str]) -> dict[str, str]:
     """A word for each data set that is fit for a file's name; numbered if two have the same."""
-    words = [re.sub(r"[^\w.-]+", "_", name).strip("_") for name in names]
+    words = [*map(_word, names)]
     numbered = (f"{word}_{n}" if words.count(word) > 1 else word for n, word in enumerate(words, 1))
     return dict(zip(names, numbered, strict=True))
 
 
-def _of_set(options: argparse.Namespace, word: str) -> argparse.Namespace:
-    """The options with the data set's word in the names of all files that are written."""
-    own = {key: getattr(options, key) for key in ("json", "per_query", "worst", "roc")}
-    paths = {key: place(path) for key, path in own.items() if path}
-    return argparse.Namespace(
-        **{**vars(options), **{key: str(p.with_stem(f"{p.stem}_{word}")) for key, p in paths.items()}}
-    )
+def _word(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name).strip("_")
+
+
+def _of(word: str, options: argparse.Namespace, *names: str) -> argparse.Namespace:
+    """The options with a word, of a data set or protocol, in the names of these files that are written."""
+    paths = {name: place(path) for name in names if (path := getattr(options, name))}
+    own = {name: outputs.Output(path.with_stem(f"{path.stem}_{word}")) for name, path in paths.items()}
+    return argparse.Namespace(**{**vars(options), **own})
+
+
+def _endings(options: argparse.Namespace) -> list[str]:
+    """The words that `_of` may be called with, as far as they are known before there are embeddings."""
+    several = options.data if len(options.data or ()) > 1 else ()
+    sets = [_word(name) for text in several for name in (text, text.partition(":")[0])]
+    return [*_RANKED, *sets, *(f"{word}_{name}" for word in sets for name in _RANKED)]
 
 
 def _compare(found: Mapping[str, Mapping[str, float]]) -> None:
@@ -140,13 +158,14 @@ def _run(inputs: Inputs, options: argparse.Namespace) -> Mapping[str, float]:
     if options.roc:
         draw_roc(options.roc, inputs, distance, pairs, level=options.confidence or 0.95, seed=options.seed)
     if options.rerank or options.confidence or options.by or options.per_query or options.worst:
-        ranked = [name for name in chosen if name in ("class", "query_gallery")]
+        ranked = [name for name in chosen if name in _RANKED]
         if not ranked:
             raise UserError(
                 "--rerank, --confidence, --by, --per_query and --worst need class or query_gallery."
             )
         for name in ranked:
-            shown |= closer(name, inputs, distance, options, alone=len(ranked) == 1)
+            its = options if len(ranked) == 1 else _of(name, options, "per_query", "worst")
+            shown |= closer(name, inputs, distance, its)
     settings = {"protocols": chosen, "distance": distance, "ties": options.ties}
     settings |= {} if inputs.step is None else {"weights of step": inputs.step}
     _report(shown, settings, options.json)
@@ -240,20 +259,27 @@ def _add_figures(parser: cli.Parser) -> None:
         "--resample", choices=("query", "class"), default="query", help="what the bootstrap draws"
     )
     parser.add_argument("--by", choices=("class", "camera"), help="print a table with a row for each")
-    parser.add_argument("--per_query", metavar="FILE", help="write every query's results to a CSV file")
-    parser.add_argument("--worst", metavar="FILE", help="draw the worst queries of --workdir as a PNG file")
+    parser.add_argument(
+        "--per_query", type=Output, metavar="FILE", help="write every query's results to a CSV file"
+    )
+    parser.add_argument(
+        "--worst", type=Output, metavar="FILE", help="draw the worst queries of --workdir as a PNG file"
+    )
     parser.add_argument(
         "--pairs",
         metavar="FILE",
         help="verification on the pairs of rows in this .npz or CSV file, not on all pairs",
     )
-    parser.add_argument("--roc", metavar="FILE", help="verification, with the ROC curve as a PNG file")
+    parser.add_argument(
+        "--roc", type=Output, metavar="FILE", help="verification, with the ROC curve as a PNG file"
+    )
     parser.add_argument(
         "--threshold",
         type=float,
         help="distance up to which open_set answers a query, calibrated on other data",
     )
-    parser.add_argument("--json", metavar="FILE", help="write all figures to a JSON file")
+    parser.add_argument("--json", type=Output, metavar="FILE", help="write all figures to a JSON file")
+    parser.add_switch("overwrite", default=False, help=outputs.OVERWRITE)
     parser.add_switch("cluster", default=True, help="run k-means, for nmi, ami and f1")
     parser.add_argument("--repeats", type=int, default=10, help="number of galleries of single_gallery_shot")
     parser.add_argument("--seed", type=int, default=0, help="seed of k-means, galleries and the bootstrap")

@@ -9,7 +9,8 @@ under torchvision's names. saved_model: TensorFlow. onnx: onnxruntime and others
 of images, or exactly --batch_size. Each file is loaded and run once before it counts as written.
 
 preprocessing.json says how to prepare an image; docs/use.md shows how to run each format. jax can read a StableHLO file
-for at least 180 days; then run the same command again with a newer jax. It needs only the working directory.
+for at least 180 days; then run the same command again, with a newer jax and --overwrite. It needs only the working
+directory.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from hap2s_jax import cli, extras
 from hap2s_jax.data.places import local_folder, place
 from hap2s_jax.distributed import signals
 from hap2s_jax.errors import UserError, unknown_name
+from hap2s_jax.reporting import outputs
 from hap2s_jax.serving import commands, exports
 from hap2s_jax.serving.trained import TrainedEncoder
 
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--batch_size", type=int, metavar="N", help="fixed number of images per call; by default any number"
     )
+    parser.add_switch("overwrite", default=False, help=outputs.OVERWRITE)
     return cli.start(_run, parser, arguments)
 
 
@@ -59,6 +62,11 @@ def _run(options: argparse.Namespace) -> None:
         raise UserError(f"--batch_size must be at least 1, but is {options.batch_size}; leave it out for any")
     if not (options.output or options.push):
         raise cli.UsageError("give --output, a folder, or --push=USER/MODEL")
+    if options.output and not options.overwrite:
+        names = [exports.FILES[name] for name in asked or exports.FORMATS]
+        for file in (place(options.output) / name for name in (*names, exports.PREPROCESSING)):
+            if file.exists():
+                raise UserError(f"{file} exists; give --overwrite to replace it, or choose another --output")
     if options.push:
         hub.check_login(options.push)
     encoder = commands.open_encoder(options)

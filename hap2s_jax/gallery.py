@@ -13,7 +13,7 @@ only grows: `undo` adds an opposite entry, and leaves later decisions alone. doc
 from __future__ import annotations
 
 import argparse
-import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -22,11 +22,13 @@ import numpy as np
 from hap2s_jax import cli, extras
 from hap2s_jax.catalogue import adding, exporting, moving, review, reviewed
 from hap2s_jax.catalogue.columns import shown_id
-from hap2s_jax.catalogue.flags import FLAGS
+from hap2s_jax.catalogue.flags import FLAGS, SWITCHES
 from hap2s_jax.catalogue.searching import Finder
 from hap2s_jax.catalogue.state import Decision
 from hap2s_jax.catalogue.store import Store
+from hap2s_jax.data.places import local
 from hap2s_jax.errors import UserError, require, shown, unknown_name
+from hap2s_jax.reporting import outputs
 from hap2s_jax.search import verdict
 from hap2s_jax.serving import commands, gate, index
 from hap2s_jax.serving.trained import TrainedEncoder
@@ -63,7 +65,7 @@ def _create(options: argparse.Namespace) -> None:
 def _add(options: argparse.Namespace) -> None:
     """Adds the images of a folder, CSV, .npz or .parquet that are new by path and by content."""
     store = _open(options)
-    embedded = pathlib.Path(options.images).suffix in (".npz", ".parquet")
+    embedded = local(options.images).suffix in (".npz", ".parquet")
     encoder = None if embedded else _encoder(options, store)
     how = {"columns": options.columns, "batch_size": options.batch_size}
     added = adding.add(store, options.images, encoder, **how, tell=lambda line: print(f"note: {shown(line)}"))
@@ -168,12 +170,14 @@ def _group(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     """Writes a CSV (for training with --train), .npz or .parquet file."""
+    outputs.check(options)
     more = {"where": options.where, "train": options.train, "test_fraction": options.test_fraction}
     count = exporting.export(_open(options), options.output, **more)
     print(f"{count:,} images: {options.output}")
     if options.train:
         print(
-            f"python -m hap2s_jax.main --config=configs/folder.py --config.data.data_dir={options.output} "
+            "python -m hap2s_jax.main --config=configs/folder.py "
+            f"--config.data.data_dir={shlex.quote(options.output)} "
             "--workdir=RUN trains on them"
         )
 
@@ -245,7 +249,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], tuple[str, ..
     "remove": (_remove, ("image", "where", "by")),
     "history": (_history, ("k",)),
     "undo": (_undo, ("number", "by")),
-    "export": (_export, ("output", "where", "train", "test_fraction", "pictures")),
+    "export": (_export, ("output", "overwrite", "where", "train", "test_fraction", "pictures")),
     "re_embed": (_re_embed, (_ENCODER, "batch_size", "pictures")),
     "threshold": (_threshold_command, _CHOICE),
 }
@@ -268,10 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             needed = name in ("create", "re_embed")
             more = "" if needed else "; by default the one that embedded the store"
             commands.add_encoder(parser, required=needed, where=more)
-        elif flag == "train":
-            parser.add_switch(
-                "train", default=False, help="write a CSV for configs/folder.py, split by individual"
-            )
+        elif flag in SWITCHES:
+            parser.add_switch(flag, default=False, help=SWITCHES[flag])
         else:
             parser.add_argument(f"--{flag}", **FLAGS[flag])
 

@@ -21,6 +21,7 @@ import jax
 from hap2s_jax import cli, extras
 from hap2s_jax.data.places import place
 from hap2s_jax.errors import UserError
+from hap2s_jax.reporting import outputs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,12 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--classes", type=int, help="number of training classes, if the registry does not know it"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
+    parser.add_argument(
+        "--json", type=outputs.Output, metavar="FILE", help="also write all figures to this file"
+    )
+    parser.add_switch("overwrite", default=False, help=outputs.OVERWRITE)
     return cli.start(_run, parser, arguments)
 
 
 def _run(options: argparse.Namespace) -> None:
     extras.require("rehearse", "train", "tpu")
+    outputs.check(options)
     from hap2s_jax.run import config_file, rehearsing
 
     config = config_file.read(options.config)

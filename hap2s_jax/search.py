@@ -28,9 +28,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hap2s_jax import cli, extras
-from hap2s_jax.data.places import place
+from hap2s_jax.data.places import local, place
 from hap2s_jax.data.regular_files import below
 from hap2s_jax.errors import UserError, require, shown
+from hap2s_jax.reporting import outputs
+from hap2s_jax.reporting.outputs import Output
 from hap2s_jax.serving import calibrating, commands, index, vectors
 from hap2s_jax.serving.listing import claimed_folder, list_images
 from hap2s_jax.serving.trained import Image, TrainedEncoder
@@ -103,7 +105,7 @@ class Searcher:
         calibrating.check_weights(gallery, encoder)
         self.encoder, self.gallery, self.threshold = encoder, gallery, threshold
         self._index = index.open_index(gallery.embeddings, encoder.distance, kind=kind, cache=cache)
-        self._pictures = pictures or claimed_folder(str(gallery.model.get("images")))
+        self._pictures = local(pictures) if pictures else claimed_folder(str(gallery.model.get("images")))
 
     def search(self, images: Sequence[Image] | Image, k: int = 10) -> list[Answer]:
         """The `k` nearest gallery images (all, where there are fewer) to each query; errors are `TrainedEncoder`'s."""
@@ -163,8 +165,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--index", choices=index.KINDS, default="auto", help="auto: exact below a million")
     parser.add_argument("--images", help="folder of the gallery's images, for --picture, if they have moved")
-    parser.add_argument("--picture", metavar="FILE", help="draw queries and answers as a PNG file")
-    parser.add_argument("--json", metavar="FILE", help="write the answers to a JSON file")
+    parser.add_argument(
+        "--picture", type=Output, metavar="FILE", help="draw queries and answers as a PNG file"
+    )
+    parser.add_argument("--json", type=Output, metavar="FILE", help="write the answers to a JSON file")
+    parser.add_switch("overwrite", default=False, help=outputs.OVERWRITE)
     parser.add_switch(
         "calibrate",
         default=False,
@@ -181,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     extras.require("search", "use")
+    outputs.check(options)
     if options.with_test_classes and (options.gallery or not options.calibrate):
         raise UserError("--with_test_classes goes with --calibrate --workdir, without --gallery")
     if options.calibrate:
@@ -196,7 +202,7 @@ def _run(options: argparse.Namespace) -> None:
     searcher, words = open_searcher(options)
     queries: list[str] = []
     for name in options.query:
-        if pathlib.Path(name).is_dir():
+        if local(name).is_dir():
             found = list_images(name)
             queries += [str(found.root / path) for path in found.paths]
         else:

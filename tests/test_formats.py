@@ -78,7 +78,8 @@ def test_a_witness_is_searched(witness, encoder, tmp_path, monkeypatch):
     for name in ("gallery.npz", "gallery.parquet"):
         if name.endswith("parquet"):
             pytest.importorskip("pyarrow")
-        assert search.main([*arguments, f"--gallery={witness / name}", "--k=1", "--query", *queries]) == 0
+        more = ["--k=1", "--overwrite", "--query", *queries]
+        assert search.main([*arguments, f"--gallery={witness / name}", *more]) == 0
         for query, answer in zip(queries, json.loads((tmp_path / "j").read_text()), strict=True):
             assert answer["hits"][0]["path"] == pathlib.Path(query).name
             assert answer["hits"][0]["distance"] == pytest.approx(0, abs=1e-3)

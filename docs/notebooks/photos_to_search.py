@@ -115,7 +115,9 @@ Image(filename=str(home / "found.png"))
 # %%
 def answers(queries):
     found = home / "found.json"
-    search.main([f"--gallery={gallery}", "--k=1", f"--json={found}", "--query", *map(str, queries)])
+    search.main(
+        [f"--gallery={gallery}", "--k=1", f"--json={found}", "--overwrite", "--query", *map(str, queries)]
+    )
     return json.loads(found.read_text())
 
 

@@ -45,11 +45,17 @@ def commands(folder: pathlib.Path) -> list[Command]:
         Command("search", (f"--gallery={gallery}", "--query", photos)),
         Command("search", (f"--workdir={run}", "--calibrate")),
         Command("export", (f"--workdir={run}", f"--output={folder / 'exported'}"), "exported"),
-        Command("convert", (str(folder / "resnet.safetensors"), str(folder / "x.safetensors"))),
+        Command(
+            "convert", (str(folder / "resnet.safetensors"), str(folder / "x.safetensors")), "x.safetensors"
+        ),
         Command("gallery", ("create", str(folder / "store"), f"--workdir={run}"), "store"),
         Command("gallery", ("add", str(folder / "kept"), f"--images={photos}")),
         Command("pack", ("--name=folder", f"--data_dir={photos}", f"--output={folder / 'packed'}"), "packed"),
-        Command("check_data", ("--name=folder", f"--data_dir={photos}", f"--sheet={folder / 'sheet.png'}")),
+        Command(
+            "check_data",
+            ("--name=folder", f"--data_dir={photos}", f"--sheet={folder / 'sheet.png'}"),
+            "sheet.png",
+        ),
         Command("demo", (f"--gallery={gallery}",)),
         Command("rehearse", ("--config=emoji:tiny", "--topology=v5e:2x2", "--no_largest")),
     ]

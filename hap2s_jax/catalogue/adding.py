@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hap2s_jax.catalogue.columns import TEXTS, image_id, storable
+from hap2s_jax.catalogue.known import check_labels, heed
 from hap2s_jax.catalogue.state import OWN_COLUMNS, STATUSES
 from hap2s_jax.catalogue.store import Store
 from hap2s_jax.data.pixels import UnreadableImageError
+from hap2s_jax.data.places import local
 from hap2s_jax.data.regular_files import below, read_bytes
 from hap2s_jax.errors import UserError, reason
 from hap2s_jax.reporting.environment import usable_cores
@@ -69,7 +71,7 @@ def add(
     """Adds the images that the store does not have, by path and by content; interrupted and run again, it goes on.
 
     Args:
-      store: where to.
+      store: where to. Images that it has take a label that is new, see `known.heed`.
       images: a folder or CSV file (`listing.list_images`), whose columns label, camera, time, place and any others are
         kept; or an .npz or .parquet file of `hap2s_jax.embed`, whose images are not embedded again.
       encoder: the one that the store is of; None for a file of embeddings.
@@ -77,7 +79,7 @@ def add(
       batch_size: see `TrainedEncoder.stream`.
       at_once: images of one transaction.
       show_progress: whether to draw a bar on standard error.
-      tell: is given lines for the user, such as files that are no images.
+      tell: is given lines for the user, such as files that are no images, and what is new about known ones.
 
     Raises:
       UserError: no images; embeddings of another encoder; a label that cannot be, or exists with other capitals.
@@ -88,15 +90,20 @@ def add(
         for remark in found.remarks:
             tell(remark)
     listed = [*_listed(found, given)]
-    _check_labels(store, {image.texts["label"] for image in listed} - {""})
+    check_labels(store, {image.texts["label"] for image in listed} - {""})
     known = _known_keys(store, {image.path for image in listed})
-    asked = [image for image in listed if known.get(image.key) is None]
+    asked = [image for image in listed if image.key not in known]
     left_out = [
         (image.path, "has changed since it was added; remove it first to add it anew")
         for image in listed
-        if known.get(image.key, image.size) != image.size
+        if image.key in known and known[image.key][0] != image.size
     ]
-    before, there = len(store.ids), len(listed) - len(asked) - len(left_out)
+    there = [
+        (known[image.key][1], image)
+        for image in listed
+        if image.key in known and known[image.key][0] == image.size
+    ]
+    before = len(store.ids)
     with ProgressBar(len(asked), 0, "adding", images_per_step=1, enabled=show_progress) as bar:
         for begin in range(0, len(asked), at_once):
             part = asked[begin : begin + at_once]
@@ -109,14 +116,17 @@ def add(
             bar.update(begin + len(part))
     store.tables.tidy()
     store.refresh()
-    return Added(len(store.ids) - before, there, left_out)
+    for line in heed(store, [(number, image.texts) for number, image in there]):
+        if tell is not None:
+            tell(line)
+    return Added(len(store.ids) - before, len(there), left_out)
 
 
 def _opened(
     images: str | os.PathLike[str], columns: str, store: Store, encoder: TrainedEncoder | None
 ) -> tuple[Listing, np.ndarray | None]:
     """The images, and their embeddings where they are there already."""
-    path = pathlib.Path(images)
+    path = local(images)
     if path.suffix in vectors.SUFFIXES and path.is_file():
         gallery = vectors.read(path)
         check_encoder(store, gallery.model)
@@ -170,24 +180,14 @@ def check_encoder(store: Store, made_by: Mapping[str, Any]) -> None:
         )
 
 
-def _check_labels(store: Store, labels: set[str]) -> None:
-    """Checks all labels before any image is added: one wrong label refuses all."""
-    folded: dict[str, str] = {}
-    for label, kept in zip(sorted(labels), store.check_labels(sorted(labels)), strict=True):
-        if kept != label:
-            raise UserError(f"label {label!r} should be {kept!r}, as Unicode composes it")
-        if (other := folded.setdefault(label.casefold(), label)) != label:
-            raise UserError(f"label {label!r} exists with other capitals: {other!r}; write both alike")
-
-
-def _known_keys(store: Store, paths: set[str]) -> dict[tuple[str, str, str], int]:
-    """The size in bytes of the images at these paths, by `_Image.key`."""
+def _known_keys(store: Store, paths: set[str]) -> dict[tuple[str, str, str], tuple[int, int]]:
+    """The size in bytes and the id of the images at these paths, by `_Image.key`."""
     found = [row for rows in store.rows_at(sorted(paths)).values() for row in rows]
     columns = store.rows(
         np.array([row for row in found if STATUSES[store.statuses[row]] != "removed"], np.int64)
     )
     keys = zip(columns["folder"], columns["path"], columns["box"], strict=True)
-    return dict(zip(keys, columns["size"], strict=True))
+    return dict(zip(keys, zip(columns["size"], columns["id"], strict=True), strict=True))
 
 
 def _content(image: _Image) -> int:
@@ -200,8 +200,8 @@ def _content(image: _Image) -> int:
 
 def _read(
     store: Store, images: Sequence[_Image]
-) -> tuple[list[tuple[int, _Image]], list[tuple[str, str]], int]:
-    """(id, image) of those with new content, (path, reason) of the unreadable, and how many have known content."""
+) -> tuple[list[tuple[int, _Image]], list[tuple[str, str]], list[tuple[int, _Image]]]:
+    """(id, image) of those with new content, (path, reason) of the unreadable, (id, image) of known content."""
 
     def content(image: _Image) -> int | Exception:
         try:
@@ -213,10 +213,13 @@ def _read(
         ids = list(pool.map(content, images))
     failed = [(i.path, reason(n)) for n, i in zip(ids, images, strict=True) if isinstance(n, Exception)]
     fresh: dict[int, _Image] = {}
+    doubled = []
     for number, image in zip(ids, images, strict=True):
-        if not isinstance(number, Exception) and not store.has(number):
-            fresh.setdefault(number, image)
-    return [*fresh.items()], failed, len(images) - len(failed) - len(fresh)
+        if isinstance(number, Exception):
+            continue
+        if store.has(number) or fresh.setdefault(number, image) is not image:
+            doubled.append((number, image))
+    return [*fresh.items()], failed, doubled
 
 
 def _embedded(
@@ -275,8 +278,10 @@ def box_of(text: str) -> np.ndarray | None:
         raise UnreadableImageError(f"its box is {text!r:.60}") from None
 
 
-def _append(store: Store, ids: np.ndarray, embeddings: np.ndarray, images: Sequence[_Image]) -> int:
-    """Writes the images in one transaction; returns how many another process has added meanwhile."""
+def _append(
+    store: Store, ids: np.ndarray, embeddings: np.ndarray, images: Sequence[_Image]
+) -> list[tuple[int, _Image]]:
+    """Writes the images in one transaction; returns (id, image) of those that another process has added meanwhile."""
     with store.tables.writing():
         fingerprint = store.encoder["fingerprint"]
         store.refresh()
@@ -292,4 +297,4 @@ def _append(store: Store, ids: np.ndarray, embeddings: np.ndarray, images: Seque
                 rows[name] = [*map(storable, values)]
             store.tables.add_images(fingerprint, rows, embeddings[new])
             store.refresh()
-    return len(ids) - len(new)
+    return [(int(ids[n]), images[n]) for n in {*range(len(ids))} - {*new}]

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import os
 import pathlib
+from collections import Counter
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from hap2s_jax.catalogue.adding import box_of
 from hap2s_jax.catalogue.columns import more_of
 from hap2s_jax.catalogue.state import State
 from hap2s_jax.data import shares
+from hap2s_jax.data.places import place
+from hap2s_jax.data.readers.rows import is_unknown
 from hap2s_jax.data.regular_files import below
 from hap2s_jax.errors import UserError, require
 from hap2s_jax.reporting.atomic import replacing
@@ -38,16 +41,16 @@ def export(
       output: a .csv file, with all that is kept of an image; or .npz or .parquet, as `hap2s_jax.embed` writes them.
       where: a filter, see `filters.parse`.
       train: whether the CSV is to be trained on (configs/folder.py): only images with a label, and a column `split`
-        that sends each individual to training or test, the same one at every export.
+        that sends each individual to training or test, the same one at every export (but two of few).
       test_fraction: the share of individuals for test.
 
     Raises:
-      UserError: an unknown kind of file, nothing to write, or it cannot be written.
+      UserError: an unknown kind of file, nothing to write, too few individuals to train on, or it cannot be written.
     """
-    path = pathlib.Path(output)
+    path = place(output)
     kinds = (".csv", *vectors.SUFFIXES)
     require(path.suffix in kinds, "--output", output, f"a name that ends in one of {', '.join(kinds)}")
-    require(0 <= test_fraction < 1, "--test_fraction", test_fraction, "at least 0 and below 1")
+    require(0 < test_fraction < 1, "--test_fraction", test_fraction, "above 0 and below 1")
     rows = np.flatnonzero((store.known if train else store.usable) & store.where(where))
     if not len(rows):
         raise UserError(
@@ -63,15 +66,25 @@ def export(
 
 
 def _splits(store: State, rows: np.ndarray, test_fraction: float) -> dict[str, str]:
-    """Which part each individual is in, by a digest of its name: no other individual moves it."""
-    names = {store.name_of(row) for row in rows}
-    place = {name: int(hashlib.sha256(name.encode()).hexdigest()[:12], 16) / 2**48 for name in names}
-    in_test = {name for name in names if place[name] < test_fraction}
-    if test_fraction and not in_test:
-        in_test = {min(names, key=lambda name: place[name])}
-    if not names - in_test:
-        raise UserError("--train needs individuals to train on beside those for test; enrol more of them")
-    return {name: "test" if name in in_test else "train" for name in names}
+    """Which part each individual is in, by a digest of its name: no other individual moves it.
+
+    Only where that left fewer than two in a part, or for test fewer than two that can be found, the nearest to the
+    fraction make up for it.
+    """
+    counts = Counter(store.name_of(row) for row in rows)
+    digest = {name: int(hashlib.sha256(name.encode()).hexdigest()[:12], 16) / 2**48 for name in counts}
+    # Training takes these for no individuals, and one image alone cannot be found by another.
+    names = [name for name in sorted(counts, key=lambda name: digest[name]) if not is_unknown(name)]
+    found = [name for name in names if counts[name] > 1]
+    if len(found) < 2 or len(names) < 4:
+        raise UserError(
+            "--train needs at least four individuals, of which two, for test, have two images each; here are "
+            f"{len(names):,}, of which {len(found):,} have two images: name more, or leave out --where or --train"
+        )
+    in_test = {*found[:2], *(name for name in names[:-2] if digest[name] < test_fraction)}
+    if len(names) - len(in_test) < 2:
+        in_test = {*found[:2]}
+    return {name: "test" if name in in_test else "train" for name in counts}
 
 
 def _write_csv(store: State, rows: np.ndarray, output: pathlib.Path, splits: dict[str, str]) -> None:
@@ -104,9 +117,9 @@ def _row(store: State, row: int, beside: pathlib.Path) -> dict[str, str]:
 
 
 def _write_vectors(store: State, rows: np.ndarray, output: pathlib.Path) -> None:
-    places = [os.path.join(str(store.folder_of(row) or ""), store.text("path", row)) for row in rows]
-    root = os.path.commonpath([os.path.dirname(place) for place in places])
-    paths = [os.path.relpath(place, root).replace(os.sep, "/") for place in places]
+    files = [os.path.join(str(store.folder_of(row) or ""), store.text("path", row)) for row in rows]
+    root = os.path.commonpath([os.path.dirname(file) for file in files])
+    paths = [os.path.relpath(file, root).replace(os.sep, "/") for file in files]
     names = sorted({store.name_of(row) for row in rows} - {""})
     number = {name: n for n, name in enumerate(names)} | {"": -1}
     labels = np.array([number[store.name_of(row)] for row in rows], np.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hap2s_jax.catalogue.searching import PER
+from hap2s_jax.reporting.outputs import OVERWRITE, Output
 from hap2s_jax.serving import index
 
 FLAGS: dict[str, dict[str, Any]] = {
@@ -22,10 +23,15 @@ FLAGS: dict[str, dict[str, Any]] = {
     "threshold": {"default": "auto", "help": "auto, none or the largest distance of a match"},
     "false_accepts": {"type": float, "metavar": "SHARE", "help": "largest share of false accepts, 0 to 1"},
     "index": {"choices": index.KINDS, "default": "auto", "help": "auto: exact below a million images"},
-    "output": {"required": True, "help": "a .csv, .npz or .parquet file"},
+    "output": {"type": Output, "required": True, "help": "a .csv, .npz or .parquet file"},
     "test_fraction": {"type": float, "default": 0.25, "help": "share of individuals to test on"},
     "number": {"type": int, "help": "number of the decision; by default the newest"},
     "pictures": {"help": "folder that the images' paths are relative to now"},
     "host": {"default": "127.0.0.1", "help": "0.0.0.0: open to everyone who can reach this machine"},
     "port": {"type": int, "help": "by default the first free port from 7860 on"},
+}
+
+SWITCHES = {
+    "train": "write a CSV for configs/folder.py, split by individual",
+    "overwrite": OVERWRITE,
 }

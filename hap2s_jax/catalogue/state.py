@@ -15,6 +15,7 @@ from hap2s_jax import extras
 from hap2s_jax.catalogue import filters
 from hap2s_jax.catalogue.columns import Images, more_of, pyarrow, shown_id, storable
 from hap2s_jax.catalogue.tables import Tables, give_back, on_disk
+from hap2s_jax.data.places import local
 from hap2s_jax.errors import UserError, did_you_mean
 from hap2s_jax.serving.listing import claimed_folder
 
@@ -61,7 +62,7 @@ class State:
 
     def __init__(self, folder: str | os.PathLike[str], *, pictures: str | os.PathLike[str] | None = None):
         self.tables = Tables(on_disk(folder))
-        self.pictures = None if pictures is None else pathlib.Path(pictures)
+        self.pictures = None if pictures is None else local(pictures)
         self._versions: tuple[str, int, int] = ("", -1, -1)
         self._images: Images | None = None
         self.refresh()

@@ -119,6 +119,21 @@ class Store(State):
                 raise UserError("split takes some of the images of one individual, not all, and of no other")
             return self._append("split", rows, self._unused(label), "", by)
 
+    def take(self, labels: Mapping[int, str]) -> np.ndarray:
+        """Gives images the labels that a listing has for them, in one decision, where they have no label and nobody has
+        decided about them.
+
+        Returns:
+          The rows of these images, int64 `[r]`.
+        """
+        with self._held():
+            rows, found = self.places(np.array([*labels], np.int64))
+            free = (self.labels[rows] == 0) & (self.changed[rows] == 0) & self.usable[rows]
+            if free.any():
+                names = np.array([*labels.values()], object)[found][free]
+                self._append("listed", rows[free], self.check_labels(names.tolist()), "", "")
+            return rows[free]
+
     def undo(self, number: int | None = None, *, by: str = "") -> tuple[int, int]:
         """Takes a decision back, by an entry of the opposite decision.
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from hap2s_jax import extras, formats
 from hap2s_jax.catalogue.columns import Images, Record, decision_schema, image_schema, pyarrow
+from hap2s_jax.data.places import local
 from hap2s_jax.data.regular_files import allowed
 from hap2s_jax.errors import UserError, reason
 from hap2s_jax.reporting.atomic import holding, replacing
@@ -40,7 +41,7 @@ def on_disk(folder: str | os.PathLike[str]) -> pathlib.Path:
     """
     if "://" in os.fspath(folder):
         raise UserError(f"{folder} is on no disk, where a gallery's store has to be; name a folder")
-    return pathlib.Path(folder)
+    return local(folder)
 
 
 class Tables:

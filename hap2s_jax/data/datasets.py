@@ -60,8 +60,11 @@ def load(
     train, validation = parts.train, parts.validation
     if validation is None:
         train, validation = split_by_class(train, validation_fraction, seed)
-    if registry.num_classes(parts.test) < 2:
-        raise UserError(f"{found.name}: retrieval needs at least two test classes")
+    if (tested := registry.num_classes(parts.test)) < 2:
+        raise UserError(
+            f"{found.name}{'' if data_dir is None else f' in {data_dir}'}: has {tested} test classes, and retrieval "
+            "needs at least two; put images of another one among those for test"
+        )
     remarks, seen = [*parts.remarks, *registry.count_warnings(found, parts)], set()
     if found.is_own:  # official splits share no class, though some number those of either side from 0
         trained = {*parts.train.class_names, *(parts.validation.class_names if parts.validation else ())}

@@ -30,7 +30,7 @@ from hap2s_jax.errors import UserError
 
 
 def place(path: str | os.PathLike[str]) -> pathlib.Path:
-    """The file or folder that `path` names, here or in a bucket.
+    """The file or folder that `path` names, here (see `local`) or in a bucket.
 
     Returns:
       A `pathlib.Path`, or a `BucketPath`, which is none but has those of its methods that are used here.
@@ -45,12 +45,17 @@ def place(path: str | os.PathLike[str]) -> pathlib.Path:
         raise UserError(f"{text!r:.80} holds a zero byte, which no name of a file does")
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://?(?=[^/]|$)", text)
     if not scheme or (not text.startswith(f"{scheme[1]}://") and scheme[1] != "gs"):
-        return pathlib.Path(path)
+        return local(path)
     if not re.match(r"gs://[a-z0-9][a-z0-9._-]+(/|$)", text):
         raise UserError(_refusal(text, scheme[1]))
     extras.require(text, "gcs")
     _prepare()
     return cast(pathlib.Path, BucketPath(text))
+
+
+def local(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A file or folder on this machine; ``~`` is the home folder, since shells do not expand it after ``--flag=``."""
+    return pathlib.Path(os.path.expanduser(path))
 
 
 def is_bucket(path: object) -> bool:

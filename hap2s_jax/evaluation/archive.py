@@ -121,8 +121,8 @@ def read_pairs(path: str) -> np.ndarray:
     """
     try:
         if path.lower().endswith(".npz"):
-            return read_npz(path, ("pairs",))["pairs"]
-        lines = list(csv.reader(read_text(path).splitlines()))
+            return read_npz(place(path), ("pairs",))["pairs"]
+        lines = list(csv.reader(read_text(place(path)).splitlines()))
     except KeyError:
         raise UserError(
             f"--pairs: {path} has no array 'pairs'; save with numpy.savez(path, pairs=...)."

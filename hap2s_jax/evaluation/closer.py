@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from hap2s_jax.data.places import place
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation import pairs, protocols
 from hap2s_jax.evaluation.archive import Inputs
@@ -22,7 +20,7 @@ _WORST_SHOWN, _NEIGHBORS_SHOWN = 12, 10
 
 
 def closer(
-    name: str, inputs: Inputs, distance: Any, options: Any, *, alone: bool
+    name: str, inputs: Inputs, distance: Any, options: Any
 ) -> dict[str, Mapping[str, Any]]:  # a name or a function; flags; figures and intervals
     """Intervals, tables, a file of queries and a picture of the worst, re-ranked if asked for.
 
@@ -31,7 +29,6 @@ def closer(
       inputs: what is evaluated.
       distance: how embeddings are compared.
       options: the command's.
-      alone: whether no other protocol writes files.
 
     Returns:
       Tables of figures by their titles.
@@ -68,23 +65,19 @@ def closer(
         table = by_group(values, groups)
         shown |= {f"{title}, {options.by} {group}": row for group, row in table.items()}
     if options.per_query:
-        path = place(options.per_query)
         columns = {"row": results.query, "label": labels} | ({} if seen_by is None else {"camera": seen_by})
         columns |= {key: getattr(results, key) for key in ("matches", "first_rank", "last_rank")} | dict(
             values
         )
-        _write_csv(path if alone else path.with_stem(f"{path.stem}_{name}"), columns)
+        _write_csv(options.per_query, columns)
     if options.worst:
-        path = place(options.worst)
         lowest = results.query[worst(results.average_precision, _WORST_SHOWN)]
-        _draw(
-            path if alone else path.with_stem(f"{path.stem}_{name}"), inputs, lowest, cameras, distance, rows
-        )
+        _draw(options.worst, inputs, lowest, cameras, distance, rows)
     return shown
 
 
 def _draw(
-    path: pathlib.Path,
+    path: str,
     inputs: Inputs,
     lowest: np.ndarray,
     cameras: np.ndarray | None,
@@ -115,7 +108,7 @@ def _draw(
     )
 
 
-def _write_csv(path: pathlib.Path, columns: Mapping[str, np.ndarray]) -> None:
+def _write_csv(path: str, columns: Mapping[str, np.ndarray]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)

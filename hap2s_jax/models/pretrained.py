@@ -189,6 +189,7 @@ def _from_hub(name: str, cache_dir: str | None, offline: bool) -> pathlib.Path:
     if len(parts) < 2 or not all(parts):
         raise UserError(f"pretrained {name!r} should read hf://owner/repository[/file.safetensors].")
     file = parts[2] if len(parts) == 3 else "model.safetensors"
+    cache_dir = cache_dir and os.path.expanduser(cache_dir)
     user = "a pretrained source on the hub"
     huggingface_hub = extras.load(user, "huggingface_hub", "hub")
     # It warns of every further try.

@@ -17,6 +17,7 @@ import types
 from collections.abc import Iterator, Sequence
 
 from hap2s_jax.cli import UsageError
+from hap2s_jax.data.places import local
 from hap2s_jax.errors import UserError, did_you_mean, reason
 from hap2s_jax.run import config as configs
 
@@ -80,9 +81,9 @@ def _located(arguments: Sequence[str]) -> list[str]:
 
 
 def _find(name: str) -> str:
-    path, known = pathlib.Path(name), shipped()
+    path, known = local(name), shipped()
     if path.is_file():
-        return name
+        return str(path)
     if path.parent in (pathlib.Path("."), pathlib.Path("configs")) and path.name.removesuffix(".py") in known:
         return str(known[path.name.removesuffix(".py")])
     nearby = sorted(map(str, path.parent.glob("*.py"))) if path.parent.is_dir() and path.name != name else []

@@ -38,9 +38,8 @@ def use_compilation_cache(config: Config) -> None:
     folder = config.compilation_cache
     if folder == "" or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    jax.config.update(
-        "jax_compilation_cache_dir", folder or str(pathlib.Path.home() / ".cache" / "hap2s_jax" / "xla")
-    )
+    folder = os.path.expanduser(folder or "~/.cache/hap2s_jax/xla")
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,12 @@ from hap2s_jax.serving.trained import TrainedEncoder
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PREPROCESSING = "preprocessing.json"
+FILES = {
+    "stablehlo": "encoder.stablehlo",
+    "safetensors": "encoder.safetensors",
+    "saved_model": "saved_model",
+    "onnx": "encoder.onnx",
+}
 # How long jax promises to read its exported files.
 GUARANTEE = datetime.timedelta(days=180)
 
@@ -55,7 +62,7 @@ def write_stablehlo(
     batch = batch_size or jax.export.symbolic_shape("b")[0]
     images = jax.ShapeDtypeStruct((batch, *encoder.image_size, 3), jnp.uint8)
     exported = jax.export.export(jax.jit(encoder.function), platforms=PLATFORMS)(images)
-    path = folder / "encoder.stablehlo"
+    path = folder / FILES["stablehlo"]
     with replacing(path) as temporary:
         temporary.write_bytes(bytes(exported.serialize()))
         with _checked("stablehlo"):
@@ -74,7 +81,7 @@ def write_safetensors(
     Raises:
       UserError: the trunk is no ResNet of ours.
     """
-    path = folder / "encoder.safetensors"
+    path = folder / FILES["safetensors"]
     tensors = {}
     for names, leaf in _leaves(encoder.variables):
         array = np.asarray(leaf)
@@ -112,13 +119,18 @@ def write_saved_model(
     converted = experimental.jax2tf().convert(
         encoder.function, polymorphic_shapes=[shape], with_gradient=False
     )
-    path = folder / "saved_model"
+    path = folder / FILES["saved_model"]
 
     def check(partial: pathlib.Path) -> None:
         # TensorFlow 2.21 cannot run what jax writes from 0.11.2 on for any number of images.
-        with _checked(
-            "saved_model", remedy="" if batch_size else "; give --batch_size=N, one size for all calls"
-        ):
+        writes = f"this TensorFlow cannot run what JAX {jax.__version__} writes"
+        fault, remedy = writes, ""
+        if not batch_size:
+            fault, remedy = (
+                f"{writes} for any number of images",
+                "; give --batch_size=N, one size for all calls",
+            )
+        with _checked("saved_model", fault, remedy), _without_native_log():
             _compare(encoder, saved_model.load(partial), batch_size)
 
     saved_model.save(converted, path, (batch_size, *encoder.image_size, 3), check)
@@ -138,7 +150,7 @@ def write_onnx(encoder: TrainedEncoder, folder: pathlib.Path, batch_size: int | 
     images = jax.ShapeDtypeStruct((batch_size or "b", *encoder.image_size, 3), jnp.uint8)
     at_once = functools.partial(test_time.at_once, size=encoder.image_size)
     embed = embedding_function(encoder.module, encoder.config.evaluate, combine=at_once)
-    path = folder / "encoder.onnx"
+    path = folder / FILES["onnx"]
     # onnx_ir warns of shapes that onnxruntime finds by itself.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     with (
@@ -179,6 +191,19 @@ FORMATS: dict[str, Callable[..., pathlib.Path]] = {
     "saved_model": write_saved_model,
     "onnx": write_onnx,
 }
+
+
+@contextlib.contextmanager
+def _without_native_log() -> Iterator[None]:
+    """Drops what libraries write to the terminal past Python; what they raise says it too."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hap2s_jax import extras
+from hap2s_jax.data.places import local
 from hap2s_jax.distances import directions, distances_between
 from hap2s_jax.errors import UserError
 from hap2s_jax.evaluation.neighbors import ExactIndex
@@ -75,7 +76,7 @@ def cache_of(gallery: str | os.PathLike[str]) -> pathlib.Path:
 
     It is not beside the gallery: the gallery's maker could have put an index there, and faiss trusts what it reads.
     """
-    name = hashlib.sha256(os.fsencode(os.path.realpath(gallery))).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(os.path.realpath(local(gallery)))).hexdigest()[:16]
     return pathlib.Path.home() / ".cache" / "hap2s_jax" / "faiss" / name
 
 

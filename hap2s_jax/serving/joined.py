@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax.data.places import local
 from hap2s_jax.errors import UserError
 from hap2s_jax.serving import vectors
 
@@ -23,9 +24,10 @@ def read(name: str | os.PathLike[str]) -> vectors.Vectors:
     Raises:
       UserError: a file is missing, damaged, or of other weights than the first; or a part is missing or there twice.
     """
-    if pathlib.Path(name).exists() or not glob.has_magic(os.fspath(name)):
+    pattern = str(local(name))
+    if os.path.exists(pattern) or not glob.has_magic(pattern):
         return vectors.read(name)
-    files = sorted(glob.glob(os.fspath(name)))
+    files = sorted(glob.glob(pattern))
     if not files:
         raise UserError(
             f"there are no files {os.fspath(name)}; python -m hap2s_jax.embed --part=1/2 makes one of two"

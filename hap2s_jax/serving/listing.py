@@ -8,11 +8,13 @@ import hashlib
 import os
 import pathlib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from hap2s_jax.data.places import local
 from hap2s_jax.data.readers.files import extensions, name_others, walk_files
+from hap2s_jax.data.readers.own import split_folders
 from hap2s_jax.data.readers.rows import is_unknown
 from hap2s_jax.data.readers.table import read_table
 from hap2s_jax.data.regular_files import below
@@ -82,14 +84,15 @@ def list_images(images: str | os.PathLike[str], columns: str = "") -> Listing:
 
     Args:
       images: a folder, searched through to its bottom; the class of an image is the folder right under `images` that
-        it lies in, if any. Or a CSV file with the column path and, as wished, label, camera and x1, y1, x2, y2 (a box
-        in pixels); its paths are relative to the file's folder.
+        it lies in, if any, or the folder in that one where the folders are a split, see `own.split_folders`. Or a CSV
+        file with the column path and, as wished, label, camera and x1, y1, x2, y2 (a box in pixels); its paths are
+        relative to the file's folder.
       columns: what these columns are called in the CSV, see `read_table`.
 
     Raises:
       UserError: there are no images, or the CSV is malformed.
     """
-    root = pathlib.Path(images)
+    root = local(images)
     if root.is_file():
         try:
             table = read_table(root, columns, needed=("path",))
@@ -105,9 +108,22 @@ def list_images(images: str | os.PathLike[str], columns: str = "") -> Listing:
         beside = "".join(f"; {line}" for line in name_others(others))
         raise UserError(f"--images: {images} holds no image ({', '.join(extensions())}){beside}")
     paths = sorted(found)
-    folders = (path.split("/")[0] if "/" in path else "" for path in paths)
-    listing = _listing(root, paths, [unicodedata.normalize("NFC", folder) for folder in folders])
-    return dataclasses.replace(listing, remarks=(*name_others(others), *listing.remarks))
+    splits = [*split_folders(root).values()]
+    listing = _listing(root, paths, [_class_of(path, splits) for path in paths])
+    remarks = (*name_others(others), *listing.remarks)
+    if splits:
+        remarks += (
+            f"{' and '.join(splits)} in {images} are a split, as in training: the classes are the folders in them",
+        )
+    return dataclasses.replace(listing, remarks=remarks)
+
+
+def _class_of(path: str, splits: Collection[str]) -> str:
+    """The first folder of a path, or the second if there are `splits` and it lies in one; "" without one."""
+    *folders, _ = path.split("/")
+    if splits:
+        folders = folders[1:] if folders[:1] and folders[0] in splits else []
+    return unicodedata.normalize("NFC", folders[0]) if folders else ""
 
 
 def _listing(

@@ -8,6 +8,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from hap2s_jax.data.places import local
 from hap2s_jax.data.regular_files import below, read_bytes
 from hap2s_jax.data.source import Source
 from hap2s_jax.errors import UserError
@@ -36,7 +37,7 @@ def count_trained_on(
     from hap2s_jax.run import foreign
     from hap2s_jax.run.evaluator import load_dataset
 
-    root = images or gallery.model["images"]
+    root = local(images) if images else gallery.model["images"]
     files = [below(root, str(path)) for path in gallery.paths]
     train = load_dataset(foreign.load(pathlib.Path(workdir), data_dir=data_dir)).train
     trained = _digests(train, {os.stat(file).st_size for file in files})

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from hap2s_jax.data import pixels
+from hap2s_jax.data.places import local
 from hap2s_jax.data.regular_files import read_bytes
 from hap2s_jax.data.several import source_names
 from hap2s_jax.distributed.devices import DataParallel
@@ -149,7 +150,7 @@ class TrainedEncoder:
         """
         data: Any = image
         if isinstance(image, str | os.PathLike):
-            data = read_bytes(image)
+            data = read_bytes(local(image))
         elif _is_pillow(image):
             data = _encoded(image)
         elif not isinstance(image, bytes):

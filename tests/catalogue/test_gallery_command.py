@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 import shlex
+import shutil
 import sys
 
 import pytest
@@ -77,6 +78,25 @@ def test_every_command_of_the_page(folder, csv_file, capsys, monkeypatch):
         "rank-1 on the reviewed images of known individuals, after: 35 of 35 (100.0%)" in printed["re_embed"]
     )
     assert len((folder / "animals.csv").read_text().splitlines()) > 40
+
+
+def test_the_home_folder_is_meant_by_its_sign_everywhere(folder, capsys, monkeypatch):
+    home = folder / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    shutil.copy(folder / "photos.csv", home)
+    for line in (
+        ["create", "~/animals", "--workdir=runs/emoji"],
+        ["add", "~/animals", "--images=~/photos.csv"],
+        *(["export", "~/animals", f"--output=~/out/all.{kind}"] for kind in ("csv", "npz")),
+        ["export", "~/animals", "--output=~/out/all.csv", "--pictures=~/", "--overwrite"],
+        ["add", "~/animals", "--images=~/out/all.npz"],
+        ["re_embed", "~/animals", "--workdir=runs/animals"],
+    ):
+        assert gallery.main(line) == 0, (line, capsys.readouterr().err)
+    assert {"animals", "out"} <= {path.name for path in home.iterdir()}
+    assert len((home / "out" / "all.csv").read_text().splitlines()) == 49
+    assert not (folder / "~").exists()
 
 
 def test_mistakes_are_one_line(folder, capsys):

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import concurrent.futures
+import csv
 import json
 import os
+import shlex
 import shutil
 
 import numpy as np
 import pytest
 from pixel_encoder import PixelEncoder, draw
 
-from hap2s_jax import formats
+from hap2s_jax import formats, gallery
 from hap2s_jax.catalogue import adding, exporting, filters, moving, reviewed
 from hap2s_jax.catalogue.columns import TEXTS, shown_id
 from hap2s_jax.catalogue.searching import Finder
 from hap2s_jax.catalogue.store import Store
 from hap2s_jax.catalogue.tables import Tables
+from hap2s_jax.data import advice, datasets
 from hap2s_jax.data.readers import own
 from hap2s_jax.errors import UserError
 from hap2s_jax.serving import vectors
@@ -131,6 +134,52 @@ def test_only_what_is_new_is_added_whatever_went_before(store, encoder, pictures
     expected = encoder.preprocess(pictures / "0-00.png", box=np.array([16, 0, 32, 16]))
     np.testing.assert_allclose(store.embeddings[-1], expected.reshape(-1) / 255 @ encoder._turn, rtol=1e-5)
     assert len(Store(store.tables.folder).ids) == len(store.ids)
+
+
+def test_what_a_listing_says_of_known_images_counts_or_is_told(encoder, pictures, tmp_path):
+    def add(*lines):
+        sheet, told = tmp_path / "sheet.csv", []
+        sheet.write_text("\n".join([lines[0], *(f"{pictures}/{line}" for line in lines[1:])]))
+        added = adding.add(store, sheet, encoder, show_progress=False, tell=told.append)
+        return added.known, told
+
+    store = Store.create(tmp_path / "a store", encoder)
+    known, told = add("path,label", "0-00.png,a", "0-00.png,b", "0-01.png,", "0-02.png,", "0-03.png,")
+    assert known == 1  # in a new store, under two labels
+    (line,) = told
+    assert line.startswith("1 known images have another label here, such as ")
+    assert "('b' here, 'a' in the gallery)" in line
+    command = line.partition("python -m hap2s_jax.gallery ")[2].removesuffix(" changes it")
+    store.mark([f"{pictures}/0-02.png".rpartition("/")[2]], "later")
+    # What was filled in counts where nobody has decided, and is told elsewhere.
+    known, told = add("path,label", "0-00.png,a", "0-01.png,c", "0-02.png,c", "0-03.png,c", "0-01.png,d")
+    assert known == 5
+    assert store.individuals() == {"a": 1, "c": 2}
+    assert told[0].startswith("2 known images had no label and take the one that they have here, such as ")
+    assert told[1].startswith("2 known images have another label here, such as ")
+    assert "0-02.png ('c' here, 'none' in the gallery)" in told[1]
+    assert len(told) == 2
+    store.undo()
+    assert store.individuals() == {"a": 1}
+    assert add("path,label", "0-01.png,c")[1][0].startswith("1 known images have another label here")
+    assert gallery.main(shlex.split(command)) == 0
+    store.refresh()
+    assert store.individuals() == {"b": 1}
+    # A decision since is nothing new.
+    assert add("path,label", "0-00.png,a", "0-02.png,", "0-03.png,?")[1][1:] == []
+    (line,) = add("path,camera,weight,weight", "0-00.png,north,3,4")[1]
+    assert "other values here in columns beside the label, such as 0-00.png (camera: 'north' here, ''" in line
+    store.mark(["0-00.png"], "removed")
+    assert add("path,label", "0-00.png,x")[1] == []
+
+
+def test_two_columns_of_one_name_are_both_kept(encoder, pictures, tmp_path):
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text(f"path,Note,note,note (2),note\n{pictures}/0-00.png,1,2,3,4\n")
+    store = Store.create(tmp_path / "store", encoder)
+    adding.add(store, sheet, encoder, show_progress=False)
+    kept = {"note": "1", "note (2)": "2", "note (2) (2)": "3", "note (3)": "4"}
+    assert json.loads(store.text("more", 0)) == kept
 
 
 def test_bad_input_changes_nothing(store, encoder, pictures, tmp_path):
@@ -418,3 +467,29 @@ def test_what_is_exported_is_what_training_reads(store, tmp_path):
     exporting.export(store, output, train=True, test_fraction=0.3)
     again = {line.split(",")[1]: line.split(",")[-1] for line in output.read_text().splitlines()[1:]}
     assert all(again[name] == part for part, names in parts.items() for name in names)
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+@pytest.mark.parametrize("fraction", [0.01, 0.25, 0.99])
+def test_training_reads_what_is_exported_however_few_individuals_there_are(store, tmp_path, count, fraction):
+    """Two images each of `count` individuals beside two single ones."""
+    store.mark(store.ids[:12].tolist(), "removed")
+    for row in range(12, 12 + count):
+        store.relabel([int(store.ids[row]), int(store.ids[row + 12])], f"x{row}")
+    for row in (36, 37):
+        store.relabel([int(store.ids[row])], f"single {row}")
+    output = tmp_path / "train.csv"
+    if count < 2:
+        with pytest.raises(UserError, match=r"at least four individuals, .* here are 3, of which 1 have"):
+            exporting.export(store, output, train=True, test_fraction=fraction)
+        return
+    assert exporting.export(store, output, train=True, test_fraction=fraction) == 2 * count + 2
+    classes = count + 2
+    with output.open() as lines:
+        rows = list(csv.DictReader(lines))
+    trained = {row["label"] for row in rows if row["split"] == "train"}
+    share = advice.validation_fraction(len(trained))
+    data = datasets.load("folder", data_dir=output, validation_fraction=share)
+    assert len(trained) + len(data.test.class_names) == classes
+    assert len(trained) >= 2
+    assert np.sum(np.bincount(data.test.labels) > 1) >= 2

@@ -269,3 +269,10 @@ def test_without_tensorflow_folders_are_read_and_what_needs_it_says_so(tmp_path,
             UserError, match=r"TensorFlow, which is not installed: pip install 'hap2s_jax\[train\]'"
         ):
             datasets.load("cub", data_dir=where)
+
+
+def test_one_test_class_is_too_few_and_the_line_names_the_data_and_the_remedy(tmp_path):
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text("path,label,split\na.png,a,train\nb.png,b,train\nc.png,c,test\nd.png,c,test\n")
+    with pytest.raises(UserError, match=r"^folder in .*sheet.csv: has 1 test classes.*put images of another"):
+        datasets.load("folder", data_dir=sheet, validation_fraction=0.0)

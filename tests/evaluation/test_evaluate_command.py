@@ -34,7 +34,7 @@ def file(tmp_path, arrays):
 
 
 def figures_of(tmp_path, *arguments):
-    assert command.main([*arguments, f"--json={tmp_path / 'out.json'}"]) == 0
+    assert command.main([*arguments, f"--json={tmp_path / 'out.json'}", "--overwrite"]) == 0
     return json.loads((tmp_path / "out.json").read_text())
 
 

@@ -15,6 +15,7 @@ from PIL import Image, features
 
 import hap2s_jax
 from hap2s_jax import embed, evaluate, search
+from hap2s_jax.data.readers.own import read_folder
 from hap2s_jax.errors import UserError
 from hap2s_jax.reporting.atomic import holding
 from hap2s_jax.serving import joined, vectors
@@ -427,3 +428,32 @@ def test_files_of_several_folders_are_one_gallery(encoder, folder, tmp_path):
         UserError, match=r"b.npz was embedded with another encoder than .*a.npz: its fingerprint"
     ):
         joined.read(tmp_path / "[ab].npz")
+
+
+@pytest.mark.parametrize(
+    "splits", [("train", "test"), ("Train", "val", "Query", "database"), ("train", "query")]
+)
+def test_folders_of_a_split_hold_the_classes_as_training_reads_them(tmp_path, splits):
+    for name in splits:
+        for label in ("a", "b", "c"):
+            (tmp_path / name / label).mkdir(parents=True)
+            (tmp_path / name / label / f"{label}.png").write_bytes(b"")
+    for path in (tmp_path / "other" / "x.png", tmp_path / splits[0] / "y.png", tmp_path / "z.png"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    found = list_images(tmp_path)
+    names = {
+        p: found.class_names[n] if n >= 0 else "" for p, n in zip(found.paths, found.labels, strict=True)
+    }
+    assert len(names) == 3 * len(splits) + 3
+    if splits == ("train", "query"):  # no split: a class may be called so
+        assert found.class_names == ("other", "query", "train")
+        return
+    (line,) = found.remarks
+    assert "a split, as in training: the classes are the folders in them" in line
+    parts = read_folder(tmp_path, split="disjoint") if len(splits) == 2 else read_folder(tmp_path)
+    for source in filter(None, (parts.train, parts.validation, parts.test)):
+        for path, label in zip(source.paths, source.labels, strict=True):
+            assert names.pop(path) == source.class_names[label]
+    assert set(names.values()) == {""}
+    assert len(names) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -246,6 +247,25 @@ def test_what_does_not_run_is_not_written(run, tmp_path, monkeypatch, fault):
         exports.write_stablehlo(encoder, tmp_path, batch_size=1)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_tensorflow_cannot_run_is_one_line_with_the_reason(run, tmp_path, monkeypatch, capfd):
+    saved_model = pytest.importorskip("hap2s_jax.data.tf.saved_model")
+
+    def load(path):
+        os.write(2, b"E0000 XLA's own log\n")
+        raise RuntimeError(
+            "Graph execution error:\n\nDetected at node X (most recent call last):\n<stack traces unavailable>\n"
+            "Cannot deserialize it\nand a page more"
+        )
+
+    monkeypatch.setattr(saved_model, "load", load)
+    says = r"cannot run what JAX .* any number of images \(Cannot deserialize it\); give --batch_size=N"
+    with pytest.raises(UserError, match=says):
+        exports.write_saved_model(hap2s_jax.load(run.workdir), tmp_path)
+    assert "XLA's own log" not in capfd.readouterr().err
+    os.write(2, b"heard again")
+    assert "heard again" in capfd.readouterr().err
 
 
 def test_what_onnx_cannot_hold_is_one_line(run, tmp_path, monkeypatch):

@@ -39,7 +39,10 @@ def calibrated(run, tmp_path_factory):
 
 
 def _asked(gallery, tmp_path, *arguments):
-    assert search.main([f"--gallery={gallery}", f"--json={tmp_path / 'out.json'}", *arguments]) == 0
+    assert (
+        search.main([f"--gallery={gallery}", f"--json={tmp_path / 'out.json'}", "--overwrite", *arguments])
+        == 0
+    )
     return json.loads((tmp_path / "out.json").read_text())
 
 

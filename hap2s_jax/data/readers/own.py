@@ -73,15 +73,21 @@ def read_folder(
     )
 
 
+def split_folders(root: Path) -> dict[str, str]:
+    """The folders in `root` that name a split, by their parts; none where they do not."""
+    by_part = {SPLITS[name.lower()]: name for name in list_folders(root) if name.lower() in SPLITS}
+    # A class may be called "test"; the names are a split only if all of them are there.
+    return (
+        by_part
+        if "train" in by_part and ("test" in by_part or {"query", "gallery"} <= by_part.keys())
+        else {}
+    )
+
+
 def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
     """The images by part, and remarks on what was left out."""
-    names = list_folders(root)
-    by_part = {SPLITS[n.lower()]: n for n in names if n.lower() in SPLITS}
-    # A class may be called "test"; the names are a split only if all of them are there.
-    if "train" in by_part and ("test" in by_part or {"query", "gallery"} <= by_part.keys()):
-        folders = by_part
-    else:
-        folders = {"all": ""}
+    split = split_folders(root)
+    folders = split or {"all": ""}
     parts, loose, beside, deep = {part: Rows() for part in folders}, [], Beside(), []
     direct = False
     for part, folder in folders.items():
@@ -101,12 +107,10 @@ def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
             if len(inside) > 1:
                 deep.append(path)
     apart = ()
-    if folders is by_part:
+    if split:
         loose += list_images(root)
         beside.dead += [name for name in sorted(os.listdir(root)) if is_dead(root / name)]
-        apart = _beside_a_split(
-            root, [name for name in names if name not in by_part.values()], [*by_part.values()]
-        )
+        apart = _beside_a_split(root, [*split.values()])
     remarks = (*name_others(beside), *apart)
     # If all images lie deeper, the folders are not classes.
     if not direct:
@@ -122,9 +126,9 @@ def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
     return parts, remarks
 
 
-def _beside_a_split(root: Path, names: list[str], split: list[str]) -> tuple[str, ...]:
+def _beside_a_split(root: Path, split: list[str]) -> tuple[str, ...]:
     """A line about folders with images that are no part of the split; none without any."""
-    images = {name: len(walk_files(root / name)[0]) for name in names}
+    images = {name: len(walk_files(root / name)[0]) for name in list_folders(root) if name not in split}
     found = [name for name, count in images.items() if count]
     if not found:
         return ()

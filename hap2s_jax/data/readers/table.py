@@ -5,6 +5,7 @@ Training (`own`, `hf`) and embedding (`hap2s_jax.serving.listing`) read the same
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import unicodedata
@@ -134,7 +135,11 @@ def table_of(
     where = found.pop("box", None)
     boxes = None if where is None else Boxes(file, [head[n] for n in where])
     used = {n for places in (*found.values(), where or []) for n in places}
-    others = {name: place for place, name in enumerate(head) if name and place not in used}
+    others: dict[str, int] = {}
+    for place, name in enumerate(head):
+        if name and place not in used:
+            names = itertools.chain([name], (f"{name} ({n})" for n in itertools.count(2)))
+            others[next(own for own in names if own not in others)] = place
     table.others = {name: [] for name in (*others, *(["camera"] if "camera" in found else []))}
     for line, row in rows:
         values = {
