@@ -114,7 +114,7 @@ def test_calibrating_on_a_labelled_gallery(run, gallery, folder, tmp_path, capsy
     labelled = tmp_path / "labelled.npz"
     arguments = [f"--workdir={workdir}", f"--gallery={labelled}", "--calibrate"]
     images = vectors.read(gallery)
-    for per_class, says in ((2, "with 95% confidence"), (30, "too few for a threshold (20 are needed)")):
+    for per_class, says in ((2, "with 95% confidence"), (30, "embed, then search --calibrate --gallery=")):
         labels = np.arange(len(images.labels)) // per_class
         arrays = {**vars(images), "labels": labels, "model": np.array(json.dumps(images.model))}
         del arrays["cameras"]  # it has none
@@ -277,7 +277,8 @@ def test_mistakes_are_one_line(run, gallery, folder, tmp_path, capsys):
     other = vectors.read(gallery)
     moved = tmp_path / "moved.npz"
     model = {**other.model, "workdir": str(tmp_path / "gone")}
-    np.savez(moved, **{**vars(other), "model": np.array(json.dumps(model))})
+    arrays = {name: value for name, value in vars(other).items() if value is not None}
+    np.savez(moved, **{**arrays, "model": np.array(json.dumps(model))})
     cases = [
         ([], "give --gallery"),
         (["--calibrate"], "needs --workdir"),
