@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hap2s_jax import cli
+from hap2s_jax import cli, extras
 from hap2s_jax.errors import UserError
 from hap2s_jax.models import torch_names, vit_names, weight_files
 from hap2s_jax.reporting import outputs
@@ -30,6 +30,7 @@ def _run(options: argparse.Namespace) -> None:
     if not options.target.endswith(".safetensors"):
         raise UserError(f"target is {options.target}; it should end in .safetensors")
     outputs.check(options)
+    extras.load("convert", "safetensors", "use")
     tensors = weight_files.read_tensors(options.source)
     naming = torch_names.recognise(tensors)
     if naming is None:

@@ -33,6 +33,7 @@ from hap2s_jax.evaluation import protocols as definitions
 from hap2s_jax.evaluation.archive import Inputs, from_npz, read_pairs
 from hap2s_jax.evaluation.closer import closer, draw_roc
 from hap2s_jax.evaluation.expansion import expand
+from hap2s_jax.evaluation.inputs import DISTANCES
 from hap2s_jax.evaluation.retrieval import TIES
 from hap2s_jax.reporting import outputs
 from hap2s_jax.reporting.outputs import Output
@@ -61,6 +62,8 @@ def _measure(options: argparse.Namespace) -> None:
     found = {}
     try:
         outputs.check(options, _endings(options))
+        if options.roc:
+            extras.load("--roc", "matplotlib", "use")
         first = _inputs(options)
         sets = (first, *first.others)
         words = _words([one.name for one in sets])
@@ -238,9 +241,7 @@ def _add_figures(parser: cli.Parser) -> None:
     parser.add_argument(
         "--protocols", type=_names, help=f"comma-separated: {', '.join(definitions.PROTOCOLS)}"
     )
-    parser.add_argument(
-        "--distance", choices=("euclidean", "cosine"), help="by default the run's, else euclidean"
-    )
+    parser.add_argument("--distance", choices=DISTANCES, help="by default the run's, else euclidean")
     parser.add_argument("--ties", choices=TIES, default=TIES[0], help="optimistic: right images first")
     parser.add_argument("--recall_at", type=_integers, help="k of recall@k, comma-separated")
     parser.add_argument("--ranks", type=_integers, help="k of rank-k, comma-separated")
@@ -248,9 +249,7 @@ def _add_figures(parser: cli.Parser) -> None:
     parser.add_argument("--k1", type=int, default=20, help="--rerank: reciprocal neighbours")
     parser.add_argument("--k2", type=int, default=6, help="--rerank: neighbours to average over")
     parser.add_argument("--mixing", type=float, default=0.3, help="--rerank: weight of the original distance")
-    parser.add_argument(
-        "--expand", type=int, metavar="K", help="first average each embedding with its K nearest"
-    )
+    parser.add_argument("--expand", type=int, metavar="K", help="average each embedding with its K nearest")
     parser.add_argument("--alpha", type=float, default=3.0, help="--expand: power of the similarity")
     parser.add_argument(
         "--confidence", type=float, metavar="LEVEL", help="bootstrap confidence intervals, for example 0.95"

@@ -24,6 +24,7 @@ from hap2s_jax.catalogue.columns import Images, Record, decision_schema, image_s
 from hap2s_jax.data.places import local
 from hap2s_jax.data.regular_files import allowed
 from hap2s_jax.errors import UserError, reason
+from hap2s_jax.evaluation.inputs import DISTANCES
 from hap2s_jax.reporting.atomic import holding, replacing
 
 STATE = "store.json"
@@ -83,7 +84,7 @@ class Tables:
         try:
             state = formats.read(path)
             table_name(state["active"]["fingerprint"])
-            if state["active"]["distance"] not in ("euclidean", "cosine"):
+            if state["active"]["distance"] not in DISTANCES:
                 raise ValueError(f"its distance is {state['active']['distance']!r:.40}")
             return state
         except formats.NewerFormatError:

@@ -44,7 +44,7 @@ class KReciprocal:
         Args:
           embeddings: `[n, d]` floats, all finite.
           query, gallery: rows (indices or masks), None for all. Neighbours are sought in both.
-          distance: "euclidean" or "cosine".
+          distance: "euclidean" or "squared_euclidean" (the same result), or "cosine".
           k1: neighbours that must be reciprocal.
           k2: neighbours over which the sparse vectors are averaged; 1 for no averaging.
           mixing: weight of the original distance, 0 to 1 (the paper's lambda).

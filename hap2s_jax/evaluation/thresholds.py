@@ -129,8 +129,8 @@ class ErrorRates:
         """Why there is no default threshold."""
         return (
             f"calibrated on {min(self.known_classes, self.unknown_classes)} classes, too few for a threshold "
-            f"({FEWEST_CLASSES} are needed); calibrate on more (search --calibrate --gallery=FILE) or give "
-            "--threshold=NUMBER"
+            f"({FEWEST_CLASSES} are needed); give --threshold=NUMBER, or calibrate on labelled images of more: embed, "
+            "then search --calibrate --gallery=FILE"
         )
 
     def to_json(self) -> dict[str, Any]:  # of JSON's types

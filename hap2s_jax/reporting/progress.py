@@ -43,7 +43,7 @@ class ProgressBar:
         Args:
           total: steps of the whole run; initial: steps already done (a resumed run).
           description: what is under way.
-          images_per_step: images in a global batch, for images per second.
+          images_per_step: images in a global batch, for images per second; 1 where images are counted, not steps.
           interval: seconds between plain lines where there is no terminal.
           file: where to write; default is standard error.
           enabled: False shows nothing (all processes of a run but the first).
@@ -152,7 +152,8 @@ class ProgressBar:
         if self._printed_step == self._step:
             return
         self._last_line, self._printed_step = time.monotonic(), self._step
-        line = f"{self._description}: step {self._step}/{self._total}"
+        counted = "image" if self._images_per_step == 1 else "step"
+        line = f"{self._description}: {counted} {self._step}/{self._total}"
         facts = self._facts()
         with self._harmless():
             print(f"{line}, {facts}" if facts else line, file=self._file, flush=True)

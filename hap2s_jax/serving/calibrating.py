@@ -104,7 +104,7 @@ def _on_gallery(options: argparse.Namespace) -> tuple[ErrorRates, pathlib.Path]:
             f"--calibrate: {options.gallery} holds no classes; embed a folder per class, or a CSV with labels"
         )
     _warn_of_training_images(gallery, encoder, options)
-    images = calibration.Labelled(gallery.embeddings, gallery.labels, None)
+    images = calibration.Labelled(gallery.embeddings, gallery.labels, gallery.cameras)
     made = (
         images,
         encoder.config,

@@ -54,7 +54,7 @@ def open_index(
 
     Args:
       embeddings: float32 `[n, d]`.
-      distance: "euclidean" or "cosine".
+      distance: one of `evaluation.inputs.DISTANCES`.
       kind: "exact"; "faiss" (approximate, needs the extra of that name); "auto" takes faiss where it is installed and
         the gallery holds at least a million images.
       cache: a file that a faiss index is kept in, and taken from while it is of the same embeddings.

@@ -49,6 +49,10 @@ def read(name: str | os.PathLike[str]) -> vectors.Vectors:
             else np.zeros(1, int)
         )
         labels.append(np.where(gallery.labels >= 0, number[gallery.labels], -1))
+    cameras = None
+    if any(gallery.cameras is not None for gallery in galleries):
+        known = (np.full(len(g.paths), -1) if g.cameras is None else g.cameras for g in galleries)
+        cameras = np.concatenate([*known])
     root, paths = _paths(galleries)
     return vectors.Vectors(
         np.concatenate([gallery.embeddings for gallery in galleries]),
@@ -56,6 +60,7 @@ def read(name: str | os.PathLike[str]) -> vectors.Vectors:
         np.concatenate(labels),
         np.array(class_names, str),
         {**galleries[0].model, "images": root, "count": len(paths), "part": None},
+        cameras,
     )
 
 

@@ -59,7 +59,7 @@ class TrainedEncoder:
       variables: its variables, ``{"params", "batch_stats"}``, NumPy arrays.
       image_size: (height, width) that the encoder sees.
       dim: d, the embedding's size.
-      distance: how embeddings are compared, "euclidean" or "cosine".
+      distance: how embeddings are compared, one of `evaluation.inputs.DISTANCES`.
       fingerprint: 16 hexadecimal digits that tell these weights and this preprocessing from all others.
       workdir: where it was loaded from.
       trained_on: the names of the data sets.

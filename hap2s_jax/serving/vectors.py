@@ -41,6 +41,7 @@ class Vectors:
       labels: `[n]`, -1 where an image has no class.
       class_names: `[C]`.
       model: which encoder made them: fingerprint, step, distance, workdir, ...; and ``images``, the folder.
+      cameras: int64 `[n]`, below 0 where one is not known; None without any.
     """
 
     embeddings: np.ndarray
@@ -48,6 +49,7 @@ class Vectors:
     labels: np.ndarray
     class_names: np.ndarray
     model: dict[str, Any]
+    cameras: np.ndarray | None = None
 
     def class_of(self, row: int) -> str:
         """The name of a row's class, "" without one."""
@@ -156,7 +158,8 @@ def read(path: str | os.PathLike[str]) -> Vectors:
     if not path.exists():
         raise UserError(f"there is no file {path}; python -m hap2s_jax.embed makes one")
     with _reading(path):
-        arrays = _read_parquet(path) if path.suffix == ".parquet" else stored.read_npz(path, _ARRAYS)
+        is_parquet = path.suffix == ".parquet"
+        arrays = _read_parquet(path) if is_parquet else stored.read_npz(path, _ARRAYS, ("cameras",))
         stored.check_labels(arrays["labels"], arrays["class_names"], path)
         with np.errstate(over="ignore", invalid="ignore"):
             embeddings = arrays["embeddings"].astype(np.float32, copy=False)
@@ -164,7 +167,14 @@ def read(path: str | os.PathLike[str]) -> Vectors:
         if not (np.isfinite(total) or np.isfinite(embeddings).all()):
             raise UserError(f"{path} holds embeddings that are not finite; its encoder has diverged")
         model = stored.read_model(arrays["model"], path)
-        return Vectors(embeddings, arrays["paths"], arrays["labels"], arrays["class_names"], model)
+        return Vectors(
+            embeddings,
+            arrays["paths"],
+            arrays["labels"],
+            arrays["class_names"],
+            model,
+            arrays.get("cameras"),
+        )
 
 
 @contextlib.contextmanager
@@ -212,12 +222,16 @@ def _read_parquet(path: pathlib.Path) -> dict[str, Any]:
         stored.check({"embeddings": (dtype, (rows, kind.list_size))}, path)
         if rows * kind.list_size * dtype.itemsize > most:
             raise stored.DamagedError(f"it claims {rows:,} rows of {kind.list_size} numbers")
-        table = opened.read(columns=["path", "label", "embedding"])
+        has_cameras = "camera" in schema.names and arrow.types.is_integer(schema.field("camera").type)
+        table = opened.read(columns=["path", "label", "embedding", *(["camera"] if has_cameras else [])])
     text = {name: _text(table.column(name), most, arrow) for name in ("path", "label")}
     names = text["label"]
     class_names = sorted({name for name in names if name is not None})
     number = {name: n for n, name in enumerate(class_names)}
-    return {
+    cameras = {}
+    if has_cameras:
+        cameras["cameras"] = np.asarray(table.column("camera").cast(arrow.int64()).fill_null(-1))
+    return cameras | {
         "embeddings": np.asarray(table.column("embedding").combine_chunks().flatten()).reshape(
             len(table), -1
         ),

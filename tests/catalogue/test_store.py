@@ -22,6 +22,7 @@ from hap2s_jax.catalogue.tables import Tables
 from hap2s_jax.data import advice, datasets
 from hap2s_jax.data.readers import own
 from hap2s_jax.errors import UserError
+from hap2s_jax.evaluation.inputs import DISTANCES
 from hap2s_jax.serving import vectors
 
 
@@ -171,6 +172,15 @@ def test_what_a_listing_says_of_known_images_counts_or_is_told(encoder, pictures
     assert "other values here in columns beside the label, such as 0-00.png (camera: 'north' here, ''" in line
     store.mark(["0-00.png"], "removed")
     assert add("path,label", "0-00.png,x")[1] == []
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_store_is_of_any_distance_that_a_run_may_have(encoder, pictures, tmp_path, monkeypatch, distance):
+    monkeypatch.setattr(PixelEncoder, "distance", distance)
+    store = Store.create(tmp_path / "store", encoder)
+    adding.add(store, pictures, encoder, show_progress=False)
+    ((match,),) = Finder(store).search(store.embeddings[:1], 1, per="image")
+    assert (match.row, round(match.distance, 3)) == (0, 0)
 
 
 def test_two_columns_of_one_name_are_both_kept(encoder, pictures, tmp_path):

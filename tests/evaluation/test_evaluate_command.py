@@ -13,6 +13,7 @@ import pytest
 
 from hap2s_jax import evaluate as command
 from hap2s_jax.evaluation import evaluate, verification
+from hap2s_jax.evaluation.inputs import DISTANCES
 
 
 @pytest.fixture
@@ -160,6 +161,24 @@ def test_the_worst_queries_are_drawn(tmp_path, arrays, monkeypatch):
     monkeypatch.setattr(command, "from_workdir", lambda workdir, **choices: inputs)
     assert command.main(["--workdir=somewhere", "--no_cluster", f"--worst={tmp_path / 'worst.png'}"]) == 0
     assert image.open(tmp_path / "worst.png").size[0] > 100
+
+
+def test_what_a_picture_needs_is_asked_for_before_the_work(file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    arguments = [f"--embeddings={file}", f"--roc={tmp_path / 'roc.png'}", f"--json={tmp_path / 'out.json'}"]
+    assert command.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: --roc needs matplotlib, which is not installed: pip install")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_every_distance_of_the_config_can_be_chosen(file, tmp_path, distance):
+    arguments = [f"--embeddings={file}", f"--distance={distance}", "--rerank", "--k1=8"]
+    arguments += ["--protocols=class,verification"]
+    assert figures_of(tmp_path, *arguments)["settings"]["distance"] == distance
 
 
 @pytest.mark.parametrize("content", [None, b"not an archive"])

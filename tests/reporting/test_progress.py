@@ -45,6 +45,10 @@ def test_in_a_pipe_a_line_now_and_then(clock: Clock) -> None:
     assert lines[1] == "training: step 461/1000, loss 0.2500, 128 images/s, 4:30 left"
     assert lines[-1] == "training: step 1000/1000, loss 0.2500, 128 images/s"
     assert len(lines) == 1 + 540 // 60 + 1
+    out = io.StringIO()
+    with ProgressBar(132, 0, "embedding", images_per_step=1, file=out) as bar:
+        bar.update(16)
+    assert out.getvalue().splitlines()[0] == "embedding: image 16/132"
 
 
 def test_speed_is_that_of_the_recent_steps_without_compiling_and_pauses(clock: Clock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import shutil
@@ -242,7 +243,17 @@ def test_a_csv_with_boxes_and_cameras(encoder, folder, tmp_path):
     )
     file.write_text("path,label,camera,x1,y1,x2,y2\n" + rows)
     embed.embed_images(encoder, file, tmp_path / "x.npz", show_progress=False)
+    kinds = ["npz"]
+    if importlib.util.find_spec("pyarrow"):
+        kinds.append("parquet")
+        embed.embed_images(encoder, file, tmp_path / "x.parquet", show_progress=False)
     file.unlink()
+    for kind in kinds:
+        assert vectors.read(tmp_path / f"x.{kind}").cameras.tolist() == [0, 1, 2]
+    embed.embed_images(encoder, folder[1][0].parent, tmp_path / "y.npz", show_progress=False)
+    assert vectors.read(tmp_path / "y.npz").cameras is None
+    both = joined.read(tmp_path / "[xy].npz")
+    assert both.cameras.tolist() == [0, 1, 2] + [-1] * (len(both.paths) - 3)
     found = vectors.read(tmp_path / "x.npz")
     assert found.paths.tolist() == names
     assert [found.class_of(n) for n in range(3)] == ["b", "a", "b"]

@@ -12,7 +12,7 @@ from PIL import Image
 import hap2s_jax
 from hap2s_jax import embed, evaluate, extras, search
 from hap2s_jax.errors import UserError
-from hap2s_jax.evaluation.thresholds import ErrorRates
+from hap2s_jax.evaluation.thresholds import ErrorRates, error_rates
 from hap2s_jax.run.evaluator import Evaluator
 from hap2s_jax.serving import calibration, vectors
 from hap2s_jax.serving.index import FaissIndex, open_index
@@ -114,9 +114,10 @@ def test_calibrating_on_a_labelled_gallery(run, gallery, folder, tmp_path, capsy
     labelled = tmp_path / "labelled.npz"
     arguments = [f"--workdir={workdir}", f"--gallery={labelled}", "--calibrate"]
     images = vectors.read(gallery)
-    for per_class, says in ((2, "with 95% confidence"), (30, "too few for a threshold (20 are needed)")):
+    for per_class, says in ((2, "with 95% confidence"), (30, "embed, then search --calibrate --gallery=")):
         labels = np.arange(len(images.labels)) // per_class
         arrays = {**vars(images), "labels": labels, "model": np.array(json.dumps(images.model))}
+        del arrays["cameras"]  # it has none
         np.savez(labelled, **arrays)
         assert search.main([*arguments, "--query", str(folder[1][0])]) == 0
         printed = capsys.readouterr().out
@@ -126,6 +127,19 @@ def test_calibrating_on_a_labelled_gallery(run, gallery, folder, tmp_path, capsy
         assert (rates.unknown_classes, rates.data) == (len(set(labels)), f"the images of {labelled}")
     assert search.main([*arguments, "--with_test_classes"]) == 1
     assert "without --gallery" in capsys.readouterr().err
+
+
+def test_images_of_the_query_s_own_camera_do_not_calibrate(run, gallery, tmp_path):
+    workdir = shutil.copytree(run.workdir, tmp_path / "run")
+    labelled, images = tmp_path / "labelled.npz", vectors.read(gallery)
+    labels = np.arange(45) // 3  # two images by camera 0, one by 1
+    arrays = {**vars(images), "labels": labels, "model": np.array(json.dumps(images.model))}
+    np.savez(labelled, **{**arrays, "cameras": np.arange(45) % 3 // 2})
+    assert search.main([f"--workdir={workdir}", f"--gallery={labelled}", "--calibrate"]) == 0
+    found = ErrorRates.from_json(json.loads((workdir / "thresholds.json").read_text()))
+    expected = error_rates(images.embeddings, labels, np.arange(45) % 3 // 2)
+    assert found.to_json() == {**expected.to_json(), "data": found.data}
+    assert found.to_json() != {**error_rates(images.embeddings, labels).to_json(), "data": found.data}
 
 
 def test_images_that_were_trained_on_are_told(run, encoder, tmp_path, capsys):
@@ -263,7 +277,8 @@ def test_mistakes_are_one_line(run, gallery, folder, tmp_path, capsys):
     other = vectors.read(gallery)
     moved = tmp_path / "moved.npz"
     model = {**other.model, "workdir": str(tmp_path / "gone")}
-    np.savez(moved, **{**vars(other), "model": np.array(json.dumps(model))})
+    arrays = {name: value for name, value in vars(other).items() if value is not None}
+    np.savez(moved, **{**arrays, "model": np.array(json.dumps(model))})
     cases = [
         ([], "give --gallery"),
         (["--calibrate"], "needs --workdir"),
