@@ -63,8 +63,7 @@ def _run(options: argparse.Namespace) -> None:
     if not (options.output or options.push):
         raise cli.UsageError("give --output, a folder, or --push=USER/MODEL")
     if options.output and not options.overwrite:
-        names = [exports.FILES[name] for name in asked or exports.FORMATS]
-        for file in (place(options.output) / name for name in (*names, exports.PREPROCESSING)):
+        for file in (place(options.output) / exports.FILES[name] for name in asked or exports.FORMATS):
             if file.exists():
                 raise UserError(f"{file} exists; give --overwrite to replace it, or choose another --output")
     if options.push:
