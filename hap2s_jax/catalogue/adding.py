@@ -92,17 +92,17 @@ def add(
     listed = [*_listed(found, given)]
     check_labels(store, {image.texts["label"] for image in listed} - {""})
     known = _known_keys(store, {image.path for image in listed})
-    asked = [image for image in listed if image.key not in known]
-    left_out = [
-        (image.path, "has changed since it was added; remove it first to add it anew")
-        for image in listed
-        if image.key in known and known[image.key][0] != image.size
-    ]
-    there = [
-        (known[image.key][1], image)
-        for image in listed
-        if image.key in known and known[image.key][0] == image.size
-    ]
+    asked: list[_Image] = []
+    left_out: list[tuple[str, str]] = []
+    there: list[tuple[int, _Image]] = []
+    for image in listed:
+        size, number = known.get(image.key, (None, 0))
+        if size is None:
+            asked.append(image)
+        elif size != image.size:
+            left_out.append((image.path, "has changed since it was added; remove it first to add it anew"))
+        else:
+            there.append((number, image))
     before = len(store.ids)
     with ProgressBar(len(asked), 0, "adding", images_per_step=1, enabled=show_progress) as bar:
         for begin in range(0, len(asked), at_once):

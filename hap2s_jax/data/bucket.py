@@ -67,7 +67,7 @@ class BucketPath(pathlib.PurePosixPath):
         """Itself: there is no current folder in a bucket."""
         return self
 
-    resolve = expanduser = absolute
+    resolve = absolute
 
     def exists(self) -> bool:
         """Whether it is an object, or objects lie below it."""

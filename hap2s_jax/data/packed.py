@@ -54,7 +54,7 @@ def find(data_dir: str | os.PathLike[str], name: str) -> pathlib.Path | None:
     """
     if "://" in os.fspath(data_dir) and not os.fspath(data_dir).startswith(SCHEME):
         return None
-    root = place(data_dir).expanduser()
+    root = place(data_dir)
     return next((f for f in (root, root / name) if (f / FILE_NAME).is_file()), None)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hap2s_jax.data.entries import ENTRIES, Entry
+from hap2s_jax.data.places import local
 from hap2s_jax.data.readers.files import Parts
 from hap2s_jax.data.source import Dataset, Source
 from hap2s_jax.errors import UserError, unknown_name
@@ -41,8 +42,8 @@ def entry(name: str) -> Entry:
 def search_directories(data_dir: str | os.PathLike[str] | None) -> list[Path]:
     """The folders that may hold data sets: `data_dir`, or $TFDS_DATA_DIR or ~/tensorflow_datasets, and ./data."""
     if data_dir is not None:
-        return [Path(data_dir).expanduser()]
-    return [Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser(), Path("data")]
+        return [local(data_dir)]
+    return [local(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")), Path("data")]
 
 
 def read_parts(found: Entry, root: Path | None, options: Mapping[str, Any], seed: int = 0) -> Parts:

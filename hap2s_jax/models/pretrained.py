@@ -22,7 +22,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from hap2s_jax import extras
-from hap2s_jax.data.places import place
+from hap2s_jax.data.places import local, place
 from hap2s_jax.errors import UserError, reason
 from hap2s_jax.models import torch_names, vit_names
 from hap2s_jax.models.weight_files import Tensors, check, read_tensors, write_safetensors
@@ -189,7 +189,7 @@ def _from_hub(name: str, cache_dir: str | None, offline: bool) -> pathlib.Path:
     if len(parts) < 2 or not all(parts):
         raise UserError(f"pretrained {name!r} should read hf://owner/repository[/file.safetensors].")
     file = parts[2] if len(parts) == 3 else "model.safetensors"
-    cache_dir = cache_dir and os.path.expanduser(cache_dir)
+    cache_dir = cache_dir and str(local(cache_dir))
     user = "a pretrained source on the hub"
     huggingface_hub = extras.load(user, "huggingface_hub", "hub")
     # It warns of every further try.

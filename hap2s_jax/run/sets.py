@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from hap2s_jax.data.fetching import DEFAULT, Cache
-from hap2s_jax.data.places import place
+from hap2s_jax.data.places import local, place
 from hap2s_jax.data.source import Dataset
 from hap2s_jax.errors import UserError, unknown_name
 from hap2s_jax.run.config import Config
@@ -27,7 +27,7 @@ class _Wanted(NamedTuple):
         """Identifies a data set and its place, however they are spelt."""
         from hap2s_jax.data import registry
 
-        folder = None if self.data_dir is None else os.path.realpath(os.path.expanduser(self.data_dir))
+        folder = None if self.data_dir is None else os.path.realpath(local(self.data_dir))
         return registry.entry(self.name).name, folder
 
     def to_train_on(self, fraction: float, seed: int, cache: Cache) -> Dataset:

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hap2s_jax import extras, formats
-from hap2s_jax.distributed import experimental
+from hap2s_jax.distributed import experimental, signals
 from hap2s_jax.errors import UserError, reason
 from hap2s_jax.evaluation import test_time
 from hap2s_jax.models import pretrained, torch_names
@@ -130,7 +129,7 @@ def write_saved_model(
                 f"{writes} for any number of images",
                 "; give --batch_size=N, one size for all calls",
             )
-        with _checked("saved_model", fault, remedy), _without_native_log():
+        with _checked("saved_model", fault, remedy), signals.quiet():
             _compare(encoder, saved_model.load(partial), batch_size)
 
     saved_model.save(converted, path, (batch_size, *encoder.image_size, 3), check)
@@ -191,19 +190,6 @@ FORMATS: dict[str, Callable[..., pathlib.Path]] = {
     "saved_model": write_saved_model,
     "onnx": write_onnx,
 }
-
-
-@contextlib.contextmanager
-def _without_native_log() -> Iterator[None]:
-    """Drops what libraries write to the terminal past Python; what they raise says it too."""
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def pack(parts: Parts, name: str, options: Mapping[str, Any], output: str, chang
     Raises:
       UserError: an image cannot be read, the place is taken, or what was written is not what was read.
     """
-    root = place(output).expanduser()
+    root = place(output)
     plan = packing_plan.make(parts)
     packing_plan.check(plan)
     told = {"plan": packing_plan.digest(plan, parts, name, options, change.said)}
