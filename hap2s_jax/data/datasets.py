@@ -91,6 +91,7 @@ def load(
         protocols,
         views=parts.views,
         seen_classes=tuple(sorted(seen)),
+        is_own=found.is_own,
         remarks=tuple(remarks),
     )
 

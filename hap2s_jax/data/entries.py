@@ -241,16 +241,6 @@ _ENTRIES = (
         aliases=("veri", "veri-776", "veri_776"),
     ),
     Entry(
-        "market_layout",
-        "Your own images in Market-1501's layout",
-        "",
-        "",
-        person.read_market_layout,
-        folders=("market_layout",),
-        markers=(_BOXES_AND_QUERY,),
-        aliases=("market-layout",),
-    ),
-    Entry(
         "hf",
         "A data set of the Hugging Face hub, or of its formats",
         "https://huggingface.co/datasets",
@@ -265,7 +255,7 @@ _ENTRIES = (
         "your own disk",
         "yours",
         own.read_folder,
-        aliases=("csv",),
+        aliases=("csv", "market_layout", "market-layout"),
         is_own=True,
     ),
 )

@@ -157,6 +157,7 @@ class Dataset:
       views: int64 `[V]` indices into `test` of the images that "multi_query" pools a query from, neither queries
         nor gallery; None without any.
       seen_classes: names of test classes that also occur in training or validation, as in a user's own split.
+      is_own: whether the images are the user's own.
       remarks: lines for the user, such as numbers of images that differ from the published ones.
       judged: protocols of the validation classes, if they do not follow from those of the test.
       targets: all data sets to test on, if there are several or other ones than this; the first is `test`.
@@ -173,6 +174,7 @@ class Dataset:
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     views: np.ndarray | None = None
     seen_classes: tuple[str, ...] = ()
+    is_own: bool = False
     remarks: tuple[str, ...] = ()
     judged: tuple[str, ...] | None = None
     targets: tuple[Dataset, ...] = ()

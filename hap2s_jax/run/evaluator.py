@@ -115,9 +115,7 @@ class Evaluator:
         Pixels are compared for your own images only, and None if that would take long.
         """
         embeddings, present = self.embed_source(variables, source)
-        if self.dataset.name != "folder" or not raw_pixels.is_affordable(
-            len(source), self.config.data.image_size
-        ):
+        if not (self.dataset.is_own and raw_pixels.is_affordable(len(source), self.config.data.image_size)):
             return embeddings, None, present
         images = self.eval_batches(source)
         pixels, _ = embed_dataset(raw_pixels.embed, None, images, len(source), self.parallel)

@@ -92,7 +92,7 @@ class Trainer(Evaluator):
                 f"encoder.frozen: keeps features of one set to test on, and there are {len(dataset.targets)}; name one "
                 "in evaluate.on, and judge the others with `evaluate --workdir --data`"
             )
-        if dataset.name in ("folder", "hf") and parallel.is_lead:
+        if dataset.is_own and not dataset.targets and parallel.is_lead:
             found = duplicates.find(dataset, duplicates.QUICK_BYTES)
             dataset = dataclasses.replace(dataset, remarks=(*dataset.remarks, *found.lines()))
         dataset, noise = with_noise(config, dataset)

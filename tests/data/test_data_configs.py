@@ -44,4 +44,4 @@ def test_the_config_fits_its_data_set(name, arg):
 
 def test_every_data_set_of_the_registry_has_a_config():
     named = {importlib.import_module(f"configs.{name}").get_config().data.name for name in CONFIGS}
-    assert named | {"emoji", "market_layout"} == set(registry.names())  # the last is trained on by dukemtmc's
+    assert named | {"emoji"} == set(registry.names())

@@ -212,9 +212,7 @@ def test_own_images_in_market_s_layout_and_names_that_say_nothing(tmp_path):
     strange = ("0004.jpg", "anna_c1.jpg", "--3_c1.jpg", "0002_c99999999999.jpg", "7_c.jpg")
     for name in strange:
         trees.put(tmp_path / "bounding_box_train" / name)
-    with pytest.raises(UserError, match=r"Market-1501's layout was not found below .*; put it so that"):
-        datasets.load("market_layout", data_dir=tmp_path / "nothing")
-    data = datasets.load("market_layout", data_dir=tmp_path, validation_fraction=0.0)
+    data = datasets.load("folder", data_dir=tmp_path, validation_fraction=0.0)
     plain = person.read_market1501(trees.market(tmp_path.parent / "plain"))
     assert data.train.labels.tolist() == plain.train.labels.tolist()
     assert {*data.train.cameras} == {*plain.train.cameras}
@@ -363,7 +361,7 @@ def test_links_that_lead_nowhere_and_folders_within_are_counted_in_markets_layou
     (tmp_path / person.TRAIN / "0002_c1s1_000001_00.jpg").symlink_to("/media/usb/x.jpg")
     trees.put(tmp_path / person.QUERY / "more" / "0003_c1s1_000001_00.jpg")
     before = len(person.read_market1501(trees.market(tmp_path / "same")).train)
-    parts = person.read_market_layout(tmp_path)
+    parts = own.read_folder(tmp_path)
     assert len(parts.train) == before
     told = "\n".join(parts.remarks)
     assert (

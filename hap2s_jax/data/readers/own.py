@@ -1,4 +1,4 @@
-"""The users' own images: a folder of class folders, or a CSV."""
+"""The users' own images: a folder of class folders, or in Market-1501's layout, or a CSV."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import unicodedata
 from pathlib import Path
 
+from hap2s_jax.data.readers import person
 from hap2s_jax.data.readers.files import (
     Beside,
     FileSource,
@@ -20,6 +21,8 @@ from hap2s_jax.data.readers.files import (
 from hap2s_jax.data.readers.rows import SPLITS, Rows, arrange, rows_of_table
 from hap2s_jax.data.readers.table import read_table
 from hap2s_jax.errors import UserError
+
+_MARKET = {"train": person.TRAIN, "query": person.QUERY, "gallery": person.GALLERY}
 
 
 def read_folder(
@@ -35,7 +38,8 @@ def read_folder(
 
     Folders named train and test (or query and gallery, also called database), and perhaps validation, are taken for
     the split, with the classes inside them. With query and gallery alone the gallery is trained on too. Otherwise the
-    classes are split by `test_fraction` and `seed`. An image may be at any depth in its class's folder.
+    classes are split by `test_fraction` and `seed`. An image may be at any depth in its class's folder. Where query
+    stands beside bounding_box_test, files are named as in Market-1501, which tells their identity and camera.
 
     Args:
       root: the folder, or a CSV file with the columns path, label and, as wished, split, camera, x1, y1, x2, y2.
@@ -86,6 +90,8 @@ def split_folders(root: Path) -> dict[str, str]:
 
 def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
     """The images by part, and remarks on what was left out."""
+    if {person.QUERY, person.GALLERY} <= {*list_folders(root)}:
+        return _market_rows(root)
     split = split_folders(root)
     folders = split or {"all": ""}
     parts, loose, beside, deep = {part: Rows() for part in folders}, [], Beside(), []
@@ -124,6 +130,15 @@ def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
             f"{len(loose):,} images are in no folder of a class and are left out, such as {loose[0]}",
         )
     return parts, remarks
+
+
+def _market_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
+    found = {part: person.scan(root, name) for part, name in _MARKET.items() if (root / name).is_dir()}
+    parts = {part: Rows() for part in found}
+    for part, named in found.items():
+        parts[part].paths, parts[part].cameras = named.paths, named.cameras
+        parts[part].classes = [f"{identity:04d}" for identity in named.ids]
+    return parts, (*person.left_out([*found.values()]), *_beside_a_split(root, [*_MARKET.values()]))
 
 
 def _beside_a_split(root: Path, split: list[str]) -> tuple[str, ...]:

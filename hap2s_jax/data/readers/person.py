@@ -1,4 +1,4 @@
-"""Re-identification: Market-1501, DukeMTMC-reID, VeRi-776, CUHK03 in ready folders, MSMT17, and own data like them."""
+"""Re-identification: Market-1501, DukeMTMC-reID, VeRi-776, CUHK03 in ready folders, MSMT17."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from hap2s_jax.data.readers.files import Beside, FileSource, Parts, name_others, read_lines, walk_files
-from hap2s_jax.data.readers.rows import judged
 from hap2s_jax.errors import UserError
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
@@ -49,15 +48,6 @@ def read_veri776(root: Path) -> Parts:
     return read_market(root, "veri776", VEHICLES)
 
 
-def read_market_layout(root: Path) -> Parts:
-    """Own images in Market-1501's folders, named as there.
-
-    Raises:
-      UserError: a folder has no file of the usual name pattern.
-    """
-    return judged(read_market(root, "market_layout"))
-
-
 def read_market(
     root: Path, name: str, folders: Sequence[str] = (TRAIN, QUERY, GALLERY), *, multi_query: bool = False
 ) -> Parts:
@@ -70,14 +60,14 @@ def read_market(
     Raises:
       UserError: a folder has no file of that name pattern.
     """
-    train, query, gallery = (_scan(root, folder) for folder in folders)
+    train, query, gallery = (scan(root, folder) for folder in folders)
     paths, ids = query.paths + gallery.paths, query.ids + gallery.ids
     cameras, views, protocols = query.cameras + gallery.cameras, None, None
     if multi_query:
         if not (root / VIEWS).is_dir():
             raise UserError(f"data.options.multi_query: needs {root / VIEWS}/, which the full archive has")
         # The folder has the training identities too.
-        asked, boxes = set(zip(query.ids, query.cameras, strict=True)), _scan(root, VIEWS)
+        asked, boxes = set(zip(query.ids, query.cameras, strict=True)), scan(root, VIEWS)
         seen = [row for row in zip(boxes.paths, boxes.ids, boxes.cameras, strict=True) if row[1:] in asked]
         if lacking := sorted(asked - {row[1:] for row in seen}):
             identity, camera = lacking[0]
@@ -90,17 +80,12 @@ def read_market(
         ids += [row[1] for row in seen]
         cameras += [row[2] for row in seen]
         protocols = ("query_gallery", "multi_query")
-    # Cameras count from 1; in own data they may count from 0.
-    first = min(1, *train.cameras, *cameras)
+    first = min(1, *train.cameras, *cameras)  # 1, but 0 in some copies
     trained = FileSource(f"{name} train", root, train.paths, train.ids, [c - first for c in train.cameras])
     test = FileSource(f"{name} test", root, paths, ids, [c - first for c in cameras])
     ends = np.cumsum([len(query.paths), len(gallery.paths)])
-    strange = train.strange + query.strange + gallery.strange
-    remarks = name_others(Beside(dead=train.dead + query.dead + gallery.dead))
-    if strange:
-        line = f"{len(strange):,} images are not named IDENTITY_cCAMERA, as in {_EXAMPLE}, and are left out"
-        remarks += (f"{line}, such as {strange[0]}",)
     rows = {"query": np.arange(ends[0]), "gallery": np.arange(ends[0], ends[1])}
+    remarks = left_out((train, query, gallery))
     return Parts(trained, test, **rows, views=views, protocols=protocols, remarks=remarks)
 
 
@@ -138,7 +123,7 @@ def _parts(train: FileSource, test: FileSource, queries: int) -> Parts:
 
 
 @dataclasses.dataclass
-class _Named:
+class Named:
     """The images of a folder: paths, identities and cameras from their names, and paths of images with other names (or
     in folders within) and of links that lead nowhere.
     """
@@ -150,9 +135,14 @@ class _Named:
     dead: list[str]
 
 
-def _scan(root: Path, folder: str) -> _Named:
+def scan(root: Path, folder: str) -> Named:
+    """The images of a folder whose files are named as Market-1501's.
+
+    Raises:
+      UserError: none is.
+    """
     images, beside = walk_files(root / folder)
-    found = _Named([], [], [], [], [f"{folder}/{name}" for name in beside.dead])
+    found = Named([], [], [], [], [f"{folder}/{name}" for name in beside.dead])
     for name in images:
         match = _NAME.match(name)
         if match is None:
@@ -164,6 +154,16 @@ def _scan(root: Path, folder: str) -> _Named:
     if not found.paths:
         raise UserError(f"{root / folder}: no image is named like {_EXAMPLE} (IDENTITY_cCAMERA)")
     return found
+
+
+def left_out(folders: Sequence[Named]) -> tuple[str, ...]:
+    """Lines on the files of these folders that are not used."""
+    strange = [path for named in folders for path in named.strange]
+    lines = name_others(Beside(dead=[path for named in folders for path in named.dead]))
+    if strange:
+        line = f"{len(strange):,} images are not named IDENTITY_cCAMERA, as in {_EXAMPLE}, and are left out"
+        lines += (f"{line}, such as {strange[0]}",)
+    return lines
 
 
 def _read_list(path: Path, folder: str) -> list[tuple[str, int, int]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hap2s_jax.data import registry
 from hap2s_jax.data.packing_plan import Part
 from hap2s_jax.data.readers.files import Parts
 from hap2s_jax.data.source import Source
@@ -67,7 +68,7 @@ def features(plan: Mapping[str, Part], parts: Parts, name: str, *, boxes: bool) 
 
     trained = {*parts.train.class_names} | {*(parts.validation.class_names if parts.validation else ())}
     # Official splits share no class, though some number those of either side from 0.
-    apart = name != "folder" and bool(trained & {*parts.test.class_names})
+    apart = not registry.entry(name).is_own and bool(trained & {*parts.test.class_names})
     names: dict[str, int] = {}
     labels = {}
     for part, p in plan.items():
