@@ -88,6 +88,7 @@ def embed_images(
         found = found.part(*part)
         model |= {"part": f"{part[0]}/{part[1]}"}
     model |= {"images": str(found.root), "listing": found.digest(), "contents": found.contents()}
+    model |= {"boxes": found.boxes is not None}
     if output.exists() and not overwrite:
         return _finished(output, model)
     with holding(output.with_name(f"{output.name}.lock")) as is_free:

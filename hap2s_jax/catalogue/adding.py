@@ -130,11 +130,13 @@ def _opened(
     if path.suffix in vectors.SUFFIXES and path.is_file():
         gallery = vectors.read(path)
         check_encoder(store, gallery.model)
+        if gallery.model.get("boxes"):
+            raise UserError(f"--images: {path} is of boxes in images; add the CSV file that has the boxes")
         root = claimed_folder(str(gallery.model.get("images")))
         if root is None:
             raise UserError(f"--images: {path} claims a folder that is not opened; add its images instead")
-        found = Listing(root, gallery.paths.tolist(), gallery.labels, tuple(gallery.class_names.tolist()))
-        return found, gallery.embeddings
+        names = tuple(gallery.class_names.tolist())
+        return Listing(root, gallery.paths.tolist(), gallery.labels, names), gallery.embeddings
     if encoder is None:
         raise UserError(f"--images: {images} needs the encoder to embed it")
     check_encoder(store, encoder.describe())
@@ -153,10 +155,9 @@ def _listed(found: Listing, given: np.ndarray | None) -> Iterator[_Image]:
         kept |= {"more": json.dumps(texts, ensure_ascii=False) if texts else ""}
         box = "" if found.boxes is None else ",".join(map(str, found.boxes[row].tolist()))
         folder, name = _place(found.root, name)
-        try:
+        size = -1
+        with contextlib.suppress(OSError, ValueError):
             size = os.stat(os.path.join(folder, name)).st_size
-        except (OSError, ValueError):
-            size = -1
         yield _Image(folder, name, size, box, kept, None if given is None else given[row])
 
 
@@ -287,7 +288,7 @@ def _append(
         store.refresh()
         if store.encoder["fingerprint"] != fingerprint:
             raise UserError(
-                f"{store.tables.folder} was moved to another encoder meanwhile; add again with that encoder"
+                f"{store.tables.folder} was moved to another encoder meanwhile; add again with it"
             )
         new = [n for n, number in enumerate(ids.tolist()) if not store.has(number)]
         if new:

@@ -126,4 +126,6 @@ def _write_vectors(store: State, rows: np.ndarray, output: pathlib.Path) -> None
     listing = Listing(pathlib.Path(root), paths, labels, tuple(names))
     none = np.zeros(0, np.int64)
     part = vectors.Part(store.embeddings[rows], np.arange(len(rows)), none, none)
-    vectors.write(output, [part], listing, {**store.encoder, "images": root, "listing": listing.digest()})
+    model = {**store.encoder, "images": root, "listing": listing.digest()}
+    model |= {"boxes": any(store.text("box", row) for row in rows)}
+    vectors.write(output, [part], listing, model)

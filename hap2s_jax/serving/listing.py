@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -14,8 +15,8 @@ import numpy as np
 
 from hap2s_jax.data.places import local
 from hap2s_jax.data.readers.files import extensions, name_others, walk_files
-from hap2s_jax.data.readers.own import split_folders
-from hap2s_jax.data.readers.rows import is_unknown
+from hap2s_jax.data.readers.own import in_market_layout, market_rows, split_folders
+from hap2s_jax.data.readers.rows import Rows, is_unknown
 from hap2s_jax.data.readers.table import read_table
 from hap2s_jax.data.regular_files import below
 from hap2s_jax.errors import UserError
@@ -84,9 +85,9 @@ def list_images(images: str | os.PathLike[str], columns: str = "") -> Listing:
 
     Args:
       images: a folder, searched through to its bottom; the class of an image is the folder right under `images` that
-        it lies in, if any, or the folder in that one where the folders are a split, see `own.split_folders`. Or a CSV
-        file with the column path and, as wished, label, camera and x1, y1, x2, y2 (a box in pixels); its paths are
-        relative to the file's folder.
+        it lies in, if any, or the folder in that one where the folders are a split, see `own.split_folders`; in
+        Market-1501's layout the names of the files tell class and camera. Or a CSV file with the column path and, as
+        wished, label, camera and x1, y1, x2, y2 (a box in pixels); its paths are relative to the file's folder.
       columns: what these columns are called in the CSV, see `read_table`.
 
     Raises:
@@ -103,6 +104,11 @@ def list_images(images: str | os.PathLike[str], columns: str = "") -> Listing:
         return dataclasses.replace(found, others=table.others, remarks=(*table.remarks, *found.remarks))
     if not root.is_dir():
         raise UserError(f"--images: there is no folder or CSV file {images}")
+    if in_market_layout(root):
+        parts, remarks = market_rows(root)
+        rows = functools.reduce(Rows.join, parts.values())
+        found = _listing(root, rows.paths, rows.classes, np.array(rows.cameras, np.int64))
+        return dataclasses.replace(found, others={"camera": [*map(str, rows.cameras)]}, remarks=remarks)
     found, others = walk_files(root)
     if not found:
         beside = "".join(f"; {line}" for line in name_others(others))

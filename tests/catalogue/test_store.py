@@ -133,6 +133,9 @@ def test_only_what_is_new_is_added_whatever_went_before(store, encoder, pictures
     boxes.write_text(f"path,x1,y1,x2,y2\n{pictures}/0-00.png,0,0,16,16\n{pictures}/0-00.png,16,0,32,16\n")
     assert adding.add(store, boxes, encoder, show_progress=False).new == 2
     expected = encoder.preprocess(pictures / "0-00.png", box=np.array([16, 0, 32, 16]))
+    exporting.export(store, tmp_path / "boxes.npz")
+    with pytest.raises(UserError, match=r"boxes\.npz is of boxes in images"):
+        adding.add(store, tmp_path / "boxes.npz", show_progress=False)
     np.testing.assert_allclose(store.embeddings[-1], expected.reshape(-1) / 255 @ encoder._turn, rtol=1e-5)
     assert len(Store(store.tables.folder).ids) == len(store.ids)
 

@@ -23,6 +23,7 @@ from hap2s_jax.serving import joined, vectors
 from hap2s_jax.serving.listing import list_images
 from hap2s_jax.serving.parts import Part, Parts
 from hap2s_jax.serving.trained import TrainedEncoder
+from tests.data import trees
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +250,7 @@ def test_a_csv_with_boxes_and_cameras(encoder, folder, tmp_path):
         embed.embed_images(encoder, file, tmp_path / "x.parquet", show_progress=False)
     file.unlink()
     for kind in kinds:
+        assert vectors.read_model(tmp_path / f"x.{kind}")["boxes"]
         assert vectors.read(tmp_path / f"x.{kind}").cameras.tolist() == [0, 1, 2]
     embed.embed_images(encoder, folder[1][0].parent, tmp_path / "y.npz", show_progress=False)
     assert vectors.read(tmp_path / "y.npz").cameras is None
@@ -468,3 +470,18 @@ def test_folders_of_a_split_hold_the_classes_as_training_reads_them(tmp_path, sp
             assert names.pop(path) == source.class_names[label]
     assert set(names.values()) == {""}
     assert len(names) == 3
+
+
+def test_markets_layout_tells_class_and_camera_as_training_reads_them(tmp_path):
+    trees.market(tmp_path)
+    found = list_images(tmp_path)
+    parts = read_folder(tmp_path)
+    said = {
+        path: (found.class_names[label], camera)
+        for path, label, camera in zip(found.paths, found.labels, found.cameras, strict=True)
+    }
+    for source in (parts.train, parts.test):
+        for path, label, camera in zip(source.paths, source.labels, source.cameras, strict=True):
+            assert said.pop(path) == (source.class_names[label], camera)
+    assert not said
+    assert found.others["camera"] == [*map(str, found.cameras)]

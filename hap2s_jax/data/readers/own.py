@@ -90,8 +90,8 @@ def split_folders(root: Path) -> dict[str, str]:
 
 def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
     """The images by part, and remarks on what was left out."""
-    if {person.QUERY, person.GALLERY} <= {*list_folders(root)}:
-        return _market_rows(root)
+    if in_market_layout(root):
+        return market_rows(root)
     split = split_folders(root)
     folders = split or {"all": ""}
     parts, loose, beside, deep = {part: Rows() for part in folders}, [], Beside(), []
@@ -132,7 +132,17 @@ def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
     return parts, remarks
 
 
-def _market_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
+def in_market_layout(root: Path) -> bool:
+    """Whether a folder has the folders of Market-1501; that to train on may be missing."""
+    return {person.QUERY, person.GALLERY} <= {*list_folders(root)}
+
+
+def market_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
+    """The images of a folder in Market-1501's layout by part, and remarks on what was left out.
+
+    Raises:
+      UserError: a folder has no file of the usual name pattern.
+    """
     found = {part: person.scan(root, name) for part, name in _MARKET.items() if (root / name).is_dir()}
     parts = {part: Rows() for part in found}
     for part, named in found.items():
