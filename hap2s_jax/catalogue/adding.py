@@ -184,9 +184,8 @@ def check_encoder(store: Store, made_by: Mapping[str, Any]) -> None:
 def _known_keys(store: Store, paths: set[str]) -> dict[tuple[str, str, str], tuple[int, int]]:
     """The size in bytes and the id of the images at these paths, by `_Image.key`."""
     found = [row for rows in store.rows_at(sorted(paths)).values() for row in rows]
-    columns = store.rows(
-        np.array([row for row in found if STATUSES[store.statuses[row]] != "removed"], np.int64)
-    )
+    kept = [row for row in found if STATUSES[store.statuses[row]] != "removed"]
+    columns = store.rows(np.array(kept, np.int64))
     keys = zip(columns["folder"], columns["path"], columns["box"], strict=True)
     return dict(zip(keys, zip(columns["size"], columns["id"], strict=True), strict=True))
 
