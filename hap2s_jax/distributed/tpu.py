@@ -31,14 +31,12 @@ class Chip:
     Attributes:
       hbm: bytes of memory, of which the compiler keeps a little for itself.
       flops: peak bfloat16 operations a second.
-      hbm_bandwidth: bytes a second.
       link_bandwidth: bytes a second between chips, in one direction, all links together.
       shapes: of slices that can be had.
     """
 
     hbm: int
     flops: float
-    hbm_bandwidth: float
     link_bandwidth: float
     shapes: tuple[str, ...]
 
@@ -49,9 +47,9 @@ _CUBIC = (
     "16x16x16",
 )
 CHIPS = {
-    "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9, _FLAT),
-    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9, _CUBIC),
-    "v6e": Chip(32 * 2**30, 918e12, 1638e9, 400e9, _FLAT),
+    "v5e": Chip(16 * 2**30, 197e12, 200e9, _FLAT),
+    "v5p": Chip(95 * 2**30, 459e12, 600e9, _CUBIC),
+    "v6e": Chip(32 * 2**30, 918e12, 400e9, _FLAT),
 }
 
 

@@ -136,7 +136,7 @@ def _figures(results: Mapping[str, Any]) -> str:
     rows = {
         **results.get("baselines", {}),
         "untrained": results.get("untrained"),
-        "trunk as it comes": results.get("as_it_comes"),
+        "pretrained backbone": results.get("as_it_comes"),
         "trained": results["test"],
     }
     systems = {name: row for name, row in rows.items() if row}

@@ -234,7 +234,7 @@ def print_results(results: Mapping[str, Any]) -> None:
     rows = {
         **results["baselines"],
         "untrained": results["untrained"],
-        "trunk as it comes": results["as_it_comes"],
+        "pretrained backbone": results["as_it_comes"],
         f"trained, step {results['weights_of_step']}": results["test"],
     }
     if results.get("tests"):

@@ -247,7 +247,7 @@ def test_own_photos_then_frozen_dinov2_then_search(images, tmp_path, monkeypatch
     assert "weights from hf://facebook/dinov2-small" in said
     assert "at random stay head/embedding/bias, head/embedding/kernel" in said
     results = train(6)
-    assert "trunk as it comes" in capsys.readouterr().out
+    assert "pretrained backbone" in capsys.readouterr().out
     checkpointer = Checkpointer(run / "checkpoints", read_only=True)
     weights = checkpointer.restore_weights(6)
     checkpointer.close()
