@@ -25,6 +25,8 @@ else:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Or each of the many processes would compile all sources of JAX and TensorFlow anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Compiling is most of what the tests cost. Losses and metrics are tested as users run them, see below; with 0 all is.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 

@@ -30,7 +30,7 @@ def choose_queries(labels: npt.ArrayLike, count: int, *, seed: int = 0) -> npt.N
     return drawn[np.argsort(turns, kind="stable")][:count].astype(np.int64)
 
 
-def choose_for_map(labels: npt.ArrayLike, count: int = 1500, *, seed: int = 0) -> npt.NDArray[np.int64]:
+def choose_for_map(labels: npt.ArrayLike, count: int = 1000, *, seed: int = 0) -> npt.NDArray[np.int64]:
     """Chooses images for `plots.embedding_map`: whole classes at random until `count` images are together.
 
     The map should show whether a class stays together, so that no class is shown in part.
