@@ -267,7 +267,7 @@ def test_grids_end_where_values_mean_nothing():
 def test_every_loss_of_the_headline_has_four_values_of_its_own_that_it_knows(monkeypatch):
     monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
     flexibility.register_weightings()
-    for name, loss in {**headline.NAMED, **headline.LATER}.items():
+    for name, loss in headline.NAMED.items():
         assert sum(len(axis.values) for axis in loss.axes) + len(loss.others) == 4, name
         settings = [axis.put(loss.setting, value) for axis in loss.axes for value in axis.values]
         for setting in [loss.setting, *settings, *(loss.setting.but(hyperparameters=c) for c in loss.others)]:
@@ -282,12 +282,12 @@ def test_an_estimate_trains_nothing(tmp_path, monkeypatch, capsys):
         headline.main([f"--results={tmp_path}", "--estimate"])
     found, ran = new_study(tmp_path, monkeypatch, {**scored(0.5), "seconds": 300.0})
     found.run(SETTING, 0)
-    headline.main([f"--results={tmp_path}", "--estimate", "--parts=later"])
+    headline.main([f"--results={tmp_path}", "--estimate", "--parts=headline"])
     lines = capsys.readouterr().out.splitlines()
     assert len(ran) == 1
     assert lines[-1] == "at 0.500 s a step, the median of 1 cells"
-    # Six losses with at least eight trials of two seeds, two finalists of two, and five seeds at the end.
-    assert int(lines[-2].split()[1]) >= 6 * (2 * 8 + 2 * 2 + 5)
+    # Fourteen losses with at least eight trials of two seeds, two finalists of two, and five seeds at the end.
+    assert int(lines[-2].split()[1]) >= 14 * (2 * 8 + 2 * 2 + 5)
 
 
 def test_every_loss_has_as_many_trials_of_values_that_it_knows():
