@@ -44,11 +44,12 @@ def settle(config: Config, workdir: pathlib.Path | None = None) -> list[str]:
 
 
 class _Sizes(NamedTuple):
-    """Classes and images to train on, and validation classes."""
+    """Classes and images to train on, validation classes, and whether the data name those themselves."""
 
     classes: float
     images: float
     held_out: float
+    named: bool = False
 
 
 _CHOICES: dict[str, Callable[[Config, _Sizes], Any]] = {
@@ -66,7 +67,10 @@ _CHOICES: dict[str, Callable[[Config, _Sizes], Any]] = {
 
 def _about_validation(config: Config, sizes: _Sizes, chosen: Sequence[str]) -> Iterator[str]:
     """Notes on the validation classes: their cost, and whether they are enough to choose a checkpoint by."""
-    if sizes.held_out and math.isfinite(sizes.held_out) and "data.validation_fraction" in chosen:
+    if sizes.named:
+        if "data.validation_fraction" not in chosen:
+            yield "data.validation_fraction has no effect: the data name their own validation images"
+    elif sizes.held_out and math.isfinite(sizes.held_out) and "data.validation_fraction" in chosen:
         yield (
             f"{sizes.held_out:,} of {sizes.classes + sizes.held_out:,} training classes are set aside for validation "
             "and not trained on; --config.data.validation_fraction=0 trains on all"
@@ -86,13 +90,14 @@ def _count(config: Config) -> _Sizes:
     fraction, config.data.validation_fraction = config.data.validation_fraction, 0.0
     dataset = load_dataset(config)
     train, validation = dataset.train, dataset.validation
-    if validation is None:
+    named = validation is not None
+    if not named:
         if fraction is None:
             fraction = advice.validation_fraction(registry.num_classes(train))
         train, validation = split_by_class(train, fraction, config.seed)
     config.data.validation_fraction = advice.VALIDATION if fraction is None else fraction
     held_out = 0 if validation is None else registry.num_classes(validation)
-    return _Sizes(registry.num_classes(train), len(train), held_out)
+    return _Sizes(registry.num_classes(train), len(train), held_out, named)
 
 
 def _as_begun(config: Config, workdir: pathlib.Path) -> list[str]:

@@ -71,6 +71,18 @@ def test_batches_and_steps_follow_the_data(tmp_path, classes, count, chosen):
     assert config.evaluate.every_steps == config.checkpoint.every_steps == 50
 
 
+@pytest.mark.parametrize("fraction", [None, 0.3])
+def test_a_share_of_validation_classes_does_not_count_where_the_data_name_them(tmp_path, fraction):
+    for part in ("train", "validation", "test"):
+        images(tmp_path / part, 4)
+    config = folder(tmp_path)
+    config.data.validation_fraction = fraction
+    notes = settle(config, tmp_path / "run")
+    assert not any("set aside" in line for line in notes)
+    assert any("data.validation_fraction has no effect" in line for line in notes) == (fraction is not None)
+    assert any("4 validation classes are too few" in line for line in notes)
+
+
 @pytest.mark.parametrize(
     ("classes", "held_out", "weights"),
     [(3, 0, "last"), (4, 2, "last"), (39, 4, "last"), (40, 10, "best"), (99, 10, "best"), (300, 30, "best")],
