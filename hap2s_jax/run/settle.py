@@ -33,7 +33,7 @@ def settle(config: Config, workdir: pathlib.Path | None = None) -> list[str]:
     notes = [] if workdir is None else _as_begun(config, workdir)
     open_keys = [key for key in _CHOICES if _get(config, key) is None]
     if open_keys:
-        sizes = _Sizes(*[math.inf] * 3) if workdir is None else _count(config)
+        sizes = _Sizes(math.inf, math.inf, math.inf) if workdir is None else _count(config)
         for key in open_keys:
             if _get(config, key) is None:
                 _set(config, key, _CHOICES[key](config, sizes))
