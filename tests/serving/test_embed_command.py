@@ -444,7 +444,7 @@ def test_files_of_several_folders_are_one_gallery(encoder, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "splits", [("train", "test"), ("Train", "val", "Query", "database"), ("train", "query")]
+    "splits", [("train", "test"), ("train", "val"), ("Train", "val", "Query", "database"), ("train", "query")]
 )
 def test_folders_of_a_split_hold_the_classes_as_training_reads_them(tmp_path, splits):
     for name in splits:
@@ -464,6 +464,10 @@ def test_folders_of_a_split_hold_the_classes_as_training_reads_them(tmp_path, sp
         return
     (line,) = found.remarks
     assert "a split, as in training: the classes are the folders in them" in line
+    if splits == ("train", "val"):
+        with pytest.raises(UserError, match="to test on the validation images, call them test"):
+            read_folder(tmp_path)
+        return
     parts = read_folder(tmp_path, split="disjoint") if len(splits) == 2 else read_folder(tmp_path)
     for source in filter(None, (parts.train, parts.validation, parts.test)):
         for path, label in zip(source.paths, source.labels, strict=True):

@@ -80,12 +80,9 @@ def read_folder(
 def split_folders(root: Path) -> dict[str, str]:
     """The folders in `root` that name a split, by their parts; none where they do not."""
     by_part = {SPLITS[name.lower()]: name for name in list_folders(root) if name.lower() in SPLITS}
-    # A class may be called "test"; the names are a split only if all of them are there.
-    return (
-        by_part
-        if "train" in by_part and ("test" in by_part or {"query", "gallery"} <= by_part.keys())
-        else {}
-    )
+    # A class may be called "test"; the names are a split only with others.
+    judged = by_part.keys() & {"test", "validation"} or {"query", "gallery"} <= by_part.keys()
+    return by_part if "train" in by_part and judged else {}
 
 
 def _folder_rows(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:

@@ -123,7 +123,13 @@ def arrange(
     if "train" not in parts or not parts.keys() & {"test", "query"}:
         raise UserError(
             f"{root}: needs a part named train, and one named test or the two named query and gallery; found images in "
-            f"{' and '.join(parts) or 'none'}" + "".join(f"; {line}" for line in more)
+            f"{' and '.join(parts) or 'none'}"
+            + (
+                "; to test on the validation images, call them test"
+                if {*parts} == {"train", "validation"}
+                else ""
+            )
+            + "".join(f"; {line}" for line in more)
         )
     train = source(parts["train"], "train")
     validation = source(parts["validation"], "validation") if "validation" in parts else None
