@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -121,16 +121,7 @@ def arrange(
     if "train" not in parts and {"query", "gallery"} <= parts.keys():
         parts["train"] = parts["gallery"]
     if "train" not in parts or not parts.keys() & {"test", "query"}:
-        raise UserError(
-            f"{root}: needs a part named train, and one named test or the two named query and gallery; found images in "
-            f"{' and '.join(parts) or 'none'}"
-            + (
-                "; to test on the validation images, call them test"
-                if {*parts} == {"train", "validation"}
-                else ""
-            )
-            + "".join(f"; {line}" for line in more)
-        )
+        raise _lacking(parts, root, more)
     train = source(parts["train"], "train")
     validation = source(parts["validation"], "validation") if "validation" in parts else None
     known = parts["train"].join(parts.get("validation", Rows()))
@@ -157,6 +148,17 @@ def arrange(
     test = source(asking, "test")
     more = {"protocols": protocols, "remarks": remarks, "only_tested": only_tested}
     return judged(Parts(train, test, query, gallery, validation, **more))
+
+
+def _lacking(parts: Mapping[str, Rows], root: Path | str, remarks: Sequence[str]) -> UserError:
+    """The error of data without images to train on, or without those to test on."""
+    rename = (
+        "; to test on the validation images, call them test" if {*parts} == {"train", "validation"} else ""
+    )
+    return UserError(
+        f"{root}: needs a part named train, and one named test or the two named query and gallery; found images in "
+        f"{' and '.join(parts) or 'none'}{rename}" + "".join(f"; {line}" for line in remarks)
+    )
 
 
 def is_unknown(label: str) -> bool:
