@@ -557,8 +557,10 @@ def test_pages_say_what_the_tables_say():
             headline,
             [
                 "--parts=headline",
-                "--losses=batch_hard,hap2s_e,hap2s_p,hap2s_p detached,hap2s_hardest,nt_xent (n-pair),"
-                "multi_similarity,contrastive,softmax",
+                (
+                    "--losses=batch_hard,hap2s_e,hap2s_p,hap2s_p detached,hap2s_hardest,nt_xent (n-pair),"
+                    "multi_similarity,contrastive,softmax"
+                ),
                 "--seeds=0,1,2",
             ],
         ),
